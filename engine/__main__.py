@@ -1,0 +1,210 @@
+"""The command line: `python -m engine models | inspect | compare` (README, "Command line").
+
+A user's mistake exits 2 with one sentence on stderr. With `--json`, stdout holds one JSON object and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from engine import catalog
+from engine.errors import OutputError, RequestError, TwinframeError
+from engine.logs import quiet_libraries
+from engine.request import PRECISIONS, CompareRequest
+from engine.results import Comparison
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its complaint on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m engine", description="Compare bf16 and quantized diffusion models.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    models = commands.add_parser("models", help="what is here, and its state on this machine")
+    models.set_defaults(run=_models)
+
+    inspect = commands.add_parser("inspect", help="which layers a recipe quantizes, and why, without loading weights")
+    inspect.set_defaults(run=_inspect)
+    inspect.add_argument("--model", required=True)
+    inspect.add_argument("--precision", required=True)
+    inspect.add_argument("--recipe", help="default: the model's first")
+
+    compare = commands.add_parser("compare", help="make one picture in several precisions and measure them")
+    compare.set_defaults(run=_compare)
+    compare.add_argument("--model", default="mini-flux")
+    compare.add_argument("--precision", nargs="+", metavar="P", help=f"of {', '.join(PRECISIONS)}")
+    compare.add_argument("--prompt", required=True)
+    compare.add_argument("--recipe")
+    for name in ("--seed", "--steps", "--height", "--width", "--batch-size"):
+        compare.add_argument(name, type=int)
+    compare.add_argument("--guidance", type=float)
+    compare.add_argument("--device", help="a torch device name (default: cuda where there is one, else cpu)")
+    compare.add_argument("--out", required=True, type=Path, help="folder for the pictures and comparison.json")
+    for command in (models, inspect, compare):
+        command.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else")
+    return parser
+
+
+def _models(args: argparse.Namespace) -> None:
+    from engine import loading, precision
+
+    machine = precision.Machine.detect(_default_device())
+    supports = [precision.support(name, machine) for name in PRECISIONS]
+    rows = []
+    for spec in catalog.MODELS.values():
+        try:
+            loading.check(spec)
+            state = "ready"
+        except TwinframeError as error:
+            state = str(error)
+        rows.append(
+            {
+                "id": spec.id,
+                "name": spec.name,
+                "summary": spec.summary,
+                "modality": spec.modality,
+                "licence": spec.licence,
+                "recipes": list(spec.recipes),
+                "state": state,
+                "precisions": {s.precision: {"execution": s.execution, "reason": s.reason} for s in supports},
+            }
+        )
+    if args.json:
+        print(json.dumps({"device": machine.name, "models": rows}, indent=1))
+        return
+    print(machine.name)
+    for support in supports:
+        print(f"  {support.precision:6} {support.execution:12} {support.reason}")
+    for row in rows:
+        print(f"{row['id']}: {row['name']} ({row['modality']}, {row['state']})\n  {row['summary']}")
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from engine import loading, recipes
+
+    spec = catalog.model(args.model)
+    if args.precision not in PRECISIONS:
+        raise RequestError(f"There is no precision {args.precision!r}: choose from {', '.join(PRECISIONS)}.")
+    recipe = recipes.recipe(spec.id, args.recipe or spec.recipes[0])
+    plan = recipes.plan(loading.empty_transformer(spec), recipe, args.precision)
+    if args.json:
+        print(
+            json.dumps({"model": spec.id, "precision": args.precision, "recipe": recipe.id} | plan.to_json(), indent=1)
+        )
+        return
+    for layer in plan.layers:
+        shape = f"{layer.in_features} x {layer.out_features}"
+        print(f"{layer.name:52} {shape:>14}  {args.precision if layer.quantized else 'bf16':6} {layer.reason}")
+    print(
+        f"{plan.counts.quantized} of {len(plan.layers)} Linear layers in {args.precision}; "
+        f"denoiser {plan.bf16_bytes / 1e6:.1f} -> {plan.quantized_bytes / 1e6:.1f} MB"
+    )
+
+
+def _compare(args: argparse.Namespace) -> None:
+    request = CompareRequest.create(
+        args.prompt,
+        model=args.model,
+        precisions=args.precision,
+        seed=args.seed,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
+        height=args.height,
+        width=args.width,
+        batch_size=args.batch_size,
+        recipe=args.recipe,
+    )
+    from engine.worker import Worker, writable
+
+    writable(args.out)
+    worker = Worker(models=(request.model,), device=args.device)
+    try:
+        # Made beside the target and moved when everything is there, so that a failed run leaves nothing behind.
+        with tempfile.TemporaryDirectory(prefix=".twinframe-", dir=args.out) as folder:
+            comparison = _moved(_finish(worker.submit(request, Path(folder))), Path(folder), args.out)
+    finally:
+        worker.close()
+    if args.json:
+        print(json.dumps(comparison.to_json(), indent=1))
+    else:
+        _print(comparison)
+
+
+def _finish(job: object) -> Comparison:
+    from engine import events
+
+    for event in job.events():
+        match event:
+            case events.Completed(comparison):
+                return comparison
+            case events.Failed(reason):
+                raise TwinframeError(reason)
+            case events.Cancelled():
+                raise TwinframeError("The comparison was cancelled.")
+            case events.Step(precision, index, total, _):
+                print(f"\r{precision}: step {index} of {total} ", end="", file=sys.stderr, flush=True)
+            case events.Finished(precision, generation):
+                print(f"\r{precision}: {generation.latency.total:.2f} s      ", file=sys.stderr)
+            case events.Loading(what):
+                print(f"loading {what}", file=sys.stderr)
+            case events.Measuring(index, total):
+                print(f"\rmeasuring the ruler: {index} of {total} ", end="", file=sys.stderr, flush=True)
+            case events.RulerReady():
+                print("\r", end="", file=sys.stderr)
+    raise TwinframeError("The engine stopped before the comparison was finished: please retry.")
+
+
+def _moved(comparison: Comparison, source: Path, target: Path) -> Comparison:
+    try:
+        for file in source.iterdir():
+            shutil.move(file, target / file.name)
+    except OSError as error:
+        raise OutputError(f"Cannot write into {target}: {error.strerror or error}.") from error
+    results = [replace(g, files=tuple(str(target / Path(f).name) for f in g.files)) for g in comparison.results]
+    return replace(comparison, results=tuple(results))
+
+
+def _print(comparison: Comparison) -> None:
+    print(f"{comparison.request.model} on {comparison.device}: {comparison.request.prompt!r}")
+    for g in comparison.results:
+        speed = f"{g.latency.total:6.2f} s" if g.latency_comparable else "emulated"
+        distance = f"LPIPS {g.to_json()['lpips']:.4f}" if g.metrics else "reference"
+        print(f"  {g.precision:6} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}  {', '.join(g.files)}")
+    if comparison.ruler:
+        print(f"  ruler: floor {comparison.ruler.floor:.4f}, ceiling {comparison.ruler.ceiling:.4f}")
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main() -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    quiet_libraries()
+    try:
+        args = _parser().parse_args()
+        args.run(args)
+    except TwinframeError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

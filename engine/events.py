@@ -1,0 +1,102 @@
+"""What the worker tells while it works: one stream of frozen events that page, API, command line and bench read.
+
+A stream ends with exactly one of `Completed`, `Prepared`, `Failed`, `Cancelled`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.results import Comparison, Generation, Metrics, Ruler
+
+
+@dataclass(frozen=True)
+class Queued:
+    position: int
+    """Jobs ahead of this one; 0 when it is next."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    what: str
+    """What is being loaded or quantized, in words."""
+
+
+@dataclass(frozen=True)
+class Warming:
+    precision: str
+    """An untimed step of the same shape, so that the timed run finds everything in place."""
+
+
+@dataclass(frozen=True)
+class Step:
+    precision: str
+    index: int
+    """Steps done, 1 to `total`."""
+    total: int
+    seconds_left: float | None
+    """For this precision's denoising; None until it can be told."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    precision: str
+    generation: Generation
+
+
+@dataclass(frozen=True)
+class Compared:
+    precision: str
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Measuring:
+    index: int
+    total: int
+    """Runs of the ruler done, of how many."""
+
+
+@dataclass(frozen=True)
+class RulerReady:
+    ruler: Ruler
+
+
+@dataclass(frozen=True)
+class Completed:
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Ends a preload: nothing was compared, but the model is loaded, warm and has its ruler."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    reason: str
+    """One sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    pass
+
+
+Event = (
+    Queued
+    | Loading
+    | Warming
+    | Step
+    | Finished
+    | Compared
+    | Measuring
+    | RulerReady
+    | Completed
+    | Prepared
+    | Failed
+    | Cancelled
+)
+TERMINAL = (Completed, Prepared, Failed, Cancelled)

@@ -1,0 +1,77 @@
+"""How far a picture is from the reference: LPIPS with AlexNet, and PSNR, on tensors and never on files.
+
+LPIPS is the `lpips` package's network and linear heads; AlexNet's convolution weights come from assets/lpips, so
+that nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import lpips
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from engine.catalog import ASSETS
+from engine.errors import LoadError
+
+_ALEXNET = ASSETS / "lpips" / "alexnet_features.safetensors"
+
+
+def lpips_distance(a: Tensor, b: Tensor) -> Tensor:
+    """LPIPS (Zhang et al. 2018, version 0.1, AlexNet) at full resolution.
+
+    Args:
+        a, b: float tensors (N, 3, H, W) in [-1, 1] on one device.
+
+    Returns:
+        (N,) float32; 0 for equal pictures.
+
+    Raises:
+        ValueError: the shapes differ or are not (N, 3, H, W).
+        LoadError: the bundled AlexNet weights are missing.
+    """
+    _same_shape(a, b)
+    with torch.inference_mode():
+        return _network(a.device)(a.float(), b.float()).flatten()
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB: 10 log10(range^2 / mean squared error).
+
+    Args:
+        a, b: float tensors (N, 3, H, W) in [-1, 1], a range of 2.
+
+    Returns:
+        (N,) float32; infinite for equal pictures.
+
+    Raises:
+        ValueError: the shapes differ or are not (N, 3, H, W).
+    """
+    _same_shape(a, b)
+    error = (a.float() - b.float()).square().mean((1, 2, 3))
+    return 10 * torch.log10(4 / error)
+
+
+@functools.cache
+def _network(device: torch.device) -> torch.nn.Module:
+    """lpips' network without its download: random AlexNet first, then the bundled convolutions under it."""
+    if not _ALEXNET.is_file():
+        raise LoadError(f"The file {_ALEXNET} is missing: restore it, for example with git checkout.")
+    network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    bundled = load_file(_ALEXNET)
+    # lpips cuts torchvision's `features` into slices but keeps each layer's number as its name.
+    features = {name.rsplit(".", 2)[-2]: name for name in network.net.state_dict() if name.endswith(".weight")}
+    for number, name in features.items():
+        layer = network.net.get_submodule(name.removesuffix(".weight"))
+        layer.weight.data.copy_(bundled[f"features.{number}.weight"])
+        layer.bias.data.copy_(bundled[f"features.{number}.bias"])
+    return network.eval().requires_grad_(False).to(device)
+
+
+def _same_shape(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 3:
+        raise ValueError(
+            f"Two tensors (N, 3, H, W) of one shape are needed, not {tuple(a.shape)} and {tuple(b.shape)}."
+        )

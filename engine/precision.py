@@ -1,0 +1,264 @@
+"""bf16, fp8, mxfp8, nvfp4: what a machine runs natively, emulates or cannot run, and how a layer gets there.
+
+Every hardware gate of the engine is in `support`, with the sentence that tells a user why. Knows which torchao
+configuration belongs to a precision, but not which layers deserve it: that is engine/recipes.py.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchao.core.config import AOBaseConfig
+from torchao.float8.inference import Float8MMConfig
+from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig, NVFP4DynamicActivationNVFP4WeightConfig
+from torchao.prototype.mx_formats.mx_tensor import MXTensor
+from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
+from torchao.quantization import Float8Tensor, PerRow, quantize_
+from torchao.quantization.quantize_.common import KernelPreference
+from torchao.quantization.quantize_.workflows import QuantizeTensorToFloat8Kwargs
+from torchao.quantization.transform_module import register_quantize_module_handler
+from torchao.utils import is_mslk_version_at_least
+
+from engine.emulation import FP8_AMAX_FLOOR, EmulatedFP8Tensor, EmulatedNVFP4Tensor, EmulationConfig
+from engine.errors import UnsupportedError
+
+AMPERE, ADA, BLACKWELL = (8, 0), (8, 9), (10, 0)
+"""Compute capabilities with the first bf16, FP8 and block-scaled FP8/FP4 tensor cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What of a device decides how a precision runs on it."""
+
+    name: str
+    """As the driver or /proc/cpuinfo gives it."""
+    kind: str
+    """"cpu" or "cuda"."""
+    capability: tuple[int, int] | None = None
+    """CUDA compute capability; None for a CPU or another maker's GPU."""
+    mslk: bool = False
+    """Whether mslk's Triton quantizer for NVFP4 can be used."""
+
+    @classmethod
+    def detect(cls, device: str | torch.device) -> Machine:
+        """Describe a device of this machine.
+
+        Raises:
+            UnsupportedError: there is no such device, or its kind is neither CPU nor CUDA.
+        """
+        device = torch.device(device)
+        if device.type == "cpu":
+            return cls(name=_cpu_name(), kind="cpu")
+        if device.type != "cuda":
+            raise UnsupportedError(f"Twinframe runs on CPUs and CUDA GPUs, not on {device.type}: choose cpu or cuda.")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UnsupportedError(f"There is no {device} here that PyTorch can use: choose cpu, or check the driver.")
+        capability = torch.cuda.get_device_capability(device) if torch.version.cuda else None
+        return cls(name=torch.cuda.get_device_name(device), kind="cuda", capability=capability, mslk=_mslk_usable())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    """How one precision runs on one machine."""
+
+    precision: str
+    execution: str
+    """"native", "emulated" or "unavailable"."""
+    reason: str
+    """One sentence for the user."""
+    gemm: str
+    """What multiplies the matrices, in words; empty when unavailable."""
+    fused_quantizer: bool = False
+    """NVFP4 activations are quantized by mslk's Triton kernel."""
+
+
+def support(precision: str, machine: Machine) -> Support:
+    """How `precision` runs on `machine`.
+
+    Raises:
+        ValueError: no such precision.
+    """
+    gates = {"bf16": _bf16, "fp8": _fp8, "mxfp8": _mxfp8, "nvfp4": _nvfp4}
+    if precision not in gates:
+        raise ValueError(f"No precision {precision!r}: choose from {', '.join(gates)}.")
+    if precision != "bf16" and machine.kind == "cuda":
+        if machine.capability is None:
+            reason = f"Quantized precisions run on NVIDIA GPUs and on CPUs; the {machine.name} is neither."
+            return Support(precision=precision, execution="unavailable", reason=reason, gemm="")
+        if machine.capability < AMPERE:
+            reason = f"Quantized precisions need bf16 tensor cores (compute capability 8.0); {_has(machine)}."
+            return Support(precision=precision, execution="unavailable", reason=reason, gemm="")
+    execution, reason, gemm, fused = gates[precision](machine)
+    return Support(precision=precision, execution=execution, reason=reason, gemm=gemm, fused_quantizer=fused)
+
+
+def _bf16(machine: Machine) -> tuple[str, str, str, bool]:
+    if machine.kind == "cpu":
+        return "native", f"The {machine.name} computes bf16 with its ordinary kernels.", "CPU bf16 GEMM", False
+    if machine.capability is not None and machine.capability < AMPERE:
+        reason = f"bf16 tensor cores begin with compute capability 8.0; {_has(machine)}, so bf16 is converted."
+        return "emulated", reason, "cuBLAS bf16 GEMM", False
+    return "native", f"The {machine.name} has bf16 tensor cores.", "cuBLAS bf16 GEMM", False
+
+
+def _fp8(machine: Machine) -> tuple[str, str, str, bool]:
+    if machine.kind == "cpu":
+        return "emulated", "CPUs have no row-wise FP8 GEMM, so FP8 is emulated.", "fp32 GEMM on FP8 values", False
+    if machine.capability < ADA:
+        reason = f"FP8 tensor cores begin with compute capability 8.9; {_has(machine)}, so FP8 is emulated."
+        return "emulated", reason, "bf16 GEMM on FP8 values, fp32 accumulation", False
+    return "native", f"The {machine.name} has FP8 tensor cores.", "torch._scaled_mm, row-wise FP8", False
+
+
+def _mxfp8(machine: Machine) -> tuple[str, str, str, bool]:
+    if machine.kind == "cuda" and machine.capability >= BLACKWELL:
+        reason = f"The {machine.name} has tensor cores for MXFP8."
+        return "native", reason, "torch._scaled_mm, FP8 with e8m0 scales of 32", False
+    return "emulated", _no_blackwell("MXFP8", machine), "bf16 GEMM on MXFP8 values", False
+
+
+def _nvfp4(machine: Machine) -> tuple[str, str, str, bool]:
+    if machine.kind == "cuda" and machine.capability >= BLACKWELL:
+        gemm = "torch._scaled_mm, FP4 with e4m3 scales of 16"
+        if machine.mslk:
+            return "native", f"The {machine.name} has tensor cores for NVFP4.", gemm, True
+        reason = (
+            f"The {machine.name} has tensor cores for NVFP4; without mslk 1.1 (pip install mslk-cuda) activations are "
+            "quantized by slower PyTorch operations."
+        )
+        return "native", reason, gemm, False
+    return "emulated", _no_blackwell("NVFP4", machine), "bf16 GEMM on NVFP4 values, fp32 accumulation", False
+
+
+def _no_blackwell(name: str, machine: Machine) -> str:
+    if machine.kind == "cpu":
+        return f"{name} needs a Blackwell GPU; on a CPU it is emulated."
+    return f"{name} tensor cores begin with compute capability 10.0; {_has(machine)}, so {name} is emulated."
+
+
+def _has(machine: Machine) -> str:
+    major, minor = machine.capability
+    return f"the {machine.name} has {major}.{minor}"
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return " ".join(value.split())
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def _mslk_usable() -> bool:
+    try:
+        import mslk.quantize.triton.fp4_quantize  # noqa: F401
+    except (ImportError, OSError):  # absent, or built for another torch
+        return False
+    return is_mslk_version_at_least("1.1.0")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Applying a precision
+
+
+def quantize_linear_modules(module: nn.Module, names: Set[str], support: Support) -> nn.Module:
+    """Quantize the Linear layers with these fully qualified names in place, on the device where they are.
+
+    Activations are quantized dynamically in every precision. Call it under neither autocast nor compile.
+
+    Args:
+        module: holds bf16 Linear layers.
+        names: exact names, as `named_modules` gives them; for bf16 nothing is done.
+        support: how the precision runs on that device.
+
+    Returns:
+        The same module.
+
+    Raises:
+        UnsupportedError: the precision is unavailable; the text is `support.reason`.
+        ValueError: a name is not that of a bf16 Linear.
+    """
+    if support.execution == "unavailable":
+        raise UnsupportedError(support.reason)
+    if support.precision == "bf16":
+        return module
+    held = dict(module.named_modules())
+    for name in sorted(names):
+        layer = held.get(name)
+        if not isinstance(layer, nn.Linear) or layer.weight.dtype != torch.bfloat16:
+            raise ValueError(f"{name} is not a bf16 Linear layer.")
+    # A filter by exact name: FqnToConfig raises inside diffusers, and its own exclusion list matches substrings.
+    quantize_(module, _config(support), filter_fn=lambda _, name: name in names)
+    return module
+
+
+def stored_precision(weight: Tensor) -> str:
+    """The precision in which a weight is really held, told by its type.
+
+    Raises:
+        ValueError: neither plain bf16 nor a tensor that this module makes.
+    """
+    for precision, kinds in _TENSORS.items():
+        if isinstance(weight.data, kinds):
+            return precision
+    if type(weight.data) is Tensor and weight.dtype == torch.bfloat16:
+        return "bf16"
+    raise ValueError(f"A {type(weight.data).__name__} of {weight.dtype} is in no precision known here.")
+
+
+_TENSORS = {
+    "fp8": (Float8Tensor, EmulatedFP8Tensor),
+    "mxfp8": (MXTensor,),
+    "nvfp4": (NVFP4Tensor, EmulatedNVFP4Tensor),
+}
+
+
+@dataclass
+class _RowwiseFP8Config(AOBaseConfig):
+    """torchao's `Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())`, less three of its habits.
+
+    It changes Inductor's settings for the whole process, which would also change how the bf16 twin compiles; it leaves
+    layers of odd shape in bf16 without a word; and it cannot guard weights, so a row of zeros in one becomes NaN.
+    """
+
+
+@register_quantize_module_handler(_RowwiseFP8Config)
+def _to_rowwise_fp8(module: nn.Linear, config: _RowwiseFP8Config) -> nn.Linear:
+    # Not AUTO, which changes the GEMM where mslk is installed: what runs should depend on the hardware alone.
+    kernel = KernelPreference.TORCH
+    weight = Float8Tensor.from_hp(
+        module.weight,
+        granularity=PerRow(),
+        mm_config=Float8MMConfig(use_fast_accum=True),
+        hp_value_lb=FP8_AMAX_FLOOR,
+        kernel_preference=kernel,
+        act_quant_kwargs=QuantizeTensorToFloat8Kwargs(
+            granularity=PerRow(), hp_value_lb=FP8_AMAX_FLOOR, kernel_preference=kernel
+        ),
+    )
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    return module
+
+
+def _config(support: Support) -> AOBaseConfig:
+    native = support.execution == "native"
+    if support.precision == "mxfp8":
+        return MXDynamicActivationMXWeightConfig(
+            activation_dtype=torch.float8_e4m3fn,
+            weight_dtype=torch.float8_e4m3fn,
+            kernel_preference=KernelPreference.AUTO if native else KernelPreference.EMULATED,
+        )
+    if support.precision == "nvfp4" and native:
+        return NVFP4DynamicActivationNVFP4WeightConfig(
+            use_dynamic_per_tensor_scale=True, use_triton_kernel=support.fused_quantizer
+        )
+    if native:
+        return _RowwiseFP8Config()
+    return EmulationConfig(EmulatedFP8Tensor if support.precision == "fp8" else EmulatedNVFP4Tensor)

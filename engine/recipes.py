@@ -1,0 +1,288 @@
+"""Which Linear layers of a transformer are quantized, and why: recipe -> plan -> applied -> verified.
+
+A plan needs shapes only, so it can be made on the meta device before any weight is read. Knows nothing of devices;
+how a chosen layer is quantized is engine/precision.py's business.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import nn
+
+from engine import precision as precisions
+from engine.errors import RequestError, TwinframeError
+from engine.results import LayerCounts
+
+
+class PlanMismatchError(TwinframeError, RuntimeError):
+    """A module does not hold what its plan says: the numbers shown beside its pictures would be false."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Rules that choose among the `nn.Linear` layers of one transformer class."""
+
+    id: str
+    summary: str
+    min_features: int = 0
+    """A layer with fewer input or output features stays bf16."""
+    skip_containing: tuple[str, ...] = ()
+    """A layer whose fully qualified name contains one of these stays bf16."""
+    skip_exact: tuple[str, ...] = ()
+    """A layer with exactly this fully qualified name stays bf16."""
+
+    def skip(self, name: str, in_features: int, out_features: int) -> str | None:
+        """Why a layer stays bf16, as a sentence; None if the recipe quantizes it."""
+        for pattern in self.skip_containing:
+            if pattern in name:
+                return f"Its name contains {pattern}."
+        if name in self.skip_exact:
+            return f"The recipe names {name}."
+        if min(in_features, out_features) < self.min_features:
+            return f"It is narrower than {self.min_features} features."
+        return None
+
+
+_FLUX_SKIPS = {"skip_containing": ("embed",), "skip_exact": ("norm_out.linear", "proj_out")}
+
+RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
+    {
+        ("mini-flux", "seed"): Recipe(
+            id="seed",
+            summary="The FLUX.1-dev rules by name; width limit 256 instead of 1024, as the miniature is 320 wide.",
+            min_features=256,
+            **_FLUX_SKIPS,
+        ),
+        ("mini-flux", "full"): Recipe(id="full", summary="Every Linear layer whose shape the format can take."),
+        ("flux.1-dev", "seed"): Recipe(
+            id="seed",
+            summary="Everything but embeddings, the last normalisation, the last projection and narrow layers.",
+            min_features=1024,
+            **_FLUX_SKIPS,
+        ),
+        ("qwen-image", "seed"): Recipe(
+            id="seed",
+            summary="Image attention and image feed-forward only; modulation and the text stream stay bf16.",
+            min_features=1024,
+            skip_containing=(
+                "embed",
+                "img_in",
+                "txt_in",
+                "img_mod",
+                "txt_mod",
+                "add_q_proj",
+                "add_k_proj",
+                "add_v_proj",
+                "to_add_out",
+                "txt_mlp",
+                "norm_out.linear",
+            ),
+        ),
+        ("ltx-2", "seed"): Recipe(
+            id="seed",
+            summary="As published; most of its name rules match no layer of diffusers' LTX-2 class.",
+            min_features=1024,
+            skip_containing=(
+                "patch_embed",
+                "proj_in",
+                "proj_out",
+                "caption_projection",
+                "adaln_single",
+                "add_q_proj",
+                "add_k_proj",
+                "add_v_proj",
+                "to_add_out",
+                "norm_out",
+            ),
+        ),
+    }
+)
+
+
+def recipe(model_id: str, recipe_id: str) -> Recipe:
+    """The recipe with this id for this model.
+
+    Raises:
+        RequestError: the model has no such recipe; the sentence lists those it has.
+    """
+    if (model_id, recipe_id) in RECIPES:
+        return RECIPES[model_id, recipe_id]
+    offered = [r for m, r in RECIPES if m == model_id]
+    choice = f"choose {' or '.join(offered)}" if offered else "it has none"
+    raise RequestError(f"{model_id} has no recipe {recipe_id!r}: {choice}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """What a precision asks of a layer's shape and how many bytes it stores."""
+
+    multiple: int
+    """Both dimensions must be multiples of this."""
+    bytes_per_weight: float
+    bytes_per_row: int = 0
+    bytes_per_tensor: int = 0
+
+    def size(self, in_features: int, out_features: int) -> int:
+        """Bytes of one weight."""
+        weights = in_features * out_features
+        return round(self.bytes_per_weight * weights) + self.bytes_per_row * out_features + self.bytes_per_tensor
+
+
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        "bf16": Format(multiple=1, bytes_per_weight=2),
+        # e4m3; one fp32 scale a row
+        "fp8": Format(multiple=16, bytes_per_weight=1, bytes_per_row=4),
+        # e4m3; one e8m0 scale for 32. torchao pads the scales to tiles of 128 x 4: up to 1% more in small layers.
+        "mxfp8": Format(multiple=32, bytes_per_weight=1 + 1 / 32),
+        # e2m1; one e4m3 scale for 16, one fp32 scale a tensor
+        "nvfp4": Format(multiple=16, bytes_per_weight=1 / 2 + 1 / 16, bytes_per_tensor=4),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    """What happens to one Linear layer, and why."""
+
+    name: str
+    in_features: int
+    out_features: int
+    quantized: bool
+    reason: str
+    """One sentence for the user."""
+    left: bool = False
+    """The recipe asked for it, but the format cannot take its shape."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every Linear layer of a transformer, decided for one precision."""
+
+    recipe: Recipe
+    precision: str
+    layers: tuple[LayerPlan, ...]
+    bf16_bytes: int
+    """The whole transformer's parameters in bf16."""
+    quantized_bytes: int
+    """The same with the chosen weights in this precision; everything else stays bf16."""
+    unmatched: tuple[str, ...]
+    """Name rules of the recipe that match no Linear layer: probably written for another version of the class."""
+
+    @property
+    def counts(self) -> LayerCounts:
+        """How many layers are quantized, skipped by a rule, and left for their shape."""
+        quantized = sum(layer.quantized for layer in self.layers)
+        left = sum(layer.left for layer in self.layers)
+        return LayerCounts(quantized=quantized, skipped=len(self.layers) - quantized - left, left=left)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The layers to quantize."""
+        return frozenset(layer.name for layer in self.layers if layer.quantized)
+
+    def to_json(self) -> dict:
+        """The command line's `inspect` object (README, "Command line")."""
+        counts = self.counts
+        return {
+            "linears": len(self.layers),
+            "quantized": counts.quantized,
+            "skipped": counts.skipped,
+            "left": counts.left,
+            "unmatched": list(self.unmatched),
+            "bytes": {"bf16": self.bf16_bytes, "quantized": self.quantized_bytes},
+            "layers": [
+                {
+                    "name": layer.name,
+                    "in": layer.in_features,
+                    "out": layer.out_features,
+                    "quantized": layer.quantized,
+                    "reason": layer.reason,
+                }
+                for layer in self.layers
+            ],
+        }
+
+
+def plan(transformer: nn.Module, recipe: Recipe, precision: str) -> Plan:
+    """Decide every `nn.Linear` of a not yet quantized transformer; the meta device will do.
+
+    Raises:
+        KeyError: no such precision.
+    """
+    stored, linears = FORMATS[precision], _linears(transformer)
+    layers = tuple(
+        _decide(name, layer.in_features, layer.out_features, recipe, precision) for name, layer in linears.items()
+    )
+    bf16_bytes = 2 * sum(parameter.numel() for parameter in transformer.parameters())
+    saved = sum(
+        2 * layer.in_features * layer.out_features - stored.size(layer.in_features, layer.out_features)
+        for layer in layers
+        if layer.quantized
+    )
+    unmatched = [p for p in recipe.skip_containing if not any(p in name for name in linears)]
+    unmatched += [p for p in recipe.skip_exact if p not in linears]
+    return Plan(
+        recipe=recipe,
+        precision=precision,
+        layers=layers,
+        bf16_bytes=bf16_bytes,
+        quantized_bytes=bf16_bytes - saved,
+        unmatched=tuple(unmatched),
+    )
+
+
+def _decide(name: str, in_features: int, out_features: int, recipe: Recipe, precision: str) -> LayerPlan:
+    shape = {"name": name, "in_features": in_features, "out_features": out_features}
+    if precision == "bf16":
+        return LayerPlan(**shape, quantized=False, reason="The reference keeps every layer in bf16.")
+    why = recipe.skip(name, in_features, out_features)
+    if why is not None:
+        return LayerPlan(**shape, quantized=False, reason=why)
+    multiple = FORMATS[precision].multiple
+    if in_features % multiple or out_features % multiple:
+        reason = f"{precision.upper()} needs multiples of {multiple}; this layer is {in_features} x {out_features}."
+        return LayerPlan(**shape, quantized=False, left=True, reason=reason)
+    return LayerPlan(**shape, quantized=True, reason="No rule keeps it in bf16.")
+
+
+def apply(transformer: nn.Module, plan: Plan, support: precisions.Support) -> nn.Module:
+    """Quantize a bf16 transformer in place as planned, on the device where it is; returns the same module.
+
+    Raises:
+        ValueError: `support` is for another precision, or the module is not the one that was planned.
+        UnsupportedError: the machine cannot run the precision.
+    """
+    if support.precision != plan.precision:
+        raise ValueError(f"A plan for {plan.precision} cannot be applied as {support.precision}.")
+    return precisions.quantize_linear_modules(transformer, plan.names, support)
+
+
+def verify(transformer: nn.Module, plan: Plan) -> LayerCounts:
+    """Count what the module really holds, by the types of its weights, and compare it with the plan layer by layer.
+
+    Raises:
+        PlanMismatchError: some layer is not in the planned precision, missing or unplanned.
+    """
+    planned = {layer.name: layer for layer in plan.layers}
+    held = {name: precisions.stored_precision(layer.weight) for name, layer in _linears(transformer).items()}
+    wrong = sorted(planned.keys() ^ held.keys())
+    wrong += [
+        name
+        for name, layer in planned.items()
+        if name in held and held[name] != (plan.precision if layer.quantized else "bf16")
+    ]
+    if wrong:
+        raise PlanMismatchError(
+            f"{len(wrong)} of {len(planned)} layers are not as the {plan.precision} plan says, {wrong[0]} for one."
+        )
+    found = Counter("left" if planned[n].left else "skipped" if p == "bf16" else "quantized" for n, p in held.items())
+    return LayerCounts(quantized=found["quantized"], skipped=found["skipped"], left=found["left"])
+
+
+def _linears(module: nn.Module) -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}

@@ -1,0 +1,166 @@
+"""One comparison as asked for: `CompareRequest`, the only way into the engine.
+
+Validates every field against the model's spec, so that whatever holds a `CompareRequest` may trust it. Knows
+nothing of devices; whether this machine can run a precision is decided by engine/precision.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from engine import catalog
+from engine.errors import RequestError
+
+REFERENCE = "bf16"
+PRECISIONS = ("bf16", "fp8", "mxfp8", "nvfp4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareRequest:
+    """A validated request; build it with `CompareRequest.create`.
+
+    `height` and `width` are pixels, `seed` seeds a CPU generator, `batch_size` counts pictures per precision.
+    `precisions` always starts with the reference, bf16.
+    """
+
+    model: str
+    precisions: tuple[str, ...]
+    prompt: str
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    batch_size: int
+    recipe: str
+
+    @classmethod
+    def create(
+        cls,
+        prompt: object,
+        *,
+        model: object = None,
+        precisions: object = None,
+        seed: object = None,
+        num_inference_steps: object = None,
+        guidance_scale: object = None,
+        height: object = None,
+        width: object = None,
+        batch_size: object = None,
+        recipe: object = None,
+    ) -> CompareRequest:
+        """Validate raw values from a page, an API call or a command line; None means the model's default.
+
+        Raises:
+            RequestError: the first field that is wrong, in one sentence that says what is allowed.
+        """
+        spec = catalog.model("mini-flux" if model is None else model)
+        defaults, limits = spec.defaults, spec.limits
+        size = (_whole("height", height, defaults.height), _whole("width", width, defaults.width))
+        if size not in limits.sizes:
+            offered = ", ".join(f"{w}x{h}" for h, w in limits.sizes)
+            raise RequestError(f"{spec.name} does not make {size[1]}x{size[0]} pictures: choose {offered}.")
+        recipe = spec.recipes[0] if recipe is None else recipe
+        if recipe not in spec.recipes:
+            raise RequestError(f"{spec.name} has no recipe {recipe!r}: choose {' or '.join(spec.recipes)}.")
+        return cls(
+            model=spec.id,
+            precisions=_precisions(precisions),
+            prompt=_prompt(prompt, limits.prompt_characters),
+            seed=_ranged("seed", seed, defaults.seed, limits.seed),
+            num_inference_steps=_ranged(
+                "num_inference_steps", num_inference_steps, defaults.num_inference_steps, limits.num_inference_steps
+            ),
+            guidance_scale=_guidance(guidance_scale, defaults.guidance_scale, limits.guidance_scale),
+            height=size[0],
+            width=size[1],
+            batch_size=_ranged("batch_size", batch_size, defaults.batch_size, limits.batch_size),
+            recipe=recipe,
+        )
+
+    def to_json(self) -> dict:
+        """The request as plain JSON values; `from_json` gives it back equal."""
+        return asdict(self) | {"precisions": list(self.precisions)}
+
+    @classmethod
+    def from_json(cls, values: dict) -> CompareRequest:
+        """Validate a saved request again.
+
+        Raises:
+            RequestError: a field is unknown, missing or out of range.
+        """
+        unknown = set(values) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise RequestError(f"A request has no field {', '.join(sorted(unknown))}.")
+        return cls.create(values.get("prompt"), **{k: v for k, v in values.items() if k != "prompt"})
+
+
+def _prompt(value: object, limit: int) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"The prompt must be text, not {_kind(value)}.")
+    prompt = value.strip()
+    if not prompt:
+        raise RequestError("The prompt is empty: describe the picture in a few words.")
+    if not all(c.isprintable() or c in "\n\t" for c in prompt):
+        raise RequestError("The prompt has characters that are not text: remove control characters and retry.")
+    if len(prompt) > limit:
+        raise RequestError(f"The prompt has {len(prompt)} characters: this model takes at most {limit}.")
+    return prompt
+
+
+def _precisions(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ("bf16", "mxfp8", "nvfp4")
+    if isinstance(value, str):
+        value = value.replace(",", " ").split()
+    if not isinstance(value, Iterable) or isinstance(value, (bytes, dict)):
+        raise RequestError(f"precisions must be a list of names from {', '.join(PRECISIONS)}, not {_kind(value)}.")
+    asked = list(value)
+    for name in asked:
+        if name not in PRECISIONS:
+            raise RequestError(f"There is no precision {name!r}: choose from {', '.join(PRECISIONS)}.")
+    if not asked:
+        raise RequestError(f"No precision was chosen: choose from {', '.join(PRECISIONS)}.")
+    return (REFERENCE, *(p for p in PRECISIONS if p in asked and p != REFERENCE))
+
+
+def _whole(name: str, value: object, default: int) -> int:
+    if value is None:
+        return default
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or value != value
+        or value in (math.inf, -math.inf)
+    ):
+        raise RequestError(f"{name} must be a whole number, not {_kind(value)}.")
+    if value != int(value):
+        raise RequestError(f"{name} must be a whole number, not {value}.")
+    return int(value)
+
+
+def _ranged(name: str, value: object, default: int, bounds: tuple[int, int]) -> int:
+    number = _whole(name, value, default)
+    if not bounds[0] <= number <= bounds[1]:
+        raise RequestError(f"{name} is {number}: it must lie between {bounds[0]} and {bounds[1]}.")
+    return number
+
+
+def _guidance(value: object, default: float, bounds: tuple[float, float]) -> float:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise RequestError(f"guidance_scale must be a number, not {_kind(value)}.")
+    if not bounds[0] <= value <= bounds[1]:
+        raise RequestError(f"guidance_scale is {value:g}: it must lie between {bounds[0]:g} and {bounds[1]:g}.")
+    return float(value)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, float):
+        return str(value)
+    return {"str": "text", "NoneType": "nothing", "bool": "true or false", "dict": "an object", "list": "a list"}.get(
+        type(value).__name__, f"a {type(value).__name__}"
+    )

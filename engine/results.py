@@ -1,0 +1,206 @@
+"""What a comparison gives back: plain frozen dataclasses that turn into JSON and back.
+
+Knows nothing of tensors or devices. GB means 1e9 bytes throughout; latencies are seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+
+from engine.errors import OutputError
+from engine.request import REFERENCE, CompareRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Wall clock of one pipeline call between device synchronisations, in seconds, by stage."""
+
+    text: float
+    denoise: float
+    decode: float
+    total: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Memory that belongs to one precision, in GB (1e9 bytes)."""
+
+    weights: float
+    """All weights its pipeline needs: denoiser as stored, text encoders, VAE."""
+    transformer: float
+    """The denoiser's weights alone, as stored (packed, for quantized layers)."""
+    peak: float
+    """`weights` plus the most its run allocates beyond them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCounts:
+    """Linear layers of the denoiser, counted on the module after quantization."""
+
+    quantized: int
+    skipped: int
+    """Left in bf16 by a rule of the recipe."""
+    left: int
+    """The recipe asked for them, but the format could not take their shape, so they stayed bf16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Distance from the bf16 reference, one value a picture."""
+
+    lpips: tuple[float, ...]
+    psnr_db: tuple[float, ...]
+    """Infinite where the pictures are equal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What one precision made."""
+
+    precision: str
+    execution: str
+    """"native" or "emulated"."""
+    files: tuple[str, ...]
+    """One PNG a picture of the batch."""
+    latency: Latency
+    latency_comparable: bool
+    """False for an emulated precision: its latency says nothing about the format's speed."""
+    memory: Memory
+    layers: LayerCounts
+    ran: Mapping[str, str] = field(default_factory=dict)
+    """What really ran, as label -> words: device, GEMM, attention, compile mode, warm-up, ..."""
+    metrics: Metrics | None = None
+    """None for the reference itself, and until compared."""
+
+    def to_json(self) -> dict:
+        metrics = self.metrics
+        return {
+            "precision": self.precision,
+            "execution": self.execution,
+            "files": list(self.files),
+            "latency_s": asdict(self.latency),
+            "latency_comparable": self.latency_comparable,
+            "memory_gb": asdict(self.memory),
+            "layers": asdict(self.layers),
+            "lpips": fmean(metrics.lpips) if metrics else None,
+            "psnr_db": _finite(fmean(metrics.psnr_db)) if metrics else None,
+            "lpips_each": list(metrics.lpips) if metrics else None,
+            "psnr_db_each": [_finite(v) for v in metrics.psnr_db] if metrics else None,
+            "ran": dict(self.ran),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict) -> Generation:
+        metrics = None
+        if values["lpips_each"] is not None:
+            psnr = tuple(float("inf") if v is None else v for v in values["psnr_db_each"])
+            metrics = Metrics(lpips=tuple(values["lpips_each"]), psnr_db=psnr)
+        return cls(
+            precision=values["precision"],
+            execution=values["execution"],
+            files=tuple(values["files"]),
+            latency=Latency(**values["latency_s"]),
+            latency_comparable=values["latency_comparable"],
+            memory=Memory(**values["memory_gb"]),
+            layers=LayerCounts(**values["layers"]),
+            ran=values["ran"],
+            metrics=metrics,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ruler:
+    """Two LPIPS values that give a score its scale, for one model, shape and device."""
+
+    floor: float
+    """bf16 against a second legitimate bf16 path (other attention kernel): mean over the ruler's prompts."""
+    ceiling: float
+    """bf16 against bf16 from another seed: mean over the ruler's prompts."""
+    note: str
+    """How it was measured, in one sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A finished comparison."""
+
+    request: CompareRequest
+    device: str
+    versions: Mapping[str, str]
+    results: tuple[Generation, ...]
+    ruler: Ruler | None
+    created: str
+    """UTC time of the run, ISO 8601."""
+
+    @property
+    def reference(self) -> Generation:
+        return next(g for g in self.results if g.precision == REFERENCE)
+
+    def speedup(self, generation: Generation) -> float | None:
+        """bf16's latency over this one's; None where either is emulated."""
+        if not (generation.latency_comparable and self.reference.latency_comparable):
+            return None
+        return self.reference.latency.total / generation.latency.total
+
+    def memory_saving(self, generation: Generation) -> float:
+        """Fraction of bf16's peak memory that this precision does without; negative if it needs more."""
+        return 1 - generation.memory.peak / self.reference.memory.peak
+
+    def to_json(self) -> dict:
+        """The command line's JSON object (README, "Command line")."""
+        return {
+            "model": self.request.model,
+            "device": self.device,
+            "versions": dict(self.versions),
+            "created": self.created,
+            "request": self.request.to_json(),
+            "results": [g.to_json() for g in self.results],
+            "ruler": asdict(self.ruler) if self.ruler else None,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict) -> Comparison:
+        return cls(
+            request=CompareRequest.from_json(values["request"]),
+            device=values["device"],
+            versions=values["versions"],
+            results=tuple(Generation.from_json(g) for g in values["results"]),
+            ruler=Ruler(**values["ruler"]) if values["ruler"] else None,
+            created=values["created"],
+        )
+
+    def save(self, folder: Path) -> Path:
+        """Write `comparison.json` into `folder`, whole or not at all; files inside it are named relative to it.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        target, partial = folder / "comparison.json", folder / ".comparison.json.part"
+        inside = [replace(g, files=tuple(_relative(f, folder) for f in g.files)) for g in self.results]
+        try:
+            partial.write_text(json.dumps(replace(self, results=tuple(inside)).to_json(), indent=1) + "\n")
+            partial.replace(target)
+        except OSError as error:
+            raise OutputError(f"Cannot write {target}: {error.strerror or error}.") from error
+        return target
+
+    @classmethod
+    def load(cls, folder: Path) -> Comparison:
+        """Read a saved comparison; its files become absolute paths."""
+        saved = cls.from_json(json.loads((folder / "comparison.json").read_text()))
+        results = [replace(g, files=tuple(str(folder / f) for f in g.files)) for g in saved.results]
+        return replace(saved, results=tuple(results))
+
+
+def _relative(file: str, folder: Path) -> str:
+    path = Path(file)
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else file
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: equal pictures give null."""
+    return None if value == float("inf") else value

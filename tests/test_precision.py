@@ -1,0 +1,258 @@
+"""Every hardware gate, on machines described by hand, and what each precision really puts into a layer."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torchao.prototype.mx_formats import inference_workflow
+from torchao.prototype.mx_formats.mx_tensor import MXTensor
+from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
+from torchao.prototype.mx_formats.utils import from_blocked
+from torchao.quantization import Float8Tensor
+from torchao.quantization.quantize_.common import KernelPreference
+
+from engine import precision
+from engine.emulation import EmulatedFP8Tensor, EmulatedNVFP4Tensor
+from engine.errors import UnsupportedError
+from engine.precision import Machine, Support, quantize_linear_modules, stored_precision, support
+from engine.request import PRECISIONS
+
+B200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
+B200_BARE = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=False)
+RTX_PRO = Machine(name="NVIDIA RTX PRO 6000", kind="cuda", capability=(12, 0), mslk=True)
+H100 = Machine(name="NVIDIA H100 80GB HBM3", kind="cuda", capability=(9, 0), mslk=True)
+L40S = Machine(name="NVIDIA L40S", kind="cuda", capability=(8, 9))
+A100 = Machine(name="NVIDIA A100", kind="cuda", capability=(8, 0))
+T4 = Machine(name="Tesla T4", kind="cuda", capability=(7, 5))
+MI300 = Machine(name="AMD Instinct MI300X", kind="cuda", capability=None)
+CPU = Machine(name="Some CPU", kind="cpu")
+
+N, E, U = "native", "emulated", "unavailable"
+GATES = [
+    # machine, bf16, fp8, mxfp8, nvfp4
+    (B200, N, N, N, N),
+    (B200_BARE, N, N, N, N),
+    (RTX_PRO, N, N, N, N),
+    (H100, N, N, E, E),
+    (L40S, N, N, E, E),
+    (A100, N, E, E, E),
+    (T4, E, U, U, U),
+    (MI300, N, U, U, U),
+    (CPU, N, E, E, E),
+]
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(64, 128)
+        self.first_too = nn.Linear(64, 128)
+        self.inner = nn.ModuleDict({"first": nn.Linear(128, 64)})
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().to(torch.bfloat16).requires_grad_(False)
+
+
+@pytest.fixture
+def blackwell(monkeypatch):
+    """Lets torchao's NVFP4 config quantize weights here; nothing of it can run a GEMM."""
+    monkeypatch.setattr(inference_workflow, "is_sm_at_least_100", lambda: True)
+
+
+@pytest.mark.parametrize(("machine", "expected"), [(m, e) for m, *e in GATES])
+def test_gates(machine, expected):
+    found = [support(p, machine) for p in PRECISIONS]
+    assert [s.execution for s in found] == expected
+    assert [s.precision for s in found] == list(PRECISIONS)
+    for s in found:
+        assert s.reason.endswith(".") and "\n" not in s.reason
+        assert bool(s.gemm) == (s.execution != "unavailable")
+
+
+def test_reasons_name_the_device_and_what_it_lacks():
+    assert "H100" in support("mxfp8", H100).reason and "10.0" in support("mxfp8", H100).reason
+    assert "has 8.0" in support("fp8", A100).reason and "8.9" in support("fp8", A100).reason
+    assert "NVIDIA" in support("nvfp4", MI300).reason
+    assert "mslk-cuda" in support("nvfp4", B200_BARE).reason
+    assert "mslk" not in support("nvfp4", B200).reason
+
+
+def test_only_nvfp4_on_blackwell_with_mslk_uses_the_fused_quantizer():
+    machines = [m for m, *_ in GATES]
+    fused = [(m, p) for m in machines for p in PRECISIONS if support(p, m).fused_quantizer]
+    assert fused == [(B200, "nvfp4"), (RTX_PRO, "nvfp4")]
+
+
+def test_unknown_precision():
+    with pytest.raises(ValueError, match="int2"):
+        support("int2", CPU)
+
+
+def test_detects_the_cpu():
+    machine = Machine.detect("cpu")
+    assert machine.kind == "cpu" and machine.capability is None and not machine.mslk
+    assert machine.name.strip() == machine.name != ""
+
+
+def test_detect_refuses_devices_that_are_not_there():
+    with pytest.raises(UnsupportedError, match="cuda:99"):
+        Machine.detect("cuda:99")
+    with pytest.raises(UnsupportedError, match="mps"):
+        Machine.detect("mps")
+
+
+CPU_TENSORS = {"fp8": EmulatedFP8Tensor, "mxfp8": MXTensor, "nvfp4": EmulatedNVFP4Tensor}
+
+
+@pytest.mark.parametrize("name", CPU_TENSORS)
+def test_quantizes_exactly_the_named_layers(net, name):
+    before = copy.deepcopy(net)
+    assert quantize_linear_modules(net, {"first"}, support(name, CPU)) is net
+    assert type(net.first.weight.data) is CPU_TENSORS[name]
+    assert stored_precision(net.first.weight) == name
+    for left in ("first_too", "inner.first"):
+        weight = net.get_submodule(left).weight
+        assert stored_precision(weight) == "bf16"
+        assert torch.equal(weight, before.get_submodule(left).weight)
+
+    x = torch.randn(2, 33, 64).to(torch.bfloat16)
+    with torch.inference_mode():
+        exact, got = before.first(x).float(), net.first(x).float()
+    error = (got - exact).norm() / exact.norm()
+    lower, upper = {"fp8": (0.01, 0.06), "mxfp8": (0.01, 0.06), "nvfp4": (0.05, 0.2)}[name]
+    assert lower < error < upper
+
+
+@pytest.mark.parametrize("name", CPU_TENSORS)
+def test_zero_rows_are_harmless(net, name):
+    net.first.weight[5] = 0
+    quantize_linear_modules(net, {"first"}, support(name, CPU))
+    x = torch.randn(4, 64).to(torch.bfloat16)
+    x[2] = 0
+    with torch.inference_mode():
+        out = net.first(x)
+    assert out.isfinite().all()
+    assert torch.equal(out[2], net.first.bias)
+    assert torch.equal(out[:, 5], net.first.bias[5].expand(4))
+
+
+def test_bf16_leaves_everything_alone(net):
+    before = copy.deepcopy(net.state_dict())
+    quantize_linear_modules(net, {"first"}, support("bf16", CPU))
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_refuses_what_it_cannot_quantize(net):
+    with pytest.raises(UnsupportedError, match="Tesla T4"):
+        quantize_linear_modules(net, {"first"}, support("nvfp4", T4))
+    with pytest.raises(ValueError, match="second is not"):
+        quantize_linear_modules(net, {"first", "second"}, support("nvfp4", CPU))
+    with pytest.raises(ValueError, match="inner is not"):
+        quantize_linear_modules(net, {"inner"}, support("nvfp4", CPU))
+    with pytest.raises(ValueError, match="first is not a bf16"):
+        quantize_linear_modules(net.float(), {"first"}, support("nvfp4", CPU))
+    assert stored_precision(net.to(torch.bfloat16).first.weight) == "bf16"
+
+
+def test_stored_precision_knows_no_fp32():
+    with pytest.raises(ValueError, match="float32"):
+        stored_precision(nn.Parameter(torch.zeros(2, 2)))
+
+
+def test_native_fp8_is_rowwise_guarded_and_leaves_inductor_alone(net):
+    settings = torch._inductor.config.get_config_copy()
+    net.first.weight[5] = 0
+    quantize_linear_modules(net, {"first"}, support("fp8", H100))
+    weight = net.first.weight.data
+    assert type(weight) is Float8Tensor and stored_precision(weight) == "fp8"
+    assert weight.scale.shape == (128, 1)
+    assert weight.kernel_preference == weight.act_quant_kwargs.kernel_preference == KernelPreference.TORCH
+    assert weight.act_quant_kwargs.hp_value_lb > 0
+    assert not weight.qdata.isnan().any() and (weight.scale > 0).all()
+    assert torch._inductor.config.get_config_copy() == settings
+
+
+def test_emulated_and_native_fp8_hold_the_same_weights(net):
+    other = copy.deepcopy(net)
+    native = quantize_linear_modules(net, {"first"}, support("fp8", H100)).first.weight.data
+    emulated = quantize_linear_modules(other, {"first"}, support("fp8", CPU)).first.weight.data
+    assert torch.equal(native.qdata.view(torch.uint8), emulated.values.view(torch.uint8))
+    assert torch.equal(native.scale, emulated.row_scales)
+
+
+@pytest.mark.parametrize(("machine", "kernel"), [(B200, KernelPreference.AUTO), (H100, KernelPreference.EMULATED)])
+def test_mxfp8_kernel_follows_the_hardware(net, machine, kernel):
+    quantize_linear_modules(net, {"first"}, support("mxfp8", machine))
+    weight = net.first.weight.data
+    assert type(weight) is MXTensor and stored_precision(weight) == "mxfp8"
+    assert weight.kernel_preference == weight.act_quant_kwargs.kernel_preference == kernel
+    assert weight.elem_dtype == weight.act_quant_kwargs.elem_dtype == torch.float8_e4m3fn
+    assert weight.block_size == 32
+
+
+@pytest.mark.parametrize("machine", [B200, B200_BARE])
+def test_native_nvfp4_uses_triton_only_with_mslk(net, blackwell, machine):
+    quantize_linear_modules(net, {"first"}, support("nvfp4", machine))
+    weight = net.first.weight.data
+    assert type(weight) is NVFP4Tensor and stored_precision(weight) == "nvfp4"
+    assert weight.act_quant_kwargs.use_triton_kernel == machine.mslk
+    assert weight.act_quant_kwargs.use_dynamic_per_tensor_scale
+
+
+def test_emulated_and_native_nvfp4_hold_the_same_weights(net, blackwell):
+    other = copy.deepcopy(net)
+    native = quantize_linear_modules(net, {"first"}, support("nvfp4", B200)).first.weight.data
+    emulated = quantize_linear_modules(other, {"first"}, support("nvfp4", H100)).first.weight.data
+    assert torch.equal(native.qdata, emulated.codes)
+    assert torch.equal(native.per_tensor_scale, emulated.tensor_scale)
+    scales = from_blocked(native.scale, *emulated.block_scales.shape)
+    assert torch.equal(scales.view(torch.uint8), emulated.block_scales.view(torch.uint8))
+
+
+def test_mslk_is_usable_only_if_it_imports(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "mslk.quantize.triton.fp4_quantize", None)
+    assert precision._mslk_usable() is False
+
+
+def test_support_is_hashable_and_frozen():
+    found = support("fp8", CPU)
+    assert found == Support(**vars(found)) and hash(found)
+    with pytest.raises(AttributeError):
+        found.execution = "native"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", CPU_TENSORS)
+def test_gpu_runs_what_it_says_it_can(net, name):
+    found = support(name, Machine.detect("cuda"))
+    if found.execution == "unavailable":
+        pytest.skip(found.reason)
+    x = torch.randn(2, 33, 64).to(torch.bfloat16)
+    x[1, 4] = 0
+    with torch.inference_mode():
+        exact = copy.deepcopy(net).first(x).float()
+        quantize_linear_modules(net.cuda(), {"first"}, found)
+        got = net.first(x.cuda()).float().cpu()
+    assert stored_precision(net.first.weight) == name
+    assert got.isfinite().all()
+    assert (got - exact).norm() / exact.norm() < {"fp8": 0.06, "mxfp8": 0.06, "nvfp4": 0.2}[name]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_native_fp8_is_close_to_emulated_fp8(net):
+    machine = Machine.detect("cuda")
+    if support("fp8", machine).execution != "native":
+        pytest.skip(support("fp8", machine).reason)
+    other = quantize_linear_modules(copy.deepcopy(net).cuda(), {"first"}, support("fp8", CPU))
+    quantize_linear_modules(net.cuda(), {"first"}, support("fp8", machine))
+    x = torch.randn(512, 64, device="cuda").to(torch.bfloat16)
+    with torch.inference_mode():
+        native, emulated = net.first(x).float(), other.first(x).float()
+    # Hopper accumulates FP8 in fewer bits than fp32.
+    assert (native - emulated).norm() / emulated.norm() < 2e-3
