@@ -83,7 +83,7 @@ MINI_FLUX = ModelSpec(
     bundled=True,
     licence="Apache-2.0 (trained on Fluent Emoji, MIT)",
     licence_url="https://www.apache.org/licenses/LICENSE-2.0",
-    defaults=Settings(height=256, width=256, num_inference_steps=20, guidance_scale=2.5),
+    defaults=Settings(height=256, width=256, num_inference_steps=20, guidance_scale=1.0),
     limits=Limits(
         sizes=((256, 256),),
         num_inference_steps=(1, 50),

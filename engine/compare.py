@@ -91,7 +91,7 @@ class Studio:
         reference, results = None, []
         for name in request.precisions:
             rendition = self.rendition(spec, name, request.recipe, tell)
-            generation, pictures = self._generate(rendition, spec, request, out, tell, stop)
+            generation, pictures = self.generate(rendition, spec, request, out, tell, stop)
             tell(events.Finished(name, generation))
             if reference is None:
                 reference = pictures
@@ -151,7 +151,7 @@ class Studio:
             transformer=timing.weight_bytes(pipeline.transformer) / timing.GB,
         )
 
-    def _generate(
+    def generate(
         self,
         rendition: Rendition,
         spec: ModelSpec,

@@ -159,8 +159,8 @@ def _guidance(value: object, default: float, bounds: tuple[float, float]) -> flo
 
 
 def _kind(value: object) -> str:
-    if isinstance(value, float):
-        return str(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"the number {value}"
     return {"str": "text", "NoneType": "nothing", "bool": "true or false", "dict": "an object", "list": "a list"}.get(
         type(value).__name__, f"a {type(value).__name__}"
     )

@@ -533,7 +533,7 @@ def held_captions(names: list[dict]) -> list[tuple[int, int, str]]:
 
 
 @torch.no_grad()
-def evaluate(data: Path, pipe: FluxPipeline, steps: int = 20, guidance: float = 2.5, batch: int = 25) -> dict:
+def evaluate(data: Path, pipe: FluxPipeline, steps: int = 20, guidance: float = 1.0, batch: int = 25) -> dict:
     """Retrieval, background and reconstruction, as the README states them.
 
     Retrieval: the nearest neighbour, by LPIPS, of each generated picture among all training emoji composited on the
@@ -639,7 +639,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=384, help="batch of the denoiser stage")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--shard", default="9MB")
-    parser.add_argument("--guidance", type=float, default=2.5)
+    parser.add_argument("--guidance", type=float, default=1.0)
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.enable_cudnn_sdp(False)  # crashed in training at these shapes on an H100 with torch 2.11

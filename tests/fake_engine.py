@@ -1,0 +1,265 @@
+"""A stand-in for `engine.worker.Worker`, so that the page and the API can be tested without torch.
+
+It draws small pictures with Pillow and makes up plausible numbers; nothing here measures anything. Failures,
+delays and what the "machine" can run are arguments.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from engine import events
+from engine.errors import UnsupportedError
+from engine.request import REFERENCE, CompareRequest
+from engine.results import Comparison, Generation, Latency, LayerCounts, Memory, Metrics, Ruler
+
+COLOURS = {
+    "blue": (92, 148, 230),
+    "red": (222, 92, 84),
+    "teal": (60, 160, 158),
+    "yellow": (240, 204, 92),
+    "green": (110, 178, 104),
+}
+SPREAD = {"bf16": 0, "fp8": 1, "mxfp8": 1, "nvfp4": 7}
+SPEED = {"bf16": 1.0, "fp8": 1.30, "mxfp8": 1.26, "nvfp4": 1.50}
+WEIGHTS_GB = {"bf16": 0.0632, "fp8": 0.0431, "mxfp8": 0.0437, "nvfp4": 0.0339}
+LPIPS = {"fp8": 0.006, "mxfp8": 0.0071, "nvfp4": 0.058}
+PSNR_DB = {"fp8": 39.0, "mxfp8": 38.2, "nvfp4": 27.4}
+RULER = Ruler(floor=0.0021, ceiling=0.304, note="Mean over 4 prompts, bf16, on a machine that does not exist.")
+
+
+@dataclass(frozen=True)
+class Machine:
+    name: str
+
+
+@dataclass(frozen=True)
+class Support:
+    precision: str
+    execution: str
+    reason: str
+    gemm: str
+
+
+LAPTOP = {
+    "bf16": Support("bf16", "native", "every device multiplies bf16", "aten::mm"),
+    "fp8": Support("fp8", "native", "through torch._scaled_mm on the CPU", "torch._scaled_mm"),
+    "mxfp8": Support("mxfp8", "emulated", "needs Blackwell tensor cores", "dequantize, then aten::mm"),
+    "nvfp4": Support("nvfp4", "emulated", "needs Blackwell tensor cores", "dequantize, then aten::mm"),
+}
+BLACKWELL = {p: Support(p, "native", "tensor cores", "torch._scaled_mm") for p in ("bf16", "fp8", "mxfp8", "nvfp4")}
+NO_FP8 = LAPTOP | {"fp8": Support("fp8", "unavailable", "FP8 needs an RTX 40 or H100 class device.", "")}
+
+
+@dataclass
+class FakeJob:
+    """One comparison; `events()` makes it up while it is read."""
+
+    worker: FakeWorker
+    request: CompareRequest
+    out: Path
+    steps: int = 0
+    """Denoising steps done so far, of all precisions."""
+    outcome: str = "unfinished"
+    """"completed", "failed" or "cancelled" in the end; cancelling a job that ended changes nothing."""
+
+    def cancel(self) -> None:
+        if self.outcome == "unfinished":
+            self.outcome = "cancelled"
+
+    def events(self) -> Iterator[events.Event]:
+        self.worker.busy += 1
+        self.worker.most_at_once = max(self.worker.most_at_once, self.worker.busy)
+        try:
+            for event in self._stream():
+                if self.outcome == "cancelled":
+                    yield events.Cancelled()
+                    return
+                if isinstance(event, events.TERMINAL):
+                    self.outcome = type(event).__name__.lower()
+                yield event
+        finally:
+            self.worker.busy -= 1
+
+    def _stream(self) -> Iterator[events.Event]:
+        asked, worker, results = self.request, self.worker, []
+        yield events.Queued(0)
+        yield events.Loading("the text encoders and the VAE")
+        for precision in asked.precisions:
+            yield events.Warming(precision)
+            for step in range(1, asked.num_inference_steps + 1):
+                time.sleep(worker.step_seconds)
+                self.steps = self.steps + 1
+                left = (asked.num_inference_steps - step) * max(worker.step_seconds, 0.05)
+                yield events.Step(precision, step, asked.num_inference_steps, left)
+                if worker.fail_at == precision:
+                    yield events.Failed(worker.failure)
+                    return
+            made = generation(asked, precision, worker.support, self.out)
+            yield events.Finished(precision, made)
+            if precision != REFERENCE:
+                noise = random.Random(asked.seed)
+                scores = tuple(LPIPS[precision] * noise.uniform(0.8, 1.2) for _ in range(asked.batch_size))
+                metrics = Metrics(lpips=scores, psnr_db=(PSNR_DB[precision],) * asked.batch_size)
+                made = replace(made, metrics=metrics)
+                yield events.Compared(precision, metrics)
+            results.append(made)
+        for index in range(1, worker.ruler_runs + 1):
+            time.sleep(worker.step_seconds)
+            yield events.Measuring(index, worker.ruler_runs)
+        yield events.RulerReady(RULER)
+        comparison = Comparison(
+            request=asked,
+            device=worker.machine.name,
+            versions={"torch": "0.0", "diffusers": "0.0"},
+            results=tuple(results),
+            ruler=RULER,
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
+        comparison.save(self.out)
+        yield events.Completed(comparison)
+
+
+class FakeWorker:
+    """The interface of `engine.worker.Worker`; `jobs` keeps every job for tests to look at."""
+
+    def __init__(
+        self,
+        *,
+        support: Mapping[str, Support] = LAPTOP,
+        device: str = "Fake laptop CPU",
+        step_seconds: float = 0.0,
+        fail_at: str | None = None,
+        failure: str = "The checkpoint shard transformer-00002.safetensors is cut short: fetch it again.",
+        ruler_runs: int = 0,
+    ):
+        self.machine = Machine(device)
+        self.support = dict(support)
+        self.step_seconds = step_seconds
+        self.fail_at = fail_at
+        self.failure = failure
+        self.ruler_runs = ruler_runs
+        self.jobs: list[FakeJob] = []
+        self.busy = self.most_at_once = 0
+        self.preloaded: list[str] = []
+        self.closed = False
+
+    def submit(self, request: CompareRequest, out: Path) -> FakeJob:
+        for precision in request.precisions:
+            support = self.support[precision]
+            if support.execution == "unavailable":
+                raise UnsupportedError(f"This machine cannot run {precision}: {support.reason}")
+        out.mkdir(parents=True, exist_ok=True)
+        job = FakeJob(self, request, out)
+        self.jobs.append(job)
+        return job
+
+    def preload(self, model: str) -> None:
+        self.preloaded.append(model)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def generation(asked: CompareRequest, precision: str, support: Mapping[str, Support], out: Path) -> Generation:
+    """A made-up result whose pictures are really written to `out`."""
+    files = []
+    for index in range(asked.batch_size):
+        file = out / (f"{precision}.png" if asked.batch_size == 1 else f"{precision}-{index + 1}.png")
+        drawing(asked.prompt, asked.seed + index, SPREAD[precision], asked.width, asked.height).save(file)
+        files.append(str(file))
+    native = support[precision].execution == "native"
+    denoise = 1.94 * asked.batch_size / (SPEED[precision] if native else 0.4)
+    latency = Latency(text=0.021, denoise=denoise, decode=0.139, total=denoise + 0.16)
+    weights = WEIGHTS_GB[precision]
+    quantized = 0 if precision == REFERENCE else 96
+    return Generation(
+        precision=precision,
+        execution=support[precision].execution,
+        files=tuple(files),
+        latency=latency,
+        latency_comparable=native,
+        memory=Memory(weights=weights, transformer=weights - 0.0211, peak=weights + 0.0174 * asked.batch_size),
+        layers=LayerCounts(quantized=quantized, skipped=14 if quantized else 0, left=0),
+        ran={
+            "Device": "Fake laptop CPU",
+            "GEMM": support[precision].gemm,
+            "Attention": "scaled_dot_product_attention, native",
+            "Compile": "blocks compiled, dynamic=False",
+            "Warm-up": "1 step of the same shape",
+        },
+    )
+
+
+def drawing(prompt: str, seed: int, spread: int, width: int, height: int) -> Image.Image:
+    """A rocket over a gradient of the prompt's colour; `spread` moves its outline by that many quarter pixels."""
+    noise = random.Random(f"{prompt}{seed}")
+    shake = random.Random(f"{prompt}{seed}{spread}")
+    base = next((rgb for word, rgb in COLOURS.items() if word in prompt), (150, 150, 160))
+    scale = 4
+    w, h = width * scale, height * scale
+    picture = Image.new("RGB", (1, h))
+    picture.putdata([tuple(min(255, int(c * (1.14 - 0.3 * y / h))) for c in base) for y in range(h)])
+    picture = picture.resize((w, h))
+    brush = ImageDraw.Draw(picture)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        angle = math.radians(noise_angle)
+        x, y = x - 0.5, y - 0.5
+        return (
+            w * (0.5 + x * math.cos(angle) - y * math.sin(angle)) + shake.uniform(-spread, spread),
+            h * (0.5 + x * math.sin(angle) + y * math.cos(angle)) + shake.uniform(-spread, spread),
+        )
+
+    noise_angle = noise.uniform(18, 48)
+    body = [(0.5, 0.12), (0.6, 0.27), (0.63, 0.45), (0.61, 0.68), (0.39, 0.68), (0.37, 0.45), (0.4, 0.27)]
+    for points, fill in (
+        ([(0.37, 0.5), (0.24, 0.74), (0.4, 0.68)], (196, 52, 60)),
+        ([(0.63, 0.5), (0.76, 0.74), (0.6, 0.68)], (166, 40, 52)),
+        ([(0.43, 0.68), (0.5, 0.93), (0.57, 0.68)], (255, 176, 46)),
+        ([(0.46, 0.68), (0.5, 0.82), (0.54, 0.68)], (255, 236, 150)),
+        (body, (238, 240, 244)),
+        ([(0.5, 0.12), (0.6, 0.27), (0.4, 0.27)], (214, 60, 66)),
+        ([(0.52, 0.27), (0.6, 0.27), (0.63, 0.45), (0.61, 0.68), (0.54, 0.68)], (206, 212, 222)),
+    ):
+        brush.polygon([at(*p) for p in points], fill=fill)
+    x, y = at(0.5, 0.42)
+    for radius, fill in ((0.07, (96, 108, 128)), (0.05, (90, 190, 240))):
+        r = radius * w
+        brush.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+    return picture.resize((width, height), Image.LANCZOS)
+
+
+@contextmanager
+def served(worker: FakeWorker, recorded: Path = Path("no such folder")) -> Iterator[str]:
+    """The app around a worker, on a free port; gives its address, without a slash at the end."""
+    from ui.page import build_page
+
+    with closing(build_page(worker, recorded=recorded)) as page:
+        yield page.serve(quiet=True).rstrip("/")
+
+
+def until(holds: Callable[[], object], seconds: float = 10) -> bool:
+    """Wait until something holds; False if it does not come to that."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if holds():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def record(folder: Path, prompt: str = "a rocket on a blue background", **changes: object) -> Comparison:
+    """Save a comparison as a recorded one, and give it back."""
+    worker = FakeWorker(device="Fake recorder 9000")
+    job = worker.submit(CompareRequest.create(prompt, **changes), folder)
+    *_, done = job.events()
+    return done.comparison

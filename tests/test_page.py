@@ -1,0 +1,699 @@
+"""The page in Chromium, around a fake worker, and the parts of it that need no browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from engine import events
+from engine.request import CompareRequest
+from tests.fake_engine import BLACKWELL, LAPTOP, NO_FP8, RULER, FakeWorker, record, served, until
+from ui import cards, words
+from ui import view as views
+from ui.shelf import Shelf
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPT = "a rocket on a blue background"
+HOSTILE = "<img src=x onerror=window.hit=1><script>window.hit=1</script> ${window.hit=1} {{7*7}} \"'&amp;"
+BEYOND_THE_EDGE = """() => [...document.querySelectorAll('main *')].filter((e) => {
+  const inside = e.closest('.tf-scroll, #tf-examples > .gallery');
+  return (!inside || inside === e) && e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1;
+}).map((e) => e.className || e.tagName)"""
+"""Elements that stick out of the screen, other than in a box that scrolls by itself: clipped, or scrolling the page."""
+browser_test = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        except sync_api.Error as error:
+            pytest.skip(f"Chromium does not start: {error}")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    """Opens an address in a fresh browser context; the test fails if the page logged an error."""
+    opened, errors = [], []
+
+    def open_page(url, width=1440, height=900, **options):
+        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
+        opened.append(context)
+        page = context.new_page()
+        page.set_default_timeout(8000)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(url)
+        # Gradio mounts components one after another.
+        for part in ("#tf-go", "#tf-precisions label", "#tf-seed input", ".tf-verdict", "#tf-views input"):
+            page.wait_for_selector(part, state="attached")
+        return page
+
+    yield open_page
+    for context in opened:
+        context.close()
+    # The server of a test may be gone before its pages are.
+    assert not [error for error in errors if "ERR_CONNECTION" not in error and "Server stopped" not in error]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recorded")
+    record(folder / "rocket")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quick(recorded):
+    """An app whose worker is done at once."""
+    worker = FakeWorker()
+    with served(worker, recorded) as url:
+        yield url, worker
+
+
+@pytest.fixture
+def slow(recorded):
+    """An app whose worker takes its time: `step_seconds` may be changed while it runs."""
+    worker = FakeWorker(step_seconds=0.05, ruler_runs=2)
+    with served(worker, recorded) as url:
+        yield url, worker
+        worker.step_seconds = 0
+
+
+def generate(page, prompt=None):
+    if prompt is not None:
+        page.fill("#tf-prompt textarea", prompt)
+    page.click("#tf-go")
+
+
+def finished(page):
+    """Wait for the end of a run that was made here; gives the verdict."""
+    page.wait_for_selector("a[href$='comparison.json']")
+    page.wait_for_selector("#tf-headline:not(:has(.tf-recorded)):not(:has(.tf-pulse))")
+    return page.inner_text(".tf-verdict")
+
+
+def notice(page):
+    page.wait_for_selector(".tf-notice:not(:empty)")
+    return page.inner_text(".tf-notice")
+
+
+def pictures(page):
+    """The pictures that are shown side by side and really loaded, as their alternative texts."""
+    return page.evaluate(
+        "[...document.querySelectorAll('#tf-stage img')].filter(i => i.complete && i.naturalWidth).map(i => i.alt)"
+    )
+
+
+def card(page, name):
+    return page.locator("#tf-stage .tf-card").filter(has=page.get_by_role("heading", name=name, exact=True))
+
+
+# The first screen
+
+
+@browser_test
+def test_the_first_screen_shows_a_recorded_comparison_and_fetches_nothing_elsewhere(chromium, quick):
+    page = chromium.new_page()
+    fetched = []
+    page.on("request", lambda request: fetched.append(request.url))
+    page.goto(quick[0])
+    page.wait_for_selector("#tf-stage img")
+    assert until(lambda: len(pictures(page)) == 3)
+    assert pictures(page) == [f"{name}: {PROMPT}, seed 7" for name in ("bf16", "MXFP8", "NVFP4")]
+    origin = page.inner_text(".tf-origin")
+    assert origin.startswith("recorded")
+    assert "Fake recorder 9000" in origin
+    assert PROMPT in origin
+    assert "Fake laptop CPU · FP8 native · MXFP8, NVFP4 emulated" in page.inner_text(".tf-header")
+    assert page.input_value("#tf-prompt textarea") == PROMPT
+    assert not [url for url in fetched if not url.startswith((quick[0], "data:", "blob:"))]
+    page.close()
+
+
+@browser_test
+def test_without_a_recorded_comparison_the_page_says_what_to_do(visit, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "comparison.json").write_text('{"request": ')
+    with served(FakeWorker(), tmp_path) as url:
+        page = visit(url)
+        assert words.WELCOME in page.inner_text("#tf-headline")
+        assert pictures(page) == []
+        generate(page)
+        finished(page)
+        assert until(lambda: len(pictures(page)) == 3)
+
+
+# A run
+
+
+@browser_test
+def test_pictures_appear_as_each_precision_finishes(visit, slow):
+    page = visit(slow[0])
+    generate(page, "a cat on a red background")
+    page.wait_for_selector(".tf-blank progress")
+    assert pictures(page) == [], "a recorded picture could be taken for a new one"
+    assert "recorded" not in page.inner_text("#tf-headline")
+    assert "Making the bf16 picture, 1 of 3" in page.inner_text(".tf-verdict")
+    assert until(lambda: "left" in page.inner_text(".tf-detail"))
+    assert page.is_disabled("#tf-go")
+    page.wait_for_selector("#tf-stage img")
+    assert until(lambda: pictures(page) == ["bf16: a cat on a red background, seed 7"])
+    assert page.locator(".tf-blank").count() == 2
+    assert until(lambda: "Making the NVFP4 picture, 3 of 3" in page.inner_text(".tf-verdict"))
+    assert len(pictures(page)) == 2
+    finished(page)
+    assert until(lambda: len(pictures(page)) == 3)
+    assert page.is_enabled("#tf-go")
+    assert page.is_disabled("#tf-stop")
+
+
+@browser_test
+def test_enter_generates_and_a_second_enter_does_not_start_another(visit, slow):
+    page = visit(slow[0])
+    page.fill("#tf-prompt textarea", "a cat")
+    page.press("#tf-prompt textarea", "Enter")
+    page.wait_for_selector(".tf-blank progress")
+    page.press("#tf-prompt textarea", "Enter")
+    assert notice(page) == words.BUSY
+    slow[1].step_seconds = 0
+    finished(page)
+    assert len(slow[1].jobs) == 1
+
+
+@browser_test
+def test_stop_keeps_what_is_finished_and_frees_the_worker(visit, slow):
+    page, worker = visit(slow[0]), slow[1]
+    generate(page, "a cat")
+    page.wait_for_selector(".tf-blank progress")
+    page.wait_for_selector("#tf-stage img")
+    page.click("#tf-stop")
+    page.get_by_text(words.STOPPED_KEPT).wait_for()
+    assert until(lambda: worker.jobs[0].outcome == "cancelled")
+    assert worker.jobs[0].steps < 45
+    assert until(lambda: pictures(page) == ["bf16: a cat, seed 7"])
+    assert page.locator(".tf-blank").all_inner_texts() == [words.STOPPED_BEFORE] * 2
+    assert page.inner_text(".tf-notice") == ""
+    worker.step_seconds = 0
+    generate(page, "a dog")
+    finished(page)
+    assert until(lambda: len(pictures(page)) == 3)
+
+
+@browser_test
+def test_stop_before_the_first_picture_brings_the_earlier_results_back(visit, slow):
+    page, worker = visit(slow[0]), slow[1]
+    generate(page, "a cat")
+    page.wait_for_selector(".tf-blank progress")
+    page.click("#tf-stop")
+    page.wait_for_selector(".tf-recorded")
+    assert until(lambda: len(pictures(page)) == 3)
+    assert until(lambda: worker.jobs[0].outcome == "cancelled")
+    assert page.is_enabled("#tf-go")
+    assert page.input_value("#tf-prompt textarea") == "a cat"
+
+
+@browser_test
+def test_stop_does_not_wait_for_the_step_to_end(visit, slow):
+    page, worker = visit(slow[0]), slow[1]
+    worker.step_seconds = 3
+    generate(page, "a cat")
+    assert until(lambda: worker.jobs)
+    page.click("#tf-stop")
+    assert until(lambda: worker.jobs[0].outcome == "cancelled", 1)
+    page.wait_for_selector(".tf-recorded")
+
+
+@browser_test
+def test_two_visitors_take_turns_and_stop_works_while_waiting(visit, slow):
+    url, worker = slow
+    worker.step_seconds = 0.2
+    one, other = visit(url), visit(url)
+    generate(one, "a cat")
+    one.wait_for_selector(".tf-blank progress")
+    generate(other, "a dog")
+    other.get_by_text(words.STARTING).wait_for()
+    assert pictures(other) == []
+    other.click("#tf-stop")
+    other.wait_for_selector(".tf-recorded")
+    worker.step_seconds = 0
+    finished(one)
+    generate(other, "a fish")
+    finished(other)
+    assert [job.request.prompt for job in worker.jobs] == ["a cat", "a fish"]
+    assert worker.most_at_once == 1
+
+
+@browser_test
+def test_closing_the_tab_frees_the_worker(chromium, slow):
+    url, worker = slow
+    page = chromium.new_page()
+    page.goto(url)
+    page.wait_for_selector("#tf-go")
+    generate(page)
+    page.wait_for_selector(".tf-blank progress")
+    page.close()
+    assert until(lambda: worker.jobs[0].outcome == "cancelled")
+    assert worker.jobs[0].steps < 60
+
+
+@browser_test
+def test_a_batch_shows_every_picture(visit, quick):
+    page = visit(quick[0])
+    page.get_by_text(words.MORE).click()
+    page.get_by_label(f"number input for {words.BATCH_LABEL}").fill("4")
+    page.keyboard.press("Tab")
+    generate(page)
+    finished(page)
+    assert until(lambda: len(pictures(page)) == 12)
+    assert len(set(pictures(page))) == 12
+    assert quick[1].jobs[-1].request.batch_size == 4
+    page.get_by_text(words.SLIDER, exact=True).click()
+    page.get_by_label("3", exact=True).check()
+    assert page.locator(".tf-pair:visible").get_attribute("data-pair") == "mxfp8/2"
+
+
+@browser_test
+def test_the_form_decides_what_is_asked(visit, quick):
+    page = visit(quick[0])
+    page.get_by_role("button", name="an octopus on a yellow background").click()
+    page.get_by_label("FP8", exact=True).check()
+    page.get_by_label("MXFP8 · emulated").uncheck()
+    page.click("#tf-dice")
+    assert until(lambda: page.input_value("#tf-seed input") != "7")
+    seed = int(page.input_value("#tf-seed input"))
+    page.get_by_text(words.MORE).click()
+    page.get_by_text(words.RECIPES["full"]).click()
+    page.click("#tf-go")
+    finished(page)
+    asked = quick[1].jobs[-1].request
+    assert asked == CompareRequest.create(
+        "an octopus on a yellow background", precisions=["fp8", "nvfp4"], seed=seed, recipe="full"
+    )
+
+
+# What goes wrong
+
+
+@browser_test
+@pytest.mark.parametrize(
+    ("prompt", "seed", "sentence"),
+    [
+        ("   ", "7", "The prompt is empty: describe the picture in a few words."),
+        ("x" * 301, "7", "The prompt has 301 characters: this model takes at most 300."),
+        (PROMPT, "-1", "seed is -1: it must lie between 0 and 4294967295."),
+        (PROMPT, "4294967296", "seed is 4294967296: it must lie between 0 and 4294967295."),
+        (PROMPT, "1.5", "seed must be a whole number, not 1.5."),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_lost(visit, quick, prompt, seed, sentence):
+    url, worker = quick
+    jobs = len(worker.jobs)
+    page = visit(url)
+    page.fill("#tf-seed input", seed)
+    generate(page, prompt)
+    assert notice(page) == sentence
+    assert until(lambda: len(pictures(page)) == 3)
+    assert page.locator(".tf-recorded").is_visible()
+    assert page.input_value("#tf-prompt textarea") == prompt
+    assert page.input_value("#tf-seed input") == seed
+    assert page.is_enabled("#tf-go")
+    assert len(worker.jobs) == jobs
+    page.fill("#tf-seed input", "7")
+    generate(page, "a cat")
+    finished(page)
+    assert page.inner_text(".tf-notice") == ""
+
+
+@browser_test
+def test_a_failure_shows_its_sentence_and_the_earlier_results(visit, recorded):
+    with served(FakeWorker(fail_at="bf16", failure="Shard 2 of mini-flux is cut short."), recorded) as url:
+        page = visit(url)
+        generate(page, "a cat")
+        assert notice(page) == "Shard 2 of mini-flux is cut short."
+        page.wait_for_selector(".tf-recorded")
+        assert until(lambda: len(pictures(page)) == 3)
+        assert page.is_enabled("#tf-go")
+
+
+@browser_test
+def test_a_failure_halfway_keeps_the_finished_picture(visit, recorded):
+    with served(FakeWorker(fail_at="nvfp4", failure="Out of memory."), recorded) as url:
+        page = visit(url)
+        generate(page, "a cat")
+        assert notice(page) == "Out of memory."
+        assert until(lambda: len(pictures(page)) == 2)
+        assert words.FAILED_KEPT in page.inner_text(".tf-verdict")
+
+
+@browser_test
+def test_a_crash_of_the_worker_leaves_a_usable_page(visit, recorded):
+    worker = FakeWorker()
+    worker.submit = lambda request, out: 1 / 0
+    with served(worker, recorded) as url:
+        page = visit(url)
+        generate(page)
+        assert notice(page) == words.BROKEN
+        assert page.is_enabled("#tf-go")
+        del worker.submit
+        generate(page)
+        finished(page)
+
+
+@browser_test
+def test_an_unavailable_precision_has_no_chip_and_a_reason(visit):
+    with served(FakeWorker(support=NO_FP8)) as url:
+        page = visit(url)
+        assert page.locator("#tf-precisions label").all_inner_texts() == ["MXFP8 · emulated", "NVFP4 · emulated"]
+        assert "FP8 is unavailable here: FP8 needs an RTX 40 or H100 class device." in page.inner_text(".tf-form")
+
+
+@browser_test
+def test_a_hostile_prompt_is_only_text(visit, quick):
+    page = visit(quick[0])
+    generate(page, HOSTILE)
+    finished(page)
+    assert until(lambda: len(pictures(page)) == 3)
+    assert page.inner_text(".tf-origin q").strip("“”\"'") == HOSTILE.strip("\"'")
+    assert pictures(page)[0] == f"bf16: {HOSTILE}, seed 7"
+    for name in (words.SLIDER, words.TABLE):
+        page.get_by_text(name, exact=True).click()
+    assert page.evaluate("window.hit") is None
+
+
+# The numbers
+
+
+@browser_test
+def test_an_emulated_precision_has_no_latency_except_in_what_really_ran(visit, quick):
+    page = visit(quick[0])
+    text = card(page, "MXFP8").inner_text()
+    assert words.NOT_COMPARABLE in text
+    assert "×" not in text
+    assert "5.01" not in text
+    assert "5.01" not in page.inner_text("#tf-headline")
+    assert "faster" not in page.inner_text(".tf-verdict")
+    assert "speed is not compared" in page.inner_text(".tf-verdict")
+    assert "2.10" in card(page, "bf16").inner_text()
+    page.get_by_text(words.TABLE, exact=True).click()
+    row = page.locator("#tf-table tr").filter(has_text="MXFP8").inner_text()
+    assert words.NOT_COMPARABLE in row
+    assert "5.01" not in row
+    page.get_by_text(words.RAN, exact=True).first.click()
+    ran = page.inner_text("#tf-ran")
+    assert "5.01 s" in ran
+    assert "dequantize, then aten::mm" in ran
+    assert "96 quantized, 14 kept in bf16 by the recipe" in ran
+    assert "torch 0.0, diffusers 0.0" in ran
+
+
+@browser_test
+def test_a_native_precision_has_latency_and_speedup(visit):
+    with served(FakeWorker(support=BLACKWELL)) as url:
+        page = visit(url)
+        generate(page)
+        verdict = finished(page)
+        assert "NVFP4: 1.44× faster, 36% less memory" in verdict
+        assert "emulated" not in page.inner_text("#tf-results")
+        text = card(page, "NVFP4").inner_text()
+        for part in ("1.45", "1.44×", "text 0.02 · denoise 1.29 · decode 0.14 s", "51", "−36%", "34", "−46%"):
+            assert part in text
+
+
+@browser_test
+def test_the_ruler_places_the_score_between_floor_and_ceiling(visit, quick):
+    page = visit(quick[0])
+    ruler = card(page, "NVFP4").locator(".tf-ruler")
+    left = {
+        kind: ruler.locator(kind).evaluate_all("(all) => all.map(e => e.getBoundingClientRect().x)")
+        for kind in (".tf-tick", ".tf-dot")
+    }
+    floor, ceiling = left[".tf-tick"]
+    assert floor < left[".tf-dot"][0] < (floor + ceiling) / 2
+    assert "different only up close" in card(page, "NVFP4").inner_text()
+    assert "bf16 noise 0.0021" in ruler.inner_text()
+    assert "another seed 0.304" in ruler.inner_text()
+
+
+# Views, downloads, screens
+
+
+@browser_test
+def test_the_slider_splits_two_pictures_by_keyboard(visit, quick):
+    page = visit(quick[0])
+    page.get_by_label(words.SLIDER, exact=True).check()
+    assert not page.locator("#tf-stage").is_visible()
+    pair = page.locator(".tf-pair:visible")
+    assert pair.get_attribute("data-pair") == "mxfp8/0"
+    page.get_by_role("radio", name="NVFP4").check()
+    assert pair.get_attribute("data-pair") == "nvfp4/0"
+    assert pair.locator("img").evaluate_all("(all) => all.map(i => i.alt.split(':')[0])") == ["bf16", "NVFP4"]
+    above = pair.locator("img").nth(1)
+    before = above.evaluate("(image) => getComputedStyle(image).clipPath")
+    pair.locator("input[type=range]").focus()
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    assert before == "inset(0px 0px 0px 50%)"
+    assert above.evaluate("(image) => getComputedStyle(image).clipPath") == "inset(0px 0px 0px 60%)"
+
+
+@browser_test
+def test_the_slider_keeps_its_choice_over_a_new_run(visit, quick):
+    page = visit(quick[0])
+    page.get_by_label(words.SLIDER, exact=True).check()
+    page.get_by_role("radio", name="NVFP4").check()
+    generate(page, "a cat")
+    finished(page)
+    assert page.get_by_role("radio", name="NVFP4").is_checked()
+    pair = page.locator(".tf-pair:visible")
+    assert pair.count() == 1
+    assert pair.locator("img").nth(1).get_attribute("alt") == "NVFP4: a cat, seed 7"
+
+
+@browser_test
+def test_the_table_has_a_row_a_precision(visit, quick):
+    page = visit(quick[0])
+    page.get_by_label(words.TABLE, exact=True).check()
+    rows = page.locator("#tf-table tbody tr").all_inner_texts()
+    assert [row.split()[0] for row in rows] == ["bf16", "MXFP8", "NVFP4"]
+    assert "27.4" in rows[2]
+
+
+@browser_test
+def test_pictures_and_json_download(visit, quick):
+    page = visit(quick[0])
+    generate(page)
+    finished(page)
+    job = quick[1].jobs[-1]
+    with page.expect_download() as download:
+        page.click("a[href$='comparison.json']")
+    assert json.loads(Path(download.value.path()).read_text())["request"] == job.request.to_json()
+    with page.expect_download() as download:
+        card(page, "NVFP4").get_by_text("PNG").click()
+    assert download.value.suggested_filename == "nvfp4.png"
+    assert Path(download.value.path()).read_bytes() == (job.out / "nvfp4.png").read_bytes()
+
+
+@browser_test
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_needs_no_sideways_scrolling(visit, quick, scheme):
+    page = visit(quick[0], width=390, height=844, color_scheme=scheme, has_touch=True, is_mobile=True)
+    generate(page, "wide" * 60)
+    finished(page)
+    page.get_by_text(words.MORE).click()
+    page.get_by_text(words.RAN, exact=True).first.click()
+    for name in (words.SIDE, words.SLIDER, words.TABLE):
+        page.get_by_label(name, exact=True).check()
+        page.wait_for_timeout(150)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+        assert page.evaluate(BEYOND_THE_EDGE) == [], name
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 17, 19)"
+    assert dark == (scheme == "dark")
+
+
+@browser_test
+def test_light_and_dark_can_be_switched_and_stay(visit, quick):
+    page = visit(quick[0], color_scheme="light")
+    page.get_by_label(words.THEME_TOGGLE).click()
+    assert page.evaluate("document.body.classList.contains('dark')")
+    page.reload()
+    page.wait_for_selector("#tf-go")
+    assert until(lambda: page.evaluate("document.body.classList.contains('dark')"))
+
+
+@browser_test
+def test_the_keyboard_reaches_everything_with_a_visible_focus(visit, quick):
+    page = visit(quick[0])
+    page.focus("#tf-prompt textarea")
+    seen = set()
+    for _ in range(24):
+        page.keyboard.press("Tab")
+        state = page.evaluate(
+            """() => { const e = document.activeElement, ring = e.closest('label') ?? e;
+               const visible = [e, ring].some(x => getComputedStyle(x).outlineStyle !== 'none');
+               return [e.id || e.name || e.className || e.innerText, visible]; }"""
+        )
+        seen.add(state[0])
+        if state[0] in ("tf-go", "fp8", "nvfp4", "tf-dice", "tf-view"):
+            assert state[1], f"no visible focus on {state[0]}"
+    assert {"tf-go", "fp8", "nvfp4", "tf-dice", "tf-view"} <= seen
+
+
+# Without a browser
+
+
+def comparison(tmp_path, support=LAPTOP, **changes):
+    job = FakeWorker(support=support).submit(CompareRequest.create(PROMPT, **changes), tmp_path)
+    *_, done = job.events()
+    return done.comparison
+
+
+def test_the_verdict_on_one_native_precision(tmp_path):
+    said = words.verdict(comparison(tmp_path, BLACKWELL, precisions=["nvfp4"]))
+    assert said == (
+        "NVFP4 is 1.44× faster and needs 36% less memory. You would need to look closely to see the difference."
+    )
+
+
+def test_the_verdict_never_speaks_of_an_emulated_speed(tmp_path):
+    said = words.verdict(comparison(tmp_path, precisions=["fp8", "nvfp4"]))
+    assert said == (
+        "FP8: 1.27× faster, 25% less memory, hard to tell from bf16. "
+        "NVFP4: 46% smaller weights, different only up close. NVFP4 is emulated, so its speed is not compared."
+    )
+    said = words.verdict(comparison(tmp_path, precisions=["mxfp8"]))
+    assert said == (
+        "MXFP8 needs 31% less memory for its weights. The pictures are hard to tell apart. "
+        "It is emulated, so its speed is not compared."
+    )
+
+
+@pytest.mark.parametrize(
+    ("lpips", "phrase"),
+    [
+        (0.001, "within bf16's own noise"),
+        (0.01, "hard to tell from bf16"),
+        (0.06, "different only up close"),
+        (0.15, "visibly different"),
+        (0.3, "another picture"),
+        (0.6, "another picture"),
+    ],
+)
+def test_a_score_is_put_into_words_by_its_place_on_the_ruler(lpips, phrase):
+    assert words.closeness(lpips, RULER)[0] == phrase
+
+
+def test_a_view_never_shows_a_picture_of_an_earlier_run(tmp_path):
+    view = views.begin(CompareRequest.create(PROMPT), "device")
+    assert view.finished == ()
+    for event in FakeWorker().submit(view.request, tmp_path).events():
+        view = views.advance(view, event)
+        if isinstance(event, events.Compared):
+            assert view.finished[-1].metrics == event.metrics
+    assert len(view.finished) == 3
+    assert view.ruler == RULER
+
+
+def test_every_text_of_a_request_is_escaped(tmp_path):
+    done = comparison(tmp_path)
+    odd = CompareRequest.create(HOSTILE)
+    view = views.of(done, tmp_path, recorded=True)
+    view = views.replace(view, request=odd, device="<b>device</b>")
+    for html in (cards.headline(view), cards.stage(view), cards.slider(view), cards.table(view), cards.ran(view)):
+        assert "<script" not in html
+        assert "<img src=x" not in html
+        assert "<b>" not in html
+
+
+def test_files_are_linked_relative_to_the_page(tmp_path):
+    address = cards.link(tmp_path / "a b#c.png")
+    assert not address.startswith(("/", "http"))
+    assert "#" not in address
+    assert unquote(address) == f"gradio_api/file={tmp_path}/a b#c.png"
+
+
+def test_the_shelf_outlives_a_cleaned_temporary_folder_and_sweeps_only_what_is_old(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    shelf = Shelf()
+    shutil.rmtree(shelf.root)
+    fresh = shelf.new()
+    old = shelf.new()
+    (tmp_path / "recorded").mkdir()
+    pinned = shelf.pin(tmp_path / "recorded")
+    for folder in (old, pinned):
+        os.utime(folder, (0, 0))
+    assert shelf.new().is_dir()
+    assert (fresh.is_dir(), old.exists(), pinned.is_dir()) == (True, False, True)
+    shelf.close()
+    assert not shelf.root.exists()
+
+
+def start(*arguments, code="import app; app.main()", **options):
+    """`python app.py`, with the fake in the place of engine.worker, which needs torch."""
+    code = (
+        "import sys, types; from tests import fake_engine; fake = types.ModuleType('engine.worker');"
+        "fake.Worker = lambda models: fake_engine.FakeWorker(); sys.modules['engine.worker'] = fake;" + code
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, **pipes, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--models", "flux.9"], "There is no model 'flux.9': choose one of mini-flux."),
+        (["--models", ","], "--models names no model: choose from mini-flux."),
+        (["--preload", "other"], "--preload other is not among --models mini-flux."),
+        (["--port", "70000"], "Port 70000 does not exist: choose one from 1 to 65535."),
+    ],
+)
+def test_a_wrong_argument_exits_2_with_one_line(arguments, sentence):
+    process = start(*arguments)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (2, sentence + "\n")
+
+
+def test_a_port_in_use_exits_2_with_one_line():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = start("--port", str(port))
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert stderr == (f"Cannot listen on 127.0.0.1 port {port}: Address already in use. Choose another with --port.\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_app_cleanly(number):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = start("--port", str(port))
+    try:
+
+        def answers():
+            with socket.socket() as client:
+                return client.connect_ex(("127.0.0.1", port)) == 0
+
+        assert until(answers, 30)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=15)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert "Traceback" not in stderr

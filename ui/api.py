@@ -1,0 +1,84 @@
+"""The one public endpoint, `/compare`: a request's fields in, the command line's JSON out, files to fetch in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import gradio as gr
+
+from engine import events
+from engine.errors import TwinframeError
+from engine.request import CompareRequest
+from engine.results import Comparison
+from ui import words
+from ui.shelf import Shelf
+
+
+def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
+    """The function behind `/compare`.
+
+    A generator, because that is what Gradio can end when a client goes away: it yields `{"status": ...}` while the
+    worker is at it, and the result last, which is what `predict` returns.
+    """
+
+    def compare(
+        prompt: str,
+        model: str | None = None,
+        precisions: list[str] | None = None,
+        seed: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        batch_size: int | None = None,
+        recipe: str | None = None,
+    ) -> dict:
+        """Make one picture in bf16 and in each other precision from the same noise, and measure what differs."""
+        try:
+            asked = CompareRequest.create(
+                prompt,
+                model=model,
+                precisions=precisions,
+                seed=seed,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                height=height,
+                width=width,
+                batch_size=batch_size,
+                recipe=recipe,
+            )
+            job = worker.submit(asked, shelf.new())
+        except TwinframeError as error:
+            raise _said(str(error)) from error
+        try:
+            for event in job.events():
+                match event:
+                    case events.Completed(comparison):
+                        yield answer(comparison)
+                        return
+                    case events.Failed(reason):
+                        raise _said(reason)
+                    case events.Cancelled():
+                        raise _said(words.STOPPED)
+                    case events.Step(precision, index, total, _):
+                        yield {"status": f"{precision}: step {index} of {total}"}
+                    case _:
+                        yield {"status": type(event).__name__.lower()}
+            raise _said(words.API_BROKEN)
+        finally:
+            job.cancel()
+
+    return compare
+
+
+def answer(comparison: Comparison) -> dict:
+    """The comparison as JSON with every file as Gradio file data, which its clients download by themselves."""
+    said = comparison.to_json()
+    for result in said["results"]:
+        result["files"] = [gr.FileData(path=file).model_dump() for file in result["files"]]
+    return said
+
+
+def _said(sentence: str) -> gr.Error:
+    """An error whose text reaches the client whatever `show_error` is; no traceback in the log for a user's mistake."""
+    return gr.Error(sentence, print_exception=False)

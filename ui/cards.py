@@ -1,0 +1,387 @@
+"""HTML of the results: cards with pictures and numbers, the LPIPS ruler, the slider, the table, what really ran.
+
+Pure functions from a `View` to a string. All text that did not originate in this repository is escaped here. The
+strings are values of `gr.HTML` with its default template, which inserts a value as it stands; never put them into
+an `html_template`, where `${...}` would run as JavaScript.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from engine import catalog
+from engine.request import REFERENCE, CompareRequest
+from engine.results import Generation, Ruler
+from ui import words
+from ui.view import Column, View
+
+SLIDER_JS = """
+const kept = {};
+const chosen = (name) => {
+  const inputs = [...element.querySelectorAll(`input[name=${name}]`)];
+  const input = inputs.find((i) => i.value === kept[name]) ?? inputs.find((i) => i.checked);
+  if (input) input.checked = true;
+  return input?.value ?? 0;
+};
+const sync = () => {
+  const key = `${chosen('tf-other')}/${chosen('tf-picture')}`;
+  element.querySelectorAll('.tf-pair').forEach((pair) => { pair.hidden = pair.dataset.pair !== key; });
+};
+element.addEventListener('change', (event) => {
+  kept[event.target.name] = event.target.value;
+  sync();
+});
+element.addEventListener('input', (event) => {
+  if (!event.target.matches('.tf-split')) return;
+  event.target.closest('.tf-pair').style.setProperty('--at', `${event.target.value}%`);
+});
+watch('value', sync);
+"""
+"""Runs in the browser: shows the chosen pair, over new runs as well, and moves its split. No user text enters it."""
+
+THEME_JS = """
+const paint = (dark) => document.body.classList.toggle('dark', dark);
+const kept = localStorage.getItem('twinframe-theme');
+if (kept) paint(kept === 'dark');
+element.querySelector('button').addEventListener('click', () => {
+  const dark = !document.body.classList.contains('dark');
+  paint(dark);
+  localStorage.setItem('twinframe-theme', dark ? 'dark' : 'light');
+});
+"""
+
+
+VIEWS_JS = """
+element.addEventListener('change', (event) => {
+  document.getElementById('tf-results').dataset.view = event.target.value;
+});
+"""
+
+
+def link(file: str | Path) -> str:
+    """Where the browser fetches a file that lies on the shelf (ui/shelf.py), relative to the page."""
+    return f"gradio_api/file={quote(str(file), safe='/')}"
+
+
+def header(machine: str) -> str:
+    return (
+        f'<header class="tf-header"><h1>{words.TITLE}</h1><p class="tf-tagline">{words.TAGLINE}</p>'
+        f'<p class="tf-machine">{escape(machine)}</p>'
+        f'<button type="button" class="tf-theme" aria-label="{words.THEME_TOGGLE}" title="{words.THEME_TOGGLE}">'
+        "</button></header>"
+    )
+
+
+def about(spec: catalog.ModelSpec) -> str:
+    return (
+        f'<p class="tf-small">{escape(spec.summary)} Licence: <a href="{escape(spec.licence_url)}" target="_blank"'
+        f' rel="noopener">{escape(spec.licence)}</a>.</p>'
+    )
+
+
+def unavailable(support: Mapping[str, object]) -> str:
+    """The precisions that this machine cannot run, each with the reason; empty if it runs all."""
+    reasons = [words.unavailable(p, s.reason) for p, s in support.items() if s.execution == "unavailable"]
+    return "".join(f'<p class="tf-small">{escape(reason)}</p>' for reason in reasons)
+
+
+def notice(text: str) -> str:
+    """An error where the eye is; empty for none. The element stays, so that screen readers announce a change."""
+    return f'<div role="alert" class="tf-notice">{escape(text)}</div>'
+
+
+def headline(view: View) -> str:
+    """The verdict, or what is going on; `aria-live` leaves out the step counter, which changes too often."""
+    busy = '<span class="tf-pulse" aria-hidden="true"></span>' if view.busy else ""
+    detail = f'<span class="tf-detail">{escape(view.detail)}</span>' if view.detail else ""
+    kind = "tf-headline" if view.request else "tf-headline tf-welcome"
+    return (
+        f'<div class="{kind}"><p class="tf-verdict">{busy}<span aria-live="polite">{escape(view.headline)}</span>'
+        f"{detail}</p>{_origin(view)}</div>"
+    )
+
+
+def _origin(view: View) -> str:
+    """Which request the pictures belong to, and whether they were made here or recorded earlier."""
+    asked = view.request
+    if asked is None:
+        return ""
+    model = catalog.model(asked.model).name
+    badge = '<span class="tf-badge tf-recorded">recorded</span>' if view.recorded else ""
+    where = f"{escape(view.device)}, {words.when(view.created)}" if view.recorded else escape(view.device)
+    download = ""
+    if view.folder is not None:
+        download = f' · <a href="{link(view.folder / "comparison.json")}" download>comparison.json</a>'
+    return (
+        f'<p class="tf-origin">{badge}<q>{escape(asked.prompt)}</q> {escape(words.settings(asked, model))} · {where}'
+        f"{download}</p>"
+    )
+
+
+def views() -> str:
+    """The switch between the three views of the same results; style.css shows the chosen one."""
+    choices = [("side", words.SIDE), ("slider", words.SLIDER), ("table", words.TABLE)]
+    return _choices("tf-view", words.VIEW_LABEL, choices)
+
+
+def stage(view: View) -> str:
+    """All cards side by side."""
+    cards = "".join(_card(view, column) for column in view.columns)
+    return f'<div class="tf-stage" style="--n:{max(1, len(view.columns))}">{cards}</div>' if cards else ""
+
+
+def _card(view: View, column: Column) -> str:
+    made = column.generation
+    if made is None:
+        title = _title(column.precision, "")
+        return f'<figure class="tf-card">{_blank(view.request, column)}<figcaption>{title}</figcaption></figure>'
+    return (
+        f'<figure class="tf-card">{_pictures(view.request, made)}<figcaption>{_title(made.precision, made.execution)}'
+        f"{_numbers(view, made)}{_downloads(made)}</figcaption></figure>"
+    )
+
+
+def _title(precision: str, execution: str) -> str:
+    role = '<span class="tf-role">the reference</span>' if precision == REFERENCE else ""
+    badge = f'<span class="tf-badge">{escape(execution)}</span>' if execution else ""
+    return f'<div class="tf-title"><h2>{words.NAMES[precision]}</h2>{role}{badge}</div>'
+
+
+def _blank(asked: CompareRequest, column: Column) -> str:
+    """The place of a picture that is not there yet."""
+    bar = ""
+    if column.progress is not None:
+        bar = (
+            f'<progress max="1" value="{column.progress:.3f}" aria-label="{words.NAMES[column.precision]}"></progress>'
+        )
+    shape = f"aspect-ratio:{asked.width}/{asked.height}"
+    return f'<div class="tf-blank" style="{shape}"><span>{escape(column.note or "waiting")}</span>{bar}</div>'
+
+
+def _pictures(asked: CompareRequest, made: Generation) -> str:
+    pictures = "".join(
+        f'<a href="{link(file)}" target="_blank">{_img(asked, made, index)}</a>'
+        for index, file in enumerate(made.files)
+    )
+    return f'<div class="tf-pictures{" tf-many" if len(made.files) > 1 else ""}">{pictures}</div>'
+
+
+def _img(asked: CompareRequest, made: Generation, index: int) -> str:
+    return (
+        f'<img src="{link(made.files[index])}" alt="{escape(words.alt(made.precision, asked, index))}"'
+        f' width="{asked.width}" height="{asked.height}">'
+    )
+
+
+def _numbers(view: View, made: Generation) -> str:
+    """Latency, memory and LPIPS of one precision."""
+    comparison = view.comparison
+    is_reference = made.precision == REFERENCE
+    speedup = comparison.speedup(made) if comparison and not is_reference else None
+    compared = comparison is not None and not is_reference
+    weights = words.change(words.weights_saving(comparison, made)) if compared else ""
+    native = made.execution == "native"
+    peak = words.change(comparison.memory_saving(made)) if compared and native else ""
+    if made.latency_comparable:
+        latency = _stat("Latency", (words.seconds(made.latency.total), "s"), words.factor(speedup) if speedup else "")
+        stages = f'<p class="tf-stages">{words.stages(made.latency)}</p>'
+    else:
+        latency = ""
+        stages = f'<p class="tf-stages">{words.EMULATED_NOTE}</p>'
+    peak = _stat("Peak memory", words.size(made.memory.peak), peak) if native else _absent("Latency, peak memory")
+    return (
+        f'<dl class="tf-stats">{latency}{peak}{_stat("Weights", words.size(made.memory.weights), weights)}</dl>'
+        f"{stages}{_lpips(made, view.ruler)}"
+    )
+
+
+def _stat(label: str, value: tuple[str, str], beside: str) -> str:
+    number, unit = value
+    note = f' <span class="tf-beside">{beside}</span>' if beside else ""
+    return f"<div><dt>{label}</dt><dd>{number}<small>{unit}</small>{note}</dd></div>"
+
+
+def _absent(label: str) -> str:
+    """What stands in the place of two numbers that an emulation cannot give."""
+    return f'<div class="tf-wide"><dt>{label}</dt><dd class="tf-absent">{words.NOT_COMPARABLE}</dd></div>'
+
+
+def _lpips(made: Generation, ruler: Ruler | None) -> str:
+    if made.precision == REFERENCE:
+        return f'<p class="tf-reference tf-small">{words.REFERENCE_NOTE}</p>'
+    value = words.mean_lpips(made)
+    if value is None:
+        return '<p class="tf-reference tf-small">Measuring LPIPS</p>'
+    mean = " <small>mean</small>" if len(made.files) > 1 else ""
+    return (
+        f'<div class="tf-lpips"><dl class="tf-stats"><div><dt>LPIPS</dt><dd>{words.score(value)}{mean}</dd></div></dl>'
+        f"{_ruler(value, ruler)}</div>"
+    )
+
+
+def _ruler(value: float, ruler: Ruler | None) -> str:
+    """A score between the noise floor and another seed; the scale ends a little beyond the larger of the two."""
+    said = escape(words.on_the_ruler(value, ruler))
+    if ruler is None:
+        return f'<p class="tf-reading">{said}</p>'
+    end = 1.12 * max(ruler.ceiling, value, 1e-9)
+
+    def at(x: float) -> str:
+        return f"{100 * x / end:.2f}%"
+
+    title = escape(f"Noise floor {words.score(ruler.floor)}, another seed {words.score(ruler.ceiling)}. {ruler.note}")
+    return (
+        f'<div class="tf-ruler" role="img" aria-label="LPIPS {words.score(value)}: {said}" title="{title}">'
+        f'<span class="tf-scale"></span>'
+        f'<span class="tf-tick" style="left:{at(ruler.floor)}"></span>'
+        f'<span class="tf-tick" style="left:{at(ruler.ceiling)}"></span>'
+        f'<span class="tf-dot" style="left:{at(value)}"></span>'
+        f'<span class="tf-end tf-floor">bf16 noise {words.score(ruler.floor)}</span>'
+        f'<span class="tf-end tf-ceiling" style="right:calc(100% - {at(ruler.ceiling)})">'
+        f"another seed {words.score(ruler.ceiling)}</span></div>"
+        f'<p class="tf-reading">{said}</p>'
+    )
+
+
+def _downloads(made: Generation) -> str:
+    labels = ["PNG"] if len(made.files) == 1 else [f"PNG {index + 1}" for index in range(len(made.files))]
+    links = " ".join(
+        f'<a href="{link(file)}" download>{label}</a>' for label, file in zip(labels, made.files, strict=True)
+    )
+    return f'<p class="tf-downloads">Download {links}</p>'
+
+
+def slider(view: View) -> str:
+    """bf16 under any other precision, split where the visitor drags; a range input makes it work by keyboard."""
+    others = [g for g in view.finished if g.precision != REFERENCE]
+    if not others or view.comparison is None:
+        return f'<p class="tf-empty">{words.SLIDER_EMPTY}</p>'
+    reference = view.comparison.reference
+    count = len(reference.files)
+    choices = _choices("tf-other", words.OTHER_LABEL, [(g.precision, words.NAMES[g.precision]) for g in others])
+    if count > 1:
+        choices += _choices("tf-picture", words.PICTURE_LABEL, [(str(i), str(i + 1)) for i in range(count)])
+    pairs = "".join(
+        _pair(view, reference, other, index, hidden=(position, index) != (0, 0))
+        for position, other in enumerate(others)
+        for index in range(count)
+    )
+    return f'<div class="tf-overlay"><div class="tf-choices">{choices}</div>{pairs}</div>'
+
+
+def _choices(name: str, label: str, choices: Sequence[tuple[str, str]]) -> str:
+    radios = "".join(
+        f'<label><input type="radio" name="{name}" value="{value}"{" checked" if i == 0 else ""}>{text}</label>'
+        for i, (value, text) in enumerate(choices)
+    )
+    return f'<fieldset class="tf-segments"><legend>{label}</legend>{radios}</fieldset>'
+
+
+def _pair(view: View, below: Generation, above: Generation, index: int, *, hidden: bool) -> str:
+    asked, name = view.request, words.NAMES[above.precision]
+    numbers = "".join(f"{_title(g.precision, g.execution)}{_numbers(view, g)}" for g in (below, above))
+    return (
+        f'<figure class="tf-pair" data-pair="{above.precision}/{index}"{" hidden" if hidden else ""}>'
+        f'<div><div class="tf-layers">{_img(asked, below, index)}{_img(asked, above, index)}'
+        f'<span class="tf-corner">bf16</span><span class="tf-corner tf-right">{name}</span>'
+        f'<input type="range" class="tf-split" min="0" max="100" value="50" aria-label="Split between bf16 and {name}">'
+        f'</div><p class="tf-small">{words.SLIDER_HINT}</p></div><figcaption>{numbers}</figcaption></figure>'
+    )
+
+
+def table(view: View) -> str:
+    """Every number of the finished precisions; the emulated ones' latency and peak are not among them."""
+    if not view.finished:
+        return f'<p class="tf-empty">{words.TABLE_EMPTY}</p>'
+    rows = "".join(_row(view, g) for g in view.finished)
+    heads = ("Text", "Denoise", "Decode", "Total", "Speedup", "Weights", "Peak", "LPIPS", "PSNR")
+    units = ("s", "s", "s", "s", "", "", "", "", "dB")
+    cells = "".join(
+        f'<th scope="col">{h}{f" <small>{u}</small>" if u else ""}</th>' for h, u in zip(heads, units, strict=True)
+    )
+    return (
+        '<div class="tf-scroll" tabindex="0" role="region" aria-label="Table of results"><table class="tf-table">'
+        f'<thead><tr><th scope="col">Precision</th><th scope="col">Ran</th>{cells}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _row(view: View, made: Generation) -> str:
+    comparison = view.comparison
+    t = made.latency
+    if made.latency_comparable:
+        speedup = comparison.speedup(made) if comparison and made.precision != REFERENCE else None
+        times = [words.seconds(v) for v in (t.text, t.denoise, t.decode, t.total)]
+        times.append(words.factor(speedup) if speedup else "–")
+        latency = "".join(f"<td>{v}</td>" for v in times)
+    else:
+        latency = f'<td colspan="5" class="tf-absent">{words.NOT_COMPARABLE}</td>'
+    peak = " ".join(words.size(made.memory.peak)) if made.execution == "native" else "–"
+    lpips = words.mean_lpips(made)
+    psnr = words.psnr(sum(made.metrics.psnr_db) / len(made.metrics.psnr_db)) if made.metrics else "–"
+    values = (" ".join(words.size(made.memory.weights)), peak, "–" if lpips is None else words.score(lpips), psnr)
+    cells = "".join(f"<td>{v}</td>" for v in values)
+    return (
+        f'<tr><th scope="row">{words.NAMES[made.precision]}</th><td class="tf-word">{escape(made.execution)}</td>'
+        f"{latency}{cells}</tr>"
+    )
+
+
+def ran(view: View) -> str:
+    """What really ran, one column a precision; what is the same for all is said once."""
+    made = view.finished
+    if not made:
+        return ""
+    facts = [_facts(g) for g in made]
+    labels = dict.fromkeys(label for each in facts for label in each)
+    rows = "".join(_fact(label, [each.get(label, "–") for each in facts]) for label in labels)
+    head = "".join(f'<th scope="col">{words.NAMES[g.precision]}</th>' for g in made)
+    if view.versions:
+        rows += _fact("Versions", [", ".join(f"{name} {v}" for name, v in view.versions.items())] * len(made))
+    ruler = f'<p class="tf-small">LPIPS scale: {escape(view.ruler.note)}</p>' if view.ruler else ""
+    return (
+        f'<details class="tf-ran"><summary>{words.RAN}</summary>'
+        f'<div class="tf-scroll" tabindex="0" role="region" aria-label="{words.RAN}"><table class="tf-facts">'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>{ruler}</details>"
+    )
+
+
+def _facts(made: Generation) -> dict[str, str]:
+    """Label -> words: the numbers first, then what the engine tells, which wins over ours of the same label."""
+    ours = {
+        "Execution": made.execution,
+        "Linear layers": _layers(made),
+        "Denoiser's weights": " ".join(words.size(made.memory.transformer)),
+        "Measured time": _measured(made),
+        "Memory at the peak": _peak(made),
+    }
+    return ours | dict(made.ran)
+
+
+def _fact(label: str, values: Sequence[str]) -> str:
+    if len(set(values)) == 1:
+        cells = f'<td colspan="{len(values)}">{escape(values[0])}</td>'
+    else:
+        cells = "".join(f"<td>{escape(value)}</td>" for value in values)
+    return f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>'
+
+
+def _layers(made: Generation) -> str:
+    layers = made.layers
+    if made.precision == REFERENCE:
+        return "all in bf16"
+    said = f"{layers.quantized} quantized, {layers.skipped} kept in bf16 by the recipe"
+    return said + (f", {layers.left} left in bf16 because the format cannot take their shape" if layers.left else "")
+
+
+def _measured(made: Generation) -> str:
+    said = f"{words.seconds(made.latency.total)} s ({words.stages(made.latency)})"
+    return said if made.latency_comparable else f"{said}, {words.NOT_COMPARABLE}"
+
+
+def _peak(made: Generation) -> str:
+    said = " ".join(words.size(made.memory.peak))
+    return said if made.execution == "native" else f"{said}, {words.NOT_COMPARABLE}"

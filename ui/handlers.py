@@ -1,0 +1,238 @@
+"""What happens when somebody presses something: requests go to the worker, its events come back as page updates.
+
+Handlers yield dictionaries keyed by component. The only state kept here is which job belongs to which browser
+session, so that Stop and a closed tab reach it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, fields
+
+import gradio as gr
+
+from engine import catalog, events
+from engine.errors import RequestError, TwinframeError
+from engine.request import CompareRequest
+from ui import cards, words
+from ui import view as views
+from ui.shelf import Shelf
+from ui.view import View
+
+REDRAW_SECONDS = 0.1
+"""Steps come faster than this on a GPU; a browser needs no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """The components a request is read from."""
+
+    prompt: gr.Textbox
+    model: gr.Dropdown
+    precisions: gr.CheckboxGroup
+    seed: gr.Number
+    num_inference_steps: gr.Slider
+    guidance_scale: gr.Slider
+    size: gr.Dropdown
+    batch_size: gr.Slider
+    recipe: gr.Radio
+
+    def components(self) -> set[gr.components.Component]:
+        return {getattr(self, field.name) for field in fields(self)}
+
+    def request(self, values: dict) -> CompareRequest:
+        """The values of the form as a validated request.
+
+        Raises:
+            RequestError: the first field that is wrong.
+        """
+        raw = {field.name: values[getattr(self, field.name)] for field in fields(self)}
+        width, height = (int(side) for side in raw.pop("size").split("x"))
+        # bf16 has no chip to switch off, so an empty selection means bf16 alone, not "nothing".
+        precisions = ["bf16", *(raw.pop("precisions") or [])]
+        return CompareRequest.create(raw.pop("prompt"), **raw, precisions=precisions, height=height, width=width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The components that handlers write to, besides the form."""
+
+    form: Form
+    examples: gr.Dataset
+    about: gr.HTML
+    go: gr.Button
+    stop: gr.Button
+    notice: gr.HTML
+    headline: gr.HTML
+    stage: gr.HTML
+    slider: gr.HTML
+    table: gr.HTML
+    ran: gr.HTML
+    asked: gr.State
+    """The validated request on its way from the button to the queue."""
+    shown: gr.State
+    """The last finished `View`, to come back to when a run ends with nothing."""
+
+
+@dataclass
+class _Run:
+    """A job in flight, and what the page shows of it."""
+
+    job: object
+    view: View
+    before: View
+
+
+class Handlers:
+    """The page's event handlers, around one worker."""
+
+    def __init__(self, worker: object, shelf: Shelf):
+        self._worker = worker
+        self._shelf = shelf
+        self._runs: dict[str, _Run | None] = {}
+        """By browser session; None from the press until the queue gets to it."""
+        self._stopped: set[str] = set()
+        """Sessions whose run was ended by Stop, which Gradio reports to `broken` as a failure."""
+
+    def attach(self, parts: Parts) -> None:
+        """Tell the handlers which components to write to."""
+        self._parts = parts
+
+    def press(self, values: dict, http: gr.Request) -> Iterator[dict]:
+        """Generate was pressed: check the form at once, before the queue, and show placeholders."""
+        parts = self._parts
+        try:
+            if http.session_hash in self._runs:
+                raise RequestError(words.BUSY)
+            asked = parts.form.request(values)
+        except TwinframeError as error:
+            yield {parts.notice: cards.notice(str(error))}
+            # Keeps the run that is chained to this event from starting; the notice above is what is seen.
+            raise gr.Error(str(error), visible=False, print_exception=False) from error
+        self._runs[http.session_hash] = None
+        self._stopped.discard(http.session_hash)
+        yield {
+            parts.asked: asked,
+            parts.notice: cards.notice(""),
+            **self._buttons(busy=True),
+            **draw(parts, views.begin(asked, self._worker.machine.name)),
+        }
+
+    def run(self, values: dict, http: gr.Request) -> Iterator[dict]:
+        """The queued part: one comparison, redrawn as its events come."""
+        parts, session = self._parts, http.session_hash
+        asked, before = values[parts.asked], values[parts.shown]
+        if asked is None or session not in self._runs:
+            raise gr.Error(words.BROKEN, visible=False, print_exception=False)
+        folder = self._shelf.new()
+        try:
+            job = self._worker.submit(asked, folder)
+        except TwinframeError as error:
+            self._runs.pop(session)
+            yield self._end(before, str(error))
+            return
+        run = self._runs[session] = _Run(job, views.begin(asked, self._worker.machine.name), before)
+        try:
+            ending = yield from self._redraw(run)
+        finally:
+            # Reached as well when the browser goes away or Stop closes this generator. Harmless to a job that ended.
+            job.cancel()
+            if self._runs.get(session) is run:
+                self._runs.pop(session)
+        match ending:
+            case events.Completed(comparison):
+                view = views.of(comparison, folder, recorded=False)
+                yield {parts.shown: view, **self._end(view, "")}
+            case events.Cancelled():
+                yield self._ended_early(run, words.STOPPED_KEPT, "")
+            case events.Failed(reason):
+                yield self._ended_early(run, words.FAILED_KEPT, reason)
+            case _:
+                yield self._ended_early(run, words.FAILED_KEPT, words.BROKEN)
+
+    def _redraw(self, run: _Run) -> Generator[dict, None, events.Event | None]:
+        """Yield what each event changes on the page; returns the event that ended the stream."""
+        sent, sent_at = draw(self._parts, run.view), 0.0
+        for event in run.job.events():
+            if isinstance(event, events.TERMINAL):
+                return event
+            run.view = views.advance(run.view, event)
+            if isinstance(event, events.Step) and time.monotonic() - sent_at < REDRAW_SECONDS:
+                continue
+            now = draw(self._parts, run.view)
+            yield {part: value for part, value in now.items() if value != sent[part]} or gr.skip()
+            sent, sent_at = now, time.monotonic()
+        return None
+
+    def stop(self, values: dict, http: gr.Request) -> dict:
+        """Stop was pressed: end the job, running or still in the queue, and show what there is."""
+        self._stopped.add(http.session_hash)
+        run = self._runs.pop(http.session_hash, None)
+        if run is None:
+            return self._end(values[self._parts.shown], "")
+        run.job.cancel()
+        return self._ended_early(run, words.STOPPED_KEPT, "")
+
+    def leave(self, http: gr.Request) -> None:
+        """A tab was closed: free the device."""
+        run = self._runs.pop(http.session_hash, None)
+        self._stopped.discard(http.session_hash)
+        if run is not None:
+            run.job.cancel()
+
+    def broken(self, values: dict, http: gr.Request) -> dict:
+        """The run ended with something nobody foresaw, or the queue is full; or Stop ended it, and all is said."""
+        self._runs.pop(http.session_hash, None)
+        if http.session_hash in self._stopped:
+            self._stopped.discard(http.session_hash)
+            return gr.skip()
+        return self._end(values[self._parts.shown], words.BROKEN)
+
+    def choose_model(self, model_id: str) -> dict:
+        """Set the form to another model's limits and defaults."""
+        parts, form = self._parts, self._parts.form
+        spec = catalog.model(model_id)
+        defaults, limits = spec.defaults, spec.limits
+        steps, guidance, batch = limits.num_inference_steps, limits.guidance_scale, limits.batch_size
+        return {
+            parts.examples: gr.Dataset(samples=[[example] for example in spec.examples]),
+            parts.about: cards.about(spec),
+            form.num_inference_steps: gr.Slider(minimum=steps[0], maximum=steps[1], value=defaults.num_inference_steps),
+            form.guidance_scale: gr.Slider(minimum=guidance[0], maximum=guidance[1], value=defaults.guidance_scale),
+            form.batch_size: gr.Slider(minimum=batch[0], maximum=batch[1], value=defaults.batch_size),
+            form.size: gr.Dropdown(choices=sizes(spec), value=f"{defaults.width}x{defaults.height}"),
+            form.recipe: gr.Radio(choices=recipes(spec), value=spec.recipes[0]),
+        }
+
+    def _ended_early(self, run: _Run, headline: str, notice: str) -> dict:
+        if not run.view.finished:
+            return self._end(run.before, notice)
+        view = views.stopped(run.view, headline)
+        return {self._parts.shown: view, **self._end(view, notice)}
+
+    def _end(self, view: View, notice: str) -> dict:
+        parts = self._parts
+        return {parts.notice: cards.notice(notice), **self._buttons(busy=False), **draw(parts, view)}
+
+    def _buttons(self, *, busy: bool) -> dict:
+        return {self._parts.go: gr.Button(interactive=not busy), self._parts.stop: gr.Button(interactive=busy)}
+
+
+def draw(parts: Parts, view: View) -> dict:
+    """The five places of the page that show a view."""
+    return {
+        parts.headline: cards.headline(view),
+        parts.stage: cards.stage(view),
+        parts.slider: cards.slider(view),
+        parts.table: cards.table(view),
+        parts.ran: cards.ran(view),
+    }
+
+
+def sizes(spec: catalog.ModelSpec) -> list[tuple[str, str]]:
+    return [(f"{width} × {height}", f"{width}x{height}") for height, width in spec.limits.sizes]
+
+
+def recipes(spec: catalog.ModelSpec) -> list[tuple[str, str]]:
+    return [(words.RECIPES.get(recipe, recipe), recipe) for recipe in spec.recipes]

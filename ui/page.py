@@ -1,0 +1,233 @@
+"""The page: which components there are, where they lie, and which handler answers which of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+
+from engine import catalog
+from engine.request import PRECISIONS, REFERENCE
+from engine.results import Comparison
+from ui import api, cards, style, words
+from ui import view as views
+from ui.handlers import Form, Handlers, Parts, draw, recipes, sizes
+from ui.shelf import Shelf
+from ui.view import View
+
+log = logging.getLogger(__name__)
+
+RECORDED = catalog.ASSETS / "recorded"
+DEVICE = {"concurrency_id": "gpu", "concurrency_limit": 1}
+"""Everything that makes pictures shares this place in the queue."""
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """The app, ready to be served, and the files it hands out."""
+
+    demo: gr.Blocks
+    shelf: Shelf
+
+    def serve(
+        self, *, host: str | None = None, port: int | None = None, share: bool = False, quiet: bool = False
+    ) -> str:
+        """Start serving in the background; returns the local address.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        self.demo.queue(max_size=20, api_open=False, default_concurrency_limit=1)
+        _, address, _ = self.demo.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            quiet=quiet,
+            prevent_thread_lock=True,
+            show_error=False,
+            max_file_size="1mb",
+            allowed_paths=[],
+            enable_monitoring=False,
+            run_history=False,
+            ssr_mode=False,
+            footer_links=["api"],
+            theme=style.theme(),
+            head=style.head(),
+        )
+        return address
+
+    def close(self) -> None:
+        """Stop serving and remove the files of all comparisons."""
+        self.demo.close(verbose=False)
+        self.shelf.close()
+
+
+def build_page(worker: object, *, models: tuple[str, ...] = ("mini-flux",), recorded: Path = RECORDED) -> Page:
+    """The page and the API around a worker.
+
+    `recorded` holds one folder a recorded comparison; the first one that can be read fills the page at first.
+    """
+    shelf = Shelf()
+    handlers = Handlers(worker, shelf)
+    first = _first_view(shelf, recorded)
+    with gr.Blocks(title=words.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
+        gr.HTML(
+            cards.header(words.machine(worker.machine.name, worker.support)),
+            js_on_load=cards.THEME_JS,
+            apply_default_css=False,
+        )
+        parts = _compare(worker, models, first)
+        handlers.attach(parts)
+        _wire(demo, parts, handlers)
+        gr.api(api.endpoint(worker, shelf), api_name="compare", **DEVICE)
+    # Private events can still be called by name at /gradio_api/call/<name>: without a name there is nothing to call.
+    for event in demo.fns.values():
+        if event.api_visibility != "public":
+            event.api_name = None
+    return Page(demo, shelf)
+
+
+def _first_view(shelf: Shelf, recorded: Path) -> View:
+    """The first recorded comparison that can be read, or a welcome."""
+    for file in sorted(recorded.glob("*/comparison.json")):
+        try:
+            folder = shelf.pin(file.parent)
+            return views.of(Comparison.load(folder), folder, recorded=True)
+        except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+            log.warning("Recorded comparison %s cannot be shown: %s", file, error)
+    return View()
+
+
+def _compare(worker: object, models: tuple[str, ...], first: View) -> Parts:
+    """The Compare tab."""
+    spec = catalog.model(models[0])
+    with gr.Column(elem_classes="tf-form"):
+        with gr.Row(elem_classes="tf-ask"):
+            prompt = gr.Textbox(
+                spec.examples[0] if spec.examples else "",
+                label=words.PROMPT_LABEL,
+                show_label=False,
+                placeholder=words.PROMPT_HINT,
+                lines=1,
+                max_lines=4,
+                scale=1,
+                elem_id="tf-prompt",
+            )
+            go = gr.Button(words.GENERATE, variant="primary", scale=0, elem_id="tf-go")
+            stop = gr.Button(words.STOP, scale=0, interactive=False, elem_id="tf-stop")
+        examples = gr.Dataset(
+            label=words.EXAMPLES_LABEL,
+            components=[prompt],
+            samples=[[example] for example in spec.examples],
+            elem_id="tf-examples",
+        )
+        with gr.Row(elem_classes="tf-choose"):
+            model = gr.Dropdown(
+                [(catalog.model(m).name, m) for m in models],
+                value=spec.id,
+                label=words.MODEL_LABEL,
+                filterable=False,
+                elem_id="tf-model",
+            )
+            precisions = _precisions(worker)
+            with gr.Row(elem_classes="tf-seed"):
+                seed = gr.Number(spec.defaults.seed, label=words.SEED_LABEL, elem_id="tf-seed")
+                dice = gr.Button(words.DICE, elem_id="tf-dice", scale=0)
+        missing = cards.unavailable(worker.support)
+        gr.HTML(missing, visible=bool(missing), apply_default_css=False)
+        with gr.Accordion(words.MORE, open=False, elem_id="tf-more"):
+            more = _more_settings(spec)
+            about = gr.HTML(cards.about(spec), apply_default_css=False)
+    notice = gr.HTML(cards.notice(""), apply_default_css=False)
+    with gr.Column(elem_id="tf-results"):
+        with gr.Row(elem_classes="tf-top"):
+            headline = gr.HTML(apply_default_css=False, elem_id="tf-headline")
+            gr.HTML(cards.views(), js_on_load=cards.VIEWS_JS, apply_default_css=False, elem_id="tf-views")
+        stage = gr.HTML(apply_default_css=False, elem_id="tf-stage")
+        slider = gr.HTML(apply_default_css=False, elem_id="tf-slider", js_on_load=cards.SLIDER_JS)
+        table = gr.HTML(apply_default_css=False, elem_id="tf-table")
+        ran = gr.HTML(apply_default_css=False, elem_id="tf-ran")
+    quick = {"queue": False, **PRIVATE}
+    gr.on([dice.click], fn=None, outputs=seed, js="() => Math.floor(Math.random() * 2 ** 32)", **quick)
+    examples.click(lambda sample: sample[0], examples, prompt, **quick)
+    parts = Parts(
+        form=Form(prompt=prompt, model=model, precisions=precisions, seed=seed, **more),
+        examples=examples,
+        about=about,
+        go=go,
+        stop=stop,
+        notice=notice,
+        headline=headline,
+        stage=stage,
+        slider=slider,
+        table=table,
+        ran=ran,
+        asked=gr.State(None),
+        shown=gr.State(first),
+    )
+    for part, value in draw(parts, first).items():
+        part.value = value
+    return parts
+
+
+def _precisions(worker: object) -> gr.CheckboxGroup:
+    """Chips for what this machine can run; bf16 has none, because it always takes part."""
+    usable = [p for p in PRECISIONS if p != REFERENCE and worker.support[p].execution != "unavailable"]
+    return gr.CheckboxGroup(
+        [(words.chip(p, worker.support[p].execution), p) for p in usable],
+        value=[p for p in ("mxfp8", "nvfp4") if p in usable],
+        label=words.PRECISIONS_LABEL,
+        elem_id="tf-precisions",
+    )
+
+
+def _more_settings(spec: catalog.ModelSpec) -> dict[str, gr.components.Component]:
+    """The rest of the form, as keyword arguments of `Form`."""
+    defaults, limits = spec.defaults, spec.limits
+    with gr.Row(elem_classes="tf-more"):
+        low, high = limits.num_inference_steps
+        steps = gr.Slider(low, high, defaults.num_inference_steps, step=1, label=words.STEPS_LABEL)
+        low, high = limits.guidance_scale
+        guidance = gr.Slider(low, high, defaults.guidance_scale, step=0.1, label=words.GUIDANCE_LABEL)
+        low, high = limits.batch_size
+        batch = gr.Slider(low, high, defaults.batch_size, step=1, label=words.BATCH_LABEL)
+        size = gr.Dropdown(
+            sizes(spec), value=f"{defaults.width}x{defaults.height}", label=words.SIZE_LABEL, filterable=False
+        )
+        recipe = gr.Radio(recipes(spec), value=spec.recipes[0], label=words.RECIPE_LABEL, elem_id="tf-recipe")
+    return {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "batch_size": batch,
+        "size": size,
+        "recipe": recipe,
+    }
+
+
+def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
+    """Generate, Stop, the model's choice and the closed tab."""
+    form = parts.form
+    drawn = [parts.notice, parts.go, parts.stop, parts.headline, parts.stage, parts.slider, parts.table, parts.ran]
+    pressed = gr.on(
+        [parts.go.click, form.prompt.submit],
+        handlers.press,
+        inputs=form.components(),
+        outputs=[*drawn, parts.asked],
+        # Not queue=False: past the queue, a generator is dropped after its first yield, and its error with it.
+        concurrency_limit=None,
+        **PRIVATE,
+    )
+    run = pressed.success(
+        handlers.run, inputs={parts.asked, parts.shown}, outputs=[*drawn, parts.shown], **DEVICE, **PRIVATE
+    )
+    run.failure(handlers.broken, inputs={parts.shown}, outputs=drawn, queue=False, **PRIVATE)
+    parts.stop.click(
+        handlers.stop, inputs={parts.shown}, outputs=[*drawn, parts.shown], cancels=[run], queue=False, **PRIVATE
+    )
+    limits = [form.num_inference_steps, form.guidance_scale, form.batch_size, form.size, form.recipe]
+    form.model.change(handlers.choose_model, form.model, [parts.examples, parts.about, *limits], queue=False, **PRIVATE)
+    demo.unload(handlers.leave)

@@ -1,0 +1,57 @@
+"""Colours and type: one accent, one neutral scale, the system's own fonts, so that nothing is fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+CSS = Path(__file__).with_name("style.css")
+SCOPE = ".gradio-container.gradio-container.gradio-container"
+"""Thrice, so that our rules win over Gradio's own without `!important`."""
+SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's barest theme, with hairlines for boxes. The rest is in style.css."""
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.teal,
+        secondary_hue=gr.themes.colors.zinc,
+        neutral_hue=gr.themes.colors.zinc,
+        font=SANS,
+        font_mono=MONO,
+        radius_size=gr.themes.sizes.radius_sm,
+    ).set(
+        body_background_fill="#ffffff",
+        body_background_fill_dark="#111113",
+        block_background_fill="transparent",
+        block_background_fill_dark="transparent",
+        block_border_width="0px",
+        block_border_width_dark="0px",
+        block_label_background_fill="transparent",
+        block_label_background_fill_dark="transparent",
+        block_shadow="none",
+        block_shadow_dark="none",
+        input_background_fill="#ffffff",
+        input_background_fill_dark="#18181b",
+        input_shadow="none",
+        input_shadow_dark="none",
+        slider_color="#0f766e",
+        slider_color_dark="#2dd4bf",
+        button_primary_background_fill="#0f766e",
+        button_primary_background_fill_hover="#115e59",
+        button_primary_background_fill_dark="#2dd4bf",
+        button_primary_background_fill_hover_dark="#5eead4",
+        button_primary_text_color="#ffffff",
+        button_primary_text_color_dark="#042f2e",
+    )
+
+
+def head() -> str:
+    """The style sheet as an element of the page's head.
+
+    Not as `launch(css_paths=...)`: Gradio rewrites selectors there, splits `:is(a, b)` at the comma and moves what
+    is inside `@media` below an element that it does not mean.
+    """
+    return f"<style>{SCOPE} {{\n{CSS.read_text(encoding='utf-8')}}}</style>"

@@ -1,0 +1,131 @@
+"""What the results part of the page shows at one moment, and how an engine event changes it.
+
+`View` is a frozen value and `advance` a pure function, so the page's behaviour over a run can be tested without a
+browser. Knows neither HTML nor Gradio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from engine import events
+from engine.request import REFERENCE, CompareRequest
+from engine.results import Comparison, Generation, Ruler
+from ui import words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One precision: a picture when `generation` is there, otherwise how far it is."""
+
+    precision: str
+    note: str = ""
+    """What is going on, in words, while there is no picture."""
+    progress: float | None = None
+    """0 to 1 while denoising."""
+    generation: Generation | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Everything shown of one comparison, finished or not."""
+
+    request: CompareRequest | None = None
+    columns: tuple[Column, ...] = ()
+    headline: str = words.WELCOME
+    detail: str = words.WELCOME_MORE
+    busy: bool = False
+    recorded: bool = False
+    device: str = ""
+    created: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    ruler: Ruler | None = None
+    folder: Path | None = None
+    """Where comparison.json lies once the comparison is complete."""
+
+    @property
+    def finished(self) -> tuple[Generation, ...]:
+        return tuple(c.generation for c in self.columns if c.generation)
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """What is finished so far as a comparison; None until the reference is."""
+        if not any(g.precision == REFERENCE for g in self.finished):
+            return None
+        return Comparison(
+            request=self.request,
+            device=self.device,
+            versions=self.versions,
+            results=self.finished,
+            ruler=self.ruler,
+            created=self.created,
+        )
+
+
+def begin(request: CompareRequest, device: str) -> View:
+    """The view of a comparison that has just been submitted: placeholders, no picture of an earlier one."""
+    return View(
+        request=request,
+        columns=tuple(Column(precision=p) for p in request.precisions),
+        headline=words.STARTING,
+        detail="",
+        busy=True,
+        device=device,
+    )
+
+
+def of(comparison: Comparison, folder: Path, *, recorded: bool) -> View:
+    """The view of a finished comparison whose comparison.json lies in `folder`."""
+    return View(
+        request=comparison.request,
+        columns=tuple(Column(precision=g.precision, generation=g) for g in comparison.results),
+        headline=words.verdict(comparison),
+        detail="",
+        recorded=recorded,
+        device=comparison.device,
+        created=comparison.created,
+        versions=comparison.versions,
+        ruler=comparison.ruler,
+        folder=folder,
+    )
+
+
+def advance(view: View, event: events.Event) -> View:
+    """The view after one event of the stream; `Completed`, `Failed` and `Cancelled` are the caller's to end on."""
+    match event:
+        case events.Queued(position):
+            return replace(view, headline=words.WAITING_IN_LINE, detail=f"{position} ahead" if position else "")
+        case events.Loading(what):
+            return replace(view, headline="Loading", detail=what)
+        case events.Warming(precision):
+            return _working(view, precision, "warming up", None)
+        case events.Step(precision, index, total, left):
+            return _working(view, precision, words.step(index, total, left), index / total)
+        case events.Finished(precision, generation):
+            return _with(view, precision, generation=generation, note="", progress=None)
+        case events.Compared(precision, metrics):
+            made = next(c.generation for c in view.columns if c.precision == precision)
+            return _with(view, precision, generation=replace(made, metrics=metrics))
+        case events.Measuring(index, total):
+            return replace(view, headline=words.MEASURING, detail=words.measuring(index, total))
+        case events.RulerReady(ruler):
+            return replace(view, ruler=ruler)
+    return view
+
+
+def stopped(view: View, headline: str) -> View:
+    """A run that ended early: finished pictures stay, the others say so."""
+    columns = tuple(c if c.generation else replace(c, note=words.STOPPED_BEFORE, progress=None) for c in view.columns)
+    return replace(view, columns=columns, headline=headline, detail="", busy=False)
+
+
+def _working(view: View, precision: str, note: str, progress: float | None) -> View:
+    order = [c.precision for c in view.columns]
+    view = _with(view, precision, note=note, progress=progress)
+    return replace(view, headline=words.making(precision, order.index(precision) + 1, len(order)), detail=note)
+
+
+def _with(view: View, precision: str, **changes: object) -> View:
+    return replace(view, columns=tuple(replace(c, **changes) if c.precision == precision else c for c in view.columns))
