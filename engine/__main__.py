@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -26,7 +27,8 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with its complaint on one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise RequestError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
+        said = " ".join(message.split())
+        raise RequestError(f"{said[:1].upper()}{said[1:]}. See {self.prog} --help.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,7 +146,12 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _finish(job: object) -> Comparison:
+    """The job's comparison; progress goes to stderr while somebody watches it there."""
     from engine import events
+
+    def say(text: str, end: str = "\n") -> None:
+        if sys.stderr.isatty():
+            print(f"\r{text:<60}", end=end, file=sys.stderr, flush=True)
 
     for event in job.events():
         match event:
@@ -154,16 +161,16 @@ def _finish(job: object) -> Comparison:
                 raise TwinframeError(reason)
             case events.Cancelled():
                 raise TwinframeError("The comparison was cancelled.")
-            case events.Step(precision, index, total, _):
-                print(f"\r{precision}: step {index} of {total} ", end="", file=sys.stderr, flush=True)
-            case events.Finished(precision, generation):
-                print(f"\r{precision}: {generation.latency.total:.2f} s      ", file=sys.stderr)
             case events.Loading(what):
-                print(f"loading {what}", file=sys.stderr)
+                say(f"loading {what}")
+            case events.Step(precision, index, total, _):
+                say(f"{precision}: step {index} of {total}", end="")
+            case events.Finished(precision, generation):
+                say(f"{precision}: {generation.latency.total:.2f} s")
             case events.Measuring(index, total):
-                print(f"\rmeasuring the ruler: {index} of {total} ", end="", file=sys.stderr, flush=True)
+                say(f"measuring the ruler: {index} of {total}", end="")
             case events.RulerReady():
-                print("\r", end="", file=sys.stderr)
+                say("", end="\r")
     raise TwinframeError("The engine stopped before the comparison was finished: please retry.")
 
 
@@ -199,11 +206,15 @@ def main() -> None:
     try:
         args = _parser().parse_args()
         args.run(args)
+        sys.stdout.flush()
     except TwinframeError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # as in `... | head`; Python would complain once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ to tell events to, and a function that says whether to stop.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 from engine import catalog, events, loading, media, metrics, precision, recipes, timing
 from engine.catalog import ModelSpec
 from engine.errors import UnsupportedError
+from engine.files import write_whole
 from engine.request import PRECISIONS, REFERENCE, CompareRequest
 from engine.results import Comparison, Generation, LayerCounts, Memory, Metrics, Ruler
 
@@ -70,7 +72,7 @@ class Studio:
     """
 
     def __init__(self, device: str | torch.device):
-        self.device = torch.device(device)
+        self.device = precision.device_named(device)
         self.machine = precision.Machine.detect(self.device)
         self.support = {p: precision.support(p, self.machine) for p in PRECISIONS}
         self._renditions: dict[tuple[str, str, str], Rendition] = {}
@@ -362,21 +364,22 @@ class RulerShelf:
     def __init__(self) -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         self._file = Path(os.environ.get("TWINFRAME_CACHE", home / "twinframe")) / "rulers.json"
-        self._kept: dict[str, dict] = {}
-        try:
-            self._kept = json.loads(self._file.read_text())
-        except (OSError, ValueError):
-            self._kept = {}
+        self._kept: dict[str, Ruler] = {}
 
     def get(self, key: str) -> Ruler | None:
-        return Ruler(**self._kept[key]) if key in self._kept else None
+        if key not in self._kept:
+            self._kept |= self._read()
+        return self._kept.get(key)
 
     def put(self, key: str, ruler: Ruler) -> None:
-        self._kept[key] = {"floor": ruler.floor, "ceiling": ruler.ceiling, "note": ruler.note}
-        partial = self._file.with_suffix(f".{os.getpid()}.part")
-        try:
+        self._kept |= self._read() | {key: ruler}  # another process may have added some since
+        kept = {name: asdict(value) for name, value in self._kept.items()}
+        with contextlib.suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(self._kept, indent=1))
-            partial.replace(self._file)
-        except OSError:
-            partial.unlink(missing_ok=True)
+            write_whole(self._file, json.dumps(kept, indent=1).encode())
+
+    def _read(self) -> dict[str, Ruler]:
+        try:
+            return {key: Ruler(**values) for key, values in json.loads(self._file.read_text()).items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}

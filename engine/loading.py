@@ -18,6 +18,8 @@ from diffusers import DiffusionPipeline
 from engine.catalog import ModelSpec
 from engine.errors import LoadError
 
+_RESTORE = "restore it, for example with git checkout"
+
 
 def load_pipeline(spec: ModelSpec, device: torch.device) -> DiffusionPipeline:
     """The model's pipeline in bf16 on `device`, ready to be called.
@@ -57,44 +59,40 @@ def empty_transformer(spec: ModelSpec) -> torch.nn.Module:
         LoadError: its configuration is missing.
     """
     kind = transformer_class(spec)
-    config = spec.folder / "transformer" / "config.json"
-    if not config.is_file():
-        raise LoadError(_gone(config))
+    config = _json(spec.folder / "transformer" / "config.json")
     with torch.device("meta"):
-        return kind.from_config(kind.load_config(config)).to(torch.bfloat16)
+        return kind.from_config(config).to(torch.bfloat16)
 
 
 def transformer_class(spec: ModelSpec) -> type:
     """The diffusers class of the model's denoiser, as its checkpoint names it.
 
     Raises:
-        LoadError: the checkpoint's index is missing.
+        LoadError: the checkpoint's index is missing or damaged.
     """
-    index = spec.folder / "model_index.json"
-    if not index.is_file():
-        raise LoadError(_gone(index))
-    return getattr(diffusers, json.loads(index.read_text())["transformer"][1])
+    return getattr(diffusers, _parts(spec)["transformer"][1])
 
 
 def check(spec: ModelSpec) -> None:
-    """Every weight file the checkpoint names is there and whole, told from the headers without reading the weights.
+    """Every file the checkpoint needs is there, and the weights are whole, told from the headers alone.
 
     Raises:
-        LoadError: names the first file that is missing or cut short.
+        LoadError: names the first file that is missing, damaged or cut short.
     """
-    if not (spec.folder / "model_index.json").is_file():
-        raise LoadError(_gone(spec.folder / "model_index.json"))
-    for part, (library, _) in _parts(spec).items():
+    for part, (library, kind) in _parts(spec).items():
         folder = spec.folder / part
-        if library is None or not (folder / "config.json").is_file():
+        if "Tokenizer" in kind:
+            _json(folder / "tokenizer_config.json")
+            _json(folder / "tokenizer.json")
             continue
-        files = {
-            f for index in folder.glob("*.index.json") for f in json.loads(index.read_text())["weight_map"].values()
-        }
-        for name in sorted(
-            files or {"model.safetensors" if library == "transformers" else "diffusion_pytorch_model.safetensors"}
-        ):
-            _check_file(folder / name)
+        if "Scheduler" in kind:
+            _json(folder / "scheduler_config.json")
+            continue
+        _json(folder / "config.json")
+        files = {file for index in folder.glob("*.index.json") for file in _json(index)["weight_map"].values()}
+        whole = "model.safetensors" if library == "transformers" else "diffusion_pytorch_model.safetensors"
+        for name in sorted(files or {whole}):
+            _check_weights(folder / name)
 
 
 def fingerprint(spec: ModelSpec) -> str:
@@ -105,32 +103,33 @@ def fingerprint(spec: ModelSpec) -> str:
     return digest.hexdigest()[:16]
 
 
-def _parts(spec: ModelSpec) -> dict[str, tuple]:
-    index = json.loads((spec.folder / "model_index.json").read_text())
-    return {name: tuple(value) for name, value in index.items() if isinstance(value, list)}
+def _parts(spec: ModelSpec) -> dict[str, tuple[str, str]]:
+    """The checkpoint's components: name -> (library, class name); those it does without are left out."""
+    index = _json(spec.folder / "model_index.json")
+    return {name: tuple(value) for name, value in index.items() if isinstance(value, list) and value[0]}
 
 
-def _check_file(file: Path) -> None:
+def _json(file: Path) -> dict:
+    if not file.is_file():
+        raise LoadError(f"The file {file} is missing: {_RESTORE}.")
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise LoadError(f"The file {file} is damaged: {_RESTORE}.") from error
+
+
+def _check_weights(file: Path) -> None:
     """A safetensors file says in its header where its last tensor ends (its specification's "data_offsets")."""
     if not file.is_file():
-        raise LoadError(_gone(file))
+        raise LoadError(f"The weights file {file} is missing: {_RESTORE}.")
     size = file.stat().st_size
-    with file.open("rb") as stream:
-        head = stream.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        try:
-            header = json.loads(stream.read(length)) if length < size else None
-        except ValueError:
-            header = None
-    if header is None:
-        raise LoadError(f"The weights file {file} is damaged: restore it, for example with git checkout.")
-    needed = 8 + length + max((t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"), default=0)
+    try:
+        with file.open("rb") as stream:
+            length = struct.unpack("<Q", stream.read(8))[0]
+            header = json.loads(stream.read(min(length, size)))
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        needed = 8 + length + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error) as error:
+        raise LoadError(f"The weights file {file} is damaged: {_RESTORE}.") from error
     if size < needed:
-        raise LoadError(
-            f"The weights file {file} is cut short ({size} of {needed} bytes): restore it, for example with git "
-            "checkout."
-        )
-
-
-def _gone(file: Path) -> str:
-    return f"The file {file} is missing: restore it, for example with git checkout."
+        raise LoadError(f"The weights file {file} is cut short ({size} of {needed} bytes): {_RESTORE}.")

@@ -1,17 +1,15 @@
-"""PNG files out, with the recipe that made them inside, and back in.
-
-A file appears whole or not at all.
-"""
+"""PNG files out, with the recipe that made them inside, and back in."""
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import torch
 from PIL import Image, PngImagePlugin
 
-from engine.errors import OutputError
+from engine.files import write_whole
 
 KEYWORD = "twinframe"
 """The PNG text chunk that holds the recipe as JSON."""
@@ -31,13 +29,9 @@ def save_png(picture: torch.Tensor, file: Path, recipe: dict) -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text("Software", "Twinframe")
     text.add_itxt(KEYWORD, json.dumps(recipe, sort_keys=True, ensure_ascii=False))
-    partial = file.with_name(f".{file.name}.part")
-    try:
-        Image.fromarray(pixels).save(partial, format="PNG", pnginfo=text)
-        partial.replace(file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"Cannot write {file}: {error.strerror or error}.") from error
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, format="PNG", pnginfo=text)
+    write_whole(file, encoded.getvalue())
 
 
 def read_recipe(file: Path) -> dict:

@@ -51,7 +51,7 @@ class Machine:
         Raises:
             UnsupportedError: there is no such device, or its kind is neither CPU nor CUDA.
         """
-        device = torch.device(device)
+        device = device_named(device)
         if device.type == "cpu":
             return cls(name=_cpu_name(), kind="cpu")
         if device.type != "cuda":
@@ -60,6 +60,18 @@ class Machine:
             raise UnsupportedError(f"There is no {device} here that PyTorch can use: choose cpu, or check the driver.")
         capability = torch.cuda.get_device_capability(device) if torch.version.cuda else None
         return cls(name=torch.cuda.get_device_name(device), kind="cuda", capability=capability, mslk=_mslk_usable())
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """The torch device of this name.
+
+    Raises:
+        UnsupportedError: no such kind of device.
+    """
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UnsupportedError(f"There is no device {str(name)!r}: choose cpu or cuda.") from error
 
 
 @dataclass(frozen=True, kw_only=True)

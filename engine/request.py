@@ -7,6 +7,7 @@ nothing of devices; whether this machine can run a precision is decided by engin
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -61,10 +62,12 @@ class CompareRequest:
         size = (_whole("height", height, defaults.height), _whole("width", width, defaults.width))
         if size not in limits.sizes:
             offered = ", ".join(f"{w}x{h}" for h, w in limits.sizes)
-            raise RequestError(f"{spec.name} does not make {size[1]}x{size[0]} pictures: choose {offered}.")
+            raise RequestError(
+                f"{spec.name} does not make {shown(size[1])}x{shown(size[0])} pictures: choose {offered}."
+            )
         recipe = spec.recipes[0] if recipe is None else recipe
         if recipe not in spec.recipes:
-            raise RequestError(f"{spec.name} has no recipe {recipe!r}: choose {' or '.join(spec.recipes)}.")
+            raise RequestError(f"{spec.name} has no recipe {shown(recipe)}: choose {' or '.join(spec.recipes)}.")
         return cls(
             model=spec.id,
             precisions=_precisions(precisions),
@@ -93,7 +96,9 @@ class CompareRequest:
         """
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
-            raise RequestError(f"A request has no field {', '.join(sorted(unknown))}.")
+            fields = ", ".join(cls.__dataclass_fields__)
+            named = ", ".join(sorted(u if str(u).isidentifier() else shown(u) for u in unknown))
+            raise RequestError(f"A request has no field {named[:80]}: its fields are {fields}.")
         return cls.create(values.get("prompt"), **{k: v for k, v in values.items() if k != "prompt"})
 
 
@@ -103,7 +108,7 @@ def _prompt(value: object, limit: int) -> str:
     prompt = value.strip()
     if not prompt:
         raise RequestError("The prompt is empty: describe the picture in a few words.")
-    if not all(c.isprintable() or c in "\n\t" for c in prompt):
+    if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in prompt):  # control, half a pair
         raise RequestError("The prompt has characters that are not text: remove control characters and retry.")
     if len(prompt) > limit:
         raise RequestError(f"The prompt has {len(prompt)} characters: this model takes at most {limit}.")
@@ -120,7 +125,7 @@ def _precisions(value: object) -> tuple[str, ...]:
     asked = list(value)
     for name in asked:
         if name not in PRECISIONS:
-            raise RequestError(f"There is no precision {name!r}: choose from {', '.join(PRECISIONS)}.")
+            raise RequestError(f"There is no precision {shown(name)}: choose from {', '.join(PRECISIONS)}.")
     if not asked:
         raise RequestError(f"No precision was chosen: choose from {', '.join(PRECISIONS)}.")
     return (REFERENCE, *(p for p in PRECISIONS if p in asked and p != REFERENCE))
@@ -129,38 +134,48 @@ def _precisions(value: object) -> tuple[str, ...]:
 def _whole(name: str, value: object, default: int) -> int:
     if value is None:
         return default
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or value != value
-        or value in (math.inf, -math.inf)
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
         raise RequestError(f"{name} must be a whole number, not {_kind(value)}.")
     if value != int(value):
-        raise RequestError(f"{name} must be a whole number, not {value}.")
+        raise RequestError(f"{name} must be a whole number, not {shown(value)}.")
     return int(value)
 
 
 def _ranged(name: str, value: object, default: int, bounds: tuple[int, int]) -> int:
     number = _whole(name, value, default)
     if not bounds[0] <= number <= bounds[1]:
-        raise RequestError(f"{name} is {number}: it must lie between {bounds[0]} and {bounds[1]}.")
+        raise RequestError(f"{name} is {shown(number)}: it must lie between {bounds[0]} and {bounds[1]}.")
     return number
 
 
 def _guidance(value: object, default: float, bounds: tuple[float, float]) -> float:
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
         raise RequestError(f"guidance_scale must be a number, not {_kind(value)}.")
     if not bounds[0] <= value <= bounds[1]:
-        raise RequestError(f"guidance_scale is {value:g}: it must lie between {bounds[0]:g} and {bounds[1]:g}.")
+        raise RequestError(f"guidance_scale is {shown(value)}: it must lie between {bounds[0]:g} and {bounds[1]:g}.")
     return float(value)
+
+
+def _finite(value: float) -> bool:
+    return isinstance(value, int) or math.isfinite(value)  # isfinite() cannot take the largest integers
+
+
+def shown(value: object) -> str:
+    """`value` as a sentence may quote it: on one line, and not longer than a line."""
+    if isinstance(value, int) and value.bit_length() > 100:
+        return "a number of that size"  # Python refuses to print the largest ones
+    try:
+        text = repr(value)
+    except ValueError:  # such a number inside a list
+        text = f"that {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _kind(value: object) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f"the number {value}"
+        return f"the number {shown(value)}"
     return {"str": "text", "NoneType": "nothing", "bool": "true or false", "dict": "an object", "list": "a list"}.get(
         type(value).__name__, f"a {type(value).__name__}"
     )

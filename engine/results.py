@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
-from engine.errors import OutputError
+from engine.files import write_whole
 from engine.request import REFERENCE, CompareRequest
 
 
@@ -179,18 +179,16 @@ class Comparison:
         Raises:
             OutputError: the folder cannot be written.
         """
-        target, partial = folder / "comparison.json", folder / ".comparison.json.part"
+        target = folder / "comparison.json"
         inside = [replace(g, files=tuple(_relative(f, folder) for f in g.files)) for g in self.results]
-        try:
-            partial.write_text(json.dumps(replace(self, results=tuple(inside)).to_json(), indent=1) + "\n")
-            partial.replace(target)
-        except OSError as error:
-            raise OutputError(f"Cannot write {target}: {error.strerror or error}.") from error
+        written = json.dumps(replace(self, results=tuple(inside)).to_json(), indent=1) + "\n"
+        write_whole(target, written.encode())
         return target
 
     @classmethod
     def load(cls, folder: Path) -> Comparison:
         """Read a saved comparison; its files become absolute paths."""
+        folder = folder.absolute()
         saved = cls.from_json(json.loads((folder / "comparison.json").read_text()))
         results = [replace(g, files=tuple(str(folder / f) for f in g.files)) for g in saved.results]
         return replace(saved, results=tuple(results))

@@ -34,6 +34,9 @@ class Job:
         self._events: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
         self._ended = threading.Event()
+        self._turn = threading.Lock()
+        """Held where a job begins, ends, or is cancelled before it began."""
+        self._begun = False
 
     def events(self) -> Iterator[events.Event]:
         """Events as they happen, up to and including the one that ends the job. To be read once."""
@@ -44,8 +47,11 @@ class Job:
                 return
 
     def cancel(self) -> None:
-        """Stop within one denoising step; harmless once the job has ended."""
-        self._cancelled.set()
+        """Stop at once while it waits, within one denoising step while it runs; harmless once it has ended."""
+        with self._turn:
+            self._cancelled.set()
+            if not self._begun and not self._ended.is_set():
+                self.tell(events.Cancelled())
 
     @property
     def cancelled(self) -> bool:
@@ -56,18 +62,26 @@ class Job:
         return self._ended.wait(timeout)
 
     def tell(self, event: events.Event) -> None:
-        """For the worker alone."""
+        """For the worker alone; what comes after the end is dropped."""
+        if self._ended.is_set():
+            return
         self._events.put(event)
         if isinstance(event, events.TERMINAL):
             self._ended.set()
 
     def run(self) -> bool:
         """For the worker alone: do the work and tell how it ended; False if it gave way and must begin again."""
+        with self._turn:
+            if self._ended.is_set():
+                return True
+            self._begun = True
         try:
             self._work(self)
         except CancelledRun:
-            if self.background and not self.cancelled:
-                return False
+            with self._turn:
+                if self.background and not self.cancelled:
+                    self._begun = False
+                    return False
             self.tell(events.Cancelled())
         except TwinframeError as error:
             self.tell(events.Failed(str(error)))
@@ -171,10 +185,7 @@ class Worker:
     def _loop(self) -> None:
         with torch.inference_mode():
             while (job := self._next()) is not None:
-                if job.cancelled:
-                    job.tell(events.Cancelled())
-                else:
-                    self._run(job)
+                self._run(job)
 
     def _run(self, job: Job) -> None:
         finished = job.run()

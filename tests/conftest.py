@@ -1,0 +1,59 @@
+"""Shared by the tests that run the real miniature: one worker on the CPU, and a cache folder of its own."""
+
+import time
+
+import pytest
+from hypothesis import settings
+
+from engine.logs import quiet_libraries
+
+quiet_libraries()  # before anything imports torch and diffusers
+settings.register_profile("quiet", deadline=None, database=None)  # no clock, and no folder left in the checkout
+settings.load_profile("quiet")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Where the engine keeps its rulers while the tests run, for child processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("TWINFRAME_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def worker(cache):
+    """A worker on the CPU with the real miniature; its ruler takes one prompt instead of three."""
+    from engine import compare
+    from engine.worker import Worker
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "RULER_PROMPTS", 1)
+        worker = Worker(device="cpu")
+        yield worker
+        worker.close()
+
+
+@pytest.fixture(scope="session")
+def ask():
+    """A request that is cheap on a CPU: four steps with one forward pass each."""
+    from engine.request import CompareRequest
+
+    def create(**fields):
+        cheap = {"prompt": "a cat on a red background", "num_inference_steps": 4, "guidance_scale": 1.0, "seed": 7}
+        return CompareRequest.create(**(cheap | fields))
+
+    return create
+
+
+@pytest.fixture(scope="session")
+def until():
+    """Wait for a condition instead of for a time."""
+
+    def wait(condition, seconds=60):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.005)
+
+    return wait

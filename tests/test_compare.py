@@ -1,0 +1,323 @@
+"""Real comparisons on the bundled miniature: fair, repeatable, honestly weighed, and with a ruler that is kept."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchao.utils import get_model_size_in_bytes
+
+from engine import catalog, compare, events, loading, media, metrics, recipes
+from engine.compare import RulerShelf, Studio
+from engine.precision import stored_precision
+from engine.results import Comparison, Ruler
+
+SPEC = catalog.MINI_FLUX
+PRECISIONS = ("bf16", "mxfp8", "nvfp4")
+
+
+@pytest.fixture(scope="module")
+def run(worker, ask, tmp_path_factory):
+    """Carry out a request on the real miniature."""
+
+    def carry_out(**fields):
+        out = tmp_path_factory.mktemp("out")
+        stream = list(worker.submit(ask(**fields), out).events())
+        assert isinstance(stream[-1], events.Completed), stream[-1]
+        return SimpleNamespace(out=out, stream=stream, comparison=stream[-1].comparison)
+
+    return carry_out
+
+
+@pytest.fixture(scope="module")
+def first(run):
+    return run()
+
+
+@pytest.fixture(scope="module")
+def second(first, run, worker):
+    """The same request once more, and what each precision's denoiser was given at its first step."""
+    inputs, hooks = {}, []
+    for name in PRECISIONS:
+
+        def look(module, args, kwargs, name=name):
+            inputs.setdefault(name, {k: v.clone() for k, v in kwargs.items() if isinstance(v, torch.Tensor)})
+
+        transformer = held(worker, name).pipeline.transformer
+        hooks.append(transformer.register_forward_pre_hook(look, with_kwargs=True))
+    again = run()
+    for hook in hooks:
+        hook.remove()
+    again.inputs = inputs
+    return again
+
+
+def held(worker, precision):
+    return worker._studio.rendition(SPEC, precision, "seed", lambda _: None)
+
+
+def results(made):
+    return {g.precision: g for g in made.comparison.results}
+
+
+def pictures(generation):
+    return [Path(f).read_bytes() for f in generation.files]
+
+
+def tensor(file):
+    with Image.open(file) as image:
+        levels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+        return levels.reshape(image.height, image.width, 3).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def test_events_come_in_order_and_end_once(first):
+    stream = first.stream
+    assert sum(isinstance(e, events.TERMINAL) for e in stream) == 1
+    assert stream[0] == events.Queued(0)
+    told = [e for e in stream if isinstance(e, events.Step | events.Finished | events.Compared)]
+    expected = []
+    for name in PRECISIONS:
+        expected += [("Step", name, i) for i in range(1, 5)] + [("Finished", name, None)]
+        expected += [("Compared", name, None)] if name != "bf16" else []
+    assert [(type(e).__name__, e.precision, getattr(e, "index", None)) for e in told] == expected
+    assert isinstance(stream[-2], events.RulerReady)
+    assert stream[-2].ruler == first.comparison.ruler
+
+
+def test_time_left_is_told_from_the_second_step_on(first):
+    for step in (e for e in first.stream if isinstance(e, events.Step)):
+        assert step.total == 4
+        assert (step.seconds_left is None) == (step.index == 1)
+        assert step.index != 4 or step.seconds_left == 0
+
+
+def test_what_was_told_is_what_was_returned(first):
+    finished = {e.precision: e.generation for e in first.stream if isinstance(e, events.Finished)}
+    compared = {e.precision: e.metrics for e in first.stream if isinstance(e, events.Compared)}
+    for name, generation in results(first).items():
+        assert generation.files == finished[name].files
+        assert generation.metrics == compared.get(name)
+
+
+def test_quantization_errors_are_ordered(first):
+    made = results(first)
+    mxfp8, nvfp4 = made["mxfp8"].metrics, made["nvfp4"].metrics
+    assert 0 < mxfp8.lpips[0] < nvfp4.lpips[0]
+    assert mxfp8.psnr_db[0] > nvfp4.psnr_db[0] > 10
+    assert made["bf16"].metrics is None
+
+
+def test_lpips_is_that_of_the_pictures_shown(first):
+    """Measured on tensors before they are rounded to 8 bits; the files may differ from that by the rounding."""
+    made = results(first)
+    reference = tensor(made["bf16"].files[0])
+    for name in ("mxfp8", "nvfp4"):
+        on_files = metrics.lpips_distance(tensor(made[name].files[0]), reference).item()
+        assert made[name].metrics.lpips[0] == pytest.approx(on_files, rel=0.1, abs=2e-3)
+
+
+def test_the_same_seed_gives_the_same_bytes(first, second):
+    for name in PRECISIONS:
+        assert pictures(results(first)[name]) == pictures(results(second)[name])
+    assert [g.metrics for g in first.comparison.results] == [g.metrics for g in second.comparison.results]
+
+
+def test_another_seed_gives_other_pictures(first, run):
+    other = results(run(seed=8))
+    for name in PRECISIONS:
+        assert tensor(other[name].files[0]).sub(tensor(results(first)[name].files[0])).abs().mean() > 0.01
+
+
+def test_a_pictures_bytes_do_not_depend_on_what_else_was_asked_for(first, run):
+    alone = results(run(precisions=["mxfp8"]))
+    assert set(alone) == {"bf16", "mxfp8"}
+    for name, generation in alone.items():
+        assert pictures(generation) == pictures(results(first)[name])
+
+
+def test_every_precision_gets_the_same_noise_and_embeddings(second):
+    bf16 = second.inputs["bf16"]
+    assert {"hidden_states", "encoder_hidden_states", "pooled_projections", "timestep"} <= bf16.keys()
+    assert bf16["hidden_states"].float().std() == pytest.approx(1, abs=0.05)
+    for name in ("mxfp8", "nvfp4"):
+        assert second.inputs[name].keys() == bf16.keys()
+        assert all(torch.equal(second.inputs[name][key], bf16[key]) for key in bf16), name
+
+
+def test_text_encoders_and_vae_are_one_and_the_same_object(first, worker):
+    bf16 = held(worker, "bf16").pipeline
+    for name in ("mxfp8", "nvfp4"):
+        other = held(worker, name).pipeline
+        assert other.transformer is not bf16.transformer and other.scheduler is not bf16.scheduler
+        for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"):
+            assert getattr(other, part) is getattr(bf16, part)
+
+
+def test_memory_is_what_torchao_counts_and_what_the_plan_foresaw(first, worker):
+    made = results(first)
+    for name, generation in made.items():
+        pipeline = held(worker, name).pipeline
+        modules = [m for m in pipeline.components.values() if isinstance(m, nn.Module)]
+        assert generation.memory.transformer * 1e9 == pytest.approx(get_model_size_in_bytes(pipeline.transformer))
+        assert generation.memory.weights * 1e9 == pytest.approx(sum(get_model_size_in_bytes(m) for m in modules))
+        plan = recipes.plan(loading.empty_transformer(SPEC), recipes.recipe(SPEC.id, "seed"), name)
+        slack = 0.01 if name == "mxfp8" else 1e-9  # torchao pads MXFP8's scales
+        assert generation.memory.transformer * 1e9 == pytest.approx(plan.quantized_bytes, rel=slack)
+        assert generation.memory.peak > generation.memory.weights
+    assert made["nvfp4"].memory.weights < made["mxfp8"].memory.weights < made["bf16"].memory.weights
+    shared = {round((g.memory.weights - g.memory.transformer) * 1e9) for g in made.values()}
+    assert len(shared) == 1
+
+
+def test_layers_are_counted_on_the_module_and_match_the_plan(first, worker):
+    for name, generation in results(first).items():
+        linears = {n: m for n, m in held(worker, name).pipeline.transformer.named_modules() if isinstance(m, nn.Linear)}
+        quantized = {n for n, m in linears.items() if stored_precision(m.weight) != "bf16"}
+        plan = recipes.plan(loading.empty_transformer(SPEC), recipes.recipe(SPEC.id, "seed"), name)
+        assert quantized == plan.names
+        assert generation.layers == plan.counts
+        assert generation.layers.quantized == len(quantized)
+        assert f"{len(quantized)} of {len(linears)} quantized" in generation.ran["Linear layers"]
+
+
+def test_emulated_latencies_are_never_compared(first):
+    for name, generation in results(first).items():
+        emulated = name != "bf16"  # a CPU has neither format
+        assert generation.execution == ("emulated" if emulated else "native")
+        assert generation.latency_comparable is not emulated
+        assert (first.comparison.speedup(generation) is None) == emulated
+        assert generation.ran["Execution"].startswith(generation.execution)
+
+
+def test_stages_add_up(first):
+    for generation in first.comparison.results:
+        latency = generation.latency
+        assert min(latency.text, latency.denoise, latency.decode) > 0
+        assert latency.text + latency.denoise + latency.decode == pytest.approx(latency.total)
+
+
+def test_what_ran_is_told_alike_for_every_precision(first):
+    ran = [g.ran for g in first.comparison.results]
+    assert ran[0].keys() == ran[1].keys() == ran[2].keys()
+    assert all(word.strip() for panel in ran for word in panel.values())
+    for label in ("Device", "Attention", "Compile", "Scheduler", "Noise", "Timing"):
+        assert ran[0][label] == ran[1][label] == ran[2][label]
+    assert "seed 7" in ran[0]["Noise"] and "4 steps" in ran[0]["Scheduler"]
+
+
+def test_files_and_json_are_all_there_is(first):
+    names = {f"{p}.png" for p in PRECISIONS}
+    assert {f.name for f in first.out.iterdir()} == names | {"comparison.json"}
+    assert Comparison.load(first.out) == first.comparison
+    assert json.loads((first.out / "comparison.json").read_text())["results"][2]["files"] == ["nvfp4.png"]
+    with Image.open(first.out / "nvfp4.png") as image:
+        assert image.size == (SPEC.defaults.width, SPEC.defaults.height) and image.format == "PNG"
+
+
+def test_each_picture_holds_the_recipe_that_made_it(first):
+    recipe = media.read_recipe(first.out / "nvfp4.png")
+    assert recipe["precision"] == "nvfp4" and recipe["execution"] == "emulated"
+    assert recipe["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert recipe["request"] == {k: v for k, v in first.comparison.request.to_json().items() if k != "precisions"}
+
+
+def test_a_batch_is_seeded_picture_by_picture(first, run):
+    """Picture i has the noise of seed + i, so it is that seed's single picture up to bf16's rounding: a GEMM of twice
+    the rows may add in another order."""
+    batch = results(run(precisions=["bf16"], batch_size=2))["bf16"]
+    assert [Path(f).name for f in batch.files] == ["bf16-1.png", "bf16-2.png"]
+    assert [media.read_recipe(Path(f))["seed"] for f in batch.files] == [7, 8]
+    alone = [results(first)["bf16"], results(run(precisions=["bf16"], seed=8))["bf16"]]
+    made, wanted = (torch.cat([tensor(f) for f in files]) for files in (batch.files, [g.files[0] for g in alone]))
+    near = metrics.lpips_distance(made, wanted)
+    far = metrics.lpips_distance(made, wanted.flip(0))
+    assert (near < 0.02 * far).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The ruler
+
+
+def test_the_ruler_is_measured_once_and_then_kept(first, second):
+    measured = [(e.index, e.total) for e in first.stream if isinstance(e, events.Measuring)]
+    assert measured == [] or measured == [(0, 3), (1, 3), (2, 3)]  # empty if another test measured it before
+    assert not any(isinstance(e, events.Measuring | events.Warming | events.Loading) for e in second.stream)
+    assert second.comparison.ruler == first.comparison.ruler
+
+
+def test_the_ruler_spans_a_range(first):
+    ruler = first.comparison.ruler
+    assert 0 <= ruler.floor < 0.2 * ruler.ceiling
+    assert "seed 7 against seed 8" in ruler.note
+
+
+def test_a_kept_ruler_serves_another_studio_without_loading_anything(first, ask):
+    told = []
+    ruler = Studio("cpu").ruler(SPEC, ask(prompt="something else", seed=99), told.append, lambda: False)
+    assert ruler == first.comparison.ruler
+    assert told == [events.RulerReady(ruler)]
+
+
+@pytest.mark.parametrize("change", [{"num_inference_steps": 3}, {"guidance_scale": 2.0}])
+def test_a_kept_ruler_does_not_serve_other_settings(first, ask, monkeypatch, change):
+    measured = Ruler(floor=0.0, ceiling=1.0, note="new")
+    studio = Studio("cpu")
+    monkeypatch.setattr(studio, "_measure_ruler", lambda *_: measured)
+    monkeypatch.setattr(studio._rulers, "put", lambda *_: None)
+    assert studio.ruler(SPEC, ask(**change), lambda _: None, lambda: False) == measured
+
+
+def test_a_kept_ruler_does_not_serve_other_weights(first, ask, monkeypatch):
+    measured = Ruler(floor=0.0, ceiling=1.0, note="new")
+    studio = Studio("cpu")
+    monkeypatch.setattr(studio, "_measure_ruler", lambda *_: measured)
+    monkeypatch.setattr(studio._rulers, "put", lambda *_: None)
+    monkeypatch.setattr(compare.loading, "fingerprint", lambda _: "other")
+    assert studio.ruler(SPEC, ask(), lambda _: None, lambda: False) == measured
+
+
+RULER = Ruler(floor=0.25, ceiling=0.5, note="How.")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "3", '{"key": 3}', '{"key": {"floor": 1}}', "\x00\x01"])
+def test_a_corrupt_shelf_is_survived_and_mended(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("TWINFRAME_CACHE", str(tmp_path))
+    (tmp_path / "rulers.json").write_text(content)
+    shelf = RulerShelf()
+    assert shelf.get("key") is None
+    shelf.put("key", RULER)
+    assert shelf.get("key") == RulerShelf().get("key") == RULER
+
+
+def test_a_shelf_keeps_what_it_is_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("TWINFRAME_CACHE", str(tmp_path / "made" / "here"))
+    RulerShelf().put("a", RULER)
+    shelf = RulerShelf()
+    assert shelf.get("a") == RULER and shelf.get("b") is None
+    assert [f.name for f in (tmp_path / "made" / "here").iterdir()] == ["rulers.json"]
+
+
+def test_two_shelves_do_not_forget_each_others_rulers(tmp_path, monkeypatch):
+    """Two processes on one machine: the page and the command line."""
+    monkeypatch.setenv("TWINFRAME_CACHE", str(tmp_path))
+    page, command = RulerShelf(), RulerShelf()
+    page.put("a", RULER)
+    command.put("b", RULER)
+    assert RulerShelf().get("a") == RulerShelf().get("b") == RULER
+
+
+def test_a_shelf_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        monkeypatch.setenv("TWINFRAME_CACHE", str(folder))
+        shelf = RulerShelf()
+        shelf.put("a", RULER)
+        assert shelf.get("a") == RULER
+
+
+def test_every_version_named_is_installed():
+    found = compare.versions()
+    assert {"torch", "torchao", "diffusers", "transformers", "lpips"} <= found.keys() <= set(compare.PACKAGES)

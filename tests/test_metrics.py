@@ -1,0 +1,129 @@
+"""LPIPS and PSNR against the same maths written here once more, in float64."""
+
+import math
+from pathlib import Path
+
+import lpips
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from engine import metrics
+from engine.catalog import ASSETS
+from engine.errors import LoadError
+from engine.metrics import lpips_distance, psnr
+
+CONVOLUTIONS = {0: (4, 2), 3: (1, 2), 6: (1, 1), 8: (1, 1), 10: (1, 1)}
+"""AlexNet's `features`: layer -> stride and padding; a ReLU follows each, max pooling before layers 3 and 6."""
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
+
+@pytest.fixture
+def pair():
+    generator = torch.Generator().manual_seed(1)
+    a = torch.rand(3, 3, 96, 64, generator=generator) * 2 - 1
+    noise = torch.randn(3, 3, 96, 64, generator=generator) * torch.tensor([0.02, 0.2, 1.0]).view(3, 1, 1, 1)
+    return a, (a + noise).clamp(-1, 1)
+
+
+def reference_lpips(a, b):
+    """Zhang et al. 2018, equation 1, from the bundled convolutions and the authors' linear heads."""
+    alexnet = {k: v.double() for k, v in load_file(ASSETS / "lpips" / "alexnet_features.safetensors").items()}
+    heads = torch.load(Path(lpips.__file__).parent / "weights/v0.1/alex.pth", weights_only=True, map_location="cpu")
+
+    def features(x):
+        x = (x.double() - torch.tensor(SHIFT).double().view(3, 1, 1)) / torch.tensor(SCALE).double().view(3, 1, 1)
+        for layer, (stride, padding) in CONVOLUTIONS.items():
+            if layer in (3, 6):
+                x = F.max_pool2d(x, 3, 2)
+            weight, bias = alexnet[f"features.{layer}.weight"], alexnet[f"features.{layer}.bias"]
+            x = F.conv2d(x, weight, bias, stride, padding).relu()
+            yield x / x.square().sum(1, keepdim=True).sqrt()
+
+    total = torch.zeros(len(a), dtype=torch.float64)
+    for i, (x, y) in enumerate(zip(features(a), features(b), strict=True)):
+        head = heads[f"lin{i}.model.1.weight"].double().view(1, -1, 1, 1)
+        total += ((x - y).square() * head).sum(1).mean((1, 2))
+    return total
+
+
+def test_lpips_is_the_papers_formula(pair):
+    expected = reference_lpips(*pair)
+    assert 0 < expected.min() < 0.01 and expected.max() > 0.03  # a range worth checking
+    torch.testing.assert_close(lpips_distance(*pair).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lpips_grows_with_the_noise(pair):
+    near, middle, far = lpips_distance(*pair).tolist()
+    assert 0 < near < middle < far
+
+
+def test_equal_pictures_are_at_distance_zero(pair):
+    assert lpips_distance(pair[0], pair[0].clone()).tolist() == [0, 0, 0]
+    assert lpips_distance(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64)).tolist() == [0]
+
+
+def test_lpips_is_symmetric(pair):
+    torch.testing.assert_close(lpips_distance(*pair), lpips_distance(*reversed(pair)), rtol=1e-5, atol=1e-7)
+
+
+def test_a_batch_gives_what_its_pictures_give_alone(pair):
+    batch = lpips_distance(*pair)
+    assert batch.shape == (3,) and batch.dtype == torch.float32
+    alone = torch.cat([lpips_distance(a[None], b[None]) for a, b in zip(*pair, strict=True)])
+    torch.testing.assert_close(batch, alone, rtol=1e-5, atol=1e-7)
+
+
+def test_lpips_takes_other_float_types(pair):
+    rounded = [t.bfloat16() for t in pair]
+    torch.testing.assert_close(lpips_distance(*rounded), lpips_distance(*(t.float() for t in rounded)))
+
+
+def test_lpips_needs_no_gradient(pair):
+    a = pair[0].clone().requires_grad_()
+    assert not lpips_distance(a, pair[1]).requires_grad
+
+
+@pytest.mark.parametrize("measure", [lpips_distance, psnr])
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ((1, 3, 64, 64), (1, 3, 64, 32)),
+        ((2, 3, 64, 64), (1, 3, 64, 64)),
+        ((3, 64, 64), (3, 64, 64)),
+        ((1, 64, 64, 3), (1, 64, 64, 3)),
+        ((1, 1, 64, 64), (1, 1, 64, 64)),
+        ((1, 1, 3, 64, 64), (1, 1, 3, 64, 64)),
+    ],
+)
+def test_wrong_shapes_are_refused_by_name(measure, a, b):
+    with pytest.raises(ValueError, match=r"\(N, 3, H, W\)") as caught:
+        measure(torch.zeros(a), torch.zeros(b))
+    assert str(a) in str(caught.value) and str(b) in str(caught.value)
+
+
+def test_psnr_is_the_formula(pair):
+    a, b = pair
+    expected = [
+        10 * math.log10(4 / (x.double() - y.double()).square().mean().item()) for x, y in zip(a, b, strict=True)
+    ]
+    assert psnr(a, b).shape == (3,)
+    assert psnr(a, b).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_psnr_of_one_grey_level():
+    """One step of 8 bits everywhere is 20 log10(255) dB."""
+    a = torch.zeros(1, 3, 8, 8)
+    assert psnr(a, a + 2 / 255).item() == pytest.approx(20 * math.log10(255), rel=1e-6)
+
+
+def test_psnr_of_equal_pictures_is_infinite(pair):
+    assert psnr(pair[0], pair[0]).tolist() == [math.inf] * 3
+
+
+def test_missing_alexnet_weights_are_named(monkeypatch, tmp_path, pair):
+    monkeypatch.setattr(metrics, "_ALEXNET", tmp_path / "gone.safetensors")
+    metrics._network.cache_clear()
+    with pytest.raises(LoadError, match=r"gone\.safetensors is missing"):
+        lpips_distance(*pair)

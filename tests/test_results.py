@@ -1,0 +1,156 @@
+"""Results as JSON and on disk: the command line's contract, and everything back as it was."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from engine.errors import OutputError
+from engine.request import CompareRequest
+from engine.results import Comparison, Generation, Latency, LayerCounts, Memory, Metrics, Ruler
+
+CONTRACT = {"model", "device", "versions", "request", "results", "ruler"}
+RESULT_CONTRACT = {
+    "precision": None,
+    "execution": None,
+    "files": None,
+    "latency_s": {"text", "denoise", "decode", "total"},
+    "latency_comparable": None,
+    "memory_gb": {"weights", "peak"},
+    "layers": {"quantized", "skipped", "left"},
+    "lpips": None,
+    "psnr_db": None,
+}
+
+
+def generation(precision, folder, *, total=2.0, peak=0.2, native=True, metrics=None):
+    return Generation(
+        precision=precision,
+        execution="native" if native else "emulated",
+        files=(str(folder / f"{precision}-1.png"), str(folder / f"{precision}-2.png")),
+        latency=Latency(text=0.25, denoise=total - 0.5, decode=0.25, total=total),
+        latency_comparable=native,
+        memory=Memory(weights=0.1, transformer=0.04, peak=peak),
+        layers=LayerCounts(quantized=78, skipped=10, left=0),
+        ran={"Device": "some machine"},
+        metrics=metrics,
+    )
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    return Comparison(
+        request=CompareRequest.create("a cat ✓", precisions=["fp8", "nvfp4"], batch_size=2),
+        device="some machine",
+        versions={"torch": "1"},
+        results=(
+            generation("bf16", tmp_path),
+            generation(
+                "fp8", tmp_path, total=1.6, peak=0.15, metrics=Metrics(lpips=(0.0, 0.5), psnr_db=(math.inf, 20.0))
+            ),
+            generation(
+                "nvfp4",
+                tmp_path,
+                total=9.0,
+                peak=0.25,
+                native=False,
+                metrics=Metrics(lpips=(0.1, 0.3), psnr_db=(30.0, 20.0)),
+            ),
+        ),
+        ruler=Ruler(floor=0.01, ceiling=0.4, note="How."),
+        created="2000-01-01T00:00:00+00:00",
+    )
+
+
+def test_json_has_the_contracts_keys(comparison):
+    values = comparison.to_json()
+    assert set(values) >= CONTRACT
+    assert values["model"] == "mini-flux"
+    assert set(values["ruler"]) >= {"floor", "ceiling"}
+    for result in values["results"]:
+        assert set(result) >= set(RESULT_CONTRACT)
+        for key, inner in RESULT_CONTRACT.items():
+            assert inner is None or set(result[key]) >= inner, key
+
+
+def test_json_holds_the_means_and_every_pictures_own(comparison):
+    bf16, fp8, nvfp4 = comparison.to_json()["results"]
+    assert nvfp4["lpips"] == pytest.approx(0.2) and nvfp4["psnr_db"] == pytest.approx(25)
+    assert nvfp4["lpips_each"] == [0.1, 0.3]
+    assert bf16["lpips"] is None and bf16["psnr_db"] is None and bf16["lpips_each"] is None
+    assert fp8["psnr_db_each"] == [None, 20.0] and fp8["psnr_db"] is None  # JSON has no infinity
+
+
+def test_json_is_strict_and_comes_back_equal(comparison):
+    text = json.dumps(comparison.to_json(), allow_nan=False)
+    assert Comparison.from_json(json.loads(text)) == comparison
+
+
+def test_json_without_a_ruler_comes_back_equal(comparison):
+    bare = replace(comparison, ruler=None)
+    assert bare.to_json()["ruler"] is None
+    assert Comparison.from_json(json.loads(json.dumps(bare.to_json()))) == bare
+
+
+def test_speedup_is_none_wherever_one_side_is_emulated(comparison):
+    bf16, fp8, nvfp4 = comparison.results
+    assert comparison.speedup(fp8) == pytest.approx(1.25)
+    assert comparison.speedup(bf16) == 1
+    assert comparison.speedup(nvfp4) is None
+    slow = replace(comparison, results=(replace(bf16, latency_comparable=False), fp8, nvfp4))
+    assert slow.speedup(fp8) is None
+
+
+def test_memory_saving_is_a_fraction_of_the_references_peak(comparison):
+    bf16, fp8, nvfp4 = comparison.results
+    assert comparison.memory_saving(bf16) == 0
+    assert comparison.memory_saving(fp8) == pytest.approx(0.25)
+    assert comparison.memory_saving(nvfp4) == pytest.approx(-0.25)
+
+
+def test_the_reference_is_found_wherever_it_stands(comparison):
+    assert replace(comparison, results=comparison.results[::-1]).reference.precision == "bf16"
+
+
+def test_saved_files_are_named_relative_to_the_folder_and_load_back(comparison, tmp_path):
+    assert comparison.save(tmp_path) == tmp_path / "comparison.json"
+    assert [f.name for f in tmp_path.iterdir()] == ["comparison.json"]
+    saved = json.loads((tmp_path / "comparison.json").read_text())
+    assert saved["results"][0]["files"] == ["bf16-1.png", "bf16-2.png"]
+    assert Comparison.load(tmp_path) == comparison
+
+
+def test_a_saved_folder_can_be_moved(comparison, tmp_path):
+    (tmp_path / "old").mkdir()
+    inside = tuple(generation(p, tmp_path / "old") for p in ("bf16", "fp8"))
+    replace(comparison, results=inside).save(tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    files = Comparison.load(tmp_path / "new").results[1].files
+    assert files == (str(tmp_path / "new" / "fp8-1.png"), str(tmp_path / "new" / "fp8-2.png"))
+
+
+def test_loaded_files_are_absolute_even_from_a_relative_folder(comparison, tmp_path, monkeypatch):
+    comparison.save(tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    assert Comparison.load(tmp_path.relative_to(tmp_path.parent)).results == comparison.results
+
+
+def test_files_elsewhere_keep_their_names(comparison, tmp_path):
+    (tmp_path / "here").mkdir()
+    comparison.save(tmp_path / "here")
+    assert Comparison.load(tmp_path / "here") == comparison
+
+
+def test_a_folder_that_cannot_be_written(comparison, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "gone", tmp_path / "file"):
+        with pytest.raises(OutputError, match=r"Cannot write .*comparison\.json: .*\.$"):
+            comparison.save(folder)
+
+
+def test_a_save_that_fails_leaves_nothing(comparison, tmp_path):
+    (tmp_path / "comparison.json").mkdir()
+    with pytest.raises(OutputError):
+        comparison.save(tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["comparison.json"]

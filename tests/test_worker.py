@@ -1,0 +1,284 @@
+"""The worker's queue: one job at a time, cancelling, failures, preloading; with the real miniature where it matters."""
+
+import threading
+import time
+from dataclasses import replace
+from types import MappingProxyType, SimpleNamespace
+
+import pytest
+import torch
+
+from engine import catalog, events
+from engine.compare import CancelledRun
+from engine.errors import LoadError, OutputError, RequestError, UnsupportedError
+from engine.worker import Worker, writable
+
+
+def read(job):
+    return list(job.events())
+
+
+def kinds(stream):
+    return [type(event).__name__ for event in stream]
+
+
+@pytest.fixture
+def stub(cache, monkeypatch):
+    """A worker whose studio does nothing but wait at a gate, so that the queue can be looked at."""
+    worker = Worker(device="cpu")
+    gate, began = threading.Semaphore(0), []
+
+    def compare(request, out, tell, stop):
+        began.append(request.seed)
+        while not gate.acquire(timeout=0.005):
+            if stop():
+                raise CancelledRun
+        return SimpleNamespace(seed=request.seed)
+
+    monkeypatch.setattr(worker._studio, "compare", compare)
+    yield SimpleNamespace(worker=worker, gate=gate, began=began, studio=worker._studio)
+    worker.close()
+
+
+def test_queued_positions_count_down(stub, ask, tmp_path, until):
+    jobs = [stub.worker.submit(ask(seed=0), tmp_path)]
+    until(lambda: stub.began == [0])
+    jobs += [stub.worker.submit(ask(seed=i), tmp_path) for i in (1, 2)]
+    stub.gate.release(3)
+    streams = [read(job) for job in jobs]
+    positions = [[e.position for e in stream if isinstance(e, events.Queued)] for stream in streams]
+    assert positions[0][0] == 0
+    assert positions[1][0] == 1 and positions[1][-1] == 0
+    assert positions[2][0] == 2 and positions[2][-1] == 0
+    assert all(p == sorted(p, reverse=True) for p in positions)
+    assert stub.began == [0, 1, 2]
+    assert [stream[-1].comparison.seed for stream in streams] == [0, 1, 2]
+
+
+def test_each_stream_ends_with_exactly_one_terminal_event(stub, ask, tmp_path):
+    stub.gate.release()
+    done, cancelled = stub.worker.submit(ask(seed=0), tmp_path), stub.worker.submit(ask(seed=1), tmp_path)
+    cancelled.cancel()
+    for job, kind in ((done, events.Completed), (cancelled, events.Cancelled)):
+        stream = read(job)
+        assert isinstance(stream[-1], kind)
+        assert sum(isinstance(e, events.TERMINAL) for e in stream) == 1
+        assert job.wait(5)
+        job.cancel()  # harmless by now
+        assert job._events.empty()
+
+
+def test_a_job_cancelled_while_queued_never_runs(stub, ask, tmp_path, until):
+    first = stub.worker.submit(ask(seed=0), tmp_path)
+    until(lambda: stub.began == [0])
+    second, third = (stub.worker.submit(ask(seed=i), tmp_path) for i in (1, 2))
+    second.cancel()
+    stub.gate.release(2)
+    assert kinds(read(second))[-1] == "Cancelled"
+    assert kinds(read(first))[-1] == kinds(read(third))[-1] == "Completed"
+    assert stub.began == [0, 2]
+
+
+def test_a_job_cancelled_while_queued_hears_so_at_once(stub, ask, tmp_path, until):
+    first = stub.worker.submit(ask(seed=0), tmp_path)
+    until(lambda: stub.began == [0])
+    second = stub.worker.submit(ask(seed=1), tmp_path)
+    second.cancel()
+    heard = second.wait(5)
+    assert not first.wait(0)
+    assert heard, "it waited for the job before it"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (LoadError("The file x is missing."), "The file x is missing."),
+        (OutputError("Cannot write y."), "Cannot write y."),
+        (ZeroDivisionError("inner detail"), "ZeroDivisionError"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "memory"),
+    ],
+)
+def test_a_job_that_raises_fails_in_one_sentence_and_the_next_one_runs(
+    stub, ask, tmp_path, monkeypatch, error, sentence
+):
+    with monkeypatch.context() as patch:
+
+        def fail(*_):
+            raise error
+
+        patch.setattr(stub.studio, "compare", fail)
+        stream = read(stub.worker.submit(ask(), tmp_path))
+    assert kinds(stream) == ["Queued", "Failed"]
+    assert sentence in stream[-1].reason and "inner detail" not in stream[-1].reason
+    assert len(stream[-1].reason.splitlines()) == 1 and stream[-1].reason.endswith(".")
+    stub.gate.release()
+    assert kinds(read(stub.worker.submit(ask(), tmp_path)))[-1] == "Completed"
+
+
+def test_an_unavailable_precision_is_refused_with_its_reason(stub, ask, tmp_path, monkeypatch):
+    gone = replace(stub.studio.support["nvfp4"], execution="unavailable", reason="No tensor cores here.", gemm="")
+    monkeypatch.setitem(stub.studio.support, "nvfp4", gone)
+    with pytest.raises(UnsupportedError, match=r"^No tensor cores here\.$"):
+        stub.worker.submit(ask(precisions=["mxfp8", "nvfp4"]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    stub.gate.release()
+    assert kinds(read(stub.worker.submit(ask(precisions=["mxfp8"]), tmp_path / "out")))[-1] == "Completed"
+
+
+def test_a_model_that_is_not_offered_here(cache, ask, tmp_path):
+    worker = Worker(models=(), device="cpu")
+    with pytest.raises(UnsupportedError, match="mini-flux is not offered here"):
+        worker.submit(ask(), tmp_path)
+    worker.close()
+    with pytest.raises(RequestError, match="no model 'maxi-flux'"):
+        Worker(models=("maxi-flux",), device="cpu")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "mps", "banana"])
+def test_a_device_that_is_not_there(cache, device):
+    with pytest.raises(UnsupportedError) as caught:
+        Worker(device=device).close()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_written(stub, ask, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        with pytest.raises(OutputError, match=r"Cannot write into ") as caught:
+            stub.worker.submit(ask(), folder)
+        assert str(folder) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert [f.name for f in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "kept"
+    assert stub.began == []
+
+
+def test_a_missing_folder_is_made_and_left_empty(tmp_path):
+    writable(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Preloading
+
+
+@pytest.fixture
+def warming(stub, monkeypatch):
+    """Preloading that waits at each precision until it is let go or must give way."""
+    go, log = threading.Event(), []
+
+    def warm(rendition, spec, request, tell, stop):
+        log.append(f"warm {rendition}")
+        while not go.wait(0.005):
+            if stop():
+                raise CancelledRun
+
+    monkeypatch.setattr(stub.studio, "rendition", lambda spec, name, recipe, tell: name)
+    monkeypatch.setattr(stub.studio, "warm", warm)
+    monkeypatch.setattr(stub.studio, "ruler", lambda *_: log.append("ruler"))
+    return SimpleNamespace(go=go, log=log)
+
+
+def test_preloading_gives_way_and_then_goes_on(stub, warming, ask, tmp_path, until):
+    preload = stub.worker.preload("mini-flux")
+    until(lambda: warming.log == ["warm bf16"])
+    stub.gate.release()
+    stream = read(stub.worker.submit(ask(seed=5), tmp_path))
+    assert isinstance(stream[-1], events.Completed)
+    assert set(stream[:-1]) == {events.Queued(0)}  # what runs in the background is nobody's place in the queue
+    assert not preload.wait(0)
+    warming.go.set()
+    assert read(preload)[-1] == events.Prepared("mini-flux")
+    assert warming.log == ["warm bf16", "warm bf16", "warm mxfp8", "warm nvfp4", "ruler"]
+
+
+def test_preloading_waits_until_nobody_wants_anything(stub, warming, ask, tmp_path, until):
+    warming.go.set()
+    jobs = [stub.worker.submit(ask(seed=0), tmp_path)]
+    until(lambda: stub.began == [0])
+    preload = stub.worker.preload("mini-flux")
+    jobs.append(stub.worker.submit(ask(seed=1), tmp_path))
+    stub.gate.release()
+    until(lambda: stub.began == [0, 1])
+    assert warming.log == []
+    stub.gate.release()
+    assert all(kinds(read(job))[-1] == "Completed" for job in jobs)
+    assert kinds(read(preload))[-1] == "Prepared"
+
+
+def test_a_preload_can_be_cancelled(stub, warming, until):
+    preload = stub.worker.preload("mini-flux")
+    until(lambda: warming.log)
+    preload.cancel()
+    assert kinds(read(preload))[-1] == "Cancelled"
+
+
+def test_preloading_an_unknown_model(stub):
+    with pytest.raises(RequestError, match="no model 'maxi-flux'"):
+        stub.worker.preload("maxi-flux")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Closing
+
+
+def test_closing_cancels_what_runs_and_waits_and_ends_the_thread(stub, ask, tmp_path, until):
+    jobs = [stub.worker.submit(ask(seed=i), tmp_path) for i in range(3)]
+    until(lambda: stub.began == [0])
+    stub.worker.close()
+    assert not stub.worker._thread.is_alive()
+    assert all(kinds(read(job))[-1] == "Cancelled" for job in jobs)
+    assert stub.began == [0]
+    with pytest.raises(UnsupportedError, match="shutting down"):
+        stub.worker.submit(ask(), tmp_path)
+    stub.worker.close()  # a second time is harmless
+
+
+def test_closing_ends_a_running_preload(stub, warming, until):
+    preload = stub.worker.preload("mini-flux")
+    until(lambda: warming.log)
+    stub.worker.close()
+    assert kinds(read(preload))[-1] == "Cancelled"
+
+
+def test_closing_ends_a_waiting_preload(stub, ask, tmp_path, until):
+    stub.worker.submit(ask(seed=0), tmp_path)
+    until(lambda: stub.began == [0])
+    preload = stub.worker.preload("mini-flux")
+    stub.worker.close()
+    assert preload.wait(5), "whoever reads its events waits for ever"
+    assert kinds(read(preload))[-1] == "Cancelled"
+
+
+def test_closing_an_idle_worker_takes_no_time(cache):
+    worker = Worker(device="cpu")
+    began = time.monotonic()
+    worker.close()
+    assert time.monotonic() - began < 10 and not worker._thread.is_alive()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The real miniature
+
+
+def test_cancelling_in_mid_run_stops_within_a_step_and_the_next_job_runs(worker, ask, tmp_path):
+    job, stream = worker.submit(ask(precisions=["bf16"], num_inference_steps=50), tmp_path / "a"), []
+    for event in job.events():
+        stream.append(event)
+        if isinstance(event, events.Step) and event.index == 2:
+            job.cancel()
+    assert isinstance(stream[-1], events.Cancelled)
+    assert max(e.index for e in stream if isinstance(e, events.Step)) <= 4
+    assert list((tmp_path / "a").iterdir()) == []
+    pipeline = worker._studio.rendition(catalog.MINI_FLUX, "bf16", "seed", lambda _: None).pipeline
+    assert "encode_prompt" not in vars(pipeline) and "decode" not in vars(pipeline.vae)  # no clock left behind
+    stream = read(worker.submit(ask(precisions=["bf16"]), tmp_path / "b"))
+    assert isinstance(stream[-1], events.Completed)
+
+
+def test_after_a_preload_nothing_is_left_to_load(worker, ask, tmp_path, monkeypatch):
+    quick = replace(catalog.MINI_FLUX.defaults, num_inference_steps=4, guidance_scale=1.0)
+    spec = replace(catalog.MINI_FLUX, defaults=quick)
+    monkeypatch.setattr(catalog, "MODELS", MappingProxyType({spec.id: spec}))
+    assert read(worker.preload("mini-flux"))[-1] == events.Prepared("mini-flux")
+    stream = read(worker.submit(ask(seed=3), tmp_path))
+    assert isinstance(stream[-1], events.Completed)
+    assert not any(isinstance(e, events.Loading | events.Warming | events.Measuring) for e in stream)
