@@ -89,7 +89,7 @@ MINI_FLUX = ModelSpec(
         num_inference_steps=(1, 50),
         guidance_scale=(1.0, 6.0),
         batch_size=(1, 4),
-        prompt_characters=300,
+        prompt_characters=150,
     ),
     recipes=("seed", "full"),
     guidance_argument="true_cfg_scale",

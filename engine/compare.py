@@ -79,6 +79,7 @@ class Studio:
         self._added: dict[tuple, int] = {}
         """Bytes a run allocates, by rendition and shape; measured in the warm-up, so that a shape is warm once here."""
         self._rulers = RulerShelf()
+        self._fingerprints: dict[str, str] = {}
 
     def compare(
         self, request: CompareRequest, out: Path, tell: Callable[[events.Event], None], stop: Callable[[], bool]
@@ -136,6 +137,7 @@ class Studio:
         plan = recipes.plan(loading.empty_transformer(spec), recipes.recipe(spec.id, recipe), name)
         if name == REFERENCE:
             tell(events.Loading(spec.name))
+            self._fingerprints[spec.id] = loading.fingerprint(spec)
             pipeline = loading.load_pipeline(spec, self.device)
         else:
             shared = self.rendition(spec, REFERENCE, recipe, tell).pipeline
@@ -236,7 +238,7 @@ class Studio:
             str(part)
             for part in (
                 spec.id,
-                loading.fingerprint(spec),
+                self._fingerprints[spec.id],
                 self.machine.name,
                 version("torch"),
                 version("diffusers"),
@@ -294,6 +296,7 @@ class Studio:
                 f"{layers.quantized} of {linears} quantized, {layers.skipped} skipped by the recipe, "
                 f"{layers.left} left in bf16 for their shape"
             ),
+            "Prompt": _read(rendition.pipeline, spec, request.prompt),
             "Recipe": f"{request.recipe}: {recipes.recipe(spec.id, request.recipe).summary}",
             "GEMM": support.gemm,
             "Attention": f"PyTorch scaled_dot_product_attention in bf16 (diffusers backend {ATTENTION!r})",
@@ -353,6 +356,13 @@ def _call(
         **{**spec.call, spec.guidance_argument: request.guidance_scale},
     )
     return result.images.float()
+
+
+def _read(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> str:
+    """How much of the prompt the text encoder reads: pipelines cut what is too long without a word."""
+    tokens, limit = len(pipeline.tokenizer_2(prompt).input_ids), spec.call["max_sequence_length"]
+    cut = f"; the last {tokens - limit} were cut off" if tokens > limit else ""
+    return f"{tokens} tokens, of at most {limit}{cut}"
 
 
 class RulerShelf:

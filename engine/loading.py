@@ -96,9 +96,9 @@ def check(spec: ModelSpec) -> None:
 
 
 def fingerprint(spec: ModelSpec) -> str:
-    """Hexadecimal digest of the denoiser's weights: a figure kept for one checkpoint must not serve another."""
+    """Hexadecimal digest of all the model's weights: a figure kept for one checkpoint must not serve another."""
     digest = hashlib.sha256()
-    for file in sorted((spec.folder / "transformer").glob("*.safetensors")):
+    for file in sorted(spec.folder.rglob("*.safetensors")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -182,7 +182,7 @@ BAD = {
     "unknown recipe": (["--recipe", "half"], ["'half'", "seed or full"]),
     "empty prompt": (["--prompt", ""], ["empty"]),
     "blank prompt": (["--prompt", " \t\n"], ["empty"]),
-    "long prompt": (["--prompt", "x" * 301], ["301", "300"]),
+    "long prompt": (["--prompt", "x" * 151], ["151", "150"]),
     "control characters": (["--prompt", "a\x07b"], ["control characters"]),
     "prompt that is not UTF-8": (["--prompt", "a\udcffb"], ["not text"]),
     "negative seed": (["--seed", "-1"], ["seed", "between 0 and 4294967295"]),

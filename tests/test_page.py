@@ -314,7 +314,7 @@ def test_the_form_decides_what_is_asked(visit, quick):
     ("prompt", "seed", "sentence"),
     [
         ("   ", "7", "The prompt is empty: describe the picture in a few words."),
-        ("x" * 301, "7", "The prompt has 301 characters: this model takes at most 300."),
+        ("x" * 151, "7", "The prompt has 151 characters: this model takes at most 150."),
         (PROMPT, "-1", "seed is -1: it must lie between 0 and 4294967295."),
         (PROMPT, "4294967296", "seed is 4294967296: it must lie between 0 and 4294967295."),
         (PROMPT, "1.5", "seed must be a whole number, not 1.5."),
@@ -697,3 +697,8 @@ def test_a_signal_ends_the_app_cleanly(number):
         process.kill()
     assert process.returncode == 0
     assert "Traceback" not in stderr
+
+
+def test_a_score_too_small_for_four_digits_does_not_read_as_zero():
+    assert words.score(0.00003) == "<0.0001"
+    assert words.score(0.0) == "0.0000"

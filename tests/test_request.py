@@ -159,7 +159,7 @@ def test_wrong_types_for_guidance(value):
 
 
 @pytest.mark.parametrize("name", [*RANGED, "height", "width"])
-@pytest.mark.parametrize("digits", [400, 5000])
+@pytest.mark.parametrize("digits", [400, 4000])
 def test_numbers_of_absurd_length(name, digits):
     assert len(refused(**{name: 10**digits})) < 10_000
 
@@ -241,7 +241,7 @@ PLAUSIBLE = {
 
 @given(st.fixed_dictionaries({}, optional={name: kind | JUNK for name, kind in PLAUSIBLE.items()}))
 @example({"prompt": PROMPT, "guidance_scale": 10**400})
-@example({"prompt": PROMPT, "seed": 10**5000})
+@example({"prompt": PROMPT, "seed": 10**4000})
 def test_any_junk_is_refused_in_one_sentence_or_makes_a_valid_request(values):
     fields = {"prompt": None} | values
     try:

@@ -61,8 +61,8 @@ NAMES = {"bf16": "bf16", "fp8": "FP8", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
 
 CLOSENESS = (
     (0.10, "hard to tell from bf16", "The pictures are hard to tell apart."),
-    (0.35, "different only up close", "You would need to look closely to see the difference."),
-    (0.75, "visibly different", "The pictures differ visibly."),
+    (0.45, "different only up close", "You would need to look closely to see the difference."),
+    (0.85, "visibly different", "The pictures differ visibly."),
     (float("inf"), "another picture", "It is as good as another picture."),
 )
 """How a score is put into words: up to which part of the way from the floor to the ceiling, briefly, in full."""
@@ -116,6 +116,8 @@ def factor(speedup: float) -> str:
 
 
 def score(lpips: float) -> str:
+    if 0 < lpips < 0.0001:
+        return "<0.0001"
     return f"{lpips:.3f}" if lpips >= 0.01 else f"{lpips:.4f}"
 
 
