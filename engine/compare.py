@@ -75,6 +75,7 @@ class Studio:
         self.device = precision.device_named(device)
         self.machine = precision.Machine.detect(self.device)
         self.support = {p: precision.support(p, self.machine) for p in PRECISIONS}
+        timing.prepare(self.device)
         self._renditions: dict[tuple[str, str, str], Rendition] = {}
         self._added: dict[tuple, int] = {}
         """Bytes a run allocates, by rendition and shape; measured in the warm-up, so that a shape is warm once here."""
@@ -137,7 +138,6 @@ class Studio:
         plan = recipes.plan(loading.empty_transformer(spec), recipes.recipe(spec.id, recipe), name)
         if name == REFERENCE:
             tell(events.Loading(spec.name))
-            self._fingerprints[spec.id] = loading.fingerprint(spec)
             pipeline = loading.load_pipeline(spec, self.device)
         else:
             shared = self.rendition(spec, REFERENCE, recipe, tell).pipeline
@@ -238,7 +238,7 @@ class Studio:
             str(part)
             for part in (
                 spec.id,
-                self._fingerprints[spec.id],
+                self._fingerprint(spec),
                 self.machine.name,
                 version("torch"),
                 version("diffusers"),
@@ -253,6 +253,11 @@ class Studio:
             self._rulers.put(key, ruler)
         tell(events.RulerReady(ruler))
         return ruler
+
+    def _fingerprint(self, spec: ModelSpec) -> str:
+        if spec.id not in self._fingerprints:
+            self._fingerprints[spec.id] = loading.fingerprint(spec)
+        return self._fingerprints[spec.id]
 
     def _measure_ruler(
         self,

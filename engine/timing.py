@@ -64,6 +64,12 @@ def weight_bytes(*modules: torch.nn.Module) -> int:
     return sum(get_model_size_in_bytes(module) for module in modules)
 
 
+def prepare(device: torch.device) -> None:
+    """Start the CPU's profiler once, from the thread that imports torch: started first on another it complains."""
+    if device.type == "cpu":
+        added_bytes(lambda: None, device)
+
+
 def added_bytes(run: Callable[[], object], device: torch.device) -> int:
     """The most that `run` allocates through PyTorch's allocator beyond what was there when it began.
 

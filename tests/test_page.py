@@ -512,7 +512,7 @@ def test_pictures_and_json_download(visit, quick):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_needs_no_sideways_scrolling(visit, quick, scheme):
     page = visit(quick[0], width=390, height=844, color_scheme=scheme, has_touch=True, is_mobile=True)
-    generate(page, "wide" * 60)
+    generate(page, "wide" * 36)
     finished(page)
     page.get_by_text(words.MORE).click()
     page.get_by_text(words.RAN, exact=True).first.click()
