@@ -702,3 +702,17 @@ def test_a_signal_ends_the_app_cleanly(number):
 def test_a_score_too_small_for_four_digits_does_not_read_as_zero():
     assert words.score(0.00003) == "<0.0001"
     assert words.score(0.0) == "0.0000"
+
+
+@browser_test
+def test_the_ends_of_a_ruler_do_not_run_into_each_other(visit, quick):
+    """Also where a score lies far beyond another seed, which pushes that mark to the left."""
+    page = visit(quick[0])
+    page.evaluate(
+        """html => { const box = document.createElement('div'); box.style.width = '290px'; box.innerHTML = html;
+        document.querySelector('#tf-stage').replaceChildren(box); }""",
+        cards._ruler(10 * RULER.ceiling, RULER),
+    )
+    floor, ceiling = (page.locator(f"#tf-stage .tf-{end}").bounding_box() for end in ("floor", "ceiling"))
+    assert floor["x"] + floor["width"] < ceiling["x"]
+    assert ceiling["x"] + ceiling["width"] <= floor["x"] + 290
