@@ -13,14 +13,14 @@ import sys
 import threading
 from contextlib import closing
 
-from engine import catalog
+from engine import catalog, options
 from engine.errors import RequestError, TwinframeError
 from engine.logs import quiet_libraries
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, with the environment's and our own defaults filled in."""
-    parser = argparse.ArgumentParser(prog="app.py", description="Compare bf16 and quantized pictures in the browser.")
+    parser = options.Parser(prog="app.py", description="Compare bf16 and quantized pictures in the browser.")
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live link")
     parser.add_argument("--host", help="address to listen on (default: GRADIO_SERVER_NAME, or this machine only)")
     parser.add_argument("--port", type=int, help="port to listen on (default: GRADIO_SERVER_PORT or 7860)")

@@ -14,26 +14,18 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from engine import catalog
 from engine.errors import OutputError, RequestError, TwinframeError
 from engine.logs import quiet_libraries
+from engine.options import Parser
 from engine.request import PRECISIONS, CompareRequest
 from engine.results import Comparison
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, with its complaint on one line."""
-
-    def error(self, message: str) -> NoReturn:
-        said = " ".join(message.split())
-        raise RequestError(f"{said[:1].upper()}{said[1:]}. See {self.prog} --help.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m engine", description="Compare bf16 and quantized diffusion models.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    parser = Parser(prog="python -m engine", description="Compare bf16 and quantized diffusion models.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
 
     models = commands.add_parser("models", help="what is here, and its state on this machine")
     models.set_defaults(run=_models)
@@ -188,7 +180,7 @@ def _print(comparison: Comparison) -> None:
     print(f"{comparison.request.model} on {comparison.device}: {comparison.request.prompt!r}")
     for g in comparison.results:
         speed = f"{g.latency.total:6.2f} s" if g.latency_comparable else "emulated"
-        distance = f"LPIPS {g.to_json()['lpips']:.4f}" if g.metrics else "reference"
+        distance = f"LPIPS {g.metrics.mean_lpips:.4f}" if g.metrics else "reference"
         print(f"  {g.precision:6} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}  {', '.join(g.files)}")
     if comparison.ruler:
         print(f"  ruler: floor {comparison.ruler.floor:.4f}, ceiling {comparison.ruler.ceiling:.4f}")

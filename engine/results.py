@@ -56,6 +56,10 @@ class Metrics:
     psnr_db: tuple[float, ...]
     """Infinite where the pictures are equal."""
 
+    @property
+    def mean_lpips(self) -> float:
+        return fmean(self.lpips)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
@@ -86,7 +90,7 @@ class Generation:
             "latency_comparable": self.latency_comparable,
             "memory_gb": asdict(self.memory),
             "layers": asdict(self.layers),
-            "lpips": fmean(metrics.lpips) if metrics else None,
+            "lpips": metrics.mean_lpips if metrics else None,
             "psnr_db": _finite(fmean(metrics.psnr_db)) if metrics else None,
             "lpips_each": list(metrics.lpips) if metrics else None,
             "psnr_db_each": [_finite(v) for v in metrics.psnr_db] if metrics else None,

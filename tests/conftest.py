@@ -1,15 +1,29 @@
 """Shared by the tests that run the real miniature: one worker on the CPU, and a cache folder of its own."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
 
+from engine.catalog import MINI_FLUX
 from engine.logs import quiet_libraries
 
 quiet_libraries()  # before anything imports torch and diffusers
 settings.register_profile("quiet", deadline=None, database=None)  # no clock, and no folder left in the checkout
 settings.load_profile("quiet")
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """The miniature in a folder of its own, as links, so that a file of it can be damaged."""
+    folder = tmp_path / "mini"
+    for file in MINI_FLUX.folder.rglob("*"):
+        if file.is_file():
+            link = folder / file.relative_to(MINI_FLUX.folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+    return replace(MINI_FLUX, source=str(folder))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -12,7 +11,6 @@ import pytest
 
 from engine import __main__ as cli
 from engine import catalog
-from engine.catalog import MINI_FLUX
 from engine.precision import Machine
 from engine.request import PRECISIONS
 from engine.results import Comparison
@@ -274,20 +272,13 @@ def test_a_device_that_is_not_there(main, tmp_path, device):
 
 
 @pytest.fixture
-def damaged(tmp_path, monkeypatch):
+def damaged(copied, monkeypatch):
     """The miniature with one shard cut short, in the place of the real one; gives the shard."""
-    folder = tmp_path / "mini"
-    for file in MINI_FLUX.folder.rglob("*"):
-        if file.is_file():
-            link = folder / file.relative_to(MINI_FLUX.folder)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(file)
-    shard = sorted((folder / "transformer").glob("*.safetensors"))[-1]
+    shard = sorted((copied.folder / "transformer").glob("*.safetensors"))[-1]
     content = shard.read_bytes()[:-1000]
     shard.unlink()
     shard.write_bytes(content)
-    spec = replace(MINI_FLUX, source=str(folder))
-    monkeypatch.setattr(catalog, "MODELS", MappingProxyType({spec.id: spec}))
+    monkeypatch.setattr(catalog, "MODELS", MappingProxyType({copied.id: copied}))
     return shard
 
 

@@ -1,7 +1,6 @@
 """The bundled checkpoint, and what is said of one that is missing a file or holds a damaged one."""
 
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,6 @@ from engine.errors import LoadError
 
 SHARDS = sorted(str(f.relative_to(MINI_FLUX.folder)) for f in MINI_FLUX.folder.rglob("*.safetensors"))
 SHARD = "transformer/diffusion_pytorch_model-00002-of-00005.safetensors"
-
-
-@pytest.fixture
-def copied(tmp_path):
-    """The miniature in a folder of its own, as links, so that a file of it can be damaged."""
-    folder = tmp_path / "mini"
-    for file in MINI_FLUX.folder.rglob("*"):
-        if file.is_file():
-            link = folder / file.relative_to(MINI_FLUX.folder)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(file)
-    return replace(MINI_FLUX, source=str(folder))
 
 
 def damage(spec, name, content):

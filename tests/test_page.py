@@ -275,8 +275,12 @@ def test_closing_the_tab_frees_the_worker(chromium, slow):
 def test_a_batch_shows_every_picture(visit, quick):
     page = visit(quick[0])
     page.get_by_text(words.MORE).click()
-    page.get_by_label(f"number input for {words.BATCH_LABEL}").fill("4")
+    number = page.get_by_label(f"number input for {words.BATCH_LABEL}")
+    # Gradio builds the settings as they unfold, and a value typed into one that is not ready yet is lost.
+    page.wait_for_timeout(500)
+    number.fill("4")
     page.keyboard.press("Tab")
+    assert until(lambda: page.get_by_label(f"range slider for {words.BATCH_LABEL}").input_value() == "4")
     generate(page)
     finished(page)
     assert until(lambda: len(pictures(page)) == 12)
@@ -658,6 +662,7 @@ def start(*arguments, code="import app; app.main()", **options):
         (["--models", "flux.9"], "There is no model 'flux.9': choose one of mini-flux."),
         (["--models", ","], "--models names no model: choose from mini-flux."),
         (["--preload", "other"], "--preload other is not among --models mini-flux."),
+        (["--port", "abc"], "Argument --port: invalid int value: 'abc'. See app.py --help."),
         (["--port", "70000"], "Port 70000 does not exist: choose one from 1 to 65535."),
     ],
 )

@@ -149,8 +149,7 @@ def closeness(lpips: float, ruler: Ruler) -> tuple[str, str]:
 
 
 def mean_lpips(generation: Generation) -> float | None:
-    metrics = generation.metrics
-    return sum(metrics.lpips) / len(metrics.lpips) if metrics else None
+    return generation.metrics.mean_lpips if generation.metrics else None
 
 
 def weights_saving(comparison: Comparison, generation: Generation) -> float:
