@@ -1,6 +1,6 @@
 """Start Twinframe: arguments -> engine -> page -> serve, until a signal says stop.
 
-python app.py [--share] [--host H] [--port P] [--models a,b] [--preload a] [--offline]
+python app.py [--share] [--host H] [--port P] [--models a,b] [--preload a] [--offline] ...
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="port to listen on (default: GRADIO_SERVER_PORT or 7860)")
     parser.add_argument("--models", default="mini-flux", help="models to offer, comma-separated (default: %(default)s)")
     parser.add_argument("--preload", help="model to load at once, 'none' for none (default: the first offered)")
-    parser.add_argument("--offline", action="store_true", help="never fetch anything from the Hugging Face hub")
+    options.add_source(parser)
     args = parser.parse_args(argv)
     args.models = tuple(dict.fromkeys(name.strip() for name in args.models.split(",") if name.strip()))
     if args.preload is None and args.models:
@@ -60,10 +60,8 @@ def check(args: argparse.Namespace) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        reason = error.strerror or error
-        raise RequestError(
-            f"Cannot listen on {args.host} port {args.port}: {reason}. Choose another with --port."
-        ) from error
+        where, why = f"{args.host} port {args.port}", error.strerror or error
+        raise RequestError(f"Cannot listen on {where}: {why}. Choose another with --port.") from error
 
 
 def run(args: argparse.Namespace) -> None:
@@ -76,10 +74,12 @@ def run(args: argparse.Namespace) -> None:
         signal.signal(number, lambda *_: stop.set())
 
     # Imported late: a wrong argument is answered at once, and --offline is set before the hub's library looks.
+    from engine.loading import Source
     from engine.worker import Worker
     from ui.page import build_page
 
-    with closing(Worker(models=args.models)) as worker, closing(build_page(worker, models=args.models)) as page:
+    worker = Worker(args.models, source=Source.create(args.weights, args.random_weights, args.offline))
+    with closing(worker), closing(build_page(worker, models=args.models)) as page:
         page.serve(host=args.host, port=args.port, share=args.share)
         if args.preload != "none":
             worker.preload(args.preload)

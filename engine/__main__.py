@@ -1,4 +1,4 @@
-"""The command line: `python -m engine models | inspect | compare` (README, "Command line").
+"""The command line: `python -m engine models | inspect | compare | bench` (README, "Command line").
 
 A user's mistake exits 2 with one sentence on stderr. With `--json`, stdout holds one JSON object and nothing else.
 """
@@ -14,13 +14,19 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine import catalog
-from engine.errors import OutputError, RequestError, TwinframeError
+from engine.errors import LoadError, OutputError, RequestError, TwinframeError, UnsupportedError
 from engine.logs import quiet_libraries
-from engine.options import Parser
+from engine.options import Parser, add_source
 from engine.request import PRECISIONS, CompareRequest
 from engine.results import Comparison
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.loading import Source
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,28 +48,45 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--precision", nargs="+", metavar="P", help=f"of {', '.join(PRECISIONS)}")
     compare.add_argument("--prompt", required=True)
     compare.add_argument("--recipe")
-    for name in ("--seed", "--steps", "--height", "--width", "--batch-size"):
+    for name in ("--seed", "--steps", "--height", "--width", "--frames", "--batch-size"):
         compare.add_argument(name, type=int)
     compare.add_argument("--guidance", type=float)
     compare.add_argument("--device", help="a torch device name (default: cuda where there is one, else cpu)")
     compare.add_argument("--out", required=True, type=Path, help="folder for the pictures and comparison.json")
-    for command in (models, inspect, compare):
+
+    bench = commands.add_parser("bench", help="measure speed and memory, without looking at what is made")
+    bench.set_defaults(run=_bench)
+    bench.add_argument("--model", default="mini-flux")
+    bench.add_argument("--precision", nargs="+", metavar="P", default=["bf16"], help=f"of {', '.join(PRECISIONS)}")
+    bench.add_argument("--batch-size", nargs="+", type=int, metavar="B", default=[1])
+    bench.add_argument("--methods", nargs="+", metavar="M", default=["engine"], help="of engine, seed, bare")
+    bench.add_argument("--repeats", type=int, default=5)
+    bench.add_argument("--recipe")
+    for name in ("--steps", "--height", "--width", "--frames"):
+        bench.add_argument(name, type=int)
+    bench.add_argument("--time-limit", type=float, metavar="SECONDS", help="begin nothing new after that")
+    bench.add_argument("--device", help="a torch device name (default: cuda where there is one, else cpu)")
+    bench.add_argument("--out", required=True, type=Path, help="JSON file, written anew after every call")
+
+    for command in (models, compare, bench):
+        add_source(command)
+    for command in (models, inspect, compare, bench):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else")
     return parser
 
 
 def _models(args: argparse.Namespace) -> None:
+    import torch
+
     from engine import loading, precision
 
-    machine = precision.Machine.detect(_default_device())
+    device = torch.device(_default_device())
+    machine = precision.Machine.detect(device)
     supports = [precision.support(name, machine) for name in PRECISIONS]
+    source = loading.Source.create(args.weights, args.random_weights, args.offline)
     rows = []
     for spec in catalog.MODELS.values():
-        try:
-            loading.check(spec)
-            state = "ready"
-        except TwinframeError as error:
-            state = str(error)
+        memory = spec.memory_gb
         rows.append(
             {
                 "id": spec.id,
@@ -71,8 +94,13 @@ def _models(args: argparse.Namespace) -> None:
                 "summary": spec.summary,
                 "modality": spec.modality,
                 "licence": spec.licence,
+                "source": spec.source if spec.bundled else spec.url,
+                "revision": spec.revision,
                 "recipes": list(spec.recipes),
-                "state": state,
+                "state": _state(spec, source, device),
+                "memory_gb": None
+                if memory is None
+                else {"device": memory.transformer + memory.shared + memory.run, "host": memory.host},
                 "precisions": {s.precision: {"execution": s.execution, "reason": s.reason} for s in supports},
             }
         )
@@ -83,7 +111,28 @@ def _models(args: argparse.Namespace) -> None:
     for support in supports:
         print(f"  {support.precision:6} {support.execution:12} {support.reason}")
     for row in rows:
-        print(f"{row['id']}: {row['name']} ({row['modality']}, {row['state']})\n  {row['summary']}")
+        print(f"{row['id']}: {row['name']} ({row['modality']}, {row['licence']})\n  {row['summary']}\n  {row['state']}")
+
+
+def _state(spec: catalog.ModelSpec, source: Source, device: torch.device) -> str:
+    """ "ready", or in one sentence what stands in the way here: memory, access or the download."""
+    from engine import hub, loading, residency
+
+    try:
+        if spec.memory_gb is not None:
+            residency.require(spec, "bf16", spec.memory_gb.transformer, device)
+        loading.check(spec, source)
+    except UnsupportedError as error:
+        return str(error)
+    except LoadError as error:
+        if spec.bundled or source.folder is not None:
+            return str(error)
+        if source.offline:
+            return hub.no_copy(spec)
+        if spec.gated and not hub.has_token():
+            return hub.gated(spec)
+        return f"Its first use downloads {spec.memory_gb.download:.0f} GB from {spec.url}."
+    return "ready"
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -92,7 +141,7 @@ def _inspect(args: argparse.Namespace) -> None:
     spec = catalog.model(args.model)
     if args.precision not in PRECISIONS:
         raise RequestError(f"There is no precision {args.precision!r}: choose from {', '.join(PRECISIONS)}.")
-    recipe = recipes.recipe(spec.id, args.recipe or spec.recipes[0])
+    recipe = recipes.recipe(spec.family, args.recipe or spec.recipes[0])
     plan = recipes.plan(loading.empty_transformer(spec), recipe, args.precision)
     if args.json:
         print(
@@ -102,6 +151,8 @@ def _inspect(args: argparse.Namespace) -> None:
     for layer in plan.layers:
         shape = f"{layer.in_features} x {layer.out_features}"
         print(f"{layer.name:52} {shape:>14}  {args.precision if layer.quantized else 'bf16':6} {layer.reason}")
+    for pattern in plan.unmatched:
+        print(f"The recipe's pattern {pattern} matches no Linear layer.")
     print(
         f"{plan.counts.quantized} of {len(plan.layers)} Linear layers in {args.precision}; "
         f"denoiser {plan.bf16_bytes / 1e6:.1f} -> {plan.quantized_bytes / 1e6:.1f} MB"
@@ -118,13 +169,16 @@ def _compare(args: argparse.Namespace) -> None:
         guidance_scale=args.guidance,
         height=args.height,
         width=args.width,
+        num_frames=args.frames,
         batch_size=args.batch_size,
         recipe=args.recipe,
     )
+    from engine.loading import Source
     from engine.worker import Worker, writable
 
+    source = Source.create(args.weights, args.random_weights, args.offline)
     writable(args.out)
-    worker = Worker(models=(request.model,), device=args.device)
+    worker = Worker(models=(request.model,), device=args.device, source=source)
     try:
         # Made beside the target and moved when everything is there, so that a failed run leaves nothing behind.
         with tempfile.TemporaryDirectory(prefix=".twinframe-", dir=args.out) as folder:
@@ -135,6 +189,38 @@ def _compare(args: argparse.Namespace) -> None:
         print(json.dumps(comparison.to_json(), indent=1))
     else:
         _print(comparison)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    spec = catalog.model(args.model)
+    from engine import bench
+    from engine.loading import Source
+
+    settings = bench.Settings(
+        precisions=tuple(dict.fromkeys(args.precision)),
+        batch_sizes=tuple(dict.fromkeys(args.batch_size)),
+        methods=tuple(dict.fromkeys(args.methods)),
+        repeats=args.repeats,
+        recipe=args.recipe,
+        steps=args.steps,
+        height=args.height,
+        width=args.width,
+        num_frames=args.frames,
+        time_limit=args.time_limit,
+    )
+    source = Source.create(args.weights, args.random_weights, args.offline)
+    result = bench.run(
+        spec,
+        settings,
+        args.device or _default_device(),
+        source,
+        args.out,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    if args.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print("\n".join([f"{spec.id} on {result['device']}", bench.HEADER, *map(bench.line, result["rows"])]))
 
 
 def _finish(job: object) -> Comparison:
@@ -155,6 +241,8 @@ def _finish(job: object) -> Comparison:
                 raise TwinframeError("The comparison was cancelled.")
             case events.Loading(what):
                 say(f"loading {what}")
+            case events.Downloading(what, done, total):
+                say(f"downloading {what}: {done / 1e9:.1f} of {total / 1e9:.1f} GB", end="")
             case events.Step(precision, index, total, _):
                 say(f"{precision}: step {index} of {total}", end="")
             case events.Finished(precision, generation):

@@ -1,12 +1,14 @@
 """What can be compared: one frozen `ModelSpec` a model, with its defaults and limits.
 
-Knows nothing of devices or weights in memory. Adding a model of a known pipeline class is one entry in `MODELS`.
+Knows nothing of devices or weights in memory. What differs between pipeline classes (the name of the guidance
+argument, fixed arguments of the call, the tokenizer that counts) is data of the spec, so adding a model of a known
+class is one entry in `MODELS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,6 +27,10 @@ class Settings:
     guidance_scale: float
     seed: int = 7
     batch_size: int = 1
+    num_frames: int = 1
+    """Frames of a clip; 1 for pictures."""
+    frame_rate: float = 0.0
+    """Frames a second; 0 for pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +38,41 @@ class Limits:
     """What a user may choose; both ends of each range are allowed."""
 
     sizes: tuple[tuple[int, int], ...]
-    """Allowed (height, width) pairs in pixels."""
+    """(height, width) pairs in pixels that are offered; without `size_multiple` no others are allowed."""
     num_inference_steps: tuple[int, int]
     guidance_scale: tuple[float, float]
     batch_size: tuple[int, int]
     prompt_characters: int
     seed: tuple[int, int] = (0, 2**32 - 1)
+    num_frames: tuple[int, int] = (1, 1)
+    frames_step: int = 1
+    """A clip has one frame more than a multiple of this: the VAE's compression in time."""
+    size_multiple: int | None = None
+    """Height and width may be any multiples of this within `side` and `max_pixels`."""
+    side: tuple[int, int] | None = None
+    """Least and largest height or width in pixels."""
+    max_pixels: int | None = None
+    """Largest area of a picture or frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a model needs, in GB of 1e9 bytes; tests/test_catalog.py checks the weights against the configurations."""
+
+    transformer: float
+    """The denoiser's weights in bf16; engine/recipes.py tells what a quantized one needs instead."""
+    shared: float
+    """Text encoders, VAE and whatever else all precisions share, in bf16."""
+    run: float
+    """What one run at the default settings allocates beyond all weights: the post's peak at batch 1 on a B200, less
+    the weights."""
+    host: float
+    """Host memory while loading: the largest weight on its way, the libraries, the CUDA context."""
+
+    @property
+    def download(self) -> float:
+        """What comes from the hub."""
+        return self.transformer + self.shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +82,8 @@ class ModelSpec:
     id: str
     name: str
     summary: str
+    family: str
+    """Whose recipes it has, in engine/recipes.py: models of one architecture share them."""
     pipeline: str
     """Class name in diffusers."""
     modality: str
@@ -54,6 +91,16 @@ class ModelSpec:
     source: str
     """Folder below assets/ for a bundled model, repository id on the hub otherwise."""
     bundled: bool
+    revision: str | None = None
+    """Commit on the hub; None for a bundled model."""
+    gated: bool = False
+    """The hub gives it only to accounts that accepted its licence, so a token is needed."""
+    configs: str | None = None
+    """Folder below assets/configs/ with the architecture, for a model that is not bundled."""
+    overrides: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: MappingProxyType({}))
+    """Component -> configuration values in which it differs from that folder, for models that share one."""
+    memory_gb: Memory | None = None
+    """What loading it in bf16 needs; None for a bundled model, which needs little."""
     licence: str
     licence_url: str
     defaults: Settings
@@ -63,19 +110,42 @@ class ModelSpec:
     guidance_argument: str = "guidance_scale"
     """The pipeline argument that a request's guidance goes to: embedded ("guidance_scale") or two forward passes a
     step against a negative prompt ("true_cfg_scale")."""
+    batch_argument: str = "num_images_per_prompt"
+    """The pipeline argument that a request's batch size goes to."""
+    tokenizer: str = "tokenizer"
+    """The component whose tokens fill the prompt."""
+    template_tokens: int = 0
+    """Tokens of the pipeline's own prompt template, which do not count against `max_sequence_length`."""
+    text_padded: bool = True
+    """Prompts are padded to `max_sequence_length`; otherwise a prompt of another length is another shape."""
+    sound: bool = False
+    """Its clips have a sound track."""
+    vae_tiling: bool = False
+    """Decode in overlapping tiles, which bounds the memory of long clips."""
     call: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-    """Further fixed keyword arguments of the pipeline call."""
+    """Further fixed keyword arguments of the pipeline call; `max_sequence_length`, in tokens, is always among them."""
     examples: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
-        """Where a bundled model's weights lie."""
-        return ASSETS / self.source
+        """Where a bundled model lies with its weights, and any other with its configurations alone."""
+        return ASSETS / self.source if self.bundled else ASSETS / "configs" / self.configs
+
+    @property
+    def makes(self) -> str:
+        """What comes out, in words."""
+        return "pictures" if self.modality == "image" else "clips"
+
+    @property
+    def url(self) -> str:
+        """The model's page on the hub; for a bundled model its licence."""
+        return self.licence_url if self.bundled else f"https://huggingface.co/{self.source}"
 
 
 MINI_FLUX = ModelSpec(
     id="mini-flux",
     name="FLUX miniature",
+    family="mini-flux",
     summary="A 21-million-parameter FluxTransformer2DModel trained on Fluent 3D emoji; bundled, runs on a laptop CPU.",
     pipeline="FluxPipeline",
     modality="image",
@@ -93,6 +163,7 @@ MINI_FLUX = ModelSpec(
     ),
     recipes=("seed", "full"),
     guidance_argument="true_cfg_scale",
+    tokenizer="tokenizer_2",
     call=MappingProxyType({"max_sequence_length": 32, "negative_prompt": "", "guidance_scale": 1.0}),
     examples=(
         "a rocket on a blue background",
@@ -102,7 +173,174 @@ MINI_FLUX = ModelSpec(
     ),
 )
 
-MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.id: spec for spec in (MINI_FLUX,)})
+SIGN = "A cat holding a sign that says hello world"
+"""The post's prompt for both picture models."""
+
+FLUX_LIMITS = Limits(
+    sizes=((1024, 1024), (768, 1360), (1360, 768), (832, 1216), (1216, 832), (512, 512)),
+    num_inference_steps=(1, 100),
+    guidance_scale=(1.0, 10.0),
+    batch_size=(1, 8),
+    prompt_characters=2000,
+    size_multiple=16,  # the VAE's 8, times the transformer's patches of 2
+    side=(256, 2048),
+    max_pixels=2048 * 1024,  # trained up to two megapixels
+)
+
+FLUX_DEV = ModelSpec(
+    id="flux.1-dev",
+    name="FLUX.1-dev",
+    summary="A 12-billion-parameter rectified-flow transformer for pictures, guidance-distilled.",
+    family="flux.1-dev",
+    pipeline="FluxPipeline",
+    modality="image",
+    source="black-forest-labs/FLUX.1-dev",
+    bundled=False,
+    revision="3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
+    gated=True,
+    configs="flux.1-dev",
+    memory_gb=Memory(transformer=23.80, shared=9.94, run=4.6, host=8),
+    licence="FLUX.1 [dev] Non-Commercial License",
+    licence_url="https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+    defaults=Settings(height=1024, width=1024, num_inference_steps=28, guidance_scale=3.5),
+    limits=FLUX_LIMITS,
+    recipes=("seed", "strict", "full"),
+    tokenizer="tokenizer_2",
+    call=MappingProxyType({"max_sequence_length": 512}),
+    examples=(
+        SIGN,
+        "a red bicycle leaning on a white wall, morning light",
+        "macro photograph of a dew drop on a fern",
+    ),
+)
+
+# A fourth model of a known class is this one entry.
+FLUX_SCHNELL = replace(
+    FLUX_DEV,
+    id="flux.1-schnell",
+    name="FLUX.1-schnell",
+    summary="FLUX.1 distilled to four steps: the same 12-billion-parameter architecture without guidance.",
+    source="black-forest-labs/FLUX.1-schnell",
+    revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
+    gated=False,
+    overrides=MappingProxyType(
+        {
+            "transformer": {"guidance_embeds": False},
+            "scheduler": {"shift": 1.0, "use_dynamic_shifting": False},
+        }
+    ),
+    memory_gb=replace(FLUX_DEV.memory_gb, transformer=23.78),
+    licence="Apache-2.0",
+    licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+    defaults=Settings(height=1024, width=1024, num_inference_steps=4, guidance_scale=0.0),
+    limits=replace(FLUX_LIMITS, guidance_scale=(0.0, 0.0)),
+    call=MappingProxyType({"max_sequence_length": 256}),
+)
+
+QWEN_IMAGE = ModelSpec(
+    id="qwen-image",
+    name="Qwen-Image",
+    summary="A 20-billion-parameter transformer for pictures and the text in them, with true classifier-free guidance.",
+    family="qwen-image",
+    pipeline="QwenImagePipeline",
+    modality="image",
+    source="Qwen/Qwen-Image",
+    bundled=False,
+    revision="75e0b4be04f60ec59a75f475837eced720f823b6",
+    configs="qwen-image",
+    memory_gb=Memory(transformer=40.86, shared=16.84, run=4.5, host=8),
+    licence="Apache-2.0",
+    licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+    defaults=Settings(height=1024, width=1024, num_inference_steps=50, guidance_scale=4.0),
+    limits=Limits(
+        # The seed's size first, then those its authors recommend.
+        sizes=((1024, 1024), (1328, 1328), (928, 1664), (1664, 928), (1104, 1472), (1472, 1104), (1056, 1584)),
+        num_inference_steps=(2, 100),
+        guidance_scale=(1.0, 10.0),
+        batch_size=(1, 8),
+        prompt_characters=2000,
+        size_multiple=16,
+        side=(256, 2048),
+        max_pixels=2048 * 1024,
+    ),
+    recipes=("seed", "strict", "full"),
+    guidance_argument="true_cfg_scale",
+    template_tokens=34,
+    text_padded=False,
+    call=MappingProxyType({"negative_prompt": " ", "max_sequence_length": 512}),
+    examples=(
+        SIGN,
+        "a bookshop window with a hand-painted sign that reads OPEN LATE",
+        "a watercolour map of an island, every bay named",
+    ),
+)
+
+LTX_2 = ModelSpec(
+    id="ltx-2",
+    name="LTX-2",
+    summary="A 19-billion-parameter transformer that makes clips and their sound together.",
+    family="ltx-2",
+    pipeline="LTX2Pipeline",
+    modality="video",
+    source="Lightricks/LTX-2",
+    bundled=False,
+    revision="47da56e2ad66ce4125a9922b4a8826bf407f9d0a",
+    configs="ltx-2",
+    memory_gb=Memory(transformer=37.75, shared=29.90, run=5.1, host=8),
+    licence="LTX-2 Community License",
+    licence_url="https://huggingface.co/Lightricks/LTX-2/blob/main/LICENSE",
+    defaults=Settings(
+        height=512, width=768, num_inference_steps=40, guidance_scale=4.0, num_frames=121, frame_rate=24.0
+    ),
+    limits=Limits(
+        sizes=((512, 768), (768, 512), (704, 1216), (1216, 704), (512, 512)),
+        num_inference_steps=(2, 100),
+        guidance_scale=(1.0, 10.0),
+        batch_size=(1, 8),
+        prompt_characters=4000,
+        num_frames=(9, 257),
+        frames_step=8,
+        size_multiple=32,  # the VAE's compression in space
+        side=(256, 1920),
+        max_pixels=1920 * 1088,
+    ),
+    recipes=("seed", "seed-corrected", "strict", "full"),
+    batch_argument="num_videos_per_prompt",
+    sound=True,
+    vae_tiling=True,
+    # diffusers' defaults have become those of LTX-2.3, with up to four forward passes a step; these give the guidance
+    # that LTX-2 had: two passes, no rescaling. audio_guidance_scale=None follows guidance_scale.
+    call=MappingProxyType(
+        {
+            "negative_prompt": "worst quality, inconsistent motion, blurry, jittery, distorted",
+            "max_sequence_length": 1024,
+            "stg_scale": 0.0,
+            "modality_scale": 1.0,
+            "guidance_rescale": 0.0,
+            "audio_guidance_scale": None,
+            "audio_stg_scale": 0.0,
+            "audio_modality_scale": 1.0,
+            "audio_guidance_rescale": 0.0,
+            "spatio_temporal_guidance_blocks": None,
+            "use_cross_timestep": False,
+        }
+    ),
+    examples=(
+        "INT. HOME OFFICE - DAY. Soft natural daylight lights a desk with an open laptop. The camera holds a steady "
+        "medium shot. A small real house cat sits naturally on all fours in front of the laptop, much smaller than the "
+        "desk and computer. The cat looks at the screen curiously. Suddenly, with a soft magical sparkle effect, a "
+        "pair of tiny reading glasses appears in midair and gently lands on the cat's face. A faint whimsical chime "
+        "sound plays. The cat pauses for a split second, then begins pressing the keyboard clumsily with one paw, "
+        "producing rapid typing sounds. The laptop screen glow reflects softly on the cat's fur while light playful "
+        "music continues.",
+        "Waves roll over pebbles on a grey beach, the camera is still. The stones rattle as the water draws back.",
+        "A steam train crosses a viaduct in autumn, seen from afar. Its whistle echoes through the valley.",
+    ),
+)
+
+MODELS: Mapping[str, ModelSpec] = MappingProxyType(
+    {spec.id: spec for spec in (MINI_FLUX, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
+)
 
 
 def model(model_id: object) -> ModelSpec:

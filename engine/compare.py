@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -21,18 +20,19 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from engine import catalog, events, loading, media, metrics, precision, recipes, timing
+from engine import catalog, compilation, events, loading, media, metrics, precision, recipes, residency, timing
 from engine.catalog import ModelSpec
 from engine.errors import UnsupportedError
-from engine.files import write_whole
+from engine.files import cache_folder, write_whole
 from engine.request import PRECISIONS, REFERENCE, CompareRequest
 from engine.results import Comparison, Generation, LayerCounts, Memory, Metrics, Ruler
 
 ATTENTION = "native"
 """diffusers' name for PyTorch's scaled_dot_product_attention, which picks a fused kernel."""
 FLOOR_ATTENTION = "_native_math"
-"""The second legitimate bf16 path of the noise floor: the same attention, unfused."""
+"""The second legitimate bf16 path of the noise floor where nothing is compiled: the same attention, unfused."""
 RULER_PROMPTS = 3
+"""Of a miniature; one for a model that takes seconds to minutes a picture."""
 PACKAGES = ("torch", "torchao", "diffusers", "transformers", "lpips", "mslk-cuda")
 
 
@@ -51,6 +51,22 @@ class Rendition:
     """GB of the whole pipeline."""
     transformer: float
     """GB of the denoiser as stored."""
+    blocks: compilation.Blocks
+    """The denoiser's, to be run eager or compiled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What one pipeline call made."""
+
+    pixels: Tensor
+    """Pictures, float (N, 3, H, W), or clips, (N, F, 3, H, W), in [0, 1]; clips on the CPU."""
+    audio: Tensor | None = None
+    """Float (N, channels, samples) in [-1, 1], on the CPU; None without sound."""
+    audio_rate: int = 0
+    """Samples a second."""
+    not_numbers: int = 0
+    """Values that the model made NaN; they are 0 here, hence black."""
 
 
 def versions() -> dict[str, str]:
@@ -71,21 +87,25 @@ class Studio:
         UnsupportedError: there is no such device.
     """
 
-    def __init__(self, device: str | torch.device):
+    def __init__(self, device: str | torch.device, source: loading.Source = loading.BUNDLED_OR_HUB):
         self.device = precision.device_named(device)
+        self.source = source
         self.machine = precision.Machine.detect(self.device)
         self.support = {p: precision.support(p, self.machine) for p in PRECISIONS}
         timing.prepare(self.device)
         self._renditions: dict[tuple[str, str, str], Rendition] = {}
-        self._added: dict[tuple, int] = {}
-        """Bytes a run allocates, by rendition and shape; measured in the warm-up, so that a shape is warm once here."""
+        """By model, precision and recipe, the one that was asked for longest ago first."""
+        self._shared: dict[str, dict[str, object]] = {}
+        """Text encoders, VAE and the like, by model."""
+        self._warm: dict[tuple, compilation.WarmUp] = {}
+        """By rendition and shape: a shape is warm once it is here."""
         self._rulers = RulerShelf()
         self._fingerprints: dict[str, str] = {}
 
     def compare(
         self, request: CompareRequest, out: Path, tell: Callable[[events.Event], None], stop: Callable[[], bool]
     ) -> Comparison:
-        """Carry out a request; pictures and `comparison.json` go into `out`.
+        """Carry out a request; pictures or clips and `comparison.json` go into `out`.
 
         Raises:
             UnsupportedError, LoadError, OutputError: in one sentence.
@@ -95,15 +115,13 @@ class Studio:
         reference, results = None, []
         for name in request.precisions:
             rendition = self.rendition(spec, name, request.recipe, tell)
-            generation, pictures = self.generate(rendition, spec, request, out, tell, stop)
+            generation, made = self.generate(rendition, spec, request, out, tell, stop)
+            del rendition  # the next one may need its room
             tell(events.Finished(name, generation))
             if reference is None:
-                reference = pictures
+                reference = made
             else:
-                distance = Metrics(
-                    lpips=tuple(metrics.lpips_distance(pictures, reference).tolist()),
-                    psnr_db=tuple(metrics.psnr(pictures, reference).tolist()),
-                )
+                distance = self._distance(made, reference)
                 tell(events.Compared(name, distance))
                 generation = replace(generation, metrics=distance)
             results.append(generation)
@@ -120,32 +138,32 @@ class Studio:
         return comparison
 
     def rendition(self, spec: ModelSpec, name: str, recipe: str, tell: Callable[[events.Event], None]) -> Rendition:
-        """The model in one precision, loaded and quantized on first use, then kept.
+        """The model in one precision, loaded and quantized on first use, then kept while there is room.
 
         Raises:
-            UnsupportedError: this machine cannot run the precision.
+            UnsupportedError: this machine cannot run the precision, or has not the memory for it.
             LoadError: the weights are missing or damaged.
         """
         key = (spec.id, name, recipe if name != REFERENCE else "")
-        if key not in self._renditions:
-            self._renditions[key] = self._load(spec, name, recipe, tell)
+        self._renditions[key] = self._renditions.pop(key, None) or self._load(spec, name, recipe, tell)
         return self._renditions[key]
 
     def _load(self, spec: ModelSpec, name: str, recipe: str, tell: Callable[[events.Event], None]) -> Rendition:
         support = self.support[name]
         if support.execution == "unavailable":
             raise UnsupportedError(support.reason)
-        plan = recipes.plan(loading.empty_transformer(spec), recipes.recipe(spec.id, recipe), name)
-        if name == REFERENCE:
-            tell(events.Loading(spec.name))
-            pipeline = loading.load_pipeline(spec, self.device)
-        else:
-            shared = self.rendition(spec, REFERENCE, recipe, tell).pipeline
-            tell(events.Loading(f"{spec.name} in {name}"))
-            transformer = recipes.apply(loading.load_transformer(spec, self.device), plan, support)
-            scheduler = type(shared.scheduler).from_config(shared.scheduler.config)
-            pipeline = type(shared)(**(shared.components | {"transformer": transformer, "scheduler": scheduler}))
-            pipeline.set_progress_bar_config(disable=True)
+        plan = recipes.plan(loading.empty_transformer(spec), recipes.recipe(spec.family, recipe), name)
+        self._make_room(spec, plan)
+
+        def told(done: int, total: int) -> None:
+            tell(events.Downloading(spec.name, done, total))
+
+        tell(events.Loading(spec.name if name == REFERENCE else f"{spec.name} in {name}"))
+        shared = self.shared(spec, told)
+        transformer = loading.load_transformer(
+            spec, self.device, self.source, place=recipes.quantizer(plan, support), told=told
+        )
+        pipeline = loading.assemble(spec, shared, transformer)
         modules = [m for m in pipeline.components.values() if isinstance(m, torch.nn.Module)]
         return Rendition(
             pipeline=pipeline,
@@ -153,7 +171,42 @@ class Studio:
             layers=recipes.verify(pipeline.transformer, plan),
             weights=timing.weight_bytes(*modules) / timing.GB,
             transformer=timing.weight_bytes(pipeline.transformer) / timing.GB,
+            blocks=compilation.Blocks(pipeline.transformer, dynamic=False if spec.text_padded else None),
         )
+
+    def shared(self, spec: ModelSpec, told: loading.Told | None = None) -> dict[str, object]:
+        """Text encoders, VAE and whatever else all precisions of the model share, loaded on first use.
+
+        Raises:
+            LoadError: the weights are missing or damaged.
+        """
+        if spec.id not in self._shared:
+            self._shared[spec.id] = loading.load_shared(spec, self.device, self.source, told)
+        return self._shared[spec.id]
+
+    def _make_room(self, spec: ModelSpec, plan: recipes.Plan) -> None:
+        """Drop what was asked for longest ago until a denoiser of this plan and one run of it fit.
+
+        Raises:
+            UnsupportedError: it does not fit on the empty device either, where nothing is dropped, or others fill it.
+        """
+        need = plan.quantized_bytes / timing.GB
+        residency.require(spec, plan.precision, need, self.device)
+        while lack := residency.lack(spec, plan.precision, need, self.device, spec.id not in self._shared):
+            if not self._renditions:
+                raise UnsupportedError(lack)
+            dropped = next(iter(self._renditions))
+            self.drop(*dropped)
+            if dropped[0] != spec.id and all(key[0] != dropped[0] for key in self._renditions):
+                del self._shared[dropped[0]]
+                timing.free(self.device)
+
+    def drop(self, model_id: str, name: str, recipe: str) -> None:
+        """Forget a rendition, if there is one, so that its denoiser leaves memory."""
+        key = (model_id, name, recipe if name != REFERENCE else "")
+        self._renditions.pop(key, None)
+        self._warm = {warm: value for warm, value in self._warm.items() if warm[:3] != key}
+        timing.free(self.device)
 
     def generate(
         self,
@@ -163,13 +216,16 @@ class Studio:
         out: Path,
         tell: Callable[[events.Event], None],
         stop: Callable[[], bool],
-    ) -> tuple[Generation, Tensor]:
-        """One precision's pictures, (N, 3, H, W) in [-1, 1], and what is known of them."""
+    ) -> tuple[Generation, Made]:
+        """One precision's pictures or clips, and what is known of them."""
         name = rendition.support.precision
-        added = self.warm(rendition, spec, request, tell, stop)
-        progress = _Progress(name, request.num_inference_steps, tell, stop)
+        warm = self.warm(rendition, spec, request, tell, stop)
+        progress = Progress(name, request.num_inference_steps, tell, stop)
+        graphs = compilation.graphs_compiled()
         with timing.stages(rendition.pipeline, self.device) as clock:
-            pictures = _call(rendition.pipeline, spec, request, request.seed, progress)
+            output = call(rendition.pipeline, spec, request, request.seed, progress)
+        recompiled = compilation.graphs_compiled() - graphs
+        made = finished(rendition.pipeline, spec, output)
         asked = request.to_json()
         del asked["precisions"]  # a picture's bytes must not depend on what else was asked for
         recipe = {
@@ -181,9 +237,16 @@ class Studio:
             "model_licence": spec.licence,
         }
         files = []
-        for i, picture in enumerate(pictures):
-            file = out / (f"{name}.png" if len(pictures) == 1 else f"{name}-{i + 1}.png")
-            media.save_png(picture, file, recipe | {"picture": i, "seed": request.seed + i})
+        for i, pixels in enumerate(made.pixels):
+            stem = name if len(made.pixels) == 1 else f"{name}-{i + 1}"
+            inside = recipe | {"picture": i, "seed": seed_of(request.seed, i)}
+            if spec.modality == "image":
+                file = out / f"{stem}.png"
+                media.save_png(pixels, file, inside)
+            else:
+                file = out / f"{stem}.mp4"
+                sound = None if made.audio is None else made.audio[i]
+                media.save_mp4(pixels, sound, spec.defaults.frame_rate, made.audio_rate, file, inside)
             files.append(str(file))
         generation = Generation(
             precision=name,
@@ -194,12 +257,12 @@ class Studio:
             memory=Memory(
                 weights=rendition.weights,
                 transformer=rendition.transformer,
-                peak=rendition.weights + added / timing.GB,
+                peak=rendition.weights + warm.added / timing.GB,
             ),
             layers=rendition.layers,
-            ran=self._ran(rendition, spec, request),
+            ran=self._ran(rendition, spec, request, warm, recompiled, made.not_numbers),
         )
-        return generation, pictures * 2 - 1
+        return generation, made
 
     def warm(
         self,
@@ -208,19 +271,45 @@ class Studio:
         request: CompareRequest,
         tell: Callable[[events.Event], None],
         stop: Callable[[], bool],
-    ) -> int:
-        """Run one untimed step of the request's shape, once; returns the bytes that a run of it allocates."""
-        shape = (request.height, request.width, request.batch_size, request.guidance_scale > 1)
-        key = (spec.id, rendition.support.precision, request.recipe, *shape)
-        if key not in self._added:
-            tell(events.Warming(rendition.support.precision))
-            once = replace(request, num_inference_steps=1)
-            quiet = _Progress(rendition.support.precision, 1, lambda _: None, stop)
+    ) -> compilation.WarmUp:
+        """Set the blocks to the request's mode; run a few untimed steps of its shape, once, compiling what is needed.
+
+        Raises:
+            CancelledRun: `stop` said so.
+        """
+        name = rendition.support.precision
+        mode = self.mode(rendition, spec, request)
+        rendition.blocks.use(mode)
+        shape = (request.height, request.width, request.num_frames, request.batch_size, request.guidance_scale > 1)
+        if mode != compilation.EAGER and not spec.text_padded:
+            shape += (_tokens(rendition.pipeline, spec, request.prompt),)
+        key = (spec.id, name, request.recipe if name != REFERENCE else "", *shape)
+        if key not in self._warm:
+            tell(events.Warming(name))
+            few = replace(request, num_inference_steps=compilation.WARM_UP_STEPS[mode])
+            quiet = Progress(name, few.num_inference_steps, lambda _: None, stop)
             gc.collect()
-            self._added[key] = timing.added_bytes(
-                lambda: _call(rendition.pipeline, spec, once, request.seed, quiet), self.device
+            began, graphs = timing.now(self.device), compilation.graphs_compiled()
+            added = timing.added_bytes(lambda: call(rendition.pipeline, spec, few, request.seed, quiet), self.device)
+            self._warm[key] = compilation.WarmUp(
+                seconds=timing.now(self.device) - began, graphs=compilation.graphs_compiled() - graphs, added=added
             )
-        return self._added[key]
+        return self._warm[key]
+
+    def mode(self, rendition: Rendition, spec: ModelSpec, request: CompareRequest) -> str:
+        """How this machine runs the denoiser's blocks for a request."""
+        native = rendition.support.execution == "native"
+        return compilation.mode(spec, request.batch_size, native, self.device)
+
+    def _distance(self, made: Made, reference: Made) -> Metrics:
+        a, b = made.pixels * 2 - 1, reference.pixels * 2 - 1
+        if a.ndim == 4:
+            distances, decibels, frames = metrics.lpips_distance(a, b), metrics.psnr(a, b), None
+        else:
+            each = [metrics.clip_distance(one, other, self.device) for one, other in zip(a, b, strict=True)]
+            frames = tuple(tuple(distances.tolist()) for distances, _ in each)
+            distances, decibels = torch.stack([d.mean() for d, _ in each]), torch.stack([p for _, p in each])
+        return Metrics(lpips=tuple(distances.tolist()), psnr_db=tuple(decibels.tolist()), lpips_frames=frames)
 
     def ruler(
         self,
@@ -242,7 +331,7 @@ class Studio:
                 self.machine.name,
                 version("torch"),
                 version("diffusers"),
-                f"{request.width}x{request.height}",
+                f"{request.width}x{request.height}x{request.num_frames}",
                 request.num_inference_steps,
                 request.guidance_scale,
             )
@@ -256,7 +345,7 @@ class Studio:
 
     def _fingerprint(self, spec: ModelSpec) -> str:
         if spec.id not in self._fingerprints:
-            self._fingerprints[spec.id] = loading.fingerprint(spec)
+            self._fingerprints[spec.id] = loading.fingerprint(spec, self.source)
         return self._fingerprints[spec.id]
 
     def _measure_ruler(
@@ -266,58 +355,86 @@ class Studio:
         tell: Callable[[events.Event], None],
         stop: Callable[[], bool],
     ) -> Ruler:
-        pipeline = self.rendition(spec, REFERENCE, request.recipe, tell).pipeline
-        prompts, seed = spec.examples[:RULER_PROMPTS], spec.defaults.seed
-        quiet = _Progress(REFERENCE, request.num_inference_steps, lambda _: None, stop)
+        rendition = self.rendition(spec, REFERENCE, request.recipe, tell)
+        pipeline, transformer = rendition.pipeline, rendition.pipeline.transformer
+        prompts, seed = spec.examples[: RULER_PROMPTS if spec.bundled else 1], spec.defaults.seed
+        quiet = Progress(REFERENCE, request.num_inference_steps, lambda _: None, stop)
+        compiled = self.mode(rendition, spec, replace(request, batch_size=1)) != compilation.EAGER
         done, total = 0, 3 * len(prompts)
         floors, ceilings = [], []
         for prompt in prompts:
             asked = replace(request, prompt=prompt, batch_size=1)
             made = []
-            for attention, noise in ((ATTENTION, seed), (FLOOR_ATTENTION, seed), (ATTENTION, seed + 1)):
+            for second_path, noise in ((False, seed), (True, seed), (False, seed + 1)):
                 tell(events.Measuring(done, total))
-                pipeline.transformer.set_attention_backend(attention)
+                if compiled and second_path:
+                    rendition.blocks.use(compilation.EAGER)
+                elif compiled:
+                    self.warm(rendition, spec, asked, lambda _: None, stop)
+                else:
+                    transformer.set_attention_backend(FLOOR_ATTENTION if second_path else ATTENTION)
                 try:
-                    made.append(_call(pipeline, spec, asked, noise, quiet) * 2 - 1)
+                    made.append(finished(pipeline, spec, call(pipeline, spec, asked, noise, quiet)))
                 finally:
-                    pipeline.transformer.set_attention_backend(ATTENTION)
+                    transformer.set_attention_backend(ATTENTION)
                 done += 1
-            floors.append(metrics.lpips_distance(made[0], made[1]).item())
-            ceilings.append(metrics.lpips_distance(made[0], made[2]).item())
+            floors.append(self._distance(made[1], made[0]).mean_lpips)
+            ceilings.append(self._distance(made[2], made[0]).mean_lpips)
+        paths = "compiled against eager blocks" if compiled else "fused against unfused attention"
         note = (
-            f"Mean LPIPS over {len(prompts)} prompts in bf16 on this device. Floor: fused against unfused attention, "
+            f"Mean LPIPS over {len(prompts)} prompt{'s' * (len(prompts) > 1)} in bf16 on this device. Floor: {paths}, "
             f"same noise. Ceiling: seed {seed} against seed {seed + 1}."
         )
         return Ruler(floor=fmean(floors), ceiling=fmean(ceilings), note=note)
 
-    def _ran(self, rendition: Rendition, spec: ModelSpec, request: CompareRequest) -> dict[str, str]:
+    def _ran(
+        self,
+        rendition: Rendition,
+        spec: ModelSpec,
+        request: CompareRequest,
+        warm: compilation.WarmUp,
+        recompiled: int,
+        not_numbers: int,
+    ) -> dict[str, str]:
         """What really ran, label -> words."""
         support, layers = rendition.support, rendition.layers
         linears = layers.quantized + layers.skipped + layers.left
+        mode = self.mode(rendition, spec, request)
+        if mode == compilation.EAGER:
+            compiled = "off (eager), for every precision"
+            warm_up = "a warm-up step"
+        else:
+            compiled = (
+                f"repeated blocks, fullgraph, mode {mode!r}; {warm.graphs} graphs compiled in a first call of "
+                f"{warm.seconds:.1f} s, {recompiled} in the timed one"
+            )
+            warm_up = f"{compilation.WARM_UP_STEPS[mode]} warm-up steps"
+        spoilt = f"{not_numbers} values are not numbers and are shown as 0: do not trust this output"
         return {
             "Device": self.machine.name,
+            "Weights": loading.described(spec, self.source),
             "Execution": f"{support.execution}: {support.reason}",
             "Linear layers": (
                 f"{layers.quantized} of {linears} quantized, {layers.skipped} skipped by the recipe, "
                 f"{layers.left} left in bf16 for their shape"
             ),
             "Prompt": _read(rendition.pipeline, spec, request.prompt),
-            "Recipe": f"{request.recipe}: {recipes.recipe(spec.id, request.recipe).summary}",
+            "Recipe": f"{request.recipe}: {recipes.recipe(spec.family, request.recipe).summary}",
             "GEMM": support.gemm,
             "Attention": f"PyTorch scaled_dot_product_attention in bf16 (diffusers backend {ATTENTION!r})",
-            "Compile": "off (eager), for every precision",
+            "Compile": compiled,
             "Text encoders and VAE": "bf16, shared by all precisions",
             "Scheduler": f"{type(rendition.pipeline.scheduler).__name__}, {request.num_inference_steps} steps",
             "Noise": f"CPU generator, seed {request.seed}, the same for every precision",
-            "Timing": "one pipeline call between device synchronisations, after a warm-up step of the same shape",
+            "Timing": f"one pipeline call between device synchronisations, after {warm_up} of the same shape",
             "Memory": (
-                "weights as stored, plus the peak that one step and decoding allocate"
+                "weights as stored, plus the peak that the warm-up, with decoding, allocates"
                 + (" through PyTorch's CPU allocator" if self.device.type == "cpu" else " on the device")
             ),
-        }
+        } | ({"Damage": spoilt} if not_numbers else {})
 
 
-class _Progress:
+class Progress:
     """The pipeline's `callback_on_step_end`: tells each step, and stops the run when asked to."""
 
     def __init__(self, name: str, total: int, tell: Callable[[events.Event], None], stop: Callable[[], bool]):
@@ -339,33 +456,69 @@ class _Progress:
         return {}
 
 
-def _call(
-    pipeline: DiffusionPipeline, spec: ModelSpec, request: CompareRequest, seed: int, progress: _Progress
-) -> Tensor:
-    """The real pipeline call; pictures (N, 3, H, W) in [0, 1].
+def seed_of(seed: int, i: int) -> int:
+    """The seed of picture or clip i of a batch; beyond the largest allowed seed it begins again at 0."""
+    return (seed + i) % 2**32
 
-    Picture i of a batch has the noise of seed + i, from a CPU generator, so that it can be made again alone and on
-    any device.
+
+def call(
+    pipeline: DiffusionPipeline, spec: ModelSpec, request: CompareRequest, seed: int, progress: Progress | None = None
+) -> object:
+    """The real pipeline call, and what it returns.
+
+    Item i of a batch has the noise of seed + i, from a CPU generator, so that it can be made again alone and on any
+    device.
+
+    Raises:
+        CancelledRun: `progress` said so.
     """
-    progress.check()
-    generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(request.batch_size)]
-    result = pipeline(
+    if progress is not None:
+        progress.check()
+    clip = {"num_frames": request.num_frames, "frame_rate": spec.defaults.frame_rate}
+    return pipeline(
         request.prompt,
         height=request.height,
         width=request.width,
         num_inference_steps=request.num_inference_steps,
-        num_images_per_prompt=request.batch_size,
-        generator=generators,
+        generator=[torch.Generator("cpu").manual_seed(seed_of(seed, i)) for i in range(request.batch_size)],
         output_type="pt",
         callback_on_step_end=progress,
-        **{**spec.call, spec.guidance_argument: request.guidance_scale},
+        **{
+            **spec.call,
+            **(clip if spec.modality == "video" else {}),
+            spec.guidance_argument: request.guidance_scale,
+            spec.batch_argument: request.batch_size,
+        },
     )
-    return result.images.float()
+
+
+def finished(pipeline: DiffusionPipeline, spec: ModelSpec, output: object) -> Made:
+    """A pipeline's output as pictures or clips, with every value a number."""
+    if spec.modality == "image":
+        pixels, audio, audio_rate = output.images.float(), None, 0
+    else:
+        # bf16 clips stay bf16 and leave the device: a batch of them in fp32 takes gigabytes.
+        pixels, audio = output.frames.cpu(), output.audio.float().cpu()
+        audio_rate = pipeline.vocoder.config.output_sampling_rate
+    not_numbers = int(pixels.isnan().sum()) + (0 if audio is None else int(audio.isnan().sum()))
+    return Made(
+        pixels=pixels.nan_to_num(0),
+        audio=None if audio is None else audio.nan_to_num(0),
+        audio_rate=audio_rate,
+        not_numbers=not_numbers,
+    )
+
+
+def _tokens(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> int:
+    """How many tokens the prompt fills."""
+    if spec.template_tokens:
+        prompt = pipeline.prompt_template_encode.format(prompt)
+    return len(getattr(pipeline, spec.tokenizer)(prompt).input_ids) - spec.template_tokens
 
 
 def _read(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> str:
     """How much of the prompt the text encoder reads: pipelines cut what is too long without a word."""
-    tokens, limit = len(pipeline.tokenizer_2(prompt).input_ids), spec.call["max_sequence_length"]
+    tokens, limit = _tokens(pipeline, spec, prompt), spec.call["max_sequence_length"]
     cut = f"; the last {tokens - limit} were cut off" if tokens > limit else ""
     return f"{tokens} tokens, of at most {limit}{cut}"
 
@@ -377,8 +530,7 @@ class RulerShelf:
     """
 
     def __init__(self) -> None:
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        self._file = Path(os.environ.get("TWINFRAME_CACHE", home / "twinframe")) / "rulers.json"
+        self._file = cache_folder() / "rulers.json"
         self._kept: dict[str, Ruler] = {}
 
     def get(self, key: str) -> Ruler | None:

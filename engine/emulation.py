@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
-from torchao.prototype.mx_formats.nvfp4_tensor import nvfp4_quantize, per_tensor_amax_to_scale
+from torchao.prototype.mx_formats.kernels import f32_to_f4_unpacked, pack_uint4
 from torchao.quantization import Float8Tensor, PerRow
 from torchao.quantization.quantize_.common import KernelPreference
 from torchao.quantization.transform_module import register_quantize_module_handler
@@ -37,6 +37,7 @@ _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -
 _E2M1_MAX = 6.0
 _E4M3_MAX = 448.0
 _E4M3_TINY = 2.0**-9  # smallest positive e4m3, a sub-normal
+_E4M3_LEAST_NORMAL = 2.0**-6
 _RECIPROCAL_MAX = 2.0**118  # bounds 1 / per-tensor scale: divided by _E4M3_TINY it is still a finite fp32
 
 
@@ -91,17 +92,27 @@ class EmulatedNVFP4Tensor(_EmulatedTensor):
 
     @classmethod
     def from_weight(cls, weight: Tensor) -> EmulatedNVFP4Tensor:
-        """Quantize a bf16 (N, K) weight with torchao's `nvfp4_quantize`, as its NVFP4 config does.
+        """Quantize a bf16 (N, K) weight to the bits that torchao's NVFP4 config makes of it on a GPU, on any device.
+
+        The algorithm is torchao 0.18's `nvfp4_quantize`: block scale = e4m3((block amax / 6) / tensor scale), not
+        below 2^-6, then e2m1(x * ((1 / tensor scale) / block scale)). Its divisions by constants are multiplications
+        with the reciprocal on CUDA, and so they are here.
 
         Raises:
             ValueError: not bf16, not 2D, or a dimension that is not a multiple of 16.
         """
         if weight.dtype != torch.bfloat16 or weight.dim() != 2 or weight.shape[0] % BLOCK or weight.shape[1] % BLOCK:
             raise ValueError(f"NVFP4 takes bf16 (16 n, 16 k) weights, not {weight.dtype} {tuple(weight.shape)}.")
-        tensor_scale = per_tensor_amax_to_scale(weight.abs().max())
+        blocks = weight.float().view(weight.shape[0], -1, BLOCK)
+        amax = blocks.abs().amax(-1)
+        tensor_scale = amax.max() * (1 / (_E4M3_MAX * _E2M1_MAX))
         # Scale 0 would give NaN codes; an all-zero weight has zero codes under any other scale.
         tensor_scale = torch.where(tensor_scale == 0, 1.0, tensor_scale)
-        block_scales, codes = nvfp4_quantize(weight.contiguous(), BLOCK, tensor_scale)
+        block_scales = (amax * (1 / _E2M1_MAX) / tensor_scale).clamp_(_E4M3_LEAST_NORMAL, _E4M3_MAX)
+        block_scales = block_scales.to(torch.float8_e4m3fn)
+        factors = tensor_scale.reciprocal() / block_scales.float()
+        values = blocks.mul_(factors.unsqueeze(-1)).clamp_(-_E2M1_MAX, _E2M1_MAX)
+        codes = pack_uint4(f32_to_f4_unpacked(values.view(weight.shape)))
         _scaled_pairs(weight.device)  # built now, lest a CUDA graph's memory pool should come to own it
         return cls(codes, block_scales, tensor_scale)
 

@@ -23,6 +23,15 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class Downloading:
+    what: str
+    """The model's name."""
+    done: int
+    total: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
 class Warming:
     precision: str
     """An untimed step of the same shape, so that the timed run finds everything in place."""
@@ -88,6 +97,7 @@ class Cancelled:
 Event = (
     Queued
     | Loading
+    | Downloading
     | Warming
     | Step
     | Finished

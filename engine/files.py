@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and where the user's cache lies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import os
 from pathlib import Path
 
 from engine.errors import OutputError
+
+
+def cache_folder() -> Path:
+    """What may be lost: $TWINFRAME_CACHE, or `twinframe` below the user's cache folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(os.environ.get("TWINFRAME_CACHE", home / "twinframe"))
 
 
 def write_whole(file: Path, content: bytes) -> None:

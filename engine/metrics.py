@@ -1,4 +1,4 @@
-"""How far a picture is from the reference: LPIPS with AlexNet, and PSNR, on tensors and never on files.
+"""How far a picture or clip is from the reference: LPIPS with AlexNet, and PSNR, on tensors and never on files.
 
 LPIPS is the `lpips` package's network and linear heads; AlexNet's convolution weights come from assets/lpips, so
 that nothing is downloaded.
@@ -17,6 +17,8 @@ from engine.catalog import ASSETS
 from engine.errors import LoadError
 
 _ALEXNET = ASSETS / "lpips" / "alexnet_features.safetensors"
+_PIXELS_AT_ONCE = 1 << 22
+"""Pixels of each side that the network sees at once, which bounds the memory of long clips."""
 
 
 def lpips_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -50,7 +52,33 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
         ValueError: the shapes differ or are not (N, 3, H, W).
     """
     _same_shape(a, b)
-    error = (a.float() - b.float()).square().mean((1, 2, 3))
+    return _decibels((a.float() - b.float()).square().mean((1, 2, 3)))
+
+
+def clip_distance(a: Tensor, b: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """LPIPS of every frame and PSNR of the whole clip, a few frames at a time.
+
+    Args:
+        a, b: float tensors (F, 3, H, W) in [-1, 1], wherever they are.
+        device: where to compute.
+
+    Returns:
+        LPIPS, (F,) float32, and PSNR in dB over all frames, () float32; both on the CPU.
+
+    Raises:
+        ValueError, LoadError: as `lpips_distance`.
+    """
+    _same_shape(a, b)
+    frames = max(1, _PIXELS_AT_ONCE // (a.shape[-2] * a.shape[-1]))
+    distances, errors = [], []
+    for one, other in zip(a.split(frames), b.split(frames), strict=True):
+        one, other = one.to(device).float(), other.to(device).float()
+        distances.append(lpips_distance(one, other).cpu())
+        errors.append((one - other).square().mean((1, 2, 3)).cpu())
+    return torch.cat(distances), _decibels(torch.cat(errors).mean())
+
+
+def _decibels(error: Tensor) -> Tensor:
     return 10 * torch.log10(4 / error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
 from engine.errors import RequestError
@@ -18,3 +19,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         said = " ".join(message.split())
         raise RequestError(f"{said[:1].upper()}{said[1:]}. See {self.prog} --help.")
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `loading.Source.create`: where weights come from."""
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="DIR",
+        help="a checkpoint's folder, or one with a folder for each model, named by its id (default: TWINFRAME_WEIGHTS, "
+        "else the hub for what is not bundled)",
+    )
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="random weights of the real architecture: right for speed and memory, not for what is made",
+    )
+    parser.add_argument("--offline", action="store_true", help="never fetch anything from the Hugging Face hub")

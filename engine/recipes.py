@@ -7,7 +7,7 @@ how a chosen layer is quantized is engine/precision.py's business.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -34,6 +34,11 @@ class Recipe:
     """A layer whose fully qualified name contains one of these stays bf16."""
     skip_exact: tuple[str, ...] = ()
     """A layer with exactly this fully qualified name stays bf16."""
+    min_rows: int = 0
+    """A layer that multiplies fewer rows stays bf16."""
+    rows: tuple[tuple[str, int], ...] = ()
+    """Rows that a layer multiplies in one call at the post's settings and batch 1; the first pattern that its name
+    contains decides, and a layer that none matches passes."""
 
     def skip(self, name: str, in_features: int, out_features: int) -> str | None:
         """Why a layer stays bf16, as a sentence; None if the recipe quantizes it."""
@@ -44,84 +49,181 @@ class Recipe:
             return f"The recipe names {name}."
         if min(in_features, out_features) < self.min_features:
             return f"It is narrower than {self.min_features} features."
+        rows = next((rows for pattern, rows in self.rows if pattern in name), self.min_rows)
+        if rows < self.min_rows:
+            return f"It multiplies {rows} rows at the post's settings, fewer than {self.min_rows}."
         return None
 
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """All that its rules look for in a name."""
+        return (*self.skip_containing, *(pattern for pattern, _ in self.rows))
+
+
+POST = 1024
+"""The post's threshold for min(M, K, N): rows, input and output features of a matrix product."""
 
 _FLUX_SKIPS = {"skip_containing": ("embed",), "skip_exact": ("norm_out.linear", "proj_out")}
+_QWEN_SKIPS = {
+    "skip_containing": (
+        "embed",
+        "img_in",
+        "txt_in",
+        "img_mod",
+        "txt_mod",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+        "txt_mlp",
+        "norm_out.linear",
+    )
+}
+_LTX2_SKIPS = {
+    "skip_containing": (
+        "patch_embed",
+        "proj_in",
+        "proj_out",
+        "caption_projection",
+        "adaln_single",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+        "norm_out",
+    )
+}
 
-RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
-    {
-        ("mini-flux", "seed"): Recipe(
+# 1024 x 1024 pixels: the VAE divides each side by 8, and `_pack_latents` of both pipelines makes patches of 2 x 2.
+_IMAGE = (1024 // 16) ** 2
+_FLUX_TEXT = 512  # max_sequence_length, to which FLUX pads every prompt
+_FLUX_ROWS = (
+    # Single blocks run over text and picture together, but their modulation sees one vector a picture.
+    (".norm.linear", 1),
+    ("single_transformer_blocks.", _FLUX_TEXT + _IMAGE),
+    (".norm1.linear", 1),
+    (".norm1_context.linear", 1),
+    (".attn.add_", _FLUX_TEXT),
+    (".attn.to_add_out", _FLUX_TEXT),
+    (".ff_context.", _FLUX_TEXT),
+    ("transformer_blocks.", _IMAGE),
+)
+# The text stream, skipped by name, has as many rows as the prompt has tokens; guidance is a second call.
+_QWEN_ROWS = ((".attn.to_", _IMAGE), (".img_mlp.", _IMAGE))
+# 512 x 768 pixels, 121 frames: the VAE divides sides by 32 and time by 8; sound has 25 latents a second
+# (16,000 Hz, hops of 160, VAE 4 in time); LTX2Pipeline runs both halves of guidance as one batch of 2.
+_VIDEO = 2 * (512 // 32) * (768 // 32) * ((121 - 1) // 8 + 1)
+_AUDIO = 2 * round(121 / 24 * 25)
+_LTX2_TEXT = 2 * 1024
+_LTX2_ROWS = (
+    ("time_embed.", 2),
+    ("av_cross_attn_", 2),
+    (".audio_attn1.", _AUDIO),
+    (".audio_attn2.to_k", _LTX2_TEXT),
+    (".audio_attn2.to_v", _LTX2_TEXT),
+    (".audio_attn2.", _AUDIO),
+    (".audio_ff.", _AUDIO),
+    (".audio_to_video_attn.to_k", _AUDIO),
+    (".audio_to_video_attn.to_v", _AUDIO),
+    (".audio_to_video_attn.", _VIDEO),
+    (".video_to_audio_attn.to_k", _VIDEO),
+    (".video_to_audio_attn.to_v", _VIDEO),
+    (".video_to_audio_attn.", _AUDIO),
+    (".attn2.to_k", _LTX2_TEXT),
+    (".attn2.to_v", _LTX2_TEXT),
+    (".attn1.", _VIDEO),
+    (".attn2.", _VIDEO),
+    (".ff.", _VIDEO),
+)
+
+
+def _strict(skips: Mapping[str, tuple[str, ...]], rows: tuple[tuple[str, int], ...]) -> Recipe:
+    return Recipe(
+        id="strict",
+        summary="The post's rule as its text states it: no dimension of the product below 1024, rows included.",
+        min_features=POST,
+        min_rows=POST,
+        rows=rows,
+        **skips,
+    )
+
+
+_FULL = Recipe(id="full", summary="Every Linear layer whose shape the format can take.")
+
+_FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
+    "mini-flux": (
+        Recipe(
             id="seed",
             summary="The FLUX.1-dev rules by name; width limit 256 instead of 1024, as the miniature is 320 wide.",
             min_features=256,
             **_FLUX_SKIPS,
         ),
-        ("mini-flux", "full"): Recipe(id="full", summary="Every Linear layer whose shape the format can take."),
-        ("flux.1-dev", "seed"): Recipe(
+        _FULL,
+    ),
+    "flux.1-dev": (
+        Recipe(
             id="seed",
             summary="Everything but embeddings, the last normalisation, the last projection and narrow layers.",
-            min_features=1024,
+            min_features=POST,
             **_FLUX_SKIPS,
         ),
-        ("qwen-image", "seed"): Recipe(
+        _strict(_FLUX_SKIPS, _FLUX_ROWS),
+        _FULL,
+    ),
+    "qwen-image": (
+        Recipe(
             id="seed",
             summary="Image attention and image feed-forward only; modulation and the text stream stay bf16.",
-            min_features=1024,
-            skip_containing=(
-                "embed",
-                "img_in",
-                "txt_in",
-                "img_mod",
-                "txt_mod",
-                "add_q_proj",
-                "add_k_proj",
-                "add_v_proj",
-                "to_add_out",
-                "txt_mlp",
-                "norm_out.linear",
-            ),
+            min_features=POST,
+            **_QWEN_SKIPS,
         ),
-        ("ltx-2", "seed"): Recipe(
+        _strict(_QWEN_SKIPS, _QWEN_ROWS),
+        _FULL,
+    ),
+    "ltx-2": (
+        Recipe(
             id="seed",
             summary="As published; most of its name rules match no layer of diffusers' LTX-2 class.",
-            min_features=1024,
-            skip_containing=(
-                "patch_embed",
-                "proj_in",
-                "proj_out",
-                "caption_projection",
-                "adaln_single",
-                "add_q_proj",
-                "add_k_proj",
-                "add_v_proj",
-                "to_add_out",
-                "norm_out",
-            ),
+            min_features=POST,
+            **_LTX2_SKIPS,
         ),
-    }
+        Recipe(
+            id="seed-corrected",
+            summary="What the published rules mean, in the names of diffusers' class: adaptive norms stay bf16 too.",
+            min_features=POST,
+            skip_containing=("proj_in", "proj_out", "caption_projection", "time_embed", "av_cross_attn_"),
+        ),
+        _strict(_LTX2_SKIPS, _LTX2_ROWS),
+        _FULL,
+    ),
+}
+RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
+    {(family, recipe.id): recipe for family, recipes in _FAMILIES.items() for recipe in recipes}
 )
+"""(family, recipe id) -> recipe; a family is a transformer class at one size (`ModelSpec.family`)."""
 
 
-def recipe(model_id: str, recipe_id: str) -> Recipe:
-    """The recipe with this id for this model.
+def recipe(family: str, recipe_id: str) -> Recipe:
+    """The recipe with this id for models of this family.
 
     Raises:
-        RequestError: the model has no such recipe; the sentence lists those it has.
+        RequestError: the family has no such recipe; the sentence lists those it has.
     """
-    if (model_id, recipe_id) in RECIPES:
-        return RECIPES[model_id, recipe_id]
-    offered = [r for m, r in RECIPES if m == model_id]
+    if (family, recipe_id) in RECIPES:
+        return RECIPES[family, recipe_id]
+    offered = [r for f, r in RECIPES if f == family]
     choice = f"choose {' or '.join(offered)}" if offered else "it has none"
-    raise RequestError(f"{model_id} has no recipe {recipe_id!r}: {choice}.")
+    raise RequestError(f"{family} has no recipe {recipe_id!r}: {choice}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """What a precision asks of a layer's shape and how many bytes it stores."""
 
-    multiple: int
-    """Both dimensions must be multiples of this."""
+    multiple_in: int
+    """Input features must be a multiple of this."""
+    multiple_out: int
+    """Output features must be a multiple of this."""
     bytes_per_weight: float
     bytes_per_row: int = 0
     bytes_per_tensor: int = 0
@@ -134,13 +236,13 @@ class Format:
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
-        "bf16": Format(multiple=1, bytes_per_weight=2),
+        "bf16": Format(multiple_in=1, multiple_out=1, bytes_per_weight=2),
         # e4m3; one fp32 scale a row
-        "fp8": Format(multiple=16, bytes_per_weight=1, bytes_per_row=4),
+        "fp8": Format(multiple_in=16, multiple_out=16, bytes_per_weight=1, bytes_per_row=4),
         # e4m3; one e8m0 scale for 32. torchao pads the scales to tiles of 128 x 4: up to 1% more in small layers.
-        "mxfp8": Format(multiple=32, bytes_per_weight=1 + 1 / 32),
-        # e2m1; one e4m3 scale for 16, one fp32 scale a tensor
-        "nvfp4": Format(multiple=16, bytes_per_weight=1 / 2 + 1 / 16, bytes_per_tensor=4),
+        "mxfp8": Format(multiple_in=32, multiple_out=32, bytes_per_weight=1 + 1 / 32),
+        # e2m1; one e4m3 scale for 16, one fp32 scale a tensor. Blackwell's GEMM takes rows of 16 bytes: 32 features.
+        "nvfp4": Format(multiple_in=32, multiple_out=16, bytes_per_weight=1 / 2 + 1 / 16, bytes_per_tensor=4),
     }
 )
 
@@ -224,7 +326,7 @@ def plan(transformer: nn.Module, recipe: Recipe, precision: str) -> Plan:
         for layer in layers
         if layer.quantized
     )
-    unmatched = [p for p in recipe.skip_containing if not any(p in name for name in linears)]
+    unmatched = [p for p in recipe.patterns if not any(p in name for name in linears)]
     unmatched += [p for p in recipe.skip_exact if p not in linears]
     return Plan(
         recipe=recipe,
@@ -243,9 +345,12 @@ def _decide(name: str, in_features: int, out_features: int, recipe: Recipe, prec
     why = recipe.skip(name, in_features, out_features)
     if why is not None:
         return LayerPlan(**shape, quantized=False, reason=why)
-    multiple = FORMATS[precision].multiple
-    if in_features % multiple or out_features % multiple:
-        reason = f"{precision.upper()} needs multiples of {multiple}; this layer is {in_features} x {out_features}."
+    needs = FORMATS[precision]
+    if in_features % needs.multiple_in or out_features % needs.multiple_out:
+        reason = (
+            f"{precision.upper()} needs multiples of {needs.multiple_in} x {needs.multiple_out}; "
+            f"this layer is {in_features} x {out_features}."
+        )
         return LayerPlan(**shape, quantized=False, left=True, reason=reason)
     return LayerPlan(**shape, quantized=True, reason="No rule keeps it in bf16.")
 
@@ -260,6 +365,25 @@ def apply(transformer: nn.Module, plan: Plan, support: precisions.Support) -> nn
     if support.precision != plan.precision:
         raise ValueError(f"A plan for {plan.precision} cannot be applied as {support.precision}.")
     return precisions.quantize_linear_modules(transformer, plan.names, support)
+
+
+def quantizer(plan: Plan, support: precisions.Support) -> Callable[[str, nn.Module], None]:
+    """Quantizes a planned layer in place when it is called with the layer's name and the layer; ignores any other.
+
+    For a denoiser that arrives layer by layer (`loading.load_transformer`), so that bf16 weights never pile up.
+
+    Raises:
+        ValueError: `support` is for another precision.
+    """
+    if support.precision != plan.precision:
+        raise ValueError(f"A plan for {plan.precision} cannot be applied as {support.precision}.")
+    names = plan.names
+
+    def place(name: str, module: nn.Module) -> None:
+        if name in names:
+            precisions.quantize_linear_modules(nn.ModuleDict({"layer": module}), {"layer"}, support)
+
+    return place
 
 
 def verify(transformer: nn.Module, plan: Plan) -> LayerCounts:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from engine import catalog
+from engine.catalog import ModelSpec
 from engine.errors import RequestError
 
 REFERENCE = "bf16"
@@ -22,7 +23,8 @@ PRECISIONS = ("bf16", "fp8", "mxfp8", "nvfp4")
 class CompareRequest:
     """A validated request; build it with `CompareRequest.create`.
 
-    `height` and `width` are pixels, `seed` seeds a CPU generator, `batch_size` counts pictures per precision.
+    `height` and `width` are pixels, `num_frames` is 1 for pictures, `seed` seeds a CPU generator, `batch_size` counts
+    pictures or clips per precision.
     `precisions` always starts with the reference, bf16.
     """
 
@@ -34,6 +36,7 @@ class CompareRequest:
     guidance_scale: float
     height: int
     width: int
+    num_frames: int
     batch_size: int
     recipe: str
 
@@ -49,6 +52,7 @@ class CompareRequest:
         guidance_scale: object = None,
         height: object = None,
         width: object = None,
+        num_frames: object = None,
         batch_size: object = None,
         recipe: object = None,
     ) -> CompareRequest:
@@ -60,11 +64,7 @@ class CompareRequest:
         spec = catalog.model("mini-flux" if model is None else model)
         defaults, limits = spec.defaults, spec.limits
         size = (_whole("height", height, defaults.height), _whole("width", width, defaults.width))
-        if size not in limits.sizes:
-            offered = ", ".join(f"{w}x{h}" for h, w in limits.sizes)
-            raise RequestError(
-                f"{spec.name} does not make {shown(size[1])}x{shown(size[0])} pictures: choose {offered}."
-            )
+        _check_size(spec, *size)
         recipe = spec.recipes[0] if recipe is None else recipe
         if recipe not in spec.recipes:
             raise RequestError(f"{spec.name} has no recipe {shown(recipe)}: choose {' or '.join(spec.recipes)}.")
@@ -79,6 +79,7 @@ class CompareRequest:
             guidance_scale=_guidance(guidance_scale, defaults.guidance_scale, limits.guidance_scale),
             height=size[0],
             width=size[1],
+            num_frames=_frames(spec, num_frames),
             batch_size=_ranged("batch_size", batch_size, defaults.batch_size, limits.batch_size),
             recipe=recipe,
         )
@@ -148,11 +149,44 @@ def _ranged(name: str, value: object, default: int, bounds: tuple[int, int]) -> 
     return number
 
 
+def _check_size(spec: ModelSpec, height: int, width: int) -> None:
+    limits = spec.limits
+    if (height, width) in limits.sizes:
+        return
+    if limits.size_multiple is None:
+        wanted = "choose " + ", ".join(f"{w}x{h}" for h, w in limits.sizes)
+    elif not all(limits.side[0] <= side <= limits.side[1] for side in (height, width)):
+        wanted = f"each side must lie between {limits.side[0]} and {limits.side[1]} pixels"
+    elif height % limits.size_multiple or width % limits.size_multiple:
+        near = "x".join(str(side - side % limits.size_multiple) for side in (width, height))
+        wanted = f"both sides must be multiples of {limits.size_multiple}, such as {near}"
+    elif height * width > limits.max_pixels:
+        wanted = f"at most {limits.max_pixels:,} pixels are allowed, and that is {height * width:,}"
+    else:
+        return
+    raise RequestError(f"{spec.name} does not make {shown(width)}x{shown(height)} {spec.makes}: {wanted}.")
+
+
+def _frames(spec: ModelSpec, value: object) -> int:
+    bounds, step = spec.limits.num_frames, spec.limits.frames_step
+    frames = _whole("num_frames", value, spec.defaults.num_frames)
+    if spec.modality == "image" and frames != 1:
+        raise RequestError(f"num_frames is {shown(frames)}: {spec.name} makes pictures, so leave it out.")
+    _ranged("num_frames", frames, frames, bounds)
+    if (frames - 1) % step:
+        below = frames - 1 - (frames - 1) % step + 1
+        near = " or ".join(str(n) for n in (below, below + step) if bounds[0] <= n <= bounds[1])
+        raise RequestError(f"num_frames is {frames}: it must be one more than a multiple of {step}, such as {near}.")
+    return frames
+
+
 def _guidance(value: object, default: float, bounds: tuple[float, float]) -> float:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
         raise RequestError(f"guidance_scale must be a number, not {_kind(value)}.")
+    if bounds[0] == bounds[1] != value:
+        raise RequestError(f"guidance_scale is {shown(value)}: this model has no guidance, so leave it out.")
     if not bounds[0] <= value <= bounds[1]:
         raise RequestError(f"guidance_scale is {shown(value)}: it must lie between {bounds[0]:g} and {bounds[1]:g}.")
     return float(value)

@@ -50,11 +50,14 @@ class LayerCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """Distance from the bf16 reference, one value a picture."""
+    """Distance from the bf16 reference, one value a picture or clip."""
 
     lpips: tuple[float, ...]
+    """Of a clip: the mean over its frames."""
     psnr_db: tuple[float, ...]
-    """Infinite where the pictures are equal."""
+    """Infinite where they are equal; of a clip: over all its frames."""
+    lpips_frames: tuple[tuple[float, ...], ...] | None = None
+    """Every frame's LPIPS, clip by clip; None for pictures."""
 
     @property
     def mean_lpips(self) -> float:
@@ -69,7 +72,7 @@ class Generation:
     execution: str
     """"native" or "emulated"."""
     files: tuple[str, ...]
-    """One PNG a picture of the batch."""
+    """One PNG a picture of the batch, or one MP4 a clip."""
     latency: Latency
     latency_comparable: bool
     """False for an emulated precision: its latency says nothing about the format's speed."""
@@ -94,6 +97,7 @@ class Generation:
             "psnr_db": _finite(fmean(metrics.psnr_db)) if metrics else None,
             "lpips_each": list(metrics.lpips) if metrics else None,
             "psnr_db_each": [_finite(v) for v in metrics.psnr_db] if metrics else None,
+            "lpips_frames": [list(f) for f in metrics.lpips_frames] if metrics and metrics.lpips_frames else None,
             "ran": dict(self.ran),
         }
 
@@ -102,7 +106,12 @@ class Generation:
         metrics = None
         if values["lpips_each"] is not None:
             psnr = tuple(float("inf") if v is None else v for v in values["psnr_db_each"])
-            metrics = Metrics(lpips=tuple(values["lpips_each"]), psnr_db=psnr)
+            frames = values.get("lpips_frames")  # absent from comparisons recorded before there were clips
+            metrics = Metrics(
+                lpips=tuple(values["lpips_each"]),
+                psnr_db=psnr,
+                lpips_frames=tuple(tuple(f) for f in frames) if frames is not None else None,
+            )
         return cls(
             precision=values["precision"],
             execution=values["execution"],

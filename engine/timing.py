@@ -1,22 +1,31 @@
 """Clocks and scales: wall time by stage between device synchronisations, and the memory a run adds.
 
-Knows pipelines only by the two methods every one of ours has, `encode_prompt` and `vae.decode`.
+Knows pipelines only by the methods that encode text and decode latents.
 """
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from diffusers import DiffusionPipeline
 from torch.profiler import ProfilerActivity, profile
-from torchao.utils import get_model_size_in_bytes
 
 from engine.results import Latency
 
 GB = 1e9
+_STAGES = (
+    ("", "encode_prompt", "text"),
+    ("connectors", "forward", "text"),
+    ("vae", "decode", "decode"),
+    ("audio_vae", "decode", "decode"),
+    ("vocoder", "forward", "decode"),
+)
+"""Component ("" is the pipeline itself), method and the stage it belongs to; none of them calls another."""
 
 
 class StageClock:
@@ -36,32 +45,52 @@ class StageClock:
 def stages(pipeline: DiffusionPipeline, device: torch.device) -> Iterator[StageClock]:
     """Time whatever runs inside: the whole, and within it text encoding and decoding.
 
-    The two methods are wrapped for the duration, on the objects and not on their classes.
+    The methods are wrapped for the duration, on the objects and not on their classes.
     """
     clock = StageClock()
 
     def timed(call: Callable, stage: str) -> Callable:
         def run(*args: object, **kwargs: object) -> object:
-            began = _now(device)
+            began = now(device)
             result = call(*args, **kwargs)
-            setattr(clock, stage, getattr(clock, stage) + _now(device) - began)
+            setattr(clock, stage, getattr(clock, stage) + now(device) - began)
             return result
 
         return run
 
-    pipeline.encode_prompt = timed(pipeline.encode_prompt, "text")
-    pipeline.vae.decode = timed(pipeline.vae.decode, "decode")
-    began = _now(device)
+    wrapped = []
     try:
+        for component, method, stage in _STAGES:
+            owner = getattr(pipeline, component, None) if component else pipeline
+            if owner is not None:
+                setattr(owner, method, timed(getattr(owner, method), stage))
+                wrapped.append((owner, method))
+        began = now(device)
         yield clock
-        clock.total = _now(device) - began
+        clock.total = now(device) - began
     finally:
-        del pipeline.encode_prompt, pipeline.vae.decode
+        for owner, method in wrapped:
+            delattr(owner, method)
 
 
 def weight_bytes(*modules: torch.nn.Module) -> int:
-    """Bytes as stored; `numel * element_size` would over-report packed tensors."""
-    return sum(get_model_size_in_bytes(module) for module in modules)
+    """Bytes of all parameters and buffers as stored: packed tensors packed, tied ones once."""
+    held = {id(t): t for module in modules for t in chain(module.parameters(), module.buffers())}
+    return sum(_stored(tensor) for tensor in held.values())
+
+
+def _stored(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor, which of a quantized one are those of the tensors inside it."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(_stored(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return tensor.numel() * tensor.element_size()
+
+
+def free(device: torch.device) -> None:
+    """Give back to the device what is no longer used."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def prepare(device: torch.device) -> None:
@@ -93,7 +122,8 @@ def added_bytes(run: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds of a steady clock, once the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

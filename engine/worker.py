@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from engine import catalog, events
+from engine import catalog, events, loading, recipes
 from engine.compare import CancelledRun, Studio
-from engine.errors import OutputError, TwinframeError, UnsupportedError
+from engine.errors import LoadError, OutputError, TwinframeError, UnsupportedError
 from engine.precision import Machine, Support
 from engine.request import CompareRequest
 
@@ -100,15 +100,21 @@ class Worker:
     Args:
         models: ids of the models that may be asked for.
         device: a torch device name; None takes CUDA where there is one, else the CPU.
+        source: where weights come from.
 
     Raises:
         RequestError: an unknown model.
         UnsupportedError: there is no such device.
     """
 
-    def __init__(self, models: Sequence[str] = ("mini-flux",), device: str | None = None):
+    def __init__(
+        self,
+        models: Sequence[str] = ("mini-flux",),
+        device: str | None = None,
+        source: loading.Source = loading.BUNDLED_OR_HUB,
+    ):
         self.models = tuple(catalog.model(name).id for name in models)
-        self._studio = Studio(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._studio = Studio(device or ("cuda" if torch.cuda.is_available() else "cpu"), source)
         self._jobs: deque[Job] = deque()
         self._idle: deque[Job] = deque()
         self._running: Job | None = None
@@ -125,6 +131,22 @@ class Worker:
     def support(self) -> Mapping[str, Support]:
         """How this machine runs each precision."""
         return self._studio.support
+
+    def about_weights(self, model_id: str) -> str:
+        """What to know of a model's weights before they are used, in one sentence: that they are not here, damaged or
+        random; empty if they are as they should be."""
+        if self._studio.source.random:
+            return "The weights are random: speed and memory are those of the real model, what it makes is noise."
+        try:
+            loading.check(catalog.model(model_id), self._studio.source)
+        except LoadError as error:
+            return str(error)
+        return ""
+
+    def recipes(self, model_id: str) -> Mapping[str, str]:
+        """The recipes of a model and what each of them quantizes, in words; the default first."""
+        spec = catalog.model(model_id)
+        return {name: recipes.recipe(spec.family, name).summary for name in spec.recipes}
 
     def submit(self, request: CompareRequest, out: Path) -> Job:
         """Queue a comparison whose files go into `out`, which is made if missing.
@@ -156,7 +178,8 @@ class Worker:
         self._thread.join(timeout=60)
 
     def _compare(self, job: Job, request: CompareRequest, out: Path) -> None:
-        comparison = self._studio.compare(request, out, job.tell, lambda: job.cancelled)
+        tell = _ending_downloads(job, lambda: job.cancelled)
+        comparison = self._studio.compare(request, out, tell, lambda: job.cancelled)
         job.tell(events.Completed(comparison))
 
     def _prepare(self, job: Job, request: CompareRequest) -> None:
@@ -165,10 +188,11 @@ class Worker:
         def gives_way() -> bool:
             return job.cancelled or bool(self._jobs)
 
+        tell = _ending_downloads(job, gives_way)
         for name in request.precisions:
-            rendition = studio.rendition(spec, name, request.recipe, job.tell)
-            studio.warm(rendition, spec, request, job.tell, gives_way)
-        studio.ruler(spec, request, job.tell, gives_way)
+            rendition = studio.rendition(spec, name, request.recipe, tell)
+            studio.warm(rendition, spec, request, tell, gives_way)
+        studio.ruler(spec, request, tell, gives_way)
         job.tell(events.Prepared(spec.id))
 
     def _add(self, job: Job) -> Job:
@@ -206,6 +230,17 @@ class Worker:
             else:
                 return None
             return self._running
+
+
+def _ending_downloads(job: Job, stop: Callable[[], bool]) -> Callable[[events.Event], None]:
+    """Tells the job; raises out of a download, which takes longest and asks nobody, when `stop` says so."""
+
+    def tell(event: events.Event) -> None:
+        if isinstance(event, events.Downloading) and stop():
+            raise CancelledRun
+        job.tell(event)
+
+    return tell
 
 
 def writable(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """A stand-in for `engine.worker.Worker`, so that the page and the API can be tested without torch.
 
-It draws small pictures with Pillow and makes up plausible numbers; nothing here measures anything. Failures,
-delays and what the "machine" can run are arguments.
+It draws small pictures with Pillow, films them with PyAV and makes up plausible numbers; nothing here measures
+anything. Failures, delays and what the "machine" can run are arguments.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+import av
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw
 
-from engine import events
+from engine import catalog, events
 from engine.errors import UnsupportedError
 from engine.request import REFERENCE, CompareRequest
 from engine.results import Comparison, Generation, Latency, LayerCounts, Memory, Metrics, Ruler
@@ -108,7 +110,13 @@ class FakeJob:
             if precision != REFERENCE:
                 noise = random.Random(asked.seed)
                 scores = tuple(LPIPS[precision] * noise.uniform(0.8, 1.2) for _ in range(asked.batch_size))
-                metrics = Metrics(lpips=scores, psnr_db=(PSNR_DB[precision],) * asked.batch_size)
+                metrics = Metrics(
+                    lpips=scores,
+                    psnr_db=(PSNR_DB[precision],) * asked.batch_size,
+                    lpips_frames=tuple(course(score, asked.num_frames) for score in scores)
+                    if asked.num_frames > 1
+                    else None,
+                )
                 made = replace(made, metrics=metrics)
                 yield events.Compared(precision, metrics)
             results.append(made)
@@ -162,6 +170,12 @@ class FakeWorker:
         self.jobs.append(job)
         return job
 
+    def about_weights(self, model: str) -> str:
+        return "" if catalog.model(model).bundled else f"The weights of {model} are not here."
+
+    def recipes(self, model: str) -> dict[str, str]:
+        return {name: f"What {name} takes of {model}." for name in catalog.model(model).recipes}
+
     def preload(self, model: str) -> None:
         self.preloaded.append(model)
 
@@ -170,11 +184,16 @@ class FakeWorker:
 
 
 def generation(asked: CompareRequest, precision: str, support: Mapping[str, Support], out: Path) -> Generation:
-    """A made-up result whose pictures are really written to `out`."""
+    """A made-up result whose pictures or clips are really written to `out`."""
     files = []
+    kind = "png" if asked.num_frames == 1 else "mp4"
     for index in range(asked.batch_size):
-        file = out / (f"{precision}.png" if asked.batch_size == 1 else f"{precision}-{index + 1}.png")
-        drawing(asked.prompt, asked.seed + index, SPREAD[precision], asked.width, asked.height).save(file)
+        file = out / (f"{precision}.{kind}" if asked.batch_size == 1 else f"{precision}-{index + 1}.{kind}")
+        picture = drawing(asked.prompt, asked.seed + index, SPREAD[precision], asked.width, asked.height)
+        if kind == "png":
+            picture.save(file)
+        else:
+            film(picture, asked.num_frames, catalog.model(asked.model).defaults.frame_rate, file)
         files.append(str(file))
     native = support[precision].execution == "native"
     denoise = 1.94 * asked.batch_size / (SPEED[precision] if native else 0.4)
@@ -238,12 +257,43 @@ def drawing(prompt: str, seed: int, spread: int, width: int, height: int) -> Ima
     return picture.resize((width, height), Image.LANCZOS)
 
 
+def film(picture: Image.Image, frames: int, frame_rate: float, file: Path) -> None:
+    """A clip, H.264 and AAC, in which the picture drifts sideways while a tone of 440 Hz sounds."""
+    rate = 48_000
+    tone = 0.2 * np.sin(2 * np.pi * 440 * np.arange(round(rate * frames / frame_rate)) / rate)
+    with av.open(str(file), "w", options={"movflags": "+faststart"}) as clip:
+        video = clip.add_stream("libx264", rate=round(frame_rate))
+        video.width, video.height, video.pix_fmt = picture.width, picture.height, "yuv420p"
+        video.options = {"preset": "ultrafast", "threads": "1"}
+        sound = clip.add_stream("aac", rate=rate, layout="mono")
+        for index in range(frames):
+            moved = ImageChops.offset(picture, 4 * index, 0)
+            clip.mux(video.encode(av.VideoFrame.from_image(moved)))
+        clip.mux(video.encode())
+        samples = av.AudioFrame.from_ndarray(tone.astype(np.float32)[None], format="fltp", layout="mono")
+        samples.sample_rate = rate
+        clip.mux(sound.encode(samples))
+        clip.mux(sound.encode())
+
+
+def course(mean: float, frames: int) -> tuple[float, ...]:
+    """A score for every frame, with this mean."""
+    waves = [1 + 0.5 * math.sin(0.3 * frame) for frame in range(frames)]
+    return tuple(mean * wave * frames / sum(waves) for wave in waves)
+
+
 @contextmanager
-def served(worker: FakeWorker, recorded: Path = Path("no such folder")) -> Iterator[str]:
+def served(
+    worker: FakeWorker,
+    recorded: Path = Path("no such folder"),
+    *,
+    models: tuple[str, ...] = ("mini-flux",),
+    measured: Path = Path("no such folder"),
+) -> Iterator[str]:
     """The app around a worker, on a free port; gives its address, without a slash at the end."""
     from ui.page import build_page
 
-    with closing(build_page(worker, recorded=recorded)) as page:
+    with closing(build_page(worker, models=models, recorded=recorded, measured=measured)) as page:
         yield page.serve(quiet=True).rstrip("/")
 
 

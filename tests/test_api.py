@@ -57,12 +57,28 @@ def test_every_field_is_a_keyword_argument(app):
         "guidance_scale": 2.5,
         "height": 256,
         "width": 256,
+        "num_frames": 1,
         "batch_size": 2,
         "recipe": "full",
     }
     answer = client(app[0]).predict(prompt=PROMPT, api_name="/compare", **fields)
     assert answer["request"] == fields | {"prompt": PROMPT, "precisions": ["bf16", "nvfp4"]}
     assert [len(r["files"]) for r in answer["results"]] == [2, 2]
+
+
+def test_a_clip_comes_as_a_file_with_a_score_for_each_frame():
+    with served(FakeWorker(), models=("mini-flux", "ltx-2")) as url:
+        answer = client(url, download_files=False).predict(
+            prompt="waves", model="ltx-2", height=256, width=256, num_frames=9, api_name="/compare"
+        )
+        reference, other, _ = answer["results"]
+        assert reference["lpips_frames"] is None
+        assert [len(frames) for frames in other["lpips_frames"]] == [9]
+        clip = other["files"][0]["url"]
+        whole = httpx.get(clip)
+        assert whole.headers["content-type"] == "video/mp4"
+        part = httpx.get(clip, headers={"Range": "bytes=100-199"})
+        assert (part.status_code, part.content) == (206, whole.content[100:200]), "browsers seek by ranges"
 
 
 def test_a_client_elsewhere_gets_the_files(app, tmp_path, monkeypatch):
@@ -107,6 +123,8 @@ def test_files_have_urls_for_clients_that_download_nothing_by_themselves(app):
         {"guidance_scale": "much"},
         {"height": 512},
         {"width": "wide"},
+        {"num_frames": 9},
+        {"model": "ltx-2", "num_frames": 10},
         {"batch_size": 0},
         {"batch_size": 5},
         {"batch_size": {}},
@@ -157,7 +175,7 @@ def test_no_other_endpoint_is_public(app):
 def test_nobody_gets_past_the_queue(app):
     url, worker = app
     jobs = len(worker.jobs)
-    response = httpx.post(f"{url}/gradio_api/run/compare", json={"data": [PROMPT] + [None] * 9})
+    response = httpx.post(f"{url}/gradio_api/run/compare", json={"data": [PROMPT] + [None] * 10})
     assert response.status_code == 404
     assert len(worker.jobs) == jobs
 
@@ -188,7 +206,7 @@ def test_cancelling_frees_the_worker_within_a_step(slow_app):
 
 def test_a_client_that_goes_away_frees_the_worker(slow_app):
     url, worker = slow_app
-    data = [PROMPT, None, None, None, 50, None, None, None, None, None]
+    data = [PROMPT, None, None, None, 50, None, None, None, None, None, None]
     event = httpx.post(f"{url}/gradio_api/call/compare", json={"data": data}).json()["event_id"]
     with httpx.stream("GET", f"{url}/gradio_api/call/compare/{event}") as stream:
         said = (json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: "))

@@ -76,7 +76,8 @@ def test_models_lists_every_model_and_precision(command):
     assert values["device"]
     assert [m["id"] for m in values["models"]] == list(catalog.MODELS)
     for model in values["models"]:
-        assert model["state"] == "ready"
+        state = model["state"]
+        assert state == "ready" if catalog.model(model["id"]).bundled else state.endswith(".") and len(state) > 20
         assert list(model["precisions"]) == list(PRECISIONS)
         for support in model["precisions"].values():
             assert support["execution"] in ("native", "emulated", "unavailable")
@@ -92,6 +93,78 @@ def test_models_tells_of_a_damaged_checkpoint(main, monkeypatch, damaged):
     status, out, _ = main("models", "--json")
     assert status == 0
     assert str(damaged) in json.loads(out)["models"][0]["state"]
+
+
+@pytest.fixture
+def roomy(monkeypatch, tmp_path):
+    """A machine with room for everything, no token, and a hub cache that is empty."""
+    from engine import hub, residency
+
+    room = residency.Room(what="host memory", free=200, total=200)
+    monkeypatch.setattr(residency, "rooms", lambda device: (room, room))
+    monkeypatch.setattr(hub.huggingface_hub, "get_token", lambda: None)
+    monkeypatch.setattr(hub, "cached", lambda spec, patterns: None)
+
+
+def states(main, *args):
+    status, out, err = main("models", "--json", *args)
+    assert status == 0, err
+    return {model["id"]: model["state"] for model in json.loads(out)["models"]}
+
+
+def test_models_tells_what_stands_in_the_way(main, roomy):
+    found = states(main)
+    assert found["mini-flux"] == "ready"
+    assert "gated" in found["flux.1-dev"] and "HF_TOKEN" in found["flux.1-dev"]
+    assert "downloads 58 GB" in found["qwen-image"] and "downloads 68 GB" in found["ltx-2"]
+    assert "nothing may be fetched" in states(main, "--offline")["qwen-image"]
+    assert set(states(main, "--random-weights").values()) == {"ready"}
+
+
+def test_models_tells_what_does_not_fit(main, monkeypatch):
+    from engine import residency
+
+    room = residency.Room(what="host memory", free=10, total=16)
+    monkeypatch.setattr(residency, "rooms", lambda device: (room, room))
+    found = states(main, "--random-weights")
+    assert found["mini-flux"] == "ready"
+    assert "62.2 GB" in found["qwen-image"] and "16.0 GB" in found["qwen-image"]
+
+
+@pytest.mark.parametrize(
+    ("model", "linears", "quantized", "mxfp8", "nvfp4"),
+    [
+        ("flux.1-dev", 504, 494, 12.34, 6.79),
+        ("qwen-image", 846, 360, 34.28, 31.09),
+        ("ltx-2", 1370, 1356, 19.52, 10.70),
+    ],
+)
+def test_inspect_of_the_posts_models(main, model, linears, quantized, mxfp8, nvfp4):
+    for precision, gigabytes in (("mxfp8", mxfp8), ("nvfp4", nvfp4)):
+        values = json.loads(
+            main("inspect", "--model", model, "--precision", precision, "--recipe", "seed", "--json")[1]
+        )
+        assert (values["quantized"], values["linears"]) == (quantized, linears)
+        assert values["bytes"]["quantized"] / 1e9 == pytest.approx(gigabytes, rel=0.005)
+
+
+def test_inspect_shows_patterns_that_match_nothing(main):
+    out = main("inspect", "--model", "ltx-2", "--precision", "nvfp4", "--recipe", "seed")[1]
+    assert "pattern adaln_single matches no Linear layer." in out
+    assert (
+        "matches no" not in main("inspect", "--model", "ltx-2", "--precision", "nvfp4", "--recipe", "seed-corrected")[1]
+    )
+
+
+def test_random_weights_are_compared_like_any_other(main, monkeypatch, tmp_path):
+    from engine import compare
+
+    monkeypatch.setattr(compare, "RULER_PROMPTS", 1)
+    args = ("--steps", "1", "--precision", "bf16", "nvfp4", "--random-weights", "--out", tmp_path / "out", "--json")
+    status, out, err = main(*COMPARE, *args)
+    assert status == 0, err
+    results = json.loads(out)["results"]
+    assert [r["precision"] for r in results] == ["bf16", "nvfp4"] and results[1]["lpips"] > 0
 
 
 def test_inspect_follows_the_contract(command):
@@ -198,6 +271,13 @@ BAD = {
     "width": (["--width", "255"], ["255x256", "256x256"]),
     "no batch": (["--batch-size", "0"], ["batch_size", "between 1 and 4"]),
     "big batch": (["--batch-size", "5"], ["batch_size", "between 1 and 4"]),
+    "frames of a picture": (["--frames", "9"], ["num_frames", "makes pictures"]),
+    "frames not 8k+1": (["--model", "ltx-2", "--frames", "120"], ["120", "multiple of 8", "113 or 121"]),
+    "sides not divisible": (["--model", "ltx-2", "--width", "770", "--height", "512"], ["multiples of 32", "768x512"]),
+    "too many pixels": (["--model", "flux.1-dev", "--width", "2048", "--height", "2048"], ["2,097,152 pixels"]),
+    "no weights folder": (["--weights", "/nowhere"], ["no folder /nowhere", "--weights"]),
+    "a folder that is no checkpoint": (["--weights", str(ROOT / "tests")], ["not a checkpoint", "model_index.json"]),
+    "two sources": (["--weights", str(ROOT), "--random-weights"], ["choose one"]),
     "unknown flag": (["--sampler", "ddim"], ["--sampler"]),
     "unknown flag of two lines": (["--two\nlines"], ["--two"]),
     "stray word": (["stray"], ["stray"]),
@@ -309,6 +389,38 @@ def test_a_precision_that_this_machine_cannot_run(main, monkeypatch, tmp_path):
     assert status == 2 and out == ""
     line = is_one_line(err)
     assert "Tesla T4" in line and "7.5" in line
+    assert untouched(tmp_path / "out")
+
+
+@pytest.mark.parametrize("model", ["flux.1-dev", "qwen-image", "ltx-2"])
+def test_a_model_too_large_for_this_machine(main, monkeypatch, tmp_path, model):
+    from engine import residency
+
+    room = residency.Room(what="host memory", free=10, total=16)
+    monkeypatch.setattr(residency, "rooms", lambda device: (room, room))
+    status, out, err = main(*COMPARE, "--model", model, "--out", tmp_path / "out", "--json")
+    assert status == 2 and out == ""
+    line = is_one_line(err)
+    assert "GB of host memory" in line and "16.0 GB" in line
+    assert untouched(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("args", "words"), [((), ["gated", "HF_TOKEN"]), (("--offline",), ["--offline", "--weights"])])
+def test_a_model_that_is_not_here(main, roomy, monkeypatch, tmp_path, args, words):
+    import httpx2
+    from huggingface_hub.errors import GatedRepoError
+
+    from engine import hub
+
+    def refuse(*_, **__):
+        request = httpx2.Request("GET", "https://huggingface.co")
+        raise GatedRepoError("refused", response=httpx2.Response(401, request=request))
+
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", refuse)
+    status, out, err = main(*COMPARE, "--model", "flux.1-dev", *args, "--out", tmp_path / "out")
+    assert status == 2 and out == ""
+    line = is_one_line(err)
+    assert all(word in line for word in words), line
     assert untouched(tmp_path / "out")
 
 

@@ -1,15 +1,24 @@
-"""The bundled checkpoint, and what is said of one that is missing a file or holds a damaged one."""
+"""Weights from the bundled checkpoint, a folder, the hub or at random, and what is said where they are missing."""
 
+import errno
+import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx2
 import pytest
+import tiny
 import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors.torch import load_file
 from torch import nn
 
-from engine import loading
-from engine.catalog import ASSETS, MINI_FLUX, MODELS
-from engine.errors import LoadError
+from engine import hub, loading, precision, recipes, residency
+from engine.catalog import ASSETS, MINI_FLUX, MODELS, Memory
+from engine.errors import LoadError, UnsupportedError
+from engine.loading import Source
 
 SHARDS = sorted(str(f.relative_to(MINI_FLUX.folder)) for f in MINI_FLUX.folder.rglob("*.safetensors"))
 SHARD = "transformer/diffusion_pytorch_model-00002-of-00005.safetensors"
@@ -139,5 +148,387 @@ def test_assets_stay_small():
     files = [f for f in ASSETS.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
     sizes = {str(f.relative_to(ASSETS)): f.stat().st_size for f in files}
     assert {name: size for name, size in sizes.items() if size >= 10_000_000} == {}
-    assert sum(sizes.values()) <= 90_000_000
+    assert sum(size for name, size in sizes.items() if name.startswith("models/")) <= 220_000_000
     assert any(Path(name).suffix == ".safetensors" for name in sizes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Other sources
+
+CPU = torch.device("cpu")
+FLUX = MODELS["flux.1-dev"]
+SHAPES = {"flux.1-dev": {}, "qwen-image": {}, "ltx-2": {"num_frames": 9, "frame_rate": 24.0}}
+
+
+def sentence(act):
+    with pytest.raises(LoadError) as caught:
+        act()
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1 and text.endswith(".")
+    return text
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def small(request, tmp_path_factory):
+    """A tiny checkpoint of a real pipeline class in a folder, and a spec whose configurations it is."""
+    folder = tiny.checkpoint(request.param, tmp_path_factory.mktemp("small") / request.param)
+    return replace(MODELS[request.param], configs=str(folder))
+
+
+@pytest.mark.parametrize("random", [False, True], ids=["folder", "random"])
+def test_every_pipeline_runs_from_a_folder_and_with_random_weights(small, random):
+    source = Source(random=True) if random else Source(folder=small.folder)
+    pipeline = loading.load_pipeline(small, CPU, source)
+    assert type(pipeline).__name__ == small.pipeline
+    fixed = dict(small.call) | {"max_sequence_length": 32, small.guidance_argument: 2.0, small.batch_argument: 1}
+    with torch.inference_mode():
+        made = pipeline(
+            "a cat on a mat", height=64, width=64, num_inference_steps=2, output_type="pt", **SHAPES[small.id], **fixed
+        )
+    if small.modality == "video":
+        pixels, sound = torch.as_tensor(made.frames).float(), made.audio
+        assert sound.isfinite().all() and sound.std() > 0
+        assert pipeline.vae.use_tiling
+    else:
+        pixels = made.images.float()
+    assert pixels.isfinite().all() and pixels.std() > 0.01
+
+
+def test_random_weights_are_the_same_every_time_and_built_like_real_ones(small):
+    first, second = (loading.load_pipeline(small, CPU, Source(random=True)) for _ in range(2))
+    real = loading.load_pipeline(small, CPU, Source(folder=small.folder))
+    for name, module in real.components.items():
+        if not isinstance(module, nn.Module):
+            continue
+        made, again = first.components[name], second.components[name]
+        shapes = {key: (value.shape, value.dtype) for key, value in module.named_parameters()}
+        assert {key: (value.shape, value.dtype) for key, value in made.named_parameters()} == shapes
+        assert all(torch.equal(a, b) for a, b in zip(made.parameters(), again.parameters(), strict=True))
+        assert not made.training
+        for (key, buffer), (_, mine) in zip(module.named_buffers(), made.named_buffers(), strict=True):
+            torch.testing.assert_close(mine.to(buffer.dtype), buffer, msg=key)  # computed, not random
+        if hasattr(module.config, "_attn_implementation"):
+            assert made.config._attn_implementation == module.config._attn_implementation
+
+
+def test_a_denoiser_from_a_folder_is_the_one_that_was_saved(small):
+    loaded = loading.load_transformer(small, CPU, Source(folder=small.folder)).state_dict()
+    saved = {}
+    for file in (small.folder / "transformer").glob("*.safetensors"):
+        saved |= load_file(file)
+    assert loaded.keys() == saved.keys()
+    assert all(torch.equal(loaded[key], saved[key].to(torch.bfloat16)) for key in saved)
+
+
+@pytest.mark.parametrize("source", ["folder", "random"])
+def test_each_layer_is_quantized_before_the_next_is_read(small, source, monkeypatch):
+    """At no time are two planned layers in bf16."""
+    support = precision.support("nvfp4", precision.Machine(name="Some CPU", kind="cpu"))
+    plan = recipes.plan(loading.empty_transformer(small), recipes.recipe(small.family, "full"), "nvfp4")
+    quantize, waiting, most, done = recipes.quantizer(plan, support), set(), 0, []
+    read = loading._reader if source == "folder" else loading._random
+
+    def reader(*args):
+        inner = read(*args)
+
+        def counted(name, empty):
+            nonlocal most
+            if name.removesuffix(".weight") in plan.names:
+                waiting.add(name.removesuffix(".weight"))
+                most = max(most, len(waiting))
+            return inner(name, empty)
+
+        return counted
+
+    def place(name, module):
+        quantize(name, module)
+        if name in plan.names:
+            waiting.remove(name)
+            done.append(name)
+
+    monkeypatch.setattr(loading, read.__name__, reader)
+    where = Source(folder=small.folder) if source == "folder" else Source(random=True)
+    transformer = loading.load_transformer(small, CPU, where, place=place)
+    assert most == 1 and set(done) == plan.names and len(done) > 5
+    assert recipes.verify(transformer, plan) == plan.counts
+
+
+def test_quantizing_on_the_way_equals_quantizing_afterwards():
+    support = precision.support("nvfp4", precision.Machine(name="Some CPU", kind="cpu"))
+    plan = recipes.plan(loading.empty_transformer(MINI_FLUX), recipes.recipe("mini-flux", "seed"), "nvfp4")
+    on_the_way = loading.load_transformer(MINI_FLUX, CPU, place=recipes.quantizer(plan, support))
+    afterwards = recipes.apply(loading.load_transformer(MINI_FLUX, CPU), plan, support)
+    assert recipes.verify(on_the_way, plan) == recipes.verify(afterwards, plan)
+    for name in plan.names:
+        one, other = on_the_way.get_submodule(name), afterwards.get_submodule(name)
+        rows = torch.randn(4, one.in_features, dtype=torch.bfloat16)
+        with torch.no_grad():
+            assert torch.equal(one(rows), other(rows)), name
+
+
+def test_a_folder_with_a_folder_for_each_model(small, tmp_path):
+    (tmp_path / small.id).symlink_to(small.folder)
+    loading.check(small, Source.create(tmp_path))
+    loading.check(MINI_FLUX, Source.create(tmp_path))  # its own weights: nothing here is meant for it
+
+
+def test_the_environment_names_the_folder(small, monkeypatch):
+    monkeypatch.setenv("TWINFRAME_WEIGHTS", str(small.folder))
+    assert Source.create().folder == small.folder
+    assert Source.create(small.folder.parent).folder == small.folder.parent
+    assert "choose one" in sentence(lambda: Source.create(random=True))
+
+
+def test_folders_that_are_no_checkpoint(tmp_path):
+    assert f"no folder {tmp_path / 'none'}" in sentence(lambda: Source.create(tmp_path / "none"))
+    assert f"{tmp_path} is not a checkpoint" in sentence(lambda: Source.create(tmp_path))
+    (tmp_path / "model_index.json").write_text("{}")
+    assert "not of FLUX.1-dev" in sentence(lambda: loading.check(FLUX, Source.create(tmp_path)))
+    (tmp_path / "model_index.json").unlink()
+    (tmp_path / "flux.1-dev").mkdir()
+    source = Source(folder=tmp_path)
+    assert f"{tmp_path / 'flux.1-dev'} is not a checkpoint of FLUX.1-dev" in sentence(
+        lambda: loading.check(FLUX, source)
+    )
+
+
+def test_a_checkpoint_of_another_model_or_size(small):
+    for spec in (MODELS["flux.1-dev"], MODELS["qwen-image"], MODELS["ltx-2"]):
+        assert "but not of" in sentence(
+            lambda spec=spec: loading.load_transformer(spec, CPU, Source(folder=small.folder))
+        )
+
+
+def test_a_damaged_folder_says_where_to_mend_it(small, tmp_path):
+    shutil.copytree(small.folder, tmp_path / "copy")
+    file = next((tmp_path / "copy" / "vae").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1])
+    text = sentence(lambda: loading.load_pipeline(small, CPU, Source(folder=tmp_path / "copy")))
+    assert str(file) in text and "cut short" in text and "git" not in text
+
+
+def test_fingerprints_tell_sources_apart(small, tmp_path):
+    shutil.copytree(small.folder, tmp_path / "copy")
+    next((tmp_path / "copy").rglob("*.safetensors")).touch()
+    found = {loading.fingerprint(small, Source(folder=folder)) for folder in (small.folder, tmp_path / "copy")}
+    assert loading.fingerprint(small, Source(random=True)) == "random"
+    assert loading.fingerprint(small) == f"{small.source}@{small.revision}"
+    assert len(found) == 2 and "random" not in found
+
+
+def test_every_result_says_where_its_weights_are_from(small):
+    assert loading.described(MINI_FLUX) == "the bundled checkpoint"
+    assert loading.described(small, Source(random=True)).startswith("random")
+    assert loading.described(small, Source(folder=small.folder.parent)).endswith(f"folder {small.id}")
+    assert loading.described(small) == f"{small.source} at revision {small.revision}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The hub, played by a function in place of huggingface_hub.snapshot_download
+
+
+@pytest.fixture
+def answer(monkeypatch, tmp_path):
+    """Set what the hub answers: `answer(token, error)`; nothing is in the local cache."""
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    asked = []
+
+    def set_up(token=None, error=None, folder=None, gigabytes=0.0, during=None):
+        def snapshot_download(repo_id, **options):
+            asked.append((repo_id, options))
+            if options.get("local_files_only"):
+                raise LocalEntryNotFoundError("not cached")
+            if error is not None:
+                raise error
+            if options.get("dry_run"):
+                return [SimpleNamespace(file_size=int(gigabytes * 1e9) or 100, will_download=True)]
+            if during is not None:
+                raise during
+            bar = options["tqdm_class"](desc="Reconstructing", total=0, unit="B")
+            for _ in range(4):
+                bar.update(25)
+            return str(folder)
+
+        monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", snapshot_download)
+        monkeypatch.setattr(hub.huggingface_hub, "get_token", lambda: token)
+        return asked
+
+    return set_up
+
+
+def response(kind, status):
+    request = httpx2.Request("GET", "https://huggingface.co")
+    return kind("refused", response=httpx2.Response(status, request=request))
+
+
+@pytest.mark.parametrize(
+    ("spec", "token", "error", "words"),
+    [
+        (FLUX, None, response(GatedRepoError, 401), ["gated", FLUX.url, "HF_TOKEN", hub.TOKENS]),
+        (FLUX, "hf_x", response(GatedRepoError, 403), ["no access", FLUX.url]),
+        (FLUX, "hf_x", response(RepositoryNotFoundError, 401), ["does not know this HF_TOKEN", hub.TOKENS]),
+        (MODELS["qwen-image"], None, response(RepositoryNotFoundError, 404), ["no access", "--weights"]),
+        (MODELS["ltx-2"], None, response(HfHubHTTPError, 503), ["503", "retry later"]),
+        (FLUX, "hf_x", LocalEntryNotFoundError("no connection"), ["cannot be reached", "--random-weights"]),
+        (FLUX, "hf_x", ConnectionError("refused"), ["cannot be reached", FLUX.url]),
+        (FLUX, "hf_x", OSError(errno.ENOSPC, "No space left on device"), ["disk filled up", "kept"]),
+        (FLUX, "hf_x", RuntimeError("IO Error: No space left on device (os error 28)"), ["disk filled up"]),
+    ],
+    ids=[
+        "no token",
+        "no access",
+        "wrong token",
+        "no such revision",
+        "hub down",
+        "offline",
+        "refused",
+        "disk",
+        "xet disk",
+    ],
+)
+def test_what_the_hub_refuses_is_one_sentence(answer, spec, token, error, words):
+    during = error if "space" in str(error) else None
+    answer(token=token, error=None if during else error, during=during)
+    text = sentence(lambda: loading.load_pipeline(spec, CPU))
+    assert all(word in text for word in words), text
+
+
+def test_a_part_in_the_cache_is_not_taken_for_the_whole(answer, small, monkeypatch, tmp_path):
+    answer(folder=small.folder)
+    shutil.copytree(small.folder, tmp_path / "part")
+    next((tmp_path / "part" / "vae").glob("*.safetensors")).unlink()
+    monkeypatch.setattr(hub, "cached", lambda spec, patterns: tmp_path / "part")
+    assert "not on this machine" in sentence(lambda: loading.check(small))
+    loading.load_transformer(small, CPU)  # fetched
+    monkeypatch.setattr(hub, "cached", lambda spec, patterns: small.folder)
+    loading.check(small)
+
+
+def test_a_disk_too_small_is_told_before_anything_is_fetched(answer):
+    asked = answer(token="hf_x", gigabytes=1e6)
+    text = sentence(lambda: loading.load_pipeline(FLUX, CPU))
+    assert "1000000.0 GB more" in text and "HF_HOME" in text
+    assert asked[-1][1]["dry_run"]
+
+
+def test_offline_nothing_is_asked(answer):
+    asked = answer(token="hf_x")
+    text = sentence(lambda: loading.load_pipeline(FLUX, CPU, Source(offline=True)))
+    assert "nothing may be fetched" in text and "--weights" in text
+    assert all(options["local_files_only"] for _, options in asked)
+
+
+def test_a_download_is_pinned_tells_its_progress_and_takes_only_what_diffusers_reads(answer, small):
+    asked, told = answer(folder=small.folder), []
+    loading.load_transformer(small, CPU, told=lambda done, total: told.append((done, total)))
+    repository, options = asked[-1]
+    assert (repository, options["revision"]) == (small.source, small.revision)
+    assert "transformer/*.safetensors" in options["allow_patterns"] and "*" not in options["allow_patterns"]
+    assert told[-1] == (100, 100)
+
+
+def test_a_cancelled_job_leaves_its_download(answer, small, monkeypatch, tmp_path):
+    from engine import catalog, events
+    from engine.request import CompareRequest
+    from engine.worker import Job, Worker
+
+    asked = answer(folder=small.folder)
+    monkeypatch.setattr(catalog, "MODELS", {small.id: replace(small, memory_gb=None)})
+    monkeypatch.setattr(Job, "cancelled", property(lambda job: len(asked) > 1))  # from the first byte on
+    worker = Worker(models=(small.id,), device="cpu")
+    job = worker.submit(CompareRequest.create("a cat", model=small.id, precisions="bf16"), tmp_path / "out")
+    told = list(job.events())
+    worker.close()
+    assert isinstance(told[-1], events.Cancelled)
+    assert not any(isinstance(event, (events.Downloading, events.Warming)) for event in told)
+    assert len(asked) == 3, "looked for in the cache, measured, begun, and not asked for again"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What fits
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Play a machine with so much GPU and host memory, in GB."""
+
+    def play(gpu, host, free=None):
+        here = residency.Room(what="GPU memory", free=gpu if free is None else free, total=gpu)
+        monkeypatch.setattr(
+            residency, "rooms", lambda device: (here, residency.Room(what="host memory", free=host, total=host))
+        )
+        return torch.device("cuda")
+
+    return play
+
+
+@pytest.mark.parametrize(
+    ("gpu", "host", "words"),
+    [
+        (79.2, 128, None),
+        (37.9, 128, ["38.3 GB of GPU memory", "37.9 GB"]),
+        (79.2, 6, ["8.0 GB of host memory", "6.0 GB"]),
+    ],
+)
+def test_a_model_too_large_is_refused_with_the_numbers(machine, gpu, host, words):
+    device = machine(gpu, host)
+    if words is None:
+        residency.require(FLUX, "bf16", 23.8, device)
+        return
+    with pytest.raises(UnsupportedError) as caught:
+        residency.require(FLUX, "bf16", 23.8, device)
+    assert all(word in str(caught.value) for word in ["FLUX.1-dev in bf16", *words])
+
+
+def test_room_for_a_quantized_denoiser_alone(machine):
+    device = machine(24, 64)
+    assert residency.lack(FLUX, "nvfp4", 6.79, device, shared=True) is None
+    assert residency.lack(FLUX, "bf16", 23.80, device, shared=True)
+    assert residency.lack(FLUX, "bf16", 18.0, device, shared=False) is None
+
+
+def test_bundled_models_fit_everywhere(machine):
+    assert residency.lack(MINI_FLUX, "bf16", 1, machine(0.1, 0.1), shared=True) is None
+
+
+def test_refusing_comes_before_loading(monkeypatch):
+    from engine.compare import Studio
+
+    def never(*_, **__):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(loading, "load_shared", never)
+    monkeypatch.setattr(loading, "load_transformer", never)
+    huge = replace(MINI_FLUX, memory_gb=Memory(transformer=1e6, shared=1, run=1, host=1))
+    with pytest.raises(UnsupportedError, match="GB of host memory"):
+        Studio("cpu").rendition(
+            replace(huge, memory_gb=Memory(transformer=1, shared=1e6, run=1, host=1)), "bf16", "seed", print
+        )
+
+
+def test_the_rendition_asked_for_longest_ago_makes_room(monkeypatch):
+    from engine.compare import Studio
+
+    studio, told = Studio("cpu"), []
+    spec = replace(MINI_FLUX, memory_gb=Memory(transformer=0.04, shared=0.03, run=0, host=0))
+    studio.rendition(spec, "bf16", "seed", told.append)
+    shared = studio._shared[spec.id]
+
+    def lack(spec, precision, *_):
+        return "There is no room." if precision == "nvfp4" and any(k[1] == "bf16" for k in studio._renditions) else None
+
+    monkeypatch.setattr(residency, "lack", lack)
+    studio.rendition(spec, "mxfp8", "seed", told.append)
+    studio.rendition(spec, "nvfp4", "seed", told.append)
+    assert [key[1] for key in studio._renditions] == ["mxfp8", "nvfp4"]
+    assert studio._shared[spec.id] is shared
+    again = studio.rendition(spec, "bf16", "seed", told.append)
+    assert again.pipeline.vae is shared["vae"]
+
+
+def test_without_room_and_with_nothing_to_drop_it_is_refused(monkeypatch):
+    from engine.compare import Studio
+
+    monkeypatch.setattr(residency, "lack", lambda *_: "There is no room.")
+    with pytest.raises(UnsupportedError, match="no room"):
+        Studio("cpu").rendition(MINI_FLUX, "bf16", "seed", print)

@@ -1,15 +1,17 @@
-"""PNG files: lossless, with their recipe, the same bytes for the same picture, and whole or not at all."""
+"""PNG and MP4 files: true to what was made, with its recipe, the same bytes each time, and whole or not at all."""
 
 import json
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
+from av.video.reformatter import Colorspace
 from PIL import Image
 
 from engine.errors import OutputError
-from engine.media import read_recipe, save_png
+from engine.media import read_recipe, save_mp4, save_png
 
 RECIPE = {
     "request": {"prompt": 'a "cat" \\ 🐱\nkatzenähnlich', "seed": 2**32 - 1},
@@ -113,3 +115,117 @@ def test_a_folder_below_a_file_is_an_output_error(tmp_path, picture):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"file/a\.png"):
         save_png(picture, tmp_path / "file" / "a.png", {})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Clips
+
+
+FRAMES, RATE, AUDIO_RATE = 9, 24.0, 24000
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """A grey ramp that gets brighter with every frame, left half darker, and a tone that is louder on the right."""
+    frames = torch.linspace(0.2, 0.9, FRAMES).view(-1, 1, 1, 1).expand(-1, 3, 48, 64).clone()
+    frames[:, 0, :, :32] *= 0.5
+    tone = torch.sin(2 * torch.pi * 440 * torch.arange(round(FRAMES / RATE * AUDIO_RATE)) / AUDIO_RATE)
+    return frames, torch.stack((0.2 * tone, 0.8 * tone))
+
+
+def streams(file):
+    with av.open(str(file)) as container:
+        return {s.type: s for s in container.streams}, container.duration / av.time_base
+
+
+def decoded(file, kind):
+    with av.open(str(file)) as container:
+        return list(container.decode(**{kind: 0}))
+
+
+def test_a_clip_is_what_browsers_play(tmp_path, clip):
+    save_mp4(*clip, RATE, AUDIO_RATE, tmp_path / "a.mp4", RECIPE)
+    found, duration = streams(tmp_path / "a.mp4")
+    video, audio = found["video"], found["audio"]
+    assert (video.codec_context.name, video.pix_fmt, video.width, video.height) == ("h264", "yuv420p", 64, 48)
+    assert video.average_rate == 24 and video.frames == FRAMES
+    assert (audio.codec_context.name, audio.rate, audio.layout.name) == ("aac", AUDIO_RATE, "stereo")
+    assert abs(duration - FRAMES / RATE) < 1 / RATE
+    assert abs(audio.duration * audio.time_base - FRAMES / RATE) < 1 / RATE
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")  # so that it plays before it has come whole
+
+
+def test_a_clip_shows_the_frames_in_their_colours(tmp_path, clip):
+    frames, _ = clip
+    save_mp4(*clip, RATE, AUDIO_RATE, tmp_path / "a.mp4", {})
+    shown = decoded(tmp_path / "a.mp4", "video")
+    assert len(shown) == FRAMES
+    for frame, wanted in zip(shown, frames, strict=True):
+        made = frame.to_ndarray(format="rgb24", src_colorspace=Colorspace.ITU709) / 255
+        # Away from the edge between the halves, where chroma has half the resolution.
+        error = np.abs(made - wanted.permute(1, 2, 0).numpy())[:, [8, 20, 44, 56]]
+        assert error.max() < 0.03
+
+
+def test_a_clip_sounds_as_it_was(tmp_path, clip):
+    _, audio = clip
+    save_mp4(*clip, RATE, AUDIO_RATE, tmp_path / "a.mp4", {})
+    heard = np.concatenate([frame.to_ndarray() for frame in decoded(tmp_path / "a.mp4", "audio")], axis=1)
+    assert np.corrcoef(heard[1, : audio.shape[1]], audio[1].numpy())[0, 1] > 0.99
+    assert np.abs(heard[1]).mean() / np.abs(heard[0]).mean() == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize("channels", [0, 1, 2])
+def test_a_clip_has_the_channels_it_was_given(tmp_path, clip, channels):
+    frames, audio = clip
+    save_mp4(frames, audio[:channels] if channels else None, RATE, AUDIO_RATE, tmp_path / "a.mp4", {})
+    found, _ = streams(tmp_path / "a.mp4")
+    assert ("audio" in found) == (channels > 0)
+    assert not channels or found["audio"].channels == channels
+
+
+def test_a_clips_recipe_comes_back(tmp_path, clip):
+    recipe = RECIPE | {"prompt": "word " * 2000}
+    save_mp4(*clip, RATE, AUDIO_RATE, tmp_path / "a.mp4", recipe)
+    assert read_recipe(tmp_path / "a.mp4") == recipe
+
+
+def test_a_clip_of_another_maker_has_no_recipe(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width = stream.height = 16
+        container.mux(stream.encode(av.VideoFrame(16, 16, "yuv420p")))
+        container.mux(stream.encode())
+    with pytest.raises(KeyError):
+        read_recipe(tmp_path / "a.mp4")
+
+
+def test_equal_clips_give_equal_bytes_and_other_clips_other_bytes(tmp_path, clip):
+    frames, audio = clip
+    for name, given in {"a": (frames, audio, RECIPE), "b": (frames.clone(), audio.clone(), RECIPE)}.items():
+        save_mp4(*given[:2], RATE, AUDIO_RATE, tmp_path / f"{name}.mp4", given[2])
+    save_mp4(1 - frames, audio, RATE, AUDIO_RATE, tmp_path / "c.mp4", RECIPE)
+    save_mp4(frames, -audio, RATE, AUDIO_RATE, tmp_path / "d.mp4", RECIPE)
+    a, b, c, d = ((tmp_path / f"{name}.mp4").read_bytes() for name in "abcd")
+    assert a == b and a != c and a != d
+
+
+def test_bf16_clips_can_be_saved(tmp_path, clip):
+    frames, audio = clip
+    save_mp4(frames.bfloat16(), audio.bfloat16(), RATE, AUDIO_RATE, tmp_path / "a.mp4", {})
+    assert len(decoded(tmp_path / "a.mp4", "video")) == FRAMES
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 31, 32), (2, 3, 32, 31)])
+def test_odd_sizes_are_refused(tmp_path, shape):
+    with pytest.raises(ValueError, match="even"):
+        save_mp4(torch.zeros(shape), None, RATE, 0, tmp_path / "a.mp4", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_clip_that_cannot_be_written_leaves_nothing(tmp_path, clip):
+    (tmp_path / "a.mp4").mkdir()
+    with pytest.raises(OutputError, match=r"a\.mp4"):
+        save_mp4(*clip, RATE, AUDIO_RATE, tmp_path / "a.mp4", {})
+    assert [f.name for f in tmp_path.iterdir()] == ["a.mp4"]

@@ -127,3 +127,26 @@ def test_missing_alexnet_weights_are_named(monkeypatch, tmp_path, pair):
     metrics._network.cache_clear()
     with pytest.raises(LoadError, match=r"gone\.safetensors is missing"):
         lpips_distance(*pair)
+
+
+@pytest.mark.parametrize("pixels", [1, 2 * 96 * 64, 1 << 22])
+def test_a_clip_is_measured_frame_by_frame_however_many_at_once(pair, monkeypatch, pixels):
+    monkeypatch.setattr(metrics, "_PIXELS_AT_ONCE", pixels)
+    a, b = pair
+    distances, decibels = metrics.clip_distance(a, b, torch.device("cpu"))
+    assert distances.shape == (3,) and decibels.shape == ()
+    torch.testing.assert_close(distances, lpips_distance(a, b), rtol=1e-4, atol=1e-6)
+    error = (a.double() - b.double()).square().mean().item()  # over all frames, not the mean of decibels
+    assert decibels.item() == pytest.approx(10 * math.log10(4 / error), rel=1e-5)
+
+
+def test_equal_clips_are_at_no_distance(pair):
+    a, _ = pair
+    distances, decibels = metrics.clip_distance(a, a.clone(), torch.device("cpu"))
+    assert distances.tolist() == [0, 0, 0] and decibels.item() == math.inf
+
+
+def test_clips_of_different_length_are_refused(pair):
+    a, b = pair
+    with pytest.raises(ValueError, match="one shape"):
+        metrics.clip_distance(a, b[:2], torch.device("cpu"))

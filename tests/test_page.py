@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,10 +15,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from engine import events
+from engine import catalog, events
 from engine.request import CompareRequest
 from tests.fake_engine import BLACKWELL, LAPTOP, NO_FP8, RULER, FakeWorker, record, served, until
-from ui import cards, words
+from ui import benchmarks, cards, words
 from ui import view as views
 from ui.shelf import Shelf
 
@@ -275,12 +276,13 @@ def test_closing_the_tab_frees_the_worker(chromium, slow):
 def test_a_batch_shows_every_picture(visit, quick):
     page = visit(quick[0])
     page.get_by_text(words.MORE).click()
-    number = page.get_by_label(f"number input for {words.BATCH_LABEL}")
+    label = words.batch_label(catalog.MINI_FLUX)
+    number = page.get_by_label(f"number input for {label}")
     # Gradio builds the settings as they unfold, and a value typed into one that is not ready yet is lost.
     page.wait_for_timeout(500)
     number.fill("4")
     page.keyboard.press("Tab")
-    assert until(lambda: page.get_by_label(f"range slider for {words.BATCH_LABEL}").input_value() == "4")
+    assert until(lambda: page.get_by_label(f"range slider for {label}").input_value() == "4")
     generate(page)
     finished(page)
     assert until(lambda: len(pictures(page)) == 12)
@@ -453,6 +455,403 @@ def test_the_ruler_places_the_score_between_floor_and_ceiling(visit, quick):
     assert "another seed 0.304" in ruler.inner_text()
 
 
+# Models
+
+
+@pytest.fixture(scope="module")
+def many(recorded):
+    """An app that offers every model."""
+    worker = FakeWorker()
+    with served(worker, recorded, models=tuple(catalog.MODELS)) as url:
+        yield url, worker
+
+
+def choose_model(page, name):
+    page.click("#tf-model input")
+    page.get_by_role("option", name=name, exact=True).click()
+    page.wait_for_function("name => document.querySelector('#tf-model input').value === name", arg=name)
+
+
+def field(page, name):
+    """A slider's number box of that label, once Gradio has built it: a value typed before that is lost."""
+    box = page.get_by_label(f"number input for {name}")
+    box.wait_for()
+    page.wait_for_timeout(500)
+    return box
+
+
+def set_field(page, name, value):
+    field(page, name).fill(value)
+    page.keyboard.press("Tab")
+    assert until(lambda: page.get_by_label(f"range slider for {name}").input_value() == value)
+
+
+@browser_test
+def test_the_form_follows_the_model(visit, many):
+    page = visit(many[0])
+    page.get_by_text(words.MORE).click()
+    for spec in (catalog.FLUX_DEV, catalog.LTX_2, catalog.FLUX_SCHNELL, catalog.MINI_FLUX):
+        choose_model(page, spec.name)
+        steps = field(page, words.STEPS_LABEL)
+        assert until(lambda: steps.input_value() == str(spec.defaults.num_inference_steps)), spec.id  # noqa: B023
+        limits = spec.limits
+        shown = {
+            "#tf-guidance": limits.guidance_scale[0] < limits.guidance_scale[1],
+            "#tf-frames": spec.modality == "video",
+            "#tf-size": len(limits.sizes) > 1,
+            "#tf-recipe": len(spec.recipes) > 1,
+        }
+        assert {part: page.locator(part).is_visible() for part in shown} == shown, spec.id
+        labels = [words.recipe(name, summary) for name, summary in many[1].recipes(spec.id).items()]
+        assert page.locator("#tf-recipe label").all_inner_texts() == labels
+        assert page.locator("#tf-examples .gallery-item").count() == len(spec.examples)
+        assert page.input_value("#tf-prompt textarea") == spec.examples[0]
+        assert f"up to {limits.prompt_characters} characters" in page.get_attribute(
+            "#tf-prompt textarea", "placeholder"
+        )
+        hints = page.inner_text(".tf-form")
+        assert (f"The weights of {spec.id} are not here." in hints) == (not spec.bundled)
+        assert ("non-commercial use only" in hints) == (spec is catalog.FLUX_DEV)
+        assert spec.licence in hints
+
+
+@browser_test
+def test_a_prompt_of_ones_own_stays_when_the_model_changes(visit, many):
+    page = visit(many[0])
+    page.fill("#tf-prompt textarea", "a cat of my own")
+    choose_model(page, "FLUX.1-schnell")
+    assert until(lambda: page.locator("#tf-examples .gallery-item").count() == len(catalog.FLUX_SCHNELL.examples))
+    assert page.input_value("#tf-prompt textarea") == "a cat of my own"
+    generate(page)
+    finished(page)
+    assert many[1].jobs[-1].request == CompareRequest.create("a cat of my own", model="flux.1-schnell")
+
+
+@browser_test
+def test_a_single_model_needs_no_choice(visit, quick):
+    page = visit(quick[0])
+    assert page.locator("#tf-model").count() == 0
+    generate(page, "a cat")
+    finished(page)
+    assert quick[1].jobs[-1].request.model == "mini-flux"
+
+
+# Clips
+
+CLIP = {"model": "ltx-2", "num_frames": 49, "height": 256, "width": 256}
+WATCH = """(frames) => new Promise((done) => {
+  const clips = [...document.querySelectorAll('#tf-stage video:not([hidden])')], seen = [];
+  const look = () => {
+    seen.push(clips.map((clip) => clip.currentTime));
+    if (seen.length < frames) requestAnimationFrame(look); else done(seen);
+  };
+  look();
+})"""
+"""Where all clips are, over a number of screen refreshes."""
+
+
+@pytest.fixture(scope="module")
+def theatre(tmp_path_factory):
+    """An app that opens with recorded clips: two in each of three precisions."""
+    folder = tmp_path_factory.mktemp("clips")
+    record(folder / "train", "a steam train on a teal background", batch_size=2, **CLIP)
+    with served(FakeWorker(), folder, models=("mini-flux", "ltx-2")) as url:
+        yield url
+
+
+def clips(page, script, part="#tf-stage"):
+    """Something of each clip that is shown."""
+    return page.eval_on_selector_all(f"{part} video:not([hidden])", f"(all) => all.map((clip) => {script})")
+
+
+def seated(visit, url):
+    """The page once every clip can be played."""
+    page = visit(url)
+    assert until(lambda: clips(page, "clip.readyState") == [4] * 3)
+    return page
+
+
+def seek(page, frame):
+    page.locator("#tf-stage .tf-seek").fill(str(frame))
+
+
+def frame_of(page):
+    return int(page.inner_text("#tf-stage .tf-time").split("frame ")[1].split()[0])
+
+
+@browser_test
+def test_clips_play_together_with_the_sound_of_one(visit, theatre):
+    page = seated(visit, theatre)
+    assert clips(page, "clip.paused") == [True] * 3
+    page.click("#tf-stage .tf-play")
+    assert until(lambda: all(at > 0.1 for at in clips(page, "clip.currentTime")))
+    assert clips(page, "clip.paused") == [False] * 3
+    assert clips(page, "clip.muted") == [False, True, True]
+    assert clips(page, "clip.webkitAudioDecodedByteCount > 0")[0], "there is no sound track"
+
+    def apart():
+        seen = page.evaluate(WATCH, 12)
+        return max(max(at) - min(at) for at in seen if max(at) - min(at) < 1)  # one of them may just have begun again
+
+    assert until(lambda: apart() < 1 / 24)
+    first = frame_of(page)
+    assert until(lambda: frame_of(page) != first)
+    page.locator("#tf-stage .tf-sound").get_by_label("NVFP4", exact=True).check()
+    assert clips(page, "clip.muted") == [True, True, False]
+    page.locator("#tf-stage .tf-sound").get_by_label(words.SILENCE, exact=True).check()
+    assert clips(page, "clip.muted") == [True] * 3
+    page.click("#tf-stage .tf-play")
+    assert clips(page, "clip.paused") == [True] * 3
+    assert len(set(clips(page, "Math.floor(clip.currentTime * 24)"))) == 1, "they stop at different frames"
+
+
+@browser_test
+def test_clips_begin_again_together(visit, theatre):
+    page = seated(visit, theatre)
+    seek(page, 47)
+    page.click("#tf-stage .tf-play")
+    assert until(lambda: all(0.1 < at < 1.5 for at in clips(page, "clip.currentTime")))
+    assert clips(page, "clip.paused") == [False] * 3
+
+
+@browser_test
+def test_seeking_moves_every_clip_and_the_keyboard_goes_frame_by_frame(visit, theatre):
+    page = seated(visit, theatre)
+
+    def at(frame):
+        return until(lambda: clips(page, "Math.floor(clip.currentTime * 24)") == [frame] * 3)
+
+    seek(page, 30)
+    assert at(30)
+    assert page.inner_text("#tf-stage .tf-time") == "1.25 s · frame 31 of 49"
+    page.keyboard.press("ArrowRight")
+    assert at(31)
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    assert at(28)
+    page.focus("#tf-stage .tf-seek")
+    page.keyboard.press("ArrowRight")
+    assert at(29)
+    page.keyboard.press("Space")
+    assert until(lambda: clips(page, "clip.paused") == [False] * 3)
+    page.keyboard.press("ArrowRight")
+    assert clips(page, "clip.paused") == [True] * 3
+    page.focus("#tf-prompt textarea")
+    frame = frame_of(page)
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Space")
+    assert frame_of(page) == frame, "typing a prompt moved the clips"
+    assert clips(page, "clip.paused") == [True] * 3
+
+
+@browser_test
+def test_the_curve_gives_the_score_of_each_frame(visit, theatre):
+    page = seated(visit, theatre)
+    saved = page.evaluate("document.querySelector(\"a[href$='comparison.json']\").href")
+    found = page.request.get(saved).json()["results"]
+    expected = {r["precision"]: r["lpips_frames"][0] for r in found if r["lpips_frames"]}
+    assert page.locator("#tf-stage svg:not([hidden]) polyline").count() == len(expected) == 2
+
+    def told():
+        return {name: page.inner_text(f"#tf-stage .tf-value[data-precision={name}] b") for name in expected}
+
+    assert told() == {name: words.score(values[0]) for name, values in expected.items()}
+    plot = page.locator("#tf-stage .tf-plot")
+    box = plot.bounding_box()
+    plot.hover(position={"x": box["width"] * 20 / 48, "y": 20})
+    assert told() == {name: words.score(values[20]) for name, values in expected.items()}
+    assert clips(page, "clip.currentTime < 0.1") == [True] * 3, "pointing at a frame is not seeking"
+    plot.click(position={"x": box["width"] * 36 / 48, "y": 20})
+    page.mouse.move(0, 0)
+    assert frame_of(page) == 37
+    assert told() == {name: words.score(values[36]) for name, values in expected.items()}
+    # The playhead stands over the handle of the seek bar.
+    bar = page.locator("#tf-stage .tf-seek").bounding_box()
+    head = plot.evaluate(
+        "(plot) => plot.getBoundingClientRect().x + parseFloat(getComputedStyle(plot, '::before').left)"
+    )
+    assert abs(head - (bar["x"] + 7 + (bar["width"] - 14) * 36 / 48)) < 2
+    assert f"{words.score(found[2]['lpips'])} mean of 2" in " ".join(card(page, "NVFP4").inner_text().split())
+
+
+@browser_test
+def test_one_clip_of_a_batch_is_compared_at_a_time(visit, theatre):
+    page = seated(visit, theatre)
+    page.locator("#tf-stage .tf-clip").get_by_label("2", exact=True).check()
+    assert clips(page, "clip.src.split('/').pop()") == ["bf16-2.mp4", "mxfp8-2.mp4", "nvfp4-2.mp4"]
+    assert page.locator("#tf-stage svg:visible").count() == 1
+    assert until(lambda: clips(page, "clip.readyState") == [4] * 3)
+    with page.expect_download() as download:
+        card(page, "NVFP4").get_by_text("MP4 2").click()
+    assert download.value.suggested_filename == "nvfp4-2.mp4"
+
+
+@browser_test
+def test_the_slider_splits_two_clips_that_play_together(visit, theatre):
+    page = seated(visit, theatre)
+    page.click("#tf-stage .tf-play")
+    assert until(lambda: clips(page, "clip.paused") == [False] * 3)
+    page.get_by_label(words.SLIDER, exact=True).check()
+    assert until(lambda: clips(page, "clip.paused") == [True] * 3), "a clip out of sight goes on, with its sound"
+    page.get_by_role("radio", name="NVFP4").check()
+    pair = ".tf-pair:not([hidden])"
+    assert until(lambda: clips(page, "clip.readyState", pair) == [4, 4])
+    page.click(f"{pair} .tf-play")
+    assert until(lambda: all(at > 0.1 for at in clips(page, "clip.currentTime", pair)))
+    assert clips(page, "clip.muted", pair) == [False, True]
+
+
+@browser_test
+def test_clips_appear_as_each_precision_finishes_and_stay_in_place(visit, tmp_path):
+    worker = FakeWorker(step_seconds=0.05)
+    with served(worker, models=("ltx-2",)) as url:
+        page = visit(url)
+        page.get_by_text(words.MORE).click()
+        set_field(page, words.frames_label(catalog.LTX_2), "25")
+        generate(page, "waves on a teal background")
+        page.wait_for_selector("#tf-stage video")
+        page.evaluate("document.querySelector('#tf-stage video').kept = true")
+        assert "Making the MXFP8 clip, 2 of 3" in page.inner_text(".tf-verdict")
+        worker.step_seconds = 0
+        finished(page)
+        assert until(lambda: clips(page, "clip.readyState") == [4] * 3)
+        assert page.evaluate("document.querySelector('#tf-stage video').kept"), "a clip was loaded anew"
+        assert worker.jobs[-1].request.num_frames == 25
+        assert "25 frames" in page.inner_text(".tf-origin")
+
+
+# Benchmarks
+
+
+def benchmark(**changes):
+    """What `python -m engine bench` writes, made up."""
+
+    def row(precision, batch_size, execution, seconds, peak):
+        latency = {"median": seconds, "p10": 0.99 * seconds, "p90": 1.01 * seconds}
+        return {
+            "precision": precision,
+            "batch_size": batch_size,
+            "method": "engine",
+            "execution": execution,
+            "latency_s": latency | {"text": 0.05, "denoise": seconds - 0.2, "decode": 0.15},
+            "step_ms": 1000 * (seconds - 0.2) / 28,
+            "memory_gb": {"weights": 0.8 * peak, "peak_allocated": peak, "peak_reserved": 1.1 * peak},
+            "first_call_s": 21.5,
+            "error": None,
+        }
+
+    return {
+        "device": "Fake H200",
+        "versions": {"torch": "2.11.0"},
+        "date": "2026-11-22T10:00:00+00:00",
+        "model": "flux.1-dev",
+        "weights": "random",
+        "settings": {
+            "height": 1024,
+            "width": 1024,
+            "num_frames": 1,
+            "num_inference_steps": 28,
+            "guidance_scale": 3.5,
+            "recipe": "seed",
+            "repeats": 5,
+        },
+        "rows": [
+            row("bf16", 1, "native", 4.0, 39.0),
+            row("fp8", 1, "native", 3.2, 27.3),
+            row("nvfp4", 1, "emulated", 31.7, 21.3),
+            row("bf16", 4, "native", 15.0, 44.0),
+            row("fp8", 4, "native", 12.0, 33.0),
+        ],
+    } | changes
+
+
+def rows_of(html, heading):
+    """The text of a table's rows, cell by cell, in the article with that heading."""
+    article = html.split(f"<h3>{heading}</h3>")[1].split("</article>")[0]
+    cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", article)]
+    return [[re.sub("<[^>]+>", "", cell) for cell in row] for row in cells]
+
+
+def test_a_measurement_is_set_against_bf16_of_its_own_file(tmp_path):
+    (tmp_path / "h200.json").write_text(json.dumps(benchmark()))
+    post = json.loads(benchmarks.POST.read_text())
+    html = benchmarks.measured(tmp_path, post)
+    for part in ("Fake H200", "22 Nov 2026", "random weights", "torch 2.11.0", "1024 × 1024 · 28 steps · guidance 3.5"):
+        assert part in html
+    rows = rows_of(html, "FLUX.1-dev")
+    assert " ".join(rows[2]) == "1 FP8 0.05 3.00 0.15 3.20 3.17–3.23 1.25× 107 21.84 27.30 −30% 21.5"
+    assert rows[3] == ["1", "NVFP4", words.NOT_COMPARABLE, "17.04", "–", "–", "–"]
+    assert "31.7" not in html
+    assert ["1", "39.00", "38.34", "+1.7%"] in rows
+    assert ["4", "44.00", "44.39", "−0.9%"] in rows
+    assert html.count("<svg") == 2
+    assert "quoted" not in html
+
+
+def test_what_was_not_measured_is_not_filled_in(tmp_path):
+    made = benchmark()
+    bf16, fp8, *_ = made["rows"]
+    fp8 |= {"latency_s": None, "step_ms": None, "first_call_s": None, "error": "OutOfMemoryError: <no> room"}
+    fp8["memory_gb"]["peak_allocated"] = None
+    bare = bf16 | {"method": "bare", "latency_s": bf16["latency_s"] | dict.fromkeys(("text", "denoise", "decode"))}
+    (tmp_path / "h200.json").write_text(json.dumps(made | {"rows": [bf16, fp8, bare | {"step_ms": None}]}))
+    rows = rows_of(benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text())), "FLUX.1-dev")
+    assert " ".join(rows[1]) == "bf16 bare pipeline – – – 4.00 3.96–4.04 – – 31.20 39.00 – 21.5"
+    assert rows[3][2:] == ["OutOfMemoryError: &lt;no&gt; room", "21.84", "–", "–", "–"]
+
+
+def test_a_file_that_is_no_benchmark_is_named_and_the_others_are_shown(tmp_path):
+    (tmp_path / "a.json").write_text('{"rows": [')
+    (tmp_path / "b.json").write_text(json.dumps({"rows": [1]}))
+    (tmp_path / "c.json").write_text(json.dumps(benchmark(device="<b>device</b>")))
+    html = benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text()))
+    assert words.unreadable("a.json") in html
+    assert words.unreadable("b.json") in html
+    assert "&lt;b&gt;device" in html
+    assert "<b>" not in html
+
+
+def test_every_figure_of_the_post_is_quoted_and_every_table_says_so():
+    post = json.loads(benchmarks.POST.read_text())
+    html = benchmarks.quoted(post)
+    for model in {row["model"] for row in post["performance"]}:
+        found = rows_of(html, catalog.MODELS[model].name)[2:]
+        for row in post["performance"]:
+            if row["model"] == model:
+                line = next(cells for cells in found if cells[0] == words.NAMES[row["precision"]])
+                speedup = "–" if row["precision"] == "bf16" else f"{row['speedup']:.2f}×"
+                cells = [f"{row['latency_s']:.2f}", speedup, f"{row['peak_memory_gb']:.2f}"]
+                assert line[1 + 3 * [1, 4, 8].index(row["batch_size"]) :][:3] == cells
+    assert ["FLUX.1-dev", "0.11", "0.44"] in rows_of(html, words.QUOTED_LPIPS)
+    assert ["NVFP4", "full", "0.480", "2.11", "21.25"] in rows_of(html, words.QUOTED_SELECTIVE)
+    assert html.count("<table") == html.count(words.QUOTED_BADGE) == 5
+
+
+@browser_test
+def test_the_benchmarks_tab_keeps_quoted_and_measured_apart(visit, tmp_path):
+    (tmp_path / "h200.json").write_text(json.dumps(benchmark()))
+    with served(FakeWorker(), measured=tmp_path) as url:
+        page = visit(url, width=390, height=844)
+        page.get_by_role("tab", name=words.BENCHMARKS).click()
+        measured, quoted = page.locator(".tf-half").all()
+        assert "Fake H200" in measured.inner_text()
+        assert words.MEASURED_BADGE in measured.inner_text()
+        assert words.QUOTED_BADGE not in measured.inner_text()
+        assert words.QUOTED_BADGE in quoted.inner_text()
+        assert "38.34" in quoted.inner_text()
+        assert "Fake H200" not in quoted.inner_text()
+        page.wait_for_timeout(200)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate(BEYOND_THE_EDGE) == []
+
+
+@browser_test
+def test_without_measurements_the_tab_says_how_to_make_one(visit, quick):
+    page = visit(quick[0])
+    page.get_by_role("tab", name=words.BENCHMARKS).click()
+    assert "python -m engine bench --model" in page.inner_text(".tf-half >> nth=0")
+
+
 # Views, downloads, screens
 
 
@@ -598,7 +997,7 @@ def test_the_verdict_never_speaks_of_an_emulated_speed(tmp_path):
     ],
 )
 def test_a_score_is_put_into_words_by_its_place_on_the_ruler(lpips, phrase):
-    assert words.closeness(lpips, RULER)[0] == phrase
+    assert words.closeness(lpips, RULER, "picture")[0] == phrase
 
 
 def test_a_view_never_shows_a_picture_of_an_earlier_run(tmp_path):
@@ -647,10 +1046,11 @@ def test_the_shelf_outlives_a_cleaned_temporary_folder_and_sweeps_only_what_is_o
 
 
 def start(*arguments, code="import app; app.main()", **options):
-    """`python app.py`, with the fake in the place of engine.worker, which needs torch."""
+    """`python app.py`, with fakes in the place of engine.worker and engine.loading, which need torch."""
     code = (
         "import sys, types; from tests import fake_engine; fake = types.ModuleType('engine.worker');"
-        "fake.Worker = lambda models: fake_engine.FakeWorker(); sys.modules['engine.worker'] = fake;" + code
+        "fake.Worker = lambda *_, **options: fake_engine.FakeWorker(); sys.modules['engine.worker'] = fake;"
+        "fake.Source = types.SimpleNamespace(create=lambda *_: None); sys.modules['engine.loading'] = fake;" + code
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, **pipes, **options)
@@ -659,8 +1059,8 @@ def start(*arguments, code="import app; app.main()", **options):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--models", "flux.9"], "There is no model 'flux.9': choose one of mini-flux."),
-        (["--models", ","], "--models names no model: choose from mini-flux."),
+        (["--models", "flux.9"], f"There is no model 'flux.9': choose one of {', '.join(catalog.MODELS)}."),
+        (["--models", ","], f"--models names no model: choose from {', '.join(catalog.MODELS)}."),
         (["--preload", "other"], "--preload other is not among --models mini-flux."),
         (["--port", "abc"], "Argument --port: invalid int value: 'abc'. See app.py --help."),
         (["--port", "70000"], "Port 70000 does not exist: choose one from 1 to 65535."),
@@ -716,7 +1116,7 @@ def test_the_ends_of_a_ruler_do_not_run_into_each_other(visit, quick):
     page.evaluate(
         """html => { const box = document.createElement('div'); box.style.width = '290px'; box.innerHTML = html;
         document.querySelector('#tf-stage').replaceChildren(box); }""",
-        cards._ruler(10 * RULER.ceiling, RULER),
+        cards._ruler(10 * RULER.ceiling, RULER, "picture"),
     )
     floor, ceiling = (page.locator(f"#tf-stage .tf-{end}").bounding_box() for end in ("floor", "ceiling"))
     assert floor["x"] + floor["width"] < ceiling["x"]

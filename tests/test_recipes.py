@@ -9,7 +9,7 @@ from diffusers import FluxTransformer2DModel, LTX2VideoTransformer3DModel, QwenI
 from torch import nn
 from torchao.utils import get_model_size_in_bytes
 
-from engine import catalog, recipes
+from engine import catalog, loading, recipes
 from engine.errors import RequestError
 from engine.precision import Machine, support
 from engine.recipes import RECIPES, PlanMismatchError, Recipe, plan, recipe, verify
@@ -77,6 +77,66 @@ def test_ltx2_rules_that_match_nothing_are_reported():
     assert unmatched == tuple(p for p in recipe("ltx-2", "seed").skip_containing if not any(p in n for n in names))
 
 
+STRICT = {"flux.1-dev": 304, "flux.1-schnell": 304, "qwen-image": 360, "ltx-2": 768}
+
+
+@pytest.mark.parametrize("model", STRICT)
+def test_strict_counts_rows_too(model):
+    spec = catalog.MODELS[model]
+    empty = loading.empty_transformer(spec)
+    seed, strict = (plan(empty, recipe(spec.family, name), "nvfp4") for name in ("seed", "strict"))
+    assert strict.counts.quantized == STRICT[model] and strict.names <= seed.names
+    assert not set(strict.unmatched) - set(seed.unmatched), "a pattern of the row counts matches nothing"
+    few = [layer for layer in strict.layers if "rows" in layer.reason]
+    assert {layer.name for layer in few} == seed.names - strict.names
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "rows"),
+    [
+        ("flux.1-dev", "single_transformer_blocks.0.norm.linear", 1),
+        ("flux.1-dev", "transformer_blocks.0.norm1_context.linear", 1),
+        ("flux.1-dev", "transformer_blocks.0.ff_context.net.2", 512),
+        ("flux.1-dev", "transformer_blocks.0.attn.to_add_out", 512),
+        ("ltx-2", "audio_time_embed.linear", 2),
+        ("ltx-2", "transformer_blocks.0.audio_ff.net.2", 252),
+        ("ltx-2", "transformer_blocks.0.audio_to_video_attn.to_k", 252),
+        ("ltx-2", "transformer_blocks.0.video_to_audio_attn.to_q", 252),
+    ],
+)
+def test_strict_says_how_many_rows_a_layer_sees(model, layer, rows):
+    spec = catalog.MODELS[model]
+    layers = plan(loading.empty_transformer(spec), recipe(model, "strict"), "nvfp4").layers
+    reason = next(each.reason for each in layers if each.name == layer)
+    assert reason == f"It multiplies {rows} rows at the post's settings, fewer than 1024."
+
+
+def test_the_corrected_ltx2_recipe_keeps_adaptive_norms_and_matches_with_every_pattern():
+    empty = loading.empty_transformer(catalog.MODELS["ltx-2"])
+    seed, corrected = (plan(empty, recipe("ltx-2", name), "nvfp4") for name in ("seed", "seed-corrected"))
+    assert corrected.unmatched == () and len(seed.unmatched) == 7
+    added = seed.names - corrected.names
+    assert len(added) == 12 and all("time_embed" in name or name.startswith("av_cross_attn_") for name in added)
+    assert corrected.names < seed.names
+
+
+@pytest.mark.parametrize("model", ["flux.1-dev", "flux.1-schnell", "qwen-image", "ltx-2"])
+def test_full_takes_every_layer_of_the_large_models(model):
+    spec = catalog.MODELS[model]
+    planned = plan(loading.empty_transformer(spec), recipe(spec.family, "full"), "nvfp4")
+    assert planned.counts == LayerCounts(quantized=len(planned.layers), skipped=0, left=0)
+
+
+def test_quantizer_changes_planned_layers_alone(mini):
+    planned = plan(mini, recipe("mini-flux", "seed"), "nvfp4")
+    place = recipes.quantizer(planned, support("nvfp4", CPU))
+    for name, module in list(mini.named_modules()):
+        place(name, module)
+    assert verify(mini, planned) == planned.counts
+    with pytest.raises(ValueError, match="fp8"):
+        recipes.quantizer(planned, support("fp8", CPU))
+
+
 def test_seed_recipe_on_the_miniature_skips_by_rule_and_by_width(mini):
     layers = {layer.name: layer for layer in plan(mini, recipe("mini-flux", "seed"), "nvfp4").layers}
     skipped = {name: layer.reason for name, layer in layers.items() if not layer.quantized}
@@ -102,7 +162,7 @@ def test_full_recipe_takes_every_layer_of_the_miniature(mini, precision):
 
 
 @pytest.mark.parametrize(
-    ("precision", "left"), [("fp8", {"d"}), ("mxfp8", {"b", "c", "d"}), ("nvfp4", {"d"}), ("bf16", set())]
+    ("precision", "left"), [("fp8", {"d"}), ("mxfp8", {"b", "c", "d"}), ("nvfp4", {"b", "d"}), ("bf16", set())]
 )
 def test_layers_of_odd_shape_are_left_with_the_reason(odd, precision, left):
     rules = Recipe(id="r", summary="", skip_containing=("embed", "nothing"), skip_exact=("b.c",))
@@ -188,9 +248,9 @@ def test_inspect_json(mini):
 
 def test_catalog_offers_exactly_the_recipes_that_exist():
     for spec in catalog.MODELS.values():
-        assert set(spec.recipes) == {r for m, r in RECIPES if m == spec.id}
+        assert set(spec.recipes) == {r for f, r in RECIPES if f == spec.family}
         for recipe_id in spec.recipes:
-            assert recipe(spec.id, recipe_id).id == recipe_id
+            assert recipe(spec.family, recipe_id).id == recipe_id
 
 
 def test_unknown_recipe_lists_what_there_is():

@@ -14,7 +14,7 @@ from engine.request import PRECISIONS, CompareRequest
 
 PROMPT = "a rocket on a blue background"
 SPEC = catalog.MINI_FLUX
-NUMBERS = ("seed", "num_inference_steps", "batch_size", "height", "width")
+NUMBERS = ("seed", "num_inference_steps", "batch_size", "height", "width", "num_frames")
 RANGED = {
     "seed": (0, 2**32 - 1),
     "num_inference_steps": SPEC.limits.num_inference_steps,
@@ -48,6 +48,7 @@ def test_a_prompt_alone_takes_the_models_defaults():
         guidance_scale=SPEC.defaults.guidance_scale,
         height=SPEC.defaults.height,
         width=SPEC.defaults.width,
+        num_frames=1,
         batch_size=1,
         recipe="seed",
     )
@@ -219,6 +220,80 @@ def test_prompts_with_control_characters_or_broken_unicode(character):
     assert "control characters" in refused(f"a cat{character} on a mat")
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Sizes by rule, and clips
+
+LARGE = [spec.id for spec in catalog.MODELS.values() if not spec.bundled]
+
+
+@pytest.mark.parametrize("model", LARGE)
+def test_any_size_within_the_models_rules_is_allowed(model):
+    limits = catalog.model(model).limits
+    step = limits.size_multiple
+    for width in (limits.side[0], limits.side[0] + step, limits.side[1]):
+        request = CompareRequest.create(PROMPT, model=model, height=limits.side[0], width=width)
+        assert (request.height, request.width) == (limits.side[0], width)
+
+
+@pytest.mark.parametrize(
+    ("model", "width", "height", "words"),
+    [
+        ("flux.1-dev", 1000, 1024, ["multiples of 16", "such as 992x1024"]),
+        ("qwen-image", 1024, 1030, ["multiples of 16", "such as 1024x1024"]),
+        ("ltx-2", 768, 500, ["multiples of 32", "such as 768x480", "clips"]),
+        ("ltx-2", 784, 512, ["multiples of 32", "such as 768x512"]),
+        ("flux.1-dev", 2048, 2048, ["2,097,152 pixels", "4,194,304", "pictures"]),
+        ("flux.1-dev", 128, 1024, ["between 256 and 2048"]),
+        ("ltx-2", 4096, 512, ["between 256 and 1920"]),
+        ("ltx-2", 10**400, 512, ["between 256 and 1920"]),
+    ],
+)
+def test_sizes_that_a_model_cannot_make(model, width, height, words):
+    text = refused(model=model, width=width, height=height)
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize("frames", [9, 17, 121, 257])
+def test_clips_have_one_frame_more_than_a_multiple_of_eight(frames):
+    assert CompareRequest.create(PROMPT, model="ltx-2", num_frames=frames).num_frames == frames
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        (120, ["num_frames is 120", "one more than a multiple of 8", "113 or 121"]),
+        (10, ["9 or 17"]),
+        (256, ["249 or 257"]),
+        (1, ["between 9 and 257"]),
+        (265, ["between 9 and 257"]),
+        (0, ["between 9 and 257"]),
+        (-7, ["between 9 and 257"]),
+        (10**400, ["between 9 and 257"]),
+        (12.5, ["whole number"]),
+        ("121", ["whole number"]),
+    ],
+)
+def test_frames_that_no_clip_has(frames, words):
+    text = refused(model="ltx-2", num_frames=frames)
+    assert all(word in text for word in words), text
+
+
+def test_pictures_have_no_frames_to_choose():
+    assert CompareRequest.create(PROMPT, num_frames=1).num_frames == 1
+    assert "makes pictures" in refused(num_frames=9) and "makes pictures" in refused(model="flux.1-dev", num_frames=121)
+    assert CompareRequest.create(PROMPT, model="ltx-2").num_frames == 121
+
+
+def test_a_model_without_guidance_takes_none():
+    assert CompareRequest.create(PROMPT, model="flux.1-schnell").guidance_scale == 0
+    assert "no guidance" in refused(model="flux.1-schnell", guidance_scale=3.5)
+
+
+def test_requests_for_clips_survive_json():
+    request = CompareRequest.create(PROMPT, model="ltx-2", num_frames=49, height=704, width=1216)
+    assert CompareRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
+
+
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.binary(max_size=9)
 JUNK = st.recursive(
     SCALARS,
@@ -234,6 +309,7 @@ PLAUSIBLE = {
     "guidance_scale": st.floats(0, 7),
     "height": st.just(256),
     "width": st.just(256),
+    "num_frames": st.just(1),
     "batch_size": st.integers(0, 5),
     "recipe": st.sampled_from(("seed", "full")),
 }

@@ -87,6 +87,23 @@ def test_json_is_strict_and_comes_back_equal(comparison):
     assert Comparison.from_json(json.loads(text)) == comparison
 
 
+def test_every_frames_lpips_comes_back(comparison):
+    frames = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    clips = Metrics(lpips=(0.2, 0.5), psnr_db=(30.0, 20.0), lpips_frames=frames)
+    bf16, fp8, nvfp4 = comparison.results
+    filmed = replace(comparison, results=(bf16, fp8, replace(nvfp4, metrics=clips)))
+    values = json.loads(json.dumps(filmed.to_json(), allow_nan=False))
+    assert [g["lpips_frames"] for g in values["results"]] == [None, None, [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]]
+    assert Comparison.from_json(values) == filmed
+
+
+def test_a_comparison_recorded_before_there_were_clips_still_loads(comparison):
+    values = comparison.to_json()
+    for result in values["results"]:
+        del result["lpips_frames"]
+    assert Comparison.from_json(values) == comparison
+
+
 def test_json_without_a_ruler_comes_back_equal(comparison):
     bare = replace(comparison, ruler=None)
     assert bare.to_json()["ruler"] is None

@@ -30,10 +30,11 @@ def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
         guidance_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        num_frames: int | None = None,
         batch_size: int | None = None,
         recipe: str | None = None,
     ) -> dict:
-        """Make one picture in bf16 and in each other precision from the same noise, and measure what differs."""
+        """Make a picture or clip in bf16 and in each other precision from the same noise; measure what differs."""
         try:
             asked = CompareRequest.create(
                 prompt,
@@ -44,6 +45,7 @@ def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
                 guidance_scale=guidance_scale,
                 height=height,
                 width=width,
+                num_frames=num_frames,
                 batch_size=batch_size,
                 recipe=recipe,
             )
@@ -62,6 +64,8 @@ def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
                         raise _said(words.STOPPED)
                     case events.Step(precision, index, total, _):
                         yield {"status": f"{precision}: step {index} of {total}"}
+                    case events.Downloading(what, done, total):
+                        yield {"status": f"downloading {words.downloading(what, done, total)}"}
                     case _:
                         yield {"status": type(event).__name__.lower()}
             raise _said(words.API_BROKEN)

@@ -61,6 +61,11 @@ element.addEventListener('change', (event) => {
 """
 
 
+def player_js() -> str:
+    """Runs in the browser: plays clips together, once for each component that holds a `.tf-player`."""
+    return Path(__file__).with_name("player.js").read_text(encoding="utf-8")
+
+
 def link(file: str | Path) -> str:
     """Where the browser fetches a file that lies on the shelf (ui/shelf.py), relative to the page."""
     return f"gradio_api/file={quote(str(file), safe='/')}"
@@ -76,16 +81,26 @@ def header(machine: str) -> str:
 
 
 def about(spec: catalog.ModelSpec) -> str:
-    return (
-        f'<p class="tf-small">{escape(spec.summary)} Licence: <a href="{escape(spec.licence_url)}" target="_blank"'
-        f' rel="noopener">{escape(spec.licence)}</a>.</p>'
-    )
+    return f'<p class="tf-small">{escape(spec.summary)} Licence: {_outside(spec.licence_url, spec.licence)}.</p>'
 
 
-def unavailable(support: Mapping[str, object]) -> str:
-    """The precisions that this machine cannot run, each with the reason; empty if it runs all."""
-    reasons = [words.unavailable(p, s.reason) for p, s in support.items() if s.execution == "unavailable"]
-    return "".join(f'<p class="tf-small">{escape(reason)}</p>' for reason in reasons)
+def _outside(address: str, text: str) -> str:
+    return f'<a href="{escape(address)}" target="_blank" rel="noopener">{escape(text)}</a>'
+
+
+def hints(spec: catalog.ModelSpec, support: Mapping[str, object], weights: str) -> str:
+    """What to know before pressing Generate; empty if nothing.
+
+    Args:
+        support: how this machine runs each precision; those that it cannot are named with the reason.
+        weights: what to know of the model's weights, empty if nothing.
+    """
+    said = [escape(words.unavailable(p, s.reason)) for p, s in support.items() if s.execution == "unavailable"]
+    if restricted := words.licence(spec):
+        said.append(f"{escape(restricted)} {_outside(spec.licence_url, spec.licence)}")
+    if weights:
+        said.append(escape(weights).replace(escape(spec.url), _outside(spec.url, spec.url)))
+    return "".join(f'<p class="tf-small">{line}</p>' for line in said)
 
 
 def notice(text: str) -> str:
@@ -128,9 +143,14 @@ def views() -> str:
 
 
 def stage(view: View) -> str:
-    """All cards side by side."""
+    """All cards side by side; those of clips with one player for all."""
+    if not view.columns:
+        return ""
+    moving = _moving(view.request)
     cards = "".join(_card(view, column) for column in view.columns)
-    return f'<div class="tf-stage" style="--n:{max(1, len(view.columns))}">{cards}</div>' if cards else ""
+    controls = _transport(view, view.finished, "side") if moving else ""
+    grid = f'<div class="tf-stage" style="--n:{len(view.columns)}">{cards}{controls}</div>'
+    return _player(view.request, grid) if moving else grid
 
 
 def _card(view: View, column: Column) -> str:
@@ -162,6 +182,8 @@ def _blank(asked: CompareRequest, column: Column) -> str:
 
 
 def _pictures(asked: CompareRequest, made: Generation) -> str:
+    if _moving(asked):
+        return f'<div class="tf-clips">{_corner(made)}{_clips(asked, made)}</div>'
     pictures = "".join(
         f'<a href="{link(file)}" target="_blank">{_img(asked, made, index)}</a>'
         for index, file in enumerate(made.files)
@@ -194,7 +216,7 @@ def _numbers(view: View, made: Generation) -> str:
     peak = _stat("Peak memory", words.size(made.memory.peak), peak) if native else _absent("Latency, peak memory")
     return (
         f'<dl class="tf-stats">{latency}{peak}{_stat("Weights", words.size(made.memory.weights), weights)}</dl>'
-        f"{stages}{_lpips(made, view.ruler)}"
+        f"{stages}{_lpips(view.request, made, view.ruler)}"
     )
 
 
@@ -209,22 +231,23 @@ def _absent(label: str) -> str:
     return f'<div class="tf-wide"><dt>{label}</dt><dd class="tf-absent">{words.NOT_COMPARABLE}</dd></div>'
 
 
-def _lpips(made: Generation, ruler: Ruler | None) -> str:
+def _lpips(asked: CompareRequest, made: Generation, ruler: Ruler | None) -> str:
     if made.precision == REFERENCE:
-        return f'<p class="tf-reference tf-small">{words.REFERENCE_NOTE}</p>'
+        return f'<p class="tf-reference tf-small">{words.reference_note(asked)}</p>'
     value = words.mean_lpips(made)
     if value is None:
         return '<p class="tf-reference tf-small">Measuring LPIPS</p>'
-    mean = " <small>mean</small>" if len(made.files) > 1 else ""
+    several = f" of {len(made.files)}" if len(made.files) > 1 else ""
+    mean = f" <small>mean{several}</small>" if several or _moving(asked) else ""
     return (
         f'<div class="tf-lpips"><dl class="tf-stats"><div><dt>LPIPS</dt><dd>{words.score(value)}{mean}</dd></div></dl>'
-        f"{_ruler(value, ruler)}</div>"
+        f"{_ruler(value, ruler, words.thing(asked))}</div>"
     )
 
 
-def _ruler(value: float, ruler: Ruler | None) -> str:
+def _ruler(value: float, ruler: Ruler | None, made: str) -> str:
     """A score between the noise floor and another seed; the scale ends a little beyond the larger of the two."""
-    said = escape(words.on_the_ruler(value, ruler))
+    said = escape(words.on_the_ruler(value, ruler, made))
     if ruler is None:
         return f'<p class="tf-reading">{said}</p>'
     end = 1.12 * max(ruler.ceiling, value, 1e-9)
@@ -248,7 +271,8 @@ def _ruler(value: float, ruler: Ruler | None) -> str:
 
 
 def _downloads(made: Generation) -> str:
-    labels = ["PNG"] if len(made.files) == 1 else [f"PNG {index + 1}" for index in range(len(made.files))]
+    kind = Path(made.files[0]).suffix.lstrip(".").upper()
+    labels = [kind] if len(made.files) == 1 else [f"{kind} {index + 1}" for index in range(len(made.files))]
     links = " ".join(
         f'<a href="{link(file)}" download>{label}</a>' for label, file in zip(labels, made.files, strict=True)
     )
@@ -259,12 +283,12 @@ def slider(view: View) -> str:
     """bf16 under any other precision, split where the visitor drags; a range input makes it work by keyboard."""
     others = [g for g in view.finished if g.precision != REFERENCE]
     if not others or view.comparison is None:
-        return f'<p class="tf-empty">{words.SLIDER_EMPTY}</p>'
+        return f'<p class="tf-empty">{words.slider_empty(view.request)}</p>'
     reference = view.comparison.reference
     count = len(reference.files)
     choices = _choices("tf-other", words.OTHER_LABEL, [(g.precision, words.NAMES[g.precision]) for g in others])
     if count > 1:
-        choices += _choices("tf-picture", words.PICTURE_LABEL, [(str(i), str(i + 1)) for i in range(count)])
+        choices += _choices("tf-picture", words.thing(view.request).capitalize(), _numbered(count))
     pairs = "".join(
         _pair(view, reference, other, index, hidden=(position, index) != (0, 0))
         for position, other in enumerate(others)
@@ -284,19 +308,120 @@ def _choices(name: str, label: str, choices: Sequence[tuple[str, str]]) -> str:
 def _pair(view: View, below: Generation, above: Generation, index: int, *, hidden: bool) -> str:
     asked, name = view.request, words.NAMES[above.precision]
     numbers = "".join(f"{_title(g.precision, g.execution)}{_numbers(view, g)}" for g in (below, above))
+    draw = _clip if _moving(asked) else _img
+    layers = (
+        f'<div class="tf-layers">{draw(asked, below, index)}{draw(asked, above, index)}{_corner(below)}'
+        f'<span class="tf-corner tf-right">{name}</span>'
+        f'<input type="range" class="tf-split" min="0" max="100" value="50" aria-label="Split between bf16 and {name}">'
+        "</div>"
+    )
+    if _moving(asked):
+        controls = _transport(view, (below, above), f"{above.precision}-{index}", index)
+        layers = _player(asked, layers + controls, index)
     return (
         f'<figure class="tf-pair" data-pair="{above.precision}/{index}"{" hidden" if hidden else ""}>'
-        f'<div><div class="tf-layers">{_img(asked, below, index)}{_img(asked, above, index)}'
-        f'<span class="tf-corner">bf16</span><span class="tf-corner tf-right">{name}</span>'
-        f'<input type="range" class="tf-split" min="0" max="100" value="50" aria-label="Split between bf16 and {name}">'
-        f'</div><p class="tf-small">{words.SLIDER_HINT}</p></div><figcaption>{numbers}</figcaption></figure>'
+        f'<div>{layers}<p class="tf-small">{words.slider_hint(asked)}</p></div><figcaption>{numbers}</figcaption>'
+        "</figure>"
+    )
+
+
+def _corner(made: Generation) -> str:
+    return f'<span class="tf-corner">{words.NAMES[made.precision]}</span>'
+
+
+def _moving(asked: CompareRequest) -> bool:
+    return asked.num_frames > 1
+
+
+def _numbered(count: int) -> list[tuple[str, str]]:
+    return [(str(index), str(index + 1)) for index in range(count)]
+
+
+def _clips(asked: CompareRequest, made: Generation) -> str:
+    return "".join(_clip(asked, made, index, hidden=index > 0) for index in range(len(made.files)))
+
+
+def _clip(asked: CompareRequest, made: Generation, index: int, *, hidden: bool = False) -> str:
+    """One clip, silent and still until ui/player.js plays it."""
+    return (
+        f'<video src="{link(made.files[index])}" aria-label="{escape(words.alt(made.precision, asked, index))}"'
+        f' width="{asked.width}" height="{asked.height}" data-precision="{made.precision}" data-clip="{index}"'
+        f' preload="none" muted playsinline{" hidden" if hidden else ""}></video>'
+    )
+
+
+def _player(asked: CompareRequest, content: str, clip: int = 0) -> str:
+    """What ui/player.js plays together: clips and one transport. `clip` is the one of the batch that is shown first."""
+    rate = catalog.model(asked.model).defaults.frame_rate
+    return (
+        f'<div class="tf-player" role="group" aria-label="{words.PLAYER}" data-frames="{asked.num_frames}"'
+        f' data-rate="{rate:g}" data-clip="{clip}">{content}</div>'
+    )
+
+
+def _transport(view: View, made: Sequence[Generation], key: str, only: int | None = None) -> str:
+    """The controls of a player: LPIPS over the frames, play, seek, which clip, whose sound.
+
+    `key` keeps the radio buttons of several players apart; `only` is the clip of the batch that all of them show,
+    None if it can be chosen.
+    """
+    if not made:
+        return ""
+    asked = view.request
+    spec = catalog.model(asked.model)
+    names = [(g.precision, words.NAMES[g.precision]) for g in made]
+    choices = ""
+    if only is None and asked.batch_size > 1:
+        clips = _choices(f"tf-clip-{key}", words.thing(asked).capitalize(), _numbered(asked.batch_size))
+        choices += f'<div class="tf-clip">{clips}</div>'
+    if spec.sound:
+        sound = _choices(f"tf-sound-{key}", words.SOUND_LABEL, [*names, ("off", words.SILENCE)])
+        choices += f'<div class="tf-sound">{sound}</div>'
+    curve = _curve([g for g in made if g.metrics and g.metrics.lpips_frames], range(asked.batch_size), only)
+    return (
+        f'<div class="tf-transport">{curve}'
+        f'<button type="button" class="tf-play" aria-label="{words.PLAY}" title="{words.PLAYER_HINT}"></button>'
+        f'<input type="range" class="tf-seek" min="0" max="{asked.num_frames - 1}" value="0"'
+        f' aria-label="{words.SEEK}"><output class="tf-time" aria-live="off"></output>'
+        f'<div class="tf-choices">{choices}</div></div>'
+    )
+
+
+def _curve(made: Sequence[Generation], clips: Sequence[int], only: int | None) -> str:
+    """LPIPS over the frames, a line a precision, above the seek bar; ui/player.js fills in the values it points at."""
+    if not made:
+        return ""
+    top = max(max(values) for g in made for values in g.metrics.lpips_frames) or 1.0
+    shown = clips if only is None else [only]
+    plots = "".join(
+        f'<svg data-clip="{index}" viewBox="0 0 {len(made[0].metrics.lpips_frames[index]) - 1} 100"'
+        f' preserveAspectRatio="none" aria-hidden="true"{" hidden" if index != shown[0] else ""}>'
+        f"{''.join(_line(g, index, top) for g in made)}</svg>"
+        for index in shown
+    )
+    values = "".join(
+        f'<span class="tf-value" data-precision="{g.precision}">{words.NAMES[g.precision]} <b></b></span>' for g in made
+    )
+    return (
+        f'<p class="tf-legend">{words.CURVE} <span class="tf-told"></span>{values}</p>'
+        f'<div class="tf-plot" role="img" aria-label="{words.CURVE}"><span class="tf-top">{words.score(top)}</span>'
+        f"{plots}</div>"
+    )
+
+
+def _line(made: Generation, index: int, top: float) -> str:
+    values = made.metrics.lpips_frames[index]
+    points = " ".join(f"{frame},{100 - 96 * value / top:.2f}" for frame, value in enumerate(values))
+    return (
+        f'<polyline data-precision="{made.precision}" points="{points}"'
+        f' data-values="[{",".join(f"{value:.5f}" for value in values)}]"/>'
     )
 
 
 def table(view: View) -> str:
     """Every number of the finished precisions; the emulated ones' latency and peak are not among them."""
     if not view.finished:
-        return f'<p class="tf-empty">{words.TABLE_EMPTY}</p>'
+        return f'<p class="tf-empty">{words.table_empty(view.request)}</p>'
     rows = "".join(_row(view, g) for g in view.finished)
     heads = ("Text", "Denoise", "Decode", "Total", "Speedup", "Weights", "Peak", "LPIPS", "PSNR")
     units = ("s", "s", "s", "s", "", "", "", "", "dB")

@@ -35,6 +35,7 @@ class Form:
     num_inference_steps: gr.Slider
     guidance_scale: gr.Slider
     size: gr.Dropdown
+    num_frames: gr.Slider
     batch_size: gr.Slider
     recipe: gr.Radio
 
@@ -61,6 +62,7 @@ class Parts:
     form: Form
     examples: gr.Dataset
     about: gr.HTML
+    hints: gr.HTML
     go: gr.Button
     stop: gr.Button
     notice: gr.HTML
@@ -158,7 +160,7 @@ class Handlers:
             if isinstance(event, events.TERMINAL):
                 return event
             run.view = views.advance(run.view, event)
-            if isinstance(event, events.Step) and time.monotonic() - sent_at < REDRAW_SECONDS:
+            if isinstance(event, (events.Step, events.Downloading)) and time.monotonic() - sent_at < REDRAW_SECONDS:
                 continue
             now = draw(self._parts, run.view)
             yield {part: value for part, value in now.items() if value != sent[part]} or gr.skip()
@@ -189,20 +191,19 @@ class Handlers:
             return gr.skip()
         return self._end(values[self._parts.shown], words.BROKEN)
 
-    def choose_model(self, model_id: str) -> dict:
-        """Set the form to another model's limits and defaults."""
-        parts, form = self._parts, self._parts.form
+    def choose_model(self, model_id: str, prompt: str) -> dict:
+        """Set the form to another model's limits and defaults; a prompt that was no example stays."""
+        parts, form, worker = self._parts, self._parts.form, self._worker
         spec = catalog.model(model_id)
-        defaults, limits = spec.defaults, spec.limits
-        steps, guidance, batch = limits.num_inference_steps, limits.guidance_scale, limits.batch_size
+        hints = cards.hints(spec, worker.support, worker.about_weights(spec.id))
+        untouched = not prompt.strip() or any(prompt in other.examples for other in catalog.MODELS.values())
+        value = {"value": spec.examples[0]} if untouched and spec.examples else {}
         return {
             parts.examples: gr.Dataset(samples=[[example] for example in spec.examples]),
             parts.about: cards.about(spec),
-            form.num_inference_steps: gr.Slider(minimum=steps[0], maximum=steps[1], value=defaults.num_inference_steps),
-            form.guidance_scale: gr.Slider(minimum=guidance[0], maximum=guidance[1], value=defaults.guidance_scale),
-            form.batch_size: gr.Slider(minimum=batch[0], maximum=batch[1], value=defaults.batch_size),
-            form.size: gr.Dropdown(choices=sizes(spec), value=f"{defaults.width}x{defaults.height}"),
-            form.recipe: gr.Radio(choices=recipes(spec), value=spec.recipes[0]),
+            parts.hints: gr.HTML(hints, visible=bool(hints)),
+            form.prompt: gr.Textbox(placeholder=words.prompt_hint(spec), **value),
+            **{getattr(form, name): gr.update(**fields) for name, fields in settings(spec, worker).items()},
         }
 
     def _ended_early(self, run: _Run, headline: str, notice: str) -> dict:
@@ -230,9 +231,28 @@ def draw(parts: Parts, view: View) -> dict:
     }
 
 
-def sizes(spec: catalog.ModelSpec) -> list[tuple[str, str]]:
-    return [(f"{width} × {height}", f"{width}x{height}") for height, width in spec.limits.sizes]
+def settings(spec: catalog.ModelSpec, worker: object) -> dict[str, dict]:
+    """Field of the form -> what its component has to be for a model; one without a choice is not shown."""
+    defaults, limits = spec.defaults, spec.limits
+    sizes = [(f"{width} × {height}", f"{width}x{height}") for height, width in limits.sizes]
+    recipes = [(words.recipe(name, summary), name) for name, summary in worker.recipes(spec.id).items()]
+    return {
+        "seed": {"value": defaults.seed},
+        "num_inference_steps": _span(limits.num_inference_steps, defaults.num_inference_steps),
+        "guidance_scale": _span(limits.guidance_scale, defaults.guidance_scale),
+        "num_frames": _span(limits.num_frames, defaults.num_frames)
+        | {"step": limits.frames_step, "label": words.frames_label(spec)},
+        "batch_size": _span(limits.batch_size, defaults.batch_size) | {"label": words.batch_label(spec)},
+        "size": {
+            "choices": sizes,
+            "value": f"{defaults.width}x{defaults.height}",
+            "visible": len(sizes) > 1,
+        },
+        "recipe": {"choices": recipes, "value": spec.recipes[0], "visible": len(recipes) > 1},
+    }
 
 
-def recipes(spec: catalog.ModelSpec) -> list[tuple[str, str]]:
-    return [(words.RECIPES.get(recipe, recipe), recipe) for recipe in spec.recipes]
+def _span(bounds: tuple[float, float], value: float) -> dict:
+    low, high = bounds
+    # Gradio refuses a slider without a range, even one that is not shown.
+    return {"minimum": low, "maximum": high if low < high else low + 1, "value": value, "visible": low < high}

@@ -12,15 +12,16 @@ import gradio as gr
 from engine import catalog
 from engine.request import PRECISIONS, REFERENCE
 from engine.results import Comparison
-from ui import api, cards, style, words
+from ui import api, benchmarks, cards, style, words
 from ui import view as views
-from ui.handlers import Form, Handlers, Parts, draw, recipes, sizes
+from ui.handlers import Form, Handlers, Parts, draw, settings
 from ui.shelf import Shelf
 from ui.view import View
 
 log = logging.getLogger(__name__)
 
 RECORDED = catalog.ASSETS / "recorded"
+BENCHMARKS = catalog.ASSETS / "benchmarks"
 DEVICE = {"concurrency_id": "gpu", "concurrency_limit": 1}
 """Everything that makes pictures shares this place in the queue."""
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
@@ -66,10 +67,17 @@ class Page:
         self.shelf.close()
 
 
-def build_page(worker: object, *, models: tuple[str, ...] = ("mini-flux",), recorded: Path = RECORDED) -> Page:
+def build_page(
+    worker: object,
+    *,
+    models: tuple[str, ...] = ("mini-flux",),
+    recorded: Path = RECORDED,
+    measured: Path = BENCHMARKS,
+) -> Page:
     """The page and the API around a worker.
 
     `recorded` holds one folder a recorded comparison; the first one that can be read fills the page at first.
+    `measured` holds what `python -m engine bench` wrote, for the Benchmarks tab.
     """
     shelf = Shelf()
     handlers = Handlers(worker, shelf)
@@ -80,7 +88,11 @@ def build_page(worker: object, *, models: tuple[str, ...] = ("mini-flux",), reco
             js_on_load=cards.THEME_JS,
             apply_default_css=False,
         )
-        parts = _compare(worker, models, first)
+        with gr.Tabs(elem_id="tf-tabs"):
+            with gr.Tab(words.COMPARE):
+                parts = _compare(worker, models, first)
+            with gr.Tab(words.BENCHMARKS):
+                gr.HTML(benchmarks.page(measured), apply_default_css=False, elem_id="tf-benchmarks")
         handlers.attach(parts)
         _wire(demo, parts, handlers)
         gr.api(api.endpoint(worker, shelf), api_name="compare", **DEVICE)
@@ -105,13 +117,14 @@ def _first_view(shelf: Shelf, recorded: Path) -> View:
 def _compare(worker: object, models: tuple[str, ...], first: View) -> Parts:
     """The Compare tab."""
     spec = catalog.model(models[0])
+    fields = settings(spec, worker)
     with gr.Column(elem_classes="tf-form"):
         with gr.Row(elem_classes="tf-ask"):
             prompt = gr.Textbox(
                 spec.examples[0] if spec.examples else "",
                 label=words.PROMPT_LABEL,
                 show_label=False,
-                placeholder=words.PROMPT_HINT,
+                placeholder=words.prompt_hint(spec),
                 lines=1,
                 max_lines=4,
                 scale=1,
@@ -131,24 +144,27 @@ def _compare(worker: object, models: tuple[str, ...], first: View) -> Parts:
                 value=spec.id,
                 label=words.MODEL_LABEL,
                 filterable=False,
+                visible=len(models) > 1,
                 elem_id="tf-model",
             )
             precisions = _precisions(worker)
             with gr.Row(elem_classes="tf-seed"):
-                seed = gr.Number(spec.defaults.seed, label=words.SEED_LABEL, elem_id="tf-seed")
+                seed = gr.Number(**fields["seed"], label=words.SEED_LABEL, elem_id="tf-seed")
                 dice = gr.Button(words.DICE, elem_id="tf-dice", scale=0)
-        missing = cards.unavailable(worker.support)
-        gr.HTML(missing, visible=bool(missing), apply_default_css=False)
         with gr.Accordion(words.MORE, open=False, elem_id="tf-more"):
-            more = _more_settings(spec)
+            more = _more_settings(fields)
             about = gr.HTML(cards.about(spec), apply_default_css=False)
+        known = cards.hints(spec, worker.support, worker.about_weights(spec.id))
+        hints = gr.HTML(known, visible=bool(known), apply_default_css=False, elem_id="tf-hints")
     notice = gr.HTML(cards.notice(""), apply_default_css=False)
     with gr.Column(elem_id="tf-results"):
         with gr.Row(elem_classes="tf-top"):
             headline = gr.HTML(apply_default_css=False, elem_id="tf-headline")
             gr.HTML(cards.views(), js_on_load=cards.VIEWS_JS, apply_default_css=False, elem_id="tf-views")
-        stage = gr.HTML(apply_default_css=False, elem_id="tf-stage")
-        slider = gr.HTML(apply_default_css=False, elem_id="tf-slider", js_on_load=cards.SLIDER_JS)
+        stage = gr.HTML(apply_default_css=False, elem_id="tf-stage", js_on_load=cards.player_js())
+        slider = gr.HTML(
+            apply_default_css=False, elem_id="tf-slider", js_on_load=f"{cards.SLIDER_JS}\n{{\n{cards.player_js()}}}\n"
+        )
         table = gr.HTML(apply_default_css=False, elem_id="tf-table")
         ran = gr.HTML(apply_default_css=False, elem_id="tf-ran")
     quick = {"queue": False, **PRIVATE}
@@ -158,6 +174,7 @@ def _compare(worker: object, models: tuple[str, ...], first: View) -> Parts:
         form=Form(prompt=prompt, model=model, precisions=precisions, seed=seed, **more),
         examples=examples,
         about=about,
+        hints=hints,
         go=go,
         stop=stop,
         notice=notice,
@@ -185,27 +202,22 @@ def _precisions(worker: object) -> gr.CheckboxGroup:
     )
 
 
-def _more_settings(spec: catalog.ModelSpec) -> dict[str, gr.components.Component]:
+def _more_settings(fields: dict[str, dict]) -> dict[str, gr.components.Component]:
     """The rest of the form, as keyword arguments of `Form`."""
-    defaults, limits = spec.defaults, spec.limits
     with gr.Row(elem_classes="tf-more"):
-        low, high = limits.num_inference_steps
-        steps = gr.Slider(low, high, defaults.num_inference_steps, step=1, label=words.STEPS_LABEL)
-        low, high = limits.guidance_scale
-        guidance = gr.Slider(low, high, defaults.guidance_scale, step=0.1, label=words.GUIDANCE_LABEL)
-        low, high = limits.batch_size
-        batch = gr.Slider(low, high, defaults.batch_size, step=1, label=words.BATCH_LABEL)
-        size = gr.Dropdown(
-            sizes(spec), value=f"{defaults.width}x{defaults.height}", label=words.SIZE_LABEL, filterable=False
-        )
-        recipe = gr.Radio(recipes(spec), value=spec.recipes[0], label=words.RECIPE_LABEL, elem_id="tf-recipe")
-    return {
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-        "batch_size": batch,
-        "size": size,
-        "recipe": recipe,
-    }
+        more = {
+            "num_inference_steps": gr.Slider(
+                **fields["num_inference_steps"], step=1, label=words.STEPS_LABEL, elem_id="tf-steps"
+            ),
+            "guidance_scale": gr.Slider(
+                **fields["guidance_scale"], step=0.1, label=words.GUIDANCE_LABEL, elem_id="tf-guidance"
+            ),
+            "num_frames": gr.Slider(**fields["num_frames"], elem_id="tf-frames"),
+            "batch_size": gr.Slider(**fields["batch_size"], step=1, elem_id="tf-batch"),
+            "size": gr.Dropdown(**fields["size"], label=words.SIZE_LABEL, filterable=False, elem_id="tf-size"),
+            "recipe": gr.Radio(**fields["recipe"], label=words.RECIPE_LABEL, elem_id="tf-recipe"),
+        }
+    return more
 
 
 def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
@@ -228,6 +240,11 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     parts.stop.click(
         handlers.stop, inputs={parts.shown}, outputs=[*drawn, parts.shown], cancels=[run], queue=False, **PRIVATE
     )
-    limits = [form.num_inference_steps, form.guidance_scale, form.batch_size, form.size, form.recipe]
-    form.model.change(handlers.choose_model, form.model, [parts.examples, parts.about, *limits], queue=False, **PRIVATE)
+    form.model.change(
+        handlers.choose_model,
+        [form.model, form.prompt],
+        [parts.examples, parts.about, parts.hints, *(form.components() - {form.model, form.precisions})],
+        queue=False,
+        **PRIVATE,
+    )
     demo.unload(handlers.leave)

@@ -18,11 +18,11 @@ from ui import words
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One precision: a picture when `generation` is there, otherwise how far it is."""
+    """One precision: a picture or clip when `generation` is there, otherwise how far it is."""
 
     precision: str
     note: str = ""
-    """What is going on, in words, while there is no picture."""
+    """What is going on, in words, while there is none."""
     progress: float | None = None
     """0 to 1 while denoising."""
     generation: Generation | None = None
@@ -98,7 +98,9 @@ def advance(view: View, event: events.Event) -> View:
         case events.Queued(position):
             return replace(view, headline=words.WAITING_IN_LINE, detail=f"{position} ahead" if position else "")
         case events.Loading(what):
-            return replace(view, headline="Loading", detail=what)
+            return replace(view, headline=words.LOADING, detail=what)
+        case events.Downloading(what, done, total):
+            return replace(view, headline=words.DOWNLOADING, detail=words.downloading(what, done, total))
         case events.Warming(precision):
             return _working(view, precision, "warming up", None)
         case events.Step(precision, index, total, left):
@@ -123,8 +125,9 @@ def stopped(view: View, headline: str) -> View:
 
 def _working(view: View, precision: str, note: str, progress: float | None) -> View:
     order = [c.precision for c in view.columns]
+    said = words.making(precision, words.thing(view.request), order.index(precision) + 1, len(order))
     view = _with(view, precision, note=note, progress=progress)
-    return replace(view, headline=words.making(precision, order.index(precision) + 1, len(order)), detail=note)
+    return replace(view, headline=said, detail=note)
 
 
 def _with(view: View, precision: str, **changes: object) -> View:

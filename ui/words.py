@@ -6,16 +6,18 @@ engine calls the latency comparable, and memory at the peak only where the preci
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+from engine import catalog
+from engine.catalog import MODELS, ModelSpec
 from engine.request import REFERENCE, CompareRequest
 from engine.results import Comparison, Generation, Latency, Ruler
 
 TITLE = "Twinframe"
 TAGLINE = "See what quantization costs"
 PROMPT_LABEL = "Prompt"
-PROMPT_HINT = "Describe a picture"
+COMPARE, BENCHMARKS = "Compare", "Benchmarks"
 EXAMPLES_LABEL = "Try"
 GENERATE, STOP = "Generate", "Stop"
 MODEL_LABEL = "Model"
@@ -25,48 +27,123 @@ MORE = "More settings"
 STEPS_LABEL = "Steps"
 GUIDANCE_LABEL = "Guidance"
 SIZE_LABEL = "Size"
-BATCH_LABEL = "Pictures per precision"
 RECIPE_LABEL = "Which layers are quantized"
-RECIPES = {"seed": "Selective (seed recipe)", "full": "Every layer"}
+RECIPES = {
+    "seed": "Selective (seed recipe)",
+    "seed-corrected": "Selective, names corrected",
+    "strict": "Selective, strict",
+    "full": "Every layer",
+}
 VIEW_LABEL = "View"
 SIDE, SLIDER, TABLE = "Side by side", "Slider", "Table"
 OTHER_LABEL = "bf16 against"
-PICTURE_LABEL = "Picture"
-SLIDER_HINT = "Drag across the picture, or use the arrow keys."
-SLIDER_EMPTY = "The slider needs two finished pictures."
-TABLE_EMPTY = "The table fills in as pictures are finished."
+SOUND_LABEL, SILENCE = "Sound", "Off"
+PLAY, SEEK, PLAYER = "Play", "Frame", "Clips, played together"
+PLAYER_HINT = "Space plays, the arrow keys go frame by frame."
+CURVE = "LPIPS of each frame"
 RAN = "What really ran"
-REFERENCE_NOTE = "The reference: every other picture is measured against this one."
 NOT_COMPARABLE = "emulated, not comparable"
 EMULATED_NOTE = "An emulation's speed and peak are not the format's."
 NO_RULER = "its scale has not been measured yet"
 THEME_TOGGLE = "Switch between light and dark"
 WELCOME = "Type a prompt and press Generate."
 WELCOME_MORE = (
-    "Each precision starts from the same noise and the same prompt embeddings, so whatever differs between the "
-    "pictures is the cost of quantization."
+    "Each precision starts from the same noise and the same prompt embeddings, so whatever differs is the cost of "
+    "quantization."
 )
 WAITING_IN_LINE = "Waiting for the machine"
 STARTING = "Starting"
+LOADING, DOWNLOADING = "Loading", "Downloading"
 MEASURING = "Measuring the scale for LPIPS"
 STOPPED = "Stopped."
-STOPPED_BEFORE = "Stopped before this picture was finished"
+STOPPED_BEFORE = "Stopped before this one was finished"
 STOPPED_KEPT = "Stopped. What was finished stays below."
 FAILED_KEPT = "Not finished. What there is stays below."
 BUSY = "A comparison is already running: wait for it, or press Stop."
 BROKEN = "The comparison could not be run: try again in a moment, and see the server's log if it happens again."
 API_BROKEN = "The comparison ended without a result: try again."
 
+MEASURED = "Measured by this project"
+MEASURED_NOTE = (
+    "Latency is the median of the repeats, after a warm-up of the same shape; its ratio is to bf16 in the same file; "
+    "bars divide a batch's latency by its size. Peak is what was allocated at most, all weights included; GB are 1e9 "
+    "bytes."
+)
+MEASURED_BADGE = "measured by this project"
+WEIGHTS = {"random": "random weights of the real architecture", "checkpoint": "trained weights"}
+METHODS = {"engine": "Twinframe", "seed": "the post's", "bare": "bare pipeline"}
+NO_BENCHMARKS = "Nothing has been measured yet. A GPU is measured, without downloading any weights, by"
+BENCH_COMMAND = (
+    "python -m engine bench --model flux.1-dev --precision bf16 fp8 --batch-size 1 4 8 --random-weights "
+    "--out assets/benchmarks/my-gpu.json"
+)
+PEAK_BESIDE = "Peak memory of bf16, beside the post's"
+NOT_MEASURED = "not measured"
+QUOTED = "Quoted from the post"
+QUOTED_NOTE = (
+    "“Faster Diffusion on Blackwell: MXFP8 and NVFP4 with Diffusers and TorchAO”, PyTorch blog, 2026: measured by its "
+    "authors on one NVIDIA B200 with selective quantization and regional compilation; CUDA graphs at batch 1 of "
+    "FLUX.1-dev and Qwen-Image. Bars divide a batch's latency by its size. Peak is allocated memory; GB are 1e9 bytes."
+)
+QUOTED_BADGE = "quoted: NVIDIA B200, PyTorch post, not measured here"
+QUOTED_LPIPS = "Mean LPIPS over DrawBench (AlexNet)"
+QUOTED_SELECTIVE = "Every layer against selective, FLUX.1-dev"
+MEMORY_PLOT = "Peak memory"
+
 NAMES = {"bf16": "bf16", "fp8": "FP8", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
 
 CLOSENESS = (
-    (0.10, "hard to tell from bf16", "The pictures are hard to tell apart."),
+    (0.10, "hard to tell from bf16", "The {things} are hard to tell apart."),
     (0.45, "different only up close", "You would need to look closely to see the difference."),
-    (0.85, "visibly different", "The pictures differ visibly."),
-    (float("inf"), "another picture", "It is as good as another picture."),
+    (0.85, "visibly different", "The {things} differ visibly."),
+    (float("inf"), "another {thing}", "It is as good as another {thing}."),
 )
 """How a score is put into words: up to which part of the way from the floor to the ceiling, briefly, in full."""
 WITHIN_NOISE = ("within bf16's own noise", "The difference is no larger than bf16's own noise.")
+
+
+def thing(asked: CompareRequest) -> str:
+    """What a model makes: "picture" or "clip"."""
+    return catalog.model(asked.model).makes.removesuffix("s")
+
+
+def prompt_hint(spec: ModelSpec) -> str:
+    return f"Describe a {spec.makes.removesuffix('s')} in up to {spec.limits.prompt_characters} characters"
+
+
+def batch_label(spec: ModelSpec) -> str:
+    return f"{spec.makes.capitalize()} per precision"
+
+
+def frames_label(spec: ModelSpec) -> str:
+    return f"Frames, {spec.defaults.frame_rate:g} a second"
+
+
+def recipe(recipe_id: str, summary: str) -> str:
+    return f"{RECIPES.get(recipe_id, recipe_id)}: {summary}"
+
+
+def slider_hint(asked: CompareRequest) -> str:
+    return f"Drag across the {thing(asked)}, or use the arrow keys."
+
+
+def slider_empty(asked: CompareRequest | None) -> str:
+    return f"The slider needs two finished {thing(asked)}s." if asked else "The slider needs a comparison."
+
+
+def table_empty(asked: CompareRequest | None) -> str:
+    return f"The table fills in as {thing(asked)}s are finished." if asked else "The table needs a comparison."
+
+
+def reference_note(asked: CompareRequest) -> str:
+    return f"The reference: every other {thing(asked)} is measured against this one."
+
+
+def licence(spec: ModelSpec) -> str:
+    """What a licence forbids, where that has to be seen before anything is made; empty otherwise."""
+    if "non-commercial" not in spec.licence.lower():
+        return ""
+    return f"{spec.name} is licensed for non-commercial use only."
 
 
 def machine(name: str, support: dict) -> str:
@@ -105,10 +182,15 @@ def size(gigabytes: float) -> tuple[str, str]:
     return f"{gigabytes * 1000:.0f}", "MB"
 
 
-def change(saving: float) -> str:
+def gigabytes(value: float) -> str:
+    """For a column of one unit, with as many digits as the post has."""
+    return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
+
+
+def change(saving: float, digits: int = 0) -> str:
     """A saving as a signed change: 0.44 -> "−44%"."""
-    percent = round(saving * 100)
-    return "±0%" if percent == 0 else f"{'−' if percent > 0 else '+'}{abs(percent)}%"
+    percent = round(saving * 100, digits)
+    return "±0%" if percent == 0 else f"{'−' if percent > 0 else '+'}{abs(percent):.{digits}f}%"
 
 
 def factor(speedup: float) -> str:
@@ -131,21 +213,22 @@ def way(lpips: float, ruler: Ruler) -> float:
     return max(0.0, (lpips - ruler.floor) / span) if span > 0 else 0.0
 
 
-def on_the_ruler(lpips: float, ruler: Ruler | None) -> str:
+def on_the_ruler(lpips: float, ruler: Ruler | None, made: str) -> str:
     """Where a score lies, in words: for under the ruler."""
     if ruler is None:
         return NO_RULER
     if lpips <= ruler.floor:
         return WITHIN_NOISE[0]
-    return f"{way(lpips, ruler):.0%} of the way to another seed: {closeness(lpips, ruler)[0]}"
+    return f"{way(lpips, ruler):.0%} of the way to another seed: {closeness(lpips, ruler, made)[0]}"
 
 
-def closeness(lpips: float, ruler: Ruler) -> tuple[str, str]:
-    """How near a picture is to bf16's: in a phrase, and in a sentence."""
+def closeness(lpips: float, ruler: Ruler, made: str) -> tuple[str, str]:
+    """How near something made, a "picture" or "clip", is to bf16's: in a phrase, and in a sentence."""
     if lpips <= ruler.floor:
         return WITHIN_NOISE
     part = way(lpips, ruler)
-    return next((phrase, sentence) for limit, phrase, sentence in CLOSENESS if part < limit)
+    phrase, sentence = next(said for limit, *said in CLOSENESS if part < limit)
+    return phrase.format(thing=made), sentence.format(thing=made, things=f"{made}s")
 
 
 def mean_lpips(generation: Generation) -> float | None:
@@ -181,7 +264,7 @@ def _verdict_on_one(comparison: Comparison, generation: Generation) -> str:
     first = f"{name} {needs}." if speedup is None else f"{name} is {_speed(speedup)} and {needs}."
     if comparison.ruler is None:
         return first
-    return f"{first} {closeness(mean_lpips(generation), comparison.ruler)[1]}"
+    return f"{first} {closeness(mean_lpips(generation), comparison.ruler, thing(comparison.request))[1]}"
 
 
 def _verdict_on_many(comparison: Comparison, others: Sequence[Generation]) -> str:
@@ -199,7 +282,7 @@ def _verdict_on_many(comparison: Comparison, others: Sequence[Generation]) -> st
             sign = "smaller" if percent > 0 else "larger"
             parts.append("weights as large" if percent == 0 else f"{abs(percent)}% {sign} weights")
         if comparison.ruler is not None:
-            parts.append(closeness(mean_lpips(generation), comparison.ruler)[0])
+            parts.append(closeness(mean_lpips(generation), comparison.ruler, thing(comparison.request))[0])
         said.append(f"{NAMES[generation.precision]}: {', '.join(parts)}.")
     return " ".join(said)
 
@@ -221,8 +304,8 @@ def _emulated(emulated: Sequence[Generation], compared: int) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]} are emulated, so their speed is not compared."
 
 
-def making(precision: str, index: int, count: int) -> str:
-    return f"Making the {NAMES[precision]} picture, {index} of {count}"
+def making(precision: str, made: str, index: int, count: int) -> str:
+    return f"Making the {NAMES[precision]} {made}, {index} of {count}"
 
 
 def step(done: int, total: int, left: float | None) -> str:
@@ -234,6 +317,10 @@ def step(done: int, total: int, left: float | None) -> str:
     return f"{said} · {left:.0f} s left" if left >= 1 else f"{said} · under 1 s left"
 
 
+def downloading(what: str, done: int, total: int) -> str:
+    return f"{what}, {done / 1e9:.1f} of {total / 1e9:.1f} GB"
+
+
 def measuring(index: int, total: int) -> str:
     return f"run {index} of {total}, once per model and size"
 
@@ -243,15 +330,39 @@ def settings(asked: CompareRequest, model_name: str) -> str:
     parts = [
         model_name,
         f"{asked.width} × {asked.height}",
+        *([f"{asked.num_frames} frames"] if asked.num_frames > 1 else []),
         f"{asked.num_inference_steps} steps",
-        f"guidance {asked.guidance_scale:g}",
+        *([f"guidance {asked.guidance_scale:g}"] if asked.guidance_scale else []),
         f"seed {asked.seed}",
     ]
     if asked.batch_size > 1:
-        parts.append(f"{asked.batch_size} pictures")
+        parts.append(f"{asked.batch_size} {thing(asked)}s")
     if asked.recipe != "seed":
         parts.append(f"recipe {asked.recipe}")
     return " · ".join(parts)
+
+
+def bench_settings(asked: Mapping[str, object]) -> str:
+    """The settings of a benchmark, as its file names them."""
+    size = f"{asked['width']} × {asked['height']}"
+    frames = asked.get("num_frames", 1)
+    guidance = asked.get("true_cfg_scale", asked.get("guidance_scale"))
+    parts = [size, f"{frames} frames" if frames > 1 else "", f"{asked['num_inference_steps']} steps"]
+    return " · ".join([part for part in parts if part] + ([f"guidance {guidance:g}"] if guidance else []))
+
+
+def bench_method(recipe_id: str, repeats: int) -> str:
+    return f"recipe {recipe_id} · median of {repeats}" if repeats > 1 else f"recipe {recipe_id} · measured once"
+
+
+def latency_plot(model_id: str) -> str:
+    """What the bars show: a batch's latency, divided by its size."""
+    made = MODELS[model_id].makes if model_id in MODELS else "pictures"
+    return f"Latency per {made.removesuffix('s')}"
+
+
+def unreadable(name: str) -> str:
+    return f"{name} is not a benchmark that python -m engine bench wrote, so it is not shown."
 
 
 def when(created: str) -> str:
@@ -265,5 +376,5 @@ def when(created: str) -> str:
 
 
 def alt(precision: str, asked: CompareRequest, index: int) -> str:
-    which = f", picture {index + 1} of {asked.batch_size}" if asked.batch_size > 1 else ""
+    which = f", {thing(asked)} {index + 1} of {asked.batch_size}" if asked.batch_size > 1 else ""
     return f"{NAMES[precision]}: {asked.prompt}, seed {asked.seed}{which}"

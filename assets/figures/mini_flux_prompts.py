@@ -24,7 +24,7 @@ THINGS = (
     *("bus", "frog"),
 )
 COLOURS = ("red", "blue", "green", "white", "navy", "pink", "orange", "teal", "yellow", "purple", "black", "grey")
-PRECISIONS = ("mxfp8", "nvfp4")
+PRECISIONS = ("fp8", "mxfp8", "nvfp4")
 
 
 def prompts() -> list[str]:
@@ -46,7 +46,8 @@ def measure() -> dict:
             ):
                 request = CompareRequest.create(prompt, model=spec.id, precisions=PRECISIONS, seed=seed)
                 rendition = studio.rendition(spec, name, request.recipe, lambda _: None)
-                _, made[label] = studio.generate(rendition, spec, request, Path(folder), lambda _: None, lambda: False)
+                _, output = studio.generate(rendition, spec, request, Path(folder), lambda _: None, lambda: False)
+                made[label] = output.pixels * 2 - 1
             for label, values in scores.items():
                 values.append(metrics.lpips_distance(made["bf16"], made[label]).item())
     return {

@@ -1,0 +1,109 @@
+"""Compiling the denoiser: its repeated blocks one by one, alike for every precision, on GPUs only.
+
+Compiling one block and running it many times ("regional compilation") starts up several times faster than compiling
+the whole model and is nearly as fast. On a CPU it costs a minute and gains emulated precisions nothing, so there
+everything stays eager.
+
+Dynamo's and Inductor's settings belong to a thread: call everything here from the thread that runs the model.
+Knows nothing of precisions beyond whether one runs natively.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+from torch.utils._pytree import tree_map_only
+
+from engine.catalog import ModelSpec
+from engine.files import cache_folder
+
+EAGER, DEFAULT, GRAPHS = "eager", "default", "reduce-overhead"
+"""Not compiled; compiled; compiled with CUDA graphs. The last two are names of torch.compile's modes."""
+WARM_UP_STEPS: Mapping[str, int] = {EAGER: 1, DEFAULT: 2, GRAPHS: 3}
+"""Denoising steps until nothing new happens: a second one meets tensors with other strides; CUDA graphs run once
+outside a graph and are recorded the second time."""
+
+_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+_RECOMPILE_LIMIT = 128
+"""Graphs of one block class; all precisions and shapes of all models with it share them, and torch's 8 are too few."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """What the first run of a shape took."""
+
+    seconds: float
+    """Wall clock, with the compile."""
+    graphs: int
+    """Graphs that were compiled."""
+    added: int
+    """The most bytes it allocated beyond what was there when it began."""
+
+
+def mode(spec: ModelSpec, batch_size: int, native: bool, device: torch.device) -> str:
+    """How the blocks run: CUDA graphs pay where launching kernels takes a good part of a step, at one picture."""
+    if device.type != "cuda":
+        return EAGER
+    return GRAPHS if native and batch_size == 1 and spec.modality == "image" else DEFAULT
+
+
+def configure() -> None:
+    """Settings that key the compile caches: the same before every compile of this thread.
+
+    Compiled code is kept across processes below the user's cache folder, unless $TORCHINDUCTOR_CACHE_DIR says where.
+    """
+    if os.environ.get(_CACHE_VARIABLE) in (None, default_cache_dir()):  # torch writes its default into it
+        os.environ[_CACHE_VARIABLE] = str(cache_folder() / "inductor")
+    torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
+    torch._dynamo.config.accumulated_recompile_limit = 8 * _RECOMPILE_LIMIT
+
+
+def graphs_compiled() -> int:
+    """Graphs that this process has compiled so far; a difference counts compiles in between."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+class Blocks:
+    """The repeated blocks of one denoiser, in one mode at a time.
+
+    Args:
+        denoiser: a diffusers model whose class names its `_repeated_blocks`.
+        dynamic: torch.compile's argument. False gives every shape its own graph, the fastest; None lets a dimension
+            that changes become symbolic, for prompts that are not padded to one length.
+        options: Inductor settings on top of the mode's own.
+    """
+
+    def __init__(self, denoiser: nn.Module, dynamic: bool | None = False, options: Mapping[str, object] | None = None):
+        self._denoiser, self._dynamic, self._options = denoiser, dynamic, dict(options or {})
+        self._blocks = [m for m in denoiser.modules() if type(m).__name__ in denoiser._repeated_blocks]
+        self._calls: dict[str, list[Callable | None]] = {EAGER: [None] * len(self._blocks)}
+
+    def use(self, mode: str) -> None:
+        """Run in `mode` from now on; what was compiled for another mode is kept."""
+        if mode not in self._calls:
+            self._calls[mode] = self._compiled(mode)
+        for block, call in zip(self._blocks, self._calls[mode], strict=True):
+            block._compiled_call_impl = call  # where nn.Module.compile() keeps it
+
+    def _compiled(self, mode: str) -> list[Callable]:
+        configure()
+        how = {"mode": mode}
+        if self._options:  # torch.compile takes a mode or options; this option is what the mode consists of
+            how = {"options": self._options | {"triton.cudagraphs": mode == GRAPHS}}
+        self._denoiser.compile_repeated_blocks(fullgraph=True, dynamic=self._dynamic, **how)
+        calls = [block._compiled_call_impl for block in self._blocks]
+        return [_cloning(call) for call in calls] if mode == GRAPHS else calls
+
+
+def _cloning(call: Callable) -> Callable:
+    """All blocks' graphs share one memory pool, so a later replay overwrites what a block gave back."""
+
+    def run(*args: object, **kwargs: object) -> object:
+        return tree_map_only(Tensor, torch.clone, call(*args, **kwargs))
+
+    return run

@@ -1,0 +1,153 @@
+"""Checkpoints from the Hugging Face hub: a pinned revision into the local cache, resumed where a download broke off.
+
+Only the files that diffusers reads are fetched, not the single-file copies beside them. Knows nothing of what the
+files hold; every failure that a user can mend is one sentence with the link.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    DryRunError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
+from tqdm import tqdm
+
+from engine.catalog import ModelSpec
+from engine.errors import LoadError
+
+TOKENS = "https://huggingface.co/settings/tokens"
+INSTEAD = "use --weights DIR with a copy of it, or --random-weights to measure without"
+
+
+def cached(spec: ModelSpec, patterns: list[str]) -> Path | None:
+    """The folder of the model's revision in the local cache, None if it is not there; asks nobody."""
+    try:
+        folder = huggingface_hub.snapshot_download(
+            spec.source, revision=spec.revision, allow_patterns=patterns, local_files_only=True
+        )
+    except LocalEntryNotFoundError:
+        return None
+    return Path(folder)
+
+
+def has_token() -> bool:
+    """Whether HF_TOKEN is set or the machine is logged in to the hub."""
+    return huggingface_hub.get_token() is not None
+
+
+def download(spec: ModelSpec, patterns: list[str], told: Callable[[int, int], None]) -> Path:
+    """Fetch what is missing of the model's revision.
+
+    Args:
+        patterns: globs of the wanted files.
+        told: called with bytes done and bytes in all; what it raises ends the download, which a later call resumes.
+
+    Returns:
+        The folder of the revision.
+
+    Raises:
+        LoadError: no access, no connection or no room on the disk, in one sentence.
+    """
+    where = {"repo_id": spec.source, "revision": spec.revision, "allow_patterns": patterns}
+    try:
+        missing = _missing_bytes(where)
+        _require_disk(spec, missing)
+        return Path(huggingface_hub.snapshot_download(**where, tqdm_class=_bar(lambda done: told(done, missing))))
+    except GatedRepoError as error:
+        raise LoadError(_no_access(spec)) from error
+    except HfHubHTTPError as error:
+        raise LoadError(_refused(spec, error)) from error
+    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
+        raise LoadError(unreachable(spec)) from error
+    except (OSError, RuntimeError) as error:  # the hub's transfer library wraps the system's error in a RuntimeError
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise LoadError(
+                f"The disk filled up while {spec.name} was downloaded to {constants.HF_HUB_CACHE}: make room and "
+                "retry, what is there already is kept."
+            ) from error
+        raise
+
+
+def _missing_bytes(where: dict[str, object]) -> int:
+    try:
+        files = huggingface_hub.snapshot_download(**where, dry_run=True, tqdm_class=_bar(None))
+    except DryRunError as error:
+        if error.__cause__ is None:
+            raise
+        raise error.__cause__ from None  # why the hub could not be asked
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def no_copy(spec: ModelSpec) -> str:
+    """What to say when nothing may be fetched and the model is not here."""
+    return f"{spec.name} is not on this machine and nothing may be fetched offline: leave out --offline, or {INSTEAD}."
+
+
+def unreachable(spec: ModelSpec) -> str:
+    return f"The hub cannot be reached for {spec.name} ({spec.url}): check the connection, {INSTEAD}."
+
+
+def gated(spec: ModelSpec) -> str:
+    steps = f"accept its licence at {spec.url}, make an access token at {TOKENS} and set HF_TOKEN to it"
+    return f"{spec.name} is gated: {steps}."
+
+
+def _no_access(spec: ModelSpec) -> str:
+    if not has_token():
+        return gated(spec)
+    return f"The account of this HF_TOKEN has no access to {spec.name}: accept its licence at {spec.url} and retry."
+
+
+def _refused(spec: ModelSpec, error: HfHubHTTPError) -> str:
+    status = error.response.status_code
+    if status == 401 and has_token():
+        return f"The hub does not know this HF_TOKEN: make a new one at {TOKENS} and retry."
+    if status in (401, 403, 404):
+        return f"The hub gives no access to {spec.url} at revision {spec.revision}: check HF_TOKEN, or {INSTEAD}."
+    return f"The hub answered with error {status} for {spec.name}: retry later, or {INSTEAD}."
+
+
+def _require_disk(spec: ModelSpec, needed: int) -> None:
+    folder = Path(constants.HF_HUB_CACHE)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise LoadError(
+            f"{spec.name} needs {needed / 1e9:.1f} GB more in {constants.HF_HUB_CACHE}, where {free / 1e9:.1f} GB are "
+            "free: make room, or set HF_HOME to a larger disk."
+        )
+
+
+def _bar(told: Callable[[int], None] | None) -> type:
+    """A progress bar class for `snapshot_download` that draws nothing and tells bytes done.
+
+    The library opens one bar for files and two for bytes, received and written ("reconstructed"); the last counts
+    what an earlier download left as well.
+    """
+    lock = threading.Lock()
+
+    class Bar(tqdm):
+        def __init__(self, *args: object, **kwargs: object):
+            self._tells = told is not None and "reconstruct" in str(kwargs.get("desc", "")).lower()
+            super().__init__(*args, **(kwargs | {"disable": True}))
+
+        def update(self, n: float | None = 1) -> None:
+            with lock:
+                self.n += n or 0
+                if self._tells:
+                    told(int(self.n))
+
+    return Bar

@@ -1,0 +1,257 @@
+"""The benchmark on a tiny FLUX on the CPU: what is timed, what is not, and that nothing measured is lost."""
+
+import json
+import math
+import sys
+from types import MappingProxyType
+
+import pytest
+import tiny
+import torch
+from torchao.quantization.utils import recommended_inductor_config_setter
+
+from engine import __main__, bench, catalog, compilation, loading, precision
+from engine.errors import OutputError, RequestError
+from engine.precision import Machine
+
+ROW = {
+    "precision",
+    "batch_size",
+    "method",
+    "execution",
+    "latency_s",
+    "step_ms",
+    "memory_gb",
+    "first_call_s",
+    "repeats",
+}
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    made = tiny.spec("flux.1-dev", tiny.checkpoint("flux.1-dev", tmp_path_factory.mktemp("tiny") / "flux"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog, "MODELS", MappingProxyType({**catalog.MODELS, made.id: made}))
+        yield made
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Compiling for a CPU takes minutes and is not what is tested."""
+    monkeypatch.setattr(compilation.Blocks, "_compiled", lambda self, mode: [None] * len(self._blocks))
+
+
+@pytest.fixture
+def measure(spec, tmp_path):
+    def run(**settings):
+        cheap = {"precisions": ("bf16",), "batch_sizes": (1,), "repeats": 1, "steps": 2}
+        return bench.run(spec, bench.Settings(**(cheap | settings)), "cpu", loading.Source(), tmp_path / "b.json")
+
+    return run
+
+
+def test_native_precisions_are_timed_and_emulated_ones_never(measure, tmp_path):
+    result = measure(precisions=("bf16", "mxfp8", "nvfp4"), batch_sizes=(1, 2), repeats=3)
+    assert json.loads((tmp_path / "b.json").read_text()) == result
+    assert {"device", "versions", "date", "model", "weights", "settings", "rows"} <= result.keys()
+    assert [(r["batch_size"], r["precision"]) for r in result["rows"]] == [
+        (size, name) for size in (1, 2) for name in ("bf16", "mxfp8", "nvfp4")
+    ]
+    for row in result["rows"]:
+        assert row.keys() >= ROW and row["error"] is None
+        memory = row["memory_gb"]
+        assert memory["peak_allocated"] > memory["weights"] > 0
+        if row["precision"] == "bf16":
+            latency = row["latency_s"]
+            assert row["execution"] == "native" and row["repeats"] == 3
+            assert 0 < latency["p10"] <= latency["median"] <= latency["p90"]
+            assert min(latency["text"], latency["denoise"], latency["decode"]) > 0
+            assert row["step_ms"] == pytest.approx(latency["denoise"] * 1000 / 2)
+        else:
+            assert row["execution"] == "emulated" and row["repeats"] == 0
+            assert row["latency_s"] is None and row["step_ms"] is None and row["first_call_s"] is None
+    weights = {row["precision"]: row["memory_gb"]["weights"] for row in result["rows"]}
+    assert weights["bf16"] > weights["mxfp8"] > weights["nvfp4"]
+
+
+def test_the_bare_call_is_timed_whole(measure):
+    rows = measure(methods=("bare", "engine"))["rows"]
+    assert [row["method"] for row in rows] == ["engine", "bare"]
+    assert rows[1]["latency_s"]["median"] > 0 and rows[1]["latency_s"]["text"] is None and rows[1]["step_ms"] is None
+    assert rows[0]["memory_gb"]["weights"] == rows[1]["memory_gb"]["weights"]
+
+
+def test_the_seeds_method_has_a_denoiser_of_its_own_and_is_not_tried_where_it_cannot_run(measure, eager, monkeypatch):
+    used = []
+    original = bench._Bench._time
+    monkeypatch.setattr(
+        bench._Bench, "_time", lambda self, lane, request: (used.append(lane), original(self, lane, request))
+    )
+    rows = measure(precisions=("bf16", "nvfp4"), methods=("engine", "seed"), repeats=2)["rows"]
+    assert [(r["precision"], r["method"]) for r in rows] == [("bf16", "engine"), ("bf16", "seed"), ("nvfp4", "engine")]
+    assert [lane.method for lane in used] == ["engine", "seed", "engine", "seed"]  # in turns
+    assert used[0].pipeline.transformer is not used[1].pipeline.transformer
+    assert used[0].pipeline.vae is used[1].pipeline.vae
+    assert rows[1]["compile"]["mode"] == "default" and rows[1]["latency_s"]["median"] > 0
+    assert rows[0]["memory_gb"]["weights"] == pytest.approx(rows[1]["memory_gb"]["weights"])
+
+
+def test_where_memory_is_short_one_denoiser_goes_before_the_next_comes(measure, eager, monkeypatch):
+    held = []
+    original = bench._Bench.rows
+
+    def look(self, group, request, deadline):
+        yield from original(self, group, request, deadline)
+        held.append((group, sorted(key[1] for key in self.studio._renditions), sorted(self._seeded)))
+
+    monkeypatch.setattr(bench, "TOGETHER", 0)
+    monkeypatch.setattr(bench._Bench, "rows", look)
+    result = measure(precisions=("bf16", "nvfp4"), methods=("engine", "seed", "bare"))
+    assert held == [
+        ([("bf16", "engine"), ("bf16", "bare")], ["bf16"], []),
+        ([("bf16", "seed")], [], ["bf16"]),
+        ([("nvfp4", "engine")], ["nvfp4"], []),
+    ]
+    assert "one denoiser in memory after the other" in result["settings"]["order"]
+    assert len(result["rows"]) == 4
+
+
+def test_a_run_that_is_killed_leaves_what_it_measured(measure, tmp_path, monkeypatch):
+    calls = []
+    original = bench._Bench._time
+
+    def interrupted(self, lane, request):
+        calls.append(lane)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        original(self, lane, request)
+
+    monkeypatch.setattr(bench._Bench, "_time", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure(batch_sizes=(1, 2), repeats=2)
+    first, second = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert first["repeats"] == 2 and first["latency_s"]["median"] > 0
+    assert second["repeats"] == 0 and second["latency_s"] is None and second["memory_gb"]["peak_allocated"] > 0
+
+
+def test_the_time_limit_ends_a_run_after_the_row_that_passes_it(measure):
+    result = measure(batch_sizes=(1, 2), repeats=5, time_limit=0)
+    assert [(row["batch_size"], row["repeats"]) for row in result["rows"]] == [(1, 1)]
+    assert "time limit" in result["stopped"]
+
+
+def test_a_lane_that_fails_says_why_and_the_others_go_on(measure, monkeypatch):
+    original = bench._Bench._call
+
+    def fails(self, lane, request):
+        if request.batch_size == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+        original(self, lane, request)
+
+    monkeypatch.setattr(bench._Bench, "_call", fails)
+    one, two, three = measure(batch_sizes=(1, 2, 3))["rows"]
+    assert one["error"] is None and three["error"] is None and three["latency_s"] is not None
+    assert two["error"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+    assert two["latency_s"] is None and two["memory_gb"]["peak_allocated"] is None
+    assert "OutOfMemoryError" in bench.line(two)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"methods": ("engine", "guess")}, "no method guess"),
+        ({"methods": ()}, "no method"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"batch_sizes": ()}, "batch size"),
+        ({"batch_sizes": (99,)}, "batch_size is 99"),
+        ({"precisions": ("int3",)}, "int3"),
+        ({"steps": 0}, "num_inference_steps is 0"),
+        ({"recipe": "mine"}, "no recipe"),
+    ],
+)
+def test_a_mistake_is_said_before_anything_is_loaded(measure, tmp_path, monkeypatch, settings, says):
+    monkeypatch.setattr(bench, "Studio", None)
+    with pytest.raises(RequestError, match=says):
+        measure(**settings)
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_a_target_that_cannot_be_written_is_found_before_measuring(measure, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench._Bench, "rows", None)
+    (tmp_path / "b.json").mkdir()
+    with pytest.raises(OutputError, match=r"b\.json"):
+        measure()
+
+
+@pytest.mark.parametrize("name", ["mxfp8", "nvfp4"])
+def test_the_native_configurations_are_the_posts(name):
+    b200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
+    engines, posts = precision._config(precision.support(name, b200)), bench.SEED_CONFIGS[name]()
+    assert type(engines) is type(posts)
+    assert vars(engines) == vars(posts)
+
+
+def test_fp8s_options_are_what_torchao_would_set_for_the_whole_process():
+    config = torch._inductor.config
+    with config.patch(coordinate_descent_tuning=False):
+        before = config.get_config_copy()
+        recommended_inductor_config_setter()
+        after = config.get_config_copy()
+        changed = {name for name in after if after[name] != before[name]}
+        wanted = bench.SEED_OPTIONS["fp8"]
+        assert changed <= wanted.keys()
+        assert all(after[name] == value for name, value in wanted.items())
+        for name in changed - {"coordinate_descent_tuning"}:
+            setattr(config, name, before[name])
+    assert bench.SEED_CONFIGS["fp8"]().set_inductor_config is False
+
+
+def test_a_line_of_the_table_is_one_line(measure):
+    rows = measure(precisions=("bf16", "nvfp4"))["rows"]
+    for row in rows:
+        assert "\n" not in bench.line(row)
+        assert bench.line(row).startswith(row["precision"])
+    assert "emulated: not timed" in bench.line(rows[1])
+
+
+def test_values_that_are_not_numbers_do_not_stop_it(spec, measure, monkeypatch):
+    original = loading.load_transformer
+
+    def spoilt(*args, **kwargs):
+        transformer = original(*args, **kwargs)
+        transformer.proj_out.bias.fill_(math.nan)
+        return transformer
+
+    monkeypatch.setattr(loading, "load_transformer", spoilt)
+    assert measure()["rows"][0]["latency_s"]["median"] > 0
+
+
+@pytest.fixture
+def command(spec, tmp_path, monkeypatch):
+    def run(*arguments):
+        line = ["engine", "bench", "--model", spec.id, "--steps", "1", "--device", "cpu", *arguments]
+        monkeypatch.setattr(sys, "argv", [*line, "--out", str(tmp_path / "b.json")])
+        __main__.main()
+
+    return run
+
+
+def test_the_command_writes_what_it_prints(command, tmp_path, capsys):
+    command("--precision", "bf16", "nvfp4", "--batch-size", "1", "2", "--repeats", "1", "--json")
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "b.json").read_text())
+    assert len(printed["rows"]) == 4 and printed["weights"] == "checkpoint"
+
+
+def test_the_commands_table_has_a_line_a_row(command, capsys):
+    command("--precision", "bf16", "--repeats", "1")
+    _, header, row = capsys.readouterr().out.splitlines()
+    assert header == bench.HEADER and row.startswith("bf16")
+
+
+@pytest.mark.parametrize("arguments", [("--methods", "guess"), ("--repeats", "0"), ("--batch-size", "0")])
+def test_a_mistake_exits_2_with_one_line(command, capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        command(*arguments)
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and said.out == "" and len(said.err.strip().splitlines()) == 1

@@ -1,0 +1,302 @@
+"""The native path of a Blackwell, rehearsed at full size without one: shapes, operators, graphs and compiled kernels.
+
+Values, speed and memory are not rehearsed; the README says which questions only a B200 can answer.
+"""
+
+# ruff: noqa: E402 (what is not for every system is looked for first)
+import re
+from collections import Counter
+from dataclasses import dataclass
+from itertools import product
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="Triton, which compiles the NVFP4 quantizer, is for Linux only")
+fp4_quantize = pytest.importorskip("mslk.quantize.triton.fp4_quantize", reason="mslk-cuda is for Linux on x86-64 only")
+
+import torch
+from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.utils import counters
+from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.errors import PTXASError
+
+from engine import catalog, loading, recipes
+from engine.precision import quantize_linear_modules, support
+from engine.results import LayerCounts
+from tests.blackwell import (
+    B200,
+    QUANTIZE_NVFP4,
+    SCALED_MM,
+    SYSTEMS,
+    Recorder,
+    aten,
+    bf16,
+    blackwell,
+    inductor_kernels,
+    quantized,
+    step,
+)
+
+pytestmark = pytest.mark.blackwell
+
+NATIVE = ("mxfp8", "nvfp4")
+BATCHES = (1, 4, 8)
+PAIRS = list(product(SYSTEMS, NATIVE))
+BLOCK = {"mxfp8": 32, "nvfp4": 16}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_blackwell():
+    with blackwell():
+        yield
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    model: str
+    precision: str
+    plan: recipes.Plan
+    held: LayerCounts
+    shapes: list[tuple[int, ...]]
+    recorder: Recorder
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+def rehearsal(request):
+    """One step of a whole transformer at batch 1."""
+    model, precision = request.param
+    with FakeTensorMode():
+        transformer, plan = quantized(model, precision)
+        held = recipes.verify(transformer, plan)
+        return Rehearsal(model, precision, plan, held, *step(transformer, model, 1))
+
+
+@pytest.fixture(scope="module")
+def products():
+    """Every distinct matrix product of every model and batch size, from one block of each class."""
+    found = {}
+    for model, precision in PAIRS:
+        with FakeTensorMode():
+            transformer, _ = quantized(model, precision, blocks=1)
+            for batch in BATCHES:
+                shapes, recorder = step(transformer, model, batch)
+                assert shapes == SYSTEMS[model].outputs(batch)
+                found[model, precision, batch] = set(recorder.products.values())
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole transformer
+
+
+@pytest.mark.parametrize("precision", NATIVE)
+def test_a_b200_runs_the_block_scaled_precisions_natively(precision):
+    supported = support(precision, B200)
+    assert supported.execution == "native"
+    assert supported.fused_quantizer == (precision == "nvfp4")
+
+
+def test_every_planned_layer_of_the_whole_model_reaches_the_scaled_matmul_once(rehearsal):
+    system, recorder = SYSTEMS[rehearsal.model], rehearsal.recorder
+    skipped = system.linears - system.quantized
+    assert rehearsal.held == LayerCounts(quantized=system.quantized, skipped=skipped, left=0)
+    native = [QUANTIZE_NVFP4, SCALED_MM] if rehearsal.precision == "nvfp4" else [SCALED_MM]
+    assert len(recorder.operators) == system.linears
+    for name, operators in recorder.operators.items():
+        assert operators == (native if name in rehearsal.plan.names else [aten.addmm.default]), name
+    assert set(recorder.outside) == {aten.bmm.default}  # attention, which stays bf16
+
+
+def test_the_whole_model_gives_outputs_of_the_right_shape(rehearsal):
+    assert rehearsal.shapes == SYSTEMS[rehearsal.model].outputs(1)
+
+
+def test_operands_have_the_shapes_of_the_plan_and_the_types_of_the_format(rehearsal):
+    types = {
+        "mxfp8": (torch.float8_e4m3fn, torch.float8_e8m0fnu),
+        "nvfp4": (torch.float4_e2m1fn_x2, torch.float8_e4m3fn),
+    }
+    found = rehearsal.recorder.products
+    assert {(p.operands, p.scales) for p in found.values()} == {types[rehearsal.precision]}
+    planned = {p.name: (p.in_features, p.out_features) for p in rehearsal.plan.layers if p.quantized}
+    assert {name: (p.k, p.n) for name, p in found.items()} == planned
+
+
+def test_rows_of_the_strict_recipe_are_those_that_a_step_multiplies(rehearsal):
+    rows = recipes.recipe(rehearsal.model, "strict").rows
+    for name, p in rehearsal.recorder.products.items():
+        assert p.m == next((stated for pattern, stated in rows if pattern in name), p.m), name
+
+
+def test_one_block_of_each_class_stands_for_all(rehearsal, products):
+    assert set(rehearsal.recorder.products.values()) == products[rehearsal.model, rehearsal.precision, 1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shapes at batch 1, 4 and 8
+
+
+@pytest.mark.parametrize(("model", "precision", "batch"), list(product(SYSTEMS, NATIVE, BATCHES)))
+def test_every_product_is_one_that_the_kernels_take(products, model, precision, batch):
+    """Rules of PyTorch's `_scaled_mm_out_cuda`, torchao's `to_mx` and `to_blocked`, mslk's `triton_quantize_nvfp4`.
+
+    None limits the number of rows: one row of modulation is as good as 98,304 of a clip.
+    """
+    assert products[model, precision, batch]
+    for p in products[model, precision, batch]:
+        stored = p.k // 2 if precision == "nvfp4" else p.k  # two FP4 numbers a byte
+        assert stored % 16 == 0 and p.n % 16 == 0
+        assert p.k % BLOCK[precision] == 0
+        # Scales come in tiles of 128 rows by 4 blocks, the rest of the last ones zero.
+        per_128_rows = -(-p.k // (4 * BLOCK[precision])) * 512
+        assert p.scales_a == -(-p.m // 128) * per_128_rows
+        assert p.scales_b == -(-p.n // 128) * per_128_rows
+
+
+@pytest.mark.parametrize(("precision", "features"), list(product(NATIVE, (32, 48))))
+def test_layers_whose_input_is_no_multiple_of_32_are_refused(precision, features):
+    """NVFP4's blocks are 16 long, but `_scaled_mm` wants 16 bytes of two numbers each."""
+    with FakeTensorMode():
+        layer = nn.Sequential(nn.Linear(features, 64, dtype=torch.bfloat16, device="cuda:0")).requires_grad_(False)
+
+        def run():
+            return quantize_linear_modules(layer, {"0"}, support(precision, B200))(bf16(1, features))
+
+        if features == 32:
+            assert run().shape == (1, 64)
+        else:
+            with pytest.raises((AssertionError, RuntimeError), match="divisible by"):
+                run()
+
+
+@pytest.mark.parametrize(("model", "precision"), PAIRS)
+def test_no_recipe_plans_a_layer_that_a_b200_would_refuse(model, precision):
+    empty = loading.empty_transformer(catalog.model(model))
+    for recipe_id in catalog.model(model).recipes:
+        for layer in recipes.plan(empty, recipes.recipe(model, recipe_id), precision).layers:
+            assert not layer.quantized or (layer.in_features % 32 == 0 and layer.out_features % 16 == 0), layer
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Regional compilation
+
+
+@dataclass(frozen=True)
+class Compiled:
+    model: str
+    precision: str
+    graphs: list[torch.fx.GraphModule]
+    per_block: set[int]
+    """Planned layers in one block of each class."""
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+def compiled(request):
+    """The post's regional compile, as far as the graphs that Inductor would be given, of two blocks of each class."""
+    model, precision = request.param
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph
+
+    backend = aot_autograd(fw_compiler=keep, decompositions=select_decomp_table)
+    torch._dynamo.reset()
+    counters.clear()
+    with FakeTensorMode(), torch.no_grad():
+        transformer, plan = quantized(model, precision, blocks=2)
+        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=backend)
+        outputs = transformer(**SYSTEMS[model].inputs(1), return_dict=False)
+    torch._dynamo.reset()
+    assert [tuple(output.shape) for output in outputs] == SYSTEMS[model].outputs(1)
+    blocks = [f"{n}." for n, m in transformer.named_modules() if type(m).__name__ in transformer._repeated_blocks]
+    return Compiled(model, precision, graphs, {sum(name.startswith(block) for name in plan.names) for block in blocks})
+
+
+def test_repeated_blocks_compile_without_a_graph_break(compiled):
+    """fullgraph=True raises at a break; the number of graphs tells that the blocks of a class share theirs.
+
+    FLUX's first single block gets one of its own: its input is laid out differently from the next ones'.
+    """
+    calls = [Counter(n.target for n in graph.graph.nodes if n.op == "call_function") for graph in compiled.graphs]
+    assert {graph[SCALED_MM] for graph in calls} == compiled.per_block
+    assert len(calls) == {"flux.1-dev": 3, "qwen-image": 1, "ltx-2": 1}[compiled.model]
+    for graph in calls:
+        assert graph[QUANTIZE_NVFP4] == (graph[SCALED_MM] if compiled.precision == "nvfp4" else 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Inductor would compile for the GPU that is here")
+@pytest.mark.parametrize("compiled", [("flux.1-dev", p) for p in NATIVE], ids="-".join, indirect=True)
+def test_inductor_makes_kernels_for_sm_100_of_the_graphs(compiled, tmp_path):
+    """MXFP8's quantizer is one of them: torchao writes it in PyTorch operations and leaves it to Inductor."""
+    for number, graph in enumerate(compiled.graphs[:2]):  # a double and a single block
+        ptx = inductor_kernels(graph, tmp_path / str(number))
+        assert ptx
+        assert all(".target sm_100a" in text for text in ptx.values())
+        to_fp8 = any("cvt.rn.satfinite.e4m3x2" in text for text in ptx.values())
+        assert to_fp8 == (compiled.precision == "mxfp8")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# mslk's quantizer, compiled for GPUs that are not here
+
+
+@pytest.fixture(scope="module")
+def launches(products):
+    """The kernel's variants that mslk asks for, over all activations of all models and batch sizes."""
+    kernel, seen = fp4_quantize.triton_quantize_nvfp4_kernel, set()
+
+    class Launcher:
+        def __getitem__(self, grid):
+            def launch(*args, **constants):
+                given = dict(zip(kernel.arg_names, args, strict=False))
+                assert grid[0] * 64 >= given["N"] and grid[1] * constants["M_PER_BLOCK"] >= given["M"]
+                ones = {name: 1 for name, value in given.items() if isinstance(value, int) and value == 1}
+                seen.add(tuple(sorted((constants | ones).items())))  # Triton builds a 1 into the code
+
+            return launch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fp4_quantize, "triton_quantize_nvfp4_kernel", Launcher())
+        for (_, precision, _), found in products.items():
+            for p in found if precision == "nvfp4" else ():
+                activations = torch.empty(p.m, p.k, dtype=torch.bfloat16, device="meta")
+                fp4_quantize.triton_quantize_nvfp4(activations, torch.empty((), device="meta"))
+    return [dict(constants) for constants in sorted(seen)]
+
+
+def compile_quantizer(constants, capability):
+    types = {"x_ptr": "*bf16", "global_scale_ptr": "*fp32", "q_ptr": "*u8", "s_ptr": "*fp8e4nv"}
+    kernel = fp4_quantize.triton_quantize_nvfp4_kernel
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+
+
+@pytest.fixture
+def no_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+def test_mslk_needs_variants_for_few_rows_and_for_rows_that_do_not_fill_a_tile(launches):
+    assert {c["M_PER_BLOCK"] for c in launches} == {1, 2, 4, 8, 16, 128}
+    assert {c["USE_MASK"] for c in launches} == {False, True}
+    assert not any(c["USE_INT64_INDEXING"] for c in launches)
+
+
+@pytest.mark.parametrize("capability", [100, 103, 120])
+def test_mslks_quantizer_compiles_for_blackwells(launches, capability, no_cache):
+    for constants in launches:
+        asm = compile_quantizer(constants, capability).asm
+        assert asm["cubin"]
+        assert re.search(rf"\.target sm_{capability}a\b", asm["ptx"])
+        assert "cvt.rn.satfinite.e2m1x2" in asm["ptx"]  # the instruction that makes two FP4 numbers
+
+
+def test_ptxas_refuses_mslks_quantizer_on_hopper(launches, no_cache, capfd):
+    with pytest.raises(PTXASError, match=r"e2m1x2.*not supported"):
+        compile_quantizer(launches[0], 90)

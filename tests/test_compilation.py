@@ -1,0 +1,155 @@
+"""Compiling the denoiser's blocks: when, how, and that compiled emulated layers make the same bits."""
+
+import os
+
+import pytest
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from torch import nn
+
+from engine import catalog, compilation
+from engine.compilation import DEFAULT, EAGER, GRAPHS, Blocks
+from engine.precision import Machine, quantize_linear_modules, support
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(32, 32, dtype=torch.bfloat16)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+class Denoiser(ModelMixin, ConfigMixin):
+    _repeated_blocks = ("Block",)
+
+    def __init__(self, blocks=2):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(blocks))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("model", "batch_size", "native", "device", "expected"),
+    [
+        ("flux.1-dev", 1, True, CUDA, GRAPHS),
+        ("qwen-image", 1, True, CUDA, GRAPHS),
+        ("flux.1-dev", 4, True, CUDA, DEFAULT),
+        ("ltx-2", 1, True, CUDA, DEFAULT),
+        ("flux.1-dev", 1, False, CUDA, DEFAULT),
+        ("flux.1-dev", 1, True, CPU, EAGER),
+        ("ltx-2", 8, False, CPU, EAGER),
+    ],
+)
+def test_the_mode_depends_on_device_and_shape(model, batch_size, native, device, expected):
+    assert compilation.mode(catalog.MODELS[model], batch_size, native, device) == expected
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TWINFRAME_CACHE", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def compiler_settings():
+    with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256):
+        yield
+
+
+def test_compiled_code_is_kept_in_the_cache_folder(own_cache, compiler_settings):
+    compilation.configure()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(own_cache / "inductor")
+    assert torch._dynamo.config.recompile_limit > 8
+    assert torch._dynamo.config.accumulated_recompile_limit > torch._dynamo.config.recompile_limit
+
+
+def test_torchs_own_default_gives_way_and_the_users_choice_does_not(own_cache, compiler_settings, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", compilation.default_cache_dir())
+    compilation.configure()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(own_cache / "inductor")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+    compilation.configure()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"
+
+
+@pytest.mark.parametrize("precision", ["fp8", "nvfp4"])
+def test_a_compiled_emulated_layer_makes_the_same_bits(precision, own_cache, compiler_settings):
+    """fullgraph=True raises at a graph break, so this also shows that there is none."""
+    torch.manual_seed(0)
+    denoiser = Denoiser()
+    names = {f"blocks.{i}.linear" for i in range(2)}
+    quantize_linear_modules(denoiser, names, support(precision, Machine(name="a CPU", kind="cpu")))
+    blocks = Blocks(denoiser)
+    with torch.inference_mode():
+        x = torch.randn(4, 32, dtype=torch.bfloat16)
+        eager, before = denoiser(x), compilation.graphs_compiled()
+        blocks.use(DEFAULT)
+        assert torch.equal(denoiser(x), eager)
+        assert compilation.graphs_compiled() - before == 1  # one graph serves both blocks
+        blocks.use(EAGER)
+        assert torch.equal(denoiser(x), eager)
+        blocks.use(DEFAULT)
+        assert torch.equal(denoiser(x), eager)
+        assert compilation.graphs_compiled() - before == 1
+
+
+def stub(denoiser, asked):
+    """Compiles to a function that gives back one and the same tensor, as a CUDA graph does."""
+    buffer = torch.zeros(2)
+
+    def compile_repeated_blocks(**how):
+        asked.append(how)
+        for block in denoiser.blocks:
+            block._compiled_call_impl = lambda x: (buffer.add_(1), {"x": buffer})
+
+    denoiser.compile_repeated_blocks = compile_repeated_blocks
+    return buffer
+
+
+@pytest.mark.parametrize(("mode", "own"), [(DEFAULT, False), (GRAPHS, True)])
+def test_what_a_graph_gives_back_is_cloned(mode, own, own_cache, compiler_settings):
+    denoiser = Denoiser(1)
+    buffer = stub(denoiser, [])
+    Blocks(denoiser).use(mode)
+    first, named = denoiser.blocks[0](None)
+    assert (first.data_ptr() != buffer.data_ptr()) == own
+    assert (named["x"].data_ptr() != buffer.data_ptr()) == own
+    denoiser.blocks[0](None)
+    assert first.tolist() == ([1, 1] if own else [2, 2])
+
+
+def test_blocks_are_compiled_whole_and_once_a_mode(own_cache, compiler_settings):
+    asked, denoiser = [], Denoiser()
+    stub(denoiser, asked)
+    blocks = Blocks(denoiser, dynamic=None)
+    for mode in (DEFAULT, GRAPHS, DEFAULT, EAGER, GRAPHS):
+        blocks.use(mode)
+    assert asked == [{"fullgraph": True, "dynamic": None, "mode": mode} for mode in (DEFAULT, GRAPHS)]
+
+
+def test_options_replace_the_mode_and_keep_its_graphs(own_cache, compiler_settings):
+    asked, denoiser = [], Denoiser()
+    stub(denoiser, asked)
+    blocks = Blocks(denoiser, options={"coordinate_descent_tuning": True})
+    blocks.use(GRAPHS)
+    assert asked[0]["options"] == {"coordinate_descent_tuning": True, "triton.cudagraphs": True}
+    assert "mode" not in asked[0]
+    torch.compile(nn.Identity(), options=asked[0]["options"])  # raises for an option that does not exist
+
+
+def test_only_repeated_blocks_are_touched(own_cache, compiler_settings):
+    denoiser = Denoiser()
+    stub(denoiser, [])
+    Blocks(denoiser).use(DEFAULT)
+    assert denoiser._compiled_call_impl is None
+    assert all(block._compiled_call_impl is not None for block in denoiser.blocks)
+    assert all(block.linear._compiled_call_impl is None for block in denoiser.blocks)

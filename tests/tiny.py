@@ -1,0 +1,243 @@
+"""Random checkpoints of the three real architectures, a few hundred kilobytes each, made offline in a moment.
+
+Their pictures mean nothing; they take every path of the engine that the large models take. Layers are multiples of
+32 wide where the format needs it, so that the recipe `full` quantizes most of them.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
+    AutoencoderKLQwenImage,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    LTX2Pipeline,
+    LTX2VideoTransformer3DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GemmaTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from engine import catalog
+from engine.catalog import ModelSpec
+
+HEADS = {"num_attention_heads": 2, "attention_head_dim": 32}
+
+
+def checkpoint(model_id: str, folder: Path) -> Path:
+    """Write a tiny checkpoint of `flux.1-dev`, `qwen-image` or `ltx-2` into `folder`, laid out as on the hub."""
+    torch.manual_seed(0)
+    pipeline = {"flux.1-dev": _flux, "qwen-image": _qwen, "ltx-2": _ltx2}[model_id]()
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.eval()
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def spec(model_id: str, folder: Path) -> ModelSpec:
+    """The model's catalog entry, turned into a bundled miniature that lies in `folder`."""
+    large = catalog.MODELS[model_id]
+    side = {"height": 64, "width": 96} if large.modality == "video" else {"height": 64, "width": 64}
+    few = {"num_frames": 9} if large.modality == "video" else {}
+    return replace(
+        large,
+        id=f"tiny-{model_id}",
+        source=str(folder),
+        bundled=True,
+        configs=None,
+        gated=False,
+        memory_gb=None,
+        recipes=("full",),
+        defaults=replace(large.defaults, **side, **few, num_inference_steps=3),
+        limits=replace(large.limits, sizes=((side["height"], side["width"]),), size_multiple=None),
+        call=MappingProxyType({**large.call, "max_sequence_length": 32}),
+        examples=("a cat on a red background", "a rocket", "a snowman"),
+    )
+
+
+def _flux() -> DiffusionPipeline:
+    words = catalog.MINI_FLUX.folder
+    clip, t5 = CLIPTokenizer.from_pretrained(words / "tokenizer"), T5Tokenizer.from_pretrained(words / "tokenizer_2")
+    clip_config = CLIPTextConfig(
+        vocab_size=len(clip),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=clip.model_max_length,
+        eos_token_id=clip.eos_token_id,
+    )
+    t5_config = T5Config(vocab_size=len(t5), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        text_encoder=CLIPTextModel(clip_config),
+        text_encoder_2=T5EncoderModel(t5_config),
+        tokenizer=clip,
+        tokenizer_2=t5,
+        transformer=FluxTransformer2DModel(
+            **HEADS,
+            in_channels=64,
+            num_layers=2,
+            num_single_layers=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            guidance_embeds=True,
+            axes_dims_rope=(8, 12, 12),
+        ),
+        vae=AutoencoderKL(
+            block_out_channels=(8, 8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=16,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            mid_block_add_attention=False,
+            shift_factor=0.1,
+            scaling_factor=0.4,
+        ),
+    )
+
+
+def _qwen() -> DiffusionPipeline:
+    template = QwenImagePipeline(None, None, None, None, None).prompt_template_encode
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+    # A tokenizer in which every word of the template is a token, since the pipeline drops the first 34 tokens.
+    bpe, qwen = Tokenizer(models.BPE()), Qwen2Tokenizer()._tokenizer
+    bpe.normalizer, bpe.pre_tokenizer = qwen.normalizer, qwen.pre_tokenizer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        [template] * 10,
+        trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    learnt = bpe.get_vocab()
+    trained = json.loads(bpe.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=trained["vocab"], merges=[tuple(m) for m in trained["merges"]], extra_special_tokens=special[1:]
+    )
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(learnt),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6},
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+        },
+        **{f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start",)},
+    )
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=tokenizer,
+        transformer=QwenImageTransformer2DModel(
+            **HEADS, in_channels=64, out_channels=16, num_layers=2, joint_attention_dim=32, axes_dims_rope=(8, 12, 12)
+        ),
+        vae=AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1),
+    )
+
+
+def _ltx2() -> DiffusionPipeline:
+    letters = [chr(c) for c in range(32, 127)]
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", "<start_of_image>", "<end_of_image>", "<image_soft_token>"]
+    tokenizer = GemmaTokenizer(vocab={t: i for i, t in enumerate([*names, *letters])}, merges=[], model_max_length=64)
+    text = {
+        "vocab_size": 128,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    }
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    connector = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "num_learnable_registers": None}
+    return LTX2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=AutoencoderKLLTX2Video(
+            latent_channels=16,
+            block_out_channels=(8, 16, 32, 64),
+            decoder_block_out_channels=(8, 16, 32),
+            layers_per_block=(1, 1, 1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1, 1),
+            decoder_causal=False,
+            spatial_compression_ratio=32,
+            temporal_compression_ratio=8,
+        ),
+        audio_vae=AutoencoderKLLTX2Audio(base_channels=32, ch_mult=(1, 2, 2), num_res_blocks=1, mel_bins=16),
+        text_encoder=Gemma3ForConditionalGeneration(
+            Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+        ),
+        tokenizer=tokenizer,
+        connectors=LTX2TextConnectors(
+            caption_channels=32,
+            text_proj_in_factor=3,  # the text encoder's layers and its embedding
+            **{f"{stream}_connector_{k}": v for stream in ("video", "audio") for k, v in connector.items()},
+            connector_rope_base_seq_len=32,
+            rope_double_precision=False,
+            rope_type="split",
+        ),
+        transformer=LTX2VideoTransformer3DModel(
+            in_channels=16,
+            out_channels=16,
+            **HEADS,
+            cross_attention_dim=64,
+            audio_in_channels=32,
+            audio_out_channels=32,
+            audio_num_attention_heads=2,
+            audio_attention_head_dim=16,
+            audio_cross_attention_dim=32,
+            num_layers=2,
+            caption_channels=32,
+            rope_double_precision=False,
+            rope_type="split",
+        ),
+        vocoder=LTX2Vocoder(
+            in_channels=32,  # two channels of 16 mel bins
+            hidden_channels=32,
+            upsample_kernel_sizes=[16, 15, 16],
+            upsample_factors=[6, 5, 8],
+            resnet_kernel_sizes=[3],
+            resnet_dilations=[[1, 3]],
+        ),
+    )

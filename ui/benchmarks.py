@@ -1,0 +1,298 @@
+"""The Benchmarks tab: what the post measured, quoted, and what this project measured, never in one table.
+
+Reads assets/reference/b200.json and the files that `python -m engine bench` writes, and makes HTML of them; knows
+nothing of the engine. GB are 1e9 bytes, latencies seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from engine import catalog
+from engine.request import PRECISIONS, REFERENCE
+from ui import words
+
+log = logging.getLogger(__name__)
+
+POST = catalog.ASSETS / "reference" / "b200.json"
+"""Every table of the post, and its settings."""
+
+Row = Mapping[str, object]
+
+
+def page(folder: Path) -> str:
+    """Both halves of the tab; `folder` holds what was measured, one JSON file a device and model."""
+    post = json.loads(POST.read_text(encoding="utf-8"))
+    return f'<div class="tf-benchmarks">{measured(folder, post)}{quoted(post)}</div>'
+
+
+# What this project measured
+
+
+def measured(folder: Path, post: Mapping) -> str:
+    """Every benchmark in `folder`; how to make one if there is none, and a line for each that cannot be read."""
+    said = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            said.append(_measurement(json.loads(file.read_text(encoding="utf-8")), post))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("Benchmark %s cannot be shown: %r", file, error)
+            said.append(f'<p class="tf-small">{escape(words.unreadable(file.name))}</p>')
+    note = words.MEASURED_NOTE
+    if not said:
+        note = words.NO_BENCHMARKS
+        said.append(f'<pre class="tf-command">{words.BENCH_COMMAND}</pre>')
+    return f'<section class="tf-half"><h2>{words.MEASURED}</h2><p class="tf-small">{note}</p>{"".join(said)}</section>'
+
+
+def _measurement(found: Mapping, post: Mapping) -> str:
+    model = found["model"]
+    rows = sorted(found["rows"], key=lambda row: (row["batch_size"], row["method"], PRECISIONS.index(row["precision"])))
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    asked = found["settings"]
+    facts = [
+        found["device"],
+        words.when(found["date"]),
+        words.WEIGHTS[found["weights"]],
+        words.bench_settings(asked),
+        words.bench_method(asked["recipe"], asked["repeats"]),
+        versions,
+        *([found["stopped"]] if "stopped" in found else []),
+    ]
+    timed = [r for r in rows if r["execution"] == "native" and r["method"] == "engine" and r["latency_s"]]
+    times = [(r["precision"], r["batch_size"], r["latency_s"]["median"]) for r in timed]
+    peaks = [(r["precision"], r["batch_size"], r["memory_gb"]["peak_allocated"]) for r in timed]
+    return (
+        f'<article class="tf-bench"><h3>{escape(_name(model))}</h3>'
+        f'<p class="tf-facts-line"><span class="tf-badge tf-measured">{words.MEASURED_BADGE}</span>'
+        f" {escape(' · '.join(facts))}</p>"
+        f"{_plots(model, times, peaks)}{_measured_table(rows)}{_beside_the_post(model, rows, post)}</article>"
+    )
+
+
+def _measured_table(rows: Sequence[Row]) -> str:
+    batches, methods = {row["batch_size"] for row in rows}, {row["method"] for row in rows}
+    heads = [
+        ("Batch", ""), ("Precision", ""), ("Method", ""), ("Text", "s"), ("Denoise", "s"), ("Decode", "s"),
+        ("Total", "s"), ("10–90%", "s"), ("vs bf16", ""), ("Step", "ms"), ("Weights", "GB"), ("Peak", "GB"),
+        ("vs bf16", ""), ("First call", "s"),
+    ]  # fmt: skip
+    keep = [len(batches) > 1, True, len(methods) > 1, *[True] * (len(heads) - 3)]
+    body = "".join(_measured_row(row, _reference(rows, row), keep) for row in rows)
+    return _table([head for head, kept in zip(heads, keep, strict=True) if kept], body, "Measured by this project")
+
+
+def _measured_row(row: Row, reference: Row | None, keep: Sequence[bool]) -> str:
+    """A row of the table; what was not measured is a dash, and an emulation's time and peak are never shown."""
+    native, took, memory = row["execution"] == "native", row["latency_s"], row["memory_gb"]
+    against = reference if native and row["precision"] != REFERENCE else None
+    if not native:
+        latency = f'<td colspan="7" class="tf-absent">{words.NOT_COMPARABLE}</td>'
+    elif took is None:
+        latency = f'<td colspan="7" class="tf-absent">{escape(row["error"] or words.NOT_MEASURED)}</td>'
+    else:
+        speedup = against and against["latency_s"] and against["latency_s"]["median"] / took["median"]
+        values = [
+            *(_or_dash(took[stage], words.seconds) for stage in ("text", "denoise", "decode", "median")),
+            f"{words.seconds(took['p10'])}–{words.seconds(took['p90'])}",
+            _or_dash(speedup, words.factor),
+            _or_dash(row["step_ms"], "{:.0f}".format),
+        ]
+        latency = "".join(f"<td>{value}</td>" for value in values)
+    peak = memory["peak_allocated"] if native else None
+    base = against and against["memory_gb"]["peak_allocated"]
+    lead = [
+        f"<td>{row['batch_size']}</td>",
+        f'<th scope="row">{words.NAMES[row["precision"]]}</th>',
+        f"<td>{escape(words.METHODS[row['method']])}</td>",
+    ]
+    rest = [
+        words.gigabytes(memory["weights"]),
+        _or_dash(peak, words.gigabytes),
+        _or_dash(1 - peak / base if peak and base else None, words.change),
+        _or_dash(row["first_call_s"] if native else None, words.seconds),
+    ]
+    head = "".join(cell for cell, kept in zip(lead, keep, strict=False) if kept)
+    return f"<tr>{head}{latency}{''.join(f'<td>{value}</td>' for value in rest)}</tr>"
+
+
+def _or_dash(value: float | None, shown: Callable[[float], str]) -> str:
+    return "–" if value is None else shown(value)
+
+
+def _reference(rows: Sequence[Row], row: Row) -> Row | None:
+    """The bf16 row of the same batch and method."""
+    wanted = (REFERENCE, row["batch_size"], row["method"])
+    return next((r for r in rows if (r["precision"], r["batch_size"], r["method"]) == wanted), None)
+
+
+def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping) -> str:
+    """bf16's peak memory here and in the post: the one number that does not depend on the GPU's speed."""
+    theirs = {
+        r["batch_size"]: r["peak_memory_gb"]
+        for r in post["performance"]
+        if (r["model"], r["precision"]) == (model, REFERENCE)
+    }
+    ours = [
+        r
+        for r in rows
+        if (r["precision"], r["method"]) == (REFERENCE, "engine")
+        and r["batch_size"] in theirs
+        and r["memory_gb"]["peak_allocated"]
+    ]
+    if not ours:
+        return ""
+    body = "".join(
+        f"<tr><td>{r['batch_size']}</td><td>{r['memory_gb']['peak_allocated']:.2f}</td>"
+        f'<td class="tf-quote">{theirs[r["batch_size"]]:.2f}</td>'
+        f"<td>{words.change(1 - r['memory_gb']['peak_allocated'] / theirs[r['batch_size']], digits=1)}</td></tr>"
+        for r in ours
+    )
+    heads = [("Batch", ""), ("Measured", "GB"), ("Post, B200", "GB"), ("Difference", "")]
+    return f"<h4>{words.PEAK_BESIDE}</h4>{_table(heads, body, words.PEAK_BESIDE)}"
+
+
+# What the post measured
+
+
+def quoted(post: Mapping) -> str:
+    """The post's tables as they stand."""
+    models = list(dict.fromkeys(row["model"] for row in post["performance"]))
+    tables = "".join(_quoted_model(model, post) for model in models)
+    return (
+        f'<section class="tf-half"><h2>{words.QUOTED}</h2><p class="tf-small">{escape(words.QUOTED_NOTE)}</p>'
+        f"{tables}{_quoted_lpips(post['mean_lpips_drawbench_alex'])}"
+        f"{_quoted_selective(post['full_vs_selective_flux.1-dev'])}</section>"
+    )
+
+
+def _quoted_model(model: str, post: Mapping) -> str:
+    rows = [row for row in post["performance"] if row["model"] == model]
+    batches = sorted({row["batch_size"] for row in rows})
+    found = {(row["precision"], row["batch_size"]): row for row in rows}
+    groups = "".join(f'<th colspan="3" scope="colgroup">Batch {batch}</th>' for batch in batches)
+    heads = "".join(_head(*head) for _ in batches for head in (("Latency", "s"), ("Speedup", ""), ("Peak", "GB")))
+    body = "".join(
+        f'<tr><th scope="row">{words.NAMES[precision]}</th>'
+        + "".join(_quoted_cells(found[precision, batch]) for batch in batches)
+        + "</tr>"
+        for precision in dict.fromkeys(row["precision"] for row in rows)
+    )
+    times = [(row["precision"], row["batch_size"], row["latency_s"]) for row in rows]
+    peaks = [(row["precision"], row["batch_size"], row["peak_memory_gb"]) for row in rows]
+    table = (
+        f'<div class="tf-scroll" tabindex="0" role="region" aria-label="{escape(_name(model))}">'
+        f'<table class="tf-figures tf-grouped"><thead><tr><td></td>{groups}</tr>'
+        f'<tr><th scope="col">Precision</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+    return (
+        f'<article class="tf-bench"><h3>{escape(_name(model))}</h3>{_quoted_badge()}'
+        f'<p class="tf-small">{escape(words.bench_settings(post["settings"][model]))}</p>'
+        f"{_plots(model, times, peaks)}{table}</article>"
+    )
+
+
+def _quoted_cells(row: Row) -> str:
+    speedup = "–" if row["precision"] == REFERENCE else words.factor(row["speedup"])
+    return f"<td>{row['latency_s']:.2f}</td><td>{speedup}</td><td>{row['peak_memory_gb']:.2f}</td>"
+
+
+def _quoted_lpips(found: Mapping[str, Mapping[str, float]]) -> str:
+    precisions = list(dict.fromkeys(p for scores in found.values() for p in scores if p != REFERENCE))
+    body = "".join(
+        f'<tr><th scope="row">{escape(_name(model))}</th>'
+        + "".join(f"<td>{scores[p]:.2f}</td>" for p in precisions)
+        + "</tr>"
+        for model, scores in found.items()
+    )
+    heads = [("Model", ""), *((words.NAMES[p], "") for p in precisions)]
+    return (
+        f'<article class="tf-bench"><h3>{words.QUOTED_LPIPS}</h3>{_quoted_badge()}'
+        f"{_table(heads, body, words.QUOTED_LPIPS)}</article>"
+    )
+
+
+def _quoted_selective(rows: Sequence[Row]) -> str:
+    body = "".join(
+        f'<tr><th scope="row">{words.NAMES[row["precision"]]}</th>'
+        f'<td class="tf-word">{escape(row["quantization"])}</td>'
+        f"<td>{row['lpips']:.3f}</td><td>{row['latency_s']:.2f}</td><td>{row['memory_gb']:.2f}</td></tr>"
+        for row in rows
+    )
+    heads = [("Precision", ""), ("Quantization", ""), ("LPIPS", ""), ("Latency", "s"), ("Memory", "GB")]
+    return (
+        f'<article class="tf-bench"><h3>{words.QUOTED_SELECTIVE}</h3>{_quoted_badge()}'
+        f"{_table(heads, body, words.QUOTED_SELECTIVE)}</article>"
+    )
+
+
+def _quoted_badge() -> str:
+    return f'<p class="tf-facts-line"><span class="tf-badge tf-quoted">{words.QUOTED_BADGE}</span></p>'
+
+
+# Parts of both
+
+
+def _name(model: str) -> str:
+    return catalog.MODELS[model].name if model in catalog.MODELS else model
+
+
+def _table(heads: Iterable[tuple[str, str]], body: str, label: str) -> str:
+    return (
+        f'<div class="tf-scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table class="tf-figures">'
+        f"<thead><tr>{''.join(_head(*head) for head in heads)}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _head(text: str, unit: str) -> str:
+    return f'<th scope="col">{text}{f" <small>{unit}</small>" if unit else ""}</th>'
+
+
+Point = tuple[str, int, float]
+"""Precision, batch size, value."""
+
+
+def _plots(model: str, times: Sequence[Point], peaks: Sequence[Point]) -> str:
+    """Latency and memory as bars by batch, where there are several batches to compare."""
+    if len({batch for _, batch, _ in times}) < 2:
+        return ""
+    precisions = [p for p in PRECISIONS if any(p == point[0] for point in times)]
+    keys = "".join(f'<span><i class="tf-key" data-precision="{p}"></i>{words.NAMES[p]}</span>' for p in precisions)
+    # A batch's latency grows with the batch, which would hide everything else.
+    each = [(precision, batch, value / batch) for precision, batch, value in times]
+    return (
+        f'<div class="tf-plots"><p class="tf-keys">{keys}</p>{_bars(each, words.latency_plot(model), "s", precisions)}'
+        f"{_bars(peaks, words.MEMORY_PLOT, 'GB', precisions)}</div>"
+    )
+
+
+def _bars(points: Sequence[Point], title: str, unit: str, precisions: Sequence[str]) -> str:
+    """Grouped bars as an SVG: a group a batch, a bar a precision, its value above it."""
+    width, height, floor = 344, 150, 126
+    batches = sorted({batch for _, batch, _ in points})
+    top = max(value for *_, value in points)
+    group = width / len(batches)
+    bar = min(34.0, (group - 20) / len(precisions))
+    drawn = []
+    for precision, batch, value in points:
+        middle = group * (batches.index(batch) + 0.5)
+        left = middle + bar * (precisions.index(precision) - len(precisions) / 2)
+        tall = (floor - 20) * value / top
+        drawn.append(
+            f'<rect data-precision="{precision}" x="{left:.1f}" y="{floor - tall:.1f}" width="{bar - 2:.1f}"'
+            f' height="{tall:.1f}"><title>{words.NAMES[precision]}, batch {batch}: {value:.2f} {unit}</title></rect>'
+            f'<text x="{left + bar / 2 - 1:.1f}" y="{floor - tall - 5:.1f}">{words.seconds(value)}</text>'
+        )
+    labels = "".join(
+        f'<text class="tf-axis" x="{group * (index + 0.5):.1f}" y="{floor + 17}">batch {batch}</text>'
+        for index, batch in enumerate(batches)
+    )
+    return (
+        f'<figure class="tf-bars"><figcaption>{title} <small>{unit}</small></figcaption>'
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" aria-label="{title}">'
+        f'<line x1="0" x2="{width}" y1="{floor}" y2="{floor}"/>{"".join(drawn)}{labels}</svg></figure>'
+    )
