@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import queue
 import signal
-import socket
 import sys
-import threading
 from contextlib import closing
 
 from engine import catalog, options
+from engine.door import Door, Limits, positive
 from engine.errors import RequestError, TwinframeError
-from engine.logs import quiet_libraries
+from engine.logs import quiet_libraries, structured
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,44 +50,42 @@ def check(args: argparse.Namespace) -> None:
         catalog.model(name)
     if args.preload != "none" and args.preload not in args.models:
         raise RequestError(f"--preload {args.preload} is not among --models {','.join(args.models)}.")
-    if args.port is None:
-        return
-    if not 1 <= args.port <= 65535:
-        raise RequestError(f"Port {args.port} does not exist: choose one from 1 to 65535.")
-    try:
-        family, _, _, _, address = socket.getaddrinfo(args.host, args.port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        where, why = f"{args.host} port {args.port}", error.strerror or error
-        raise RequestError(f"Cannot listen on {where}: {why}. Choose another with --port.") from error
+    if args.port is not None:
+        options.check_address(args.host, args.port)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serve until SIGINT or SIGTERM."""
+    """Serve until SIGINT, which ends what runs at once, or SIGTERM, which gives it some time."""
     check(args)
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    grace = {signal.SIGINT: 0.0, signal.SIGTERM: positive(os.environ, "TWINFRAME_GRACE", 20.0)}
+    signals = queue.SimpleQueue()
+    for number in grace:
+        signal.signal(number, lambda number, _: signals.put(number))
 
     # Imported late: a wrong argument is answered at once, and --offline is set before the hub's library looks.
     from engine.loading import Source
     from engine.worker import Worker
+    from ui.doors import Doors
     from ui.page import build_page
 
-    worker = Worker(args.models, source=Source.create(args.weights, args.random_weights, args.offline))
-    with closing(worker), closing(build_page(worker, models=args.models)) as page:
-        page.serve(host=args.host, port=args.port, share=args.share)
+    doors, door = Doors.from_environment(os.environ), Door(Limits.from_environment(os.environ))
+    source = Source.create(args.weights, args.random_weights, args.offline)
+    with (
+        closing(Worker(args.models, source=source, door=door)) as worker,
+        closing(build_page(worker, models=args.models)) as page,
+    ):
+        page.serve(host=args.host, port=args.port, share=args.share, doors=doors)
         if args.preload != "none":
             worker.preload(args.preload)
-        stop.wait()
+        worker.close(grace=grace[signals.get()])
+        page.drain()
 
 
 def main() -> None:
     quiet_libraries()
+    structured()
     try:
         run(arguments())
     except (TwinframeError, OSError) as error:

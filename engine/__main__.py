@@ -1,4 +1,4 @@
-"""The command line: `python -m engine models | inspect | compare | bench` (README, "Command line").
+"""The command line: `python -m engine models | inspect | compare | bench | evaluate` (README, "Command line").
 
 A user's mistake exits 2 with one sentence on stderr. With `--json`, stdout holds one JSON object and nothing else.
 """
@@ -67,10 +67,29 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--time-limit", type=float, metavar="SECONDS", help="begin nothing new after that")
     bench.add_argument("--device", help="a torch device name (default: cuda where there is one, else cpu)")
     bench.add_argument("--out", required=True, type=Path, help="JSON file, written anew after every call")
+    bench.add_argument("--plots", type=Path, metavar="DIR", help="draw it there too: SVG and Markdown, named as --out")
 
-    for command in (models, compare, bench):
+    evaluate = commands.add_parser("evaluate", help="how far precisions and recipes are from bf16, over many prompts")
+    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("--model", default="mini-flux")
+    evaluate.add_argument(
+        "--precision", nargs="+", metavar="P", default=["mxfp8", "nvfp4"], help=f"of {', '.join(PRECISIONS)}"
+    )
+    evaluate.add_argument("--recipe", nargs="+", metavar="R", help="default: the model's first")
+    evaluate.add_argument("--prompts", required=True, metavar="FILE", help="drawbench, or a text, CSV or JSON file")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="the first N prompts")
+    evaluate.add_argument("--skip-refused", action="store_true", help="leave out prompts that the model does not take")
+    for name in ("--seed", "--steps", "--height", "--width", "--frames"):
+        evaluate.add_argument(name, type=int)
+    evaluate.add_argument("--guidance", type=float)
+    evaluate.add_argument("--device", help="a torch device name (default: cuda where there is one, else cpu)")
+    evaluate.add_argument(
+        "--out", required=True, type=Path, help="folder for scores, report and pictures; the same again goes on with it"
+    )
+
+    for command in (models, compare, bench, evaluate):
         add_source(command)
-    for command in (models, inspect, compare, bench):
+    for command in (models, inspect, compare, bench, evaluate):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else")
     return parser
 
@@ -193,7 +212,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     spec = catalog.model(args.model)
-    from engine import bench
+    from engine import bench, plots
     from engine.loading import Source
 
     settings = bench.Settings(
@@ -217,10 +236,49 @@ def _bench(args: argparse.Namespace) -> None:
         args.out,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
+    if args.plots:
+        plots.write(result, args.plots, args.out.stem)
     if args.json:
         print(json.dumps(result, indent=1))
     else:
         print("\n".join([f"{spec.id} on {result['device']}", bench.HEADER, *map(bench.line, result["rows"])]))
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from engine import prompts
+
+    spec = catalog.model(args.model)
+    chosen = prompts.read(args.prompts, args.limit)
+    from engine import evaluate
+    from engine.loading import Source
+
+    settings = evaluate.Settings(
+        precisions=tuple(args.precision),
+        recipes=None if args.recipe is None else tuple(args.recipe),
+        seed=args.seed,
+        steps=args.steps,
+        guidance=args.guidance,
+        height=args.height,
+        width=args.width,
+        num_frames=args.frames,
+        skip_refused=args.skip_refused,
+    )
+    summary = evaluate.run(
+        spec,
+        settings,
+        chosen,
+        args.device or _default_device(),
+        Source.create(args.weights, args.random_weights, args.offline),
+        args.out,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    if args.json:
+        print(json.dumps(summary, indent=1))
+        return
+    floor, ceiling = (summary["ruler"][name]["lpips"]["mean"] for name in (evaluate.FLOOR, evaluate.CEILING))
+    print(f"{spec.id} on {summary['device']}, {summary['prompts']['count']} prompts of {chosen.name}")
+    print("\n".join([evaluate.HEADER, *map(evaluate.line, summary["results"])]))
+    print(f"ruler: floor {floor:.4f}, ceiling {ceiling:.4f}\n{args.out / 'report.html'}")
 
 
 def _finish(job: object) -> Comparison:

@@ -32,7 +32,7 @@ from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig, NVFP
 from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
 from torchao.quantization.quantize_.common import KernelPreference
 
-from engine import compilation, events, loading, recipes, timing
+from engine import compilation, events, loading, recipes, residency, timing
 from engine.catalog import ModelSpec
 from engine.compare import Progress, Studio, call, versions
 from engine.errors import RequestError, UnsupportedError
@@ -165,6 +165,7 @@ def run(
             "weights": "random" if source.random else "checkpoint",
             "settings": _settings(spec, settings, requests[0], len(groups) == 1),
             "rows": [],
+            "switches": [],
         }
         _write(result, out)
         for group in groups:
@@ -182,6 +183,8 @@ def run(
                     _write(result, out)
                 for row in rows:
                     say(line(row))
+            result["switches"] += bench.switches(group)
+            _write(result, out)
             bench.empty()
     return result
 
@@ -245,6 +248,15 @@ class _Bench:
                 self.say(f"{lane.precision} {lane.method}, batch {request.batch_size}: {turn}")
                 self._guarded(lane, partial(self._time, lane, request))
                 yield [self._row(lane, request) for lane in lanes]
+
+    def switches(self, group: Sequence[tuple[str, str]]) -> list[dict]:
+        """What it takes to send each of the engine's denoisers to host memory and back; nothing on a CPU, which has
+        no other memory."""
+        if self.device.type == "cpu":
+            return []
+        names = [name for name, method in group if method == "engine"]
+        found = [(name, self.studio.switch(self.spec, name, self.recipe)) for name in names]
+        return [{"precision": name} | took for name, took in found if took is not None]
 
     def empty(self) -> None:
         """Drop the group's denoisers; text encoders and VAE stay."""
@@ -436,9 +448,10 @@ def _settings(spec: ModelSpec, settings: Settings, request: CompareRequest, toge
     }
 
 
-def _memory(device: torch.device) -> int:
+def _memory(device: torch.device) -> float:
+    """Bytes that the benchmark may fill."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        return min(torch.cuda.get_device_properties(device).total_memory, residency.limit() * residency.GB)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +20,19 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from engine import catalog, compilation, events, loading, media, metrics, precision, recipes, residency, timing
+from engine import (
+    catalog,
+    compilation,
+    events,
+    loading,
+    media,
+    metrics,
+    pinned,
+    precision,
+    recipes,
+    residency,
+    timing,
+)
 from engine.catalog import ModelSpec
 from engine.errors import UnsupportedError
 from engine.files import cache_folder, write_whole
@@ -93,10 +105,16 @@ class Studio:
         self.machine = precision.Machine.detect(self.device)
         self.support = {p: precision.support(p, self.machine) for p in PRECISIONS}
         timing.prepare(self.device)
-        self._renditions: dict[tuple[str, str, str], Rendition] = {}
-        """By model, precision and recipe, the one that was asked for longest ago first."""
+        self._renditions: dict[residency.Key, Rendition] = {}
         self._shared: dict[str, dict[str, object]] = {}
         """Text encoders, VAE and the like, by model."""
+        self._limit = residency.limit()
+        self._shelf = residency.Shelf(grain=pinned.CHUNK / timing.GB)
+        self._pool = pinned.Pool(pinned=self.device.type == "cuda")
+        self._waiting: dict[residency.Key, pinned.Stored] = {}
+        """The weights that are in host memory."""
+        self._arrived: dict[residency.Key, tuple[float, float]] = {}
+        """GB and seconds of a part's last way from there to the device."""
         self._warm: dict[tuple, compilation.WarmUp] = {}
         """By rendition and shape: a shape is warm once it is here."""
         self._rulers = RulerShelf()
@@ -121,7 +139,7 @@ class Studio:
             if reference is None:
                 reference = made
             else:
-                distance = self._distance(made, reference)
+                distance = self.distance(made, reference)
                 tell(events.Compared(name, distance))
                 generation = replace(generation, metrics=distance)
             results.append(generation)
@@ -138,14 +156,21 @@ class Studio:
         return comparison
 
     def rendition(self, spec: ModelSpec, name: str, recipe: str, tell: Callable[[events.Event], None]) -> Rendition:
-        """The model in one precision, loaded and quantized on first use, then kept while there is room.
+        """The model in one precision, on the device: loaded and quantized on first use, then kept there or in host
+        memory while there is room. It stays on the device until another is asked for.
 
         Raises:
             UnsupportedError: this machine cannot run the precision, or has not the memory for it.
             LoadError: the weights are missing or damaged.
         """
-        key = (spec.id, name, recipe if name != REFERENCE else "")
-        self._renditions[key] = self._renditions.pop(key, None) or self._load(spec, name, recipe, tell)
+        key, shared = _key(spec, name, recipe), residency.shared_key(spec.id)
+        if key not in self._renditions:
+            self._renditions[key] = self._load(spec, name, recipe, tell)
+        else:
+            if self._shelf.place(key) == residency.HOST or self._shelf.place(shared) == residency.HOST:
+                tell(events.Loading(spec.name if name == REFERENCE else f"{spec.name} in {name}"))
+            self._make_room(spec, key, self._shelf.gigabytes(key))
+        self._shelf.use(key, shared)
         return self._renditions[key]
 
     def _load(self, spec: ModelSpec, name: str, recipe: str, tell: Callable[[events.Event], None]) -> Rendition:
@@ -153,7 +178,9 @@ class Studio:
         if support.execution == "unavailable":
             raise UnsupportedError(support.reason)
         plan = recipes.plan(loading.empty_transformer(spec), recipes.recipe(spec.family, recipe), name)
-        self._make_room(spec, plan)
+        key, gigabytes = _key(spec, name, recipe), plan.quantized_bytes / timing.GB
+        residency.require(spec, name, gigabytes, self.device)
+        self._make_room(spec, key, gigabytes)
 
         def told(done: int, total: int) -> None:
             tell(events.Downloading(spec.name, done, total))
@@ -164,49 +191,128 @@ class Studio:
             spec, self.device, self.source, place=recipes.quantizer(plan, support), told=told
         )
         pipeline = loading.assemble(spec, shared, transformer)
-        modules = [m for m in pipeline.components.values() if isinstance(m, torch.nn.Module)]
+        stored = timing.weight_bytes(transformer) / timing.GB
+        self._shelf.put(key, stored)
         return Rendition(
             pipeline=pipeline,
             support=support,
             layers=recipes.verify(pipeline.transformer, plan),
-            weights=timing.weight_bytes(*modules) / timing.GB,
-            transformer=timing.weight_bytes(pipeline.transformer) / timing.GB,
+            weights=timing.weight_bytes(*_modules(pipeline.components)) / timing.GB,
+            transformer=stored,
             blocks=compilation.Blocks(pipeline.transformer, dynamic=False if spec.text_padded else None),
         )
 
     def shared(self, spec: ModelSpec, told: loading.Told | None = None) -> dict[str, object]:
-        """Text encoders, VAE and whatever else all precisions of the model share, loaded on first use.
+        """Text encoders, VAE and whatever else all precisions of the model share, on the device, loaded on first use.
 
         Raises:
+            UnsupportedError: the machine has not the memory for them.
             LoadError: the weights are missing or damaged.
         """
+        key = residency.shared_key(spec.id)
         if spec.id not in self._shared:
             self._shared[spec.id] = loading.load_shared(spec, self.device, self.source, told)
+            self._shelf.put(key, timing.weight_bytes(*_modules(self._shared[spec.id])) / timing.GB)
+        elif self._shelf.place(key) == residency.HOST:
+            self._make_room(spec, key, self._shelf.gigabytes(key))
         return self._shared[spec.id]
 
-    def _make_room(self, spec: ModelSpec, plan: recipes.Plan) -> None:
-        """Drop what was asked for longest ago until a denoiser of this plan and one run of it fit.
+    def _make_room(
+        self, spec: ModelSpec, key: residency.Key, gigabytes: float, request: CompareRequest | None = None
+    ) -> None:
+        """Bring a denoiser of so many GB, or make room to load it, with what it shares and a run of the request or, by
+        default, of the default settings.
 
         Raises:
-            UnsupportedError: it does not fit on the empty device either, where nothing is dropped, or others fill it.
+            UnsupportedError: it does not fit even if everything else leaves.
         """
-        need = plan.quantized_bytes / timing.GB
-        residency.require(spec, plan.precision, need, self.device)
-        while lack := residency.lack(spec, plan.precision, need, self.device, spec.id not in self._shared):
-            if not self._renditions:
-                raise UnsupportedError(lack)
-            dropped = next(iter(self._renditions))
-            self.drop(*dropped)
-            if dropped[0] != spec.id and all(key[0] != dropped[0] for key in self._renditions):
-                del self._shared[dropped[0]]
-                timing.free(self.device)
+        shared = residency.shared_key(spec.id)
+        known = self._shelf.gigabytes(shared)
+        memory = spec.memory_gb
+        wanted = {shared: known if known is not None else memory.shared if memory else 0.0, key: gigabytes}
+        need, run = sum(wanted.values()), memory.run if memory else 0.0
+        device = residency.capacity(self.device, self._shelf.held(residency.DEVICE), self._limit)
+        if memory is None:  # a miniature is never refused
+            device = max(device, need)
+        if request is not None:  # an estimate from above empties the device, but refuses nothing
+            run = min(residency.run_memory(spec, request), device - need)
+        host = residency.waiting_room(self.device, self._pool.bytes / timing.GB)
+        try:
+            moves = self._shelf.plan(wanted, run, device, host)
+        except residency.NoRoom as error:
+            raise UnsupportedError(
+                residency.refusal(spec, key[1] or REFERENCE, error.need, device, self.device)
+            ) from error
+        for move in moves:
+            self._move(move)
+
+    def _move(self, move: residency.Move) -> None:
+        key = move.key
+        if self._shelf.place(key) == residency.GONE:
+            return  # it went with what it shared
+        if move.to == residency.GONE:
+            self._forget(key)
+        elif move.to == residency.HOST:
+            stored = self._pool.store(self._parts(key))
+            if stored is None:
+                self._forget(key)
+                return
+            self._waiting[key] = stored
+            self._shelf.done(move)
+            timing.free(self.device)
+        else:
+            began = timing.now(self.device)
+            self._waiting[key].restore(self.device)
+            del self._waiting[key]
+            self._arrived[key] = (self._shelf.gigabytes(key), timing.now(self.device) - began)
+            self._shelf.done(move)
+        # CUDA graphs refer to addresses, so what was warm is not any more.
+        self._warm = {warm: value for warm, value in self._warm.items() if warm[:3] != key}
+
+    def _parts(self, key: residency.Key) -> list[torch.nn.Module]:
+        if key == residency.shared_key(key[0]):
+            return _modules(self._shared[key[0]])
+        return [self._renditions[key].pipeline.transformer]
+
+    def _forget(self, key: residency.Key) -> None:
+        """Let go of a part wherever it is, and of all that cannot be used without it."""
+        if key == residency.shared_key(key[0]):
+            self._shared.pop(key[0], None)
+            for other in [other for other in self._renditions if other[0] == key[0]]:
+                self._forget(other)
+        self._renditions.pop(key, None)
+        self._arrived.pop(key, None)
+        if key in self._waiting:
+            self._waiting.pop(key).discard()
+        self._warm = {warm: value for warm, value in self._warm.items() if warm[:3] != key}
+        self._shelf.done(residency.Move(key=key, to=residency.GONE))
+        timing.free(self.device)
+
+    def switch(self, spec: ModelSpec, name: str, recipe: str) -> dict[str, float] | None:
+        """Send a rendition's denoiser to host memory and bring it back, twice, and measure the second time.
+
+        Returns:
+            `gigabytes`, `to_host_s`, `to_device_s`, and `first_to_host_s` of the first time, which takes the host
+            memory. None if it is not on the device, or the host has not the memory.
+        """
+        key, took = _key(spec, name, recipe), []
+        room = residency.waiting_room(self.device, self._pool.bytes / timing.GB)
+        for _ in range(2):
+            if self._shelf.place(key) != residency.DEVICE or self._shelf.gigabytes(key) > room:
+                return None
+            began = timing.now(self.device)
+            self._move(residency.Move(key=key, to=residency.HOST))
+            took.append(timing.now(self.device) - began)
+            if self._shelf.place(key) == residency.HOST:
+                self._move(residency.Move(key=key, to=residency.DEVICE))
+        if key not in self._arrived:
+            return None
+        gigabytes, back = self._arrived[key]
+        return {"gigabytes": gigabytes, "to_host_s": took[1], "to_device_s": back, "first_to_host_s": took[0]}
 
     def drop(self, model_id: str, name: str, recipe: str) -> None:
         """Forget a rendition, if there is one, so that its denoiser leaves memory."""
-        key = (model_id, name, recipe if name != REFERENCE else "")
-        self._renditions.pop(key, None)
-        self._warm = {warm: value for warm, value in self._warm.items() if warm[:3] != key}
-        timing.free(self.device)
+        self._forget((model_id, name, recipe if name != REFERENCE else ""))
 
     def generate(
         self,
@@ -216,8 +322,13 @@ class Studio:
         out: Path,
         tell: Callable[[events.Event], None],
         stop: Callable[[], bool],
+        stem: str | None = None,
     ) -> tuple[Generation, Made]:
-        """One precision's pictures or clips, and what is known of them."""
+        """One precision's pictures or clips, and what is known of them.
+
+        Args:
+            stem: of the files' names; the precision by default.
+        """
         name = rendition.support.precision
         warm = self.warm(rendition, spec, request, tell, stop)
         progress = Progress(name, request.num_inference_steps, tell, stop)
@@ -226,32 +337,11 @@ class Studio:
             output = call(rendition.pipeline, spec, request, request.seed, progress)
         recompiled = compilation.graphs_compiled() - graphs
         made = finished(rendition.pipeline, spec, output)
-        asked = request.to_json()
-        del asked["precisions"]  # a picture's bytes must not depend on what else was asked for
-        recipe = {
-            "request": asked,
-            "precision": name,
-            "execution": rendition.support.execution,
-            "device": self.machine.name,
-            "versions": versions(),
-            "model_licence": spec.licence,
-        }
-        files = []
-        for i, pixels in enumerate(made.pixels):
-            stem = name if len(made.pixels) == 1 else f"{name}-{i + 1}"
-            inside = recipe | {"picture": i, "seed": seed_of(request.seed, i)}
-            if spec.modality == "image":
-                file = out / f"{stem}.png"
-                media.save_png(pixels, file, inside)
-            else:
-                file = out / f"{stem}.mp4"
-                sound = None if made.audio is None else made.audio[i]
-                media.save_mp4(pixels, sound, spec.defaults.frame_rate, made.audio_rate, file, inside)
-            files.append(str(file))
+        files = self.keep(made, rendition, spec, request, out, name if stem is None else stem)
         generation = Generation(
             precision=name,
             execution=rendition.support.execution,
-            files=tuple(files),
+            files=files,
             latency=clock.latency,
             latency_comparable=rendition.support.execution == "native",
             memory=Memory(
@@ -264,6 +354,49 @@ class Studio:
         )
         return generation, made
 
+    def keep(
+        self,
+        made: Made,
+        rendition: Rendition,
+        spec: ModelSpec,
+        request: CompareRequest,
+        out: Path,
+        stem: str,
+        **further: object,
+    ) -> tuple[str, ...]:
+        """Write what was made into `out`, each file with its recipe inside; `further` JSON values are added to it.
+
+        Returns:
+            The files' names, one a picture or clip.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        asked = request.to_json()
+        del asked["precisions"]  # a picture's bytes must not depend on what else was asked for
+        recipe = {
+            "request": asked,
+            "precision": rendition.support.precision,
+            "execution": rendition.support.execution,
+            "device": self.machine.name,
+            "versions": versions(),
+            "model_licence": spec.licence,
+            **further,
+        }
+        files = []
+        for i, pixels in enumerate(made.pixels):
+            name = stem if len(made.pixels) == 1 else f"{stem}-{i + 1}"
+            inside = recipe | {"picture": i, "seed": seed_of(request.seed, i)}
+            if spec.modality == "image":
+                file = out / f"{name}.png"
+                media.save_png(pixels, file, inside)
+            else:
+                file = out / f"{name}.mp4"
+                sound = None if made.audio is None else made.audio[i]
+                media.save_mp4(pixels, sound, spec.defaults.frame_rate, made.audio_rate, file, inside)
+            files.append(str(file))
+        return tuple(files)
+
     def warm(
         self,
         rendition: Rendition,
@@ -272,18 +405,24 @@ class Studio:
         tell: Callable[[events.Event], None],
         stop: Callable[[], bool],
     ) -> compilation.WarmUp:
-        """Set the blocks to the request's mode; run a few untimed steps of its shape, once, compiling what is needed.
+        """Make room for a run of the request, set the blocks to its mode, and run a few untimed steps of its shape,
+        once, compiling what is needed.
 
         Raises:
+            UnsupportedError: the rendition is not on the device any more, and there is no room to bring it back.
             CancelledRun: `stop` said so.
         """
         name = rendition.support.precision
+        key = _key(spec, name, request.recipe)
+        if self._renditions.get(key) is rendition:
+            self._make_room(spec, key, rendition.transformer, request)
+            self._shelf.use(key, residency.shared_key(spec.id))
         mode = self.mode(rendition, spec, request)
         rendition.blocks.use(mode)
         shape = (request.height, request.width, request.num_frames, request.batch_size, request.guidance_scale > 1)
         if mode != compilation.EAGER and not spec.text_padded:
             shape += (_tokens(rendition.pipeline, spec, request.prompt),)
-        key = (spec.id, name, request.recipe if name != REFERENCE else "", *shape)
+        key = (*key, *shape)
         if key not in self._warm:
             tell(events.Warming(name))
             few = replace(request, num_inference_steps=compilation.WARM_UP_STEPS[mode])
@@ -301,7 +440,8 @@ class Studio:
         native = rendition.support.execution == "native"
         return compilation.mode(spec, request.batch_size, native, self.device)
 
-    def _distance(self, made: Made, reference: Made) -> Metrics:
+    def distance(self, made: Made, reference: Made) -> Metrics:
+        """LPIPS and PSNR of what was made from the reference, one value a picture or clip."""
         a, b = made.pixels * 2 - 1, reference.pixels * 2 - 1
         if a.ndim == 4:
             distances, decibels, frames = metrics.lpips_distance(a, b), metrics.psnr(a, b), None
@@ -356,36 +496,54 @@ class Studio:
         stop: Callable[[], bool],
     ) -> Ruler:
         rendition = self.rendition(spec, REFERENCE, request.recipe, tell)
-        pipeline, transformer = rendition.pipeline, rendition.pipeline.transformer
         prompts, seed = spec.examples[: RULER_PROMPTS if spec.bundled else 1], spec.defaults.seed
-        quiet = Progress(REFERENCE, request.num_inference_steps, lambda _: None, stop)
-        compiled = self.mode(rendition, spec, replace(request, batch_size=1)) != compilation.EAGER
         done, total = 0, 3 * len(prompts)
         floors, ceilings = [], []
         for prompt in prompts:
-            asked = replace(request, prompt=prompt, batch_size=1)
+            asked = replace(request, prompt=prompt, batch_size=1, seed=seed)
             made = []
-            for second_path, noise in ((False, seed), (True, seed), (False, seed + 1)):
+            for path, noise in ((False, seed), (True, seed), (False, seed + 1)):
                 tell(events.Measuring(done, total))
-                if compiled and second_path:
-                    rendition.blocks.use(compilation.EAGER)
-                elif compiled:
-                    self.warm(rendition, spec, asked, lambda _: None, stop)
-                else:
-                    transformer.set_attention_backend(FLOOR_ATTENTION if second_path else ATTENTION)
-                try:
-                    made.append(finished(pipeline, spec, call(pipeline, spec, asked, noise, quiet)))
-                finally:
-                    transformer.set_attention_backend(ATTENTION)
+                made.append(self.retake(rendition, spec, replace(asked, seed=noise), stop, second_path=path))
                 done += 1
-            floors.append(self._distance(made[1], made[0]).mean_lpips)
-            ceilings.append(self._distance(made[2], made[0]).mean_lpips)
-        paths = "compiled against eager blocks" if compiled else "fused against unfused attention"
+            floors.append(self.distance(made[1], made[0]).mean_lpips)
+            ceilings.append(self.distance(made[2], made[0]).mean_lpips)
         note = (
-            f"Mean LPIPS over {len(prompts)} prompt{'s' * (len(prompts) > 1)} in bf16 on this device. Floor: {paths}, "
-            f"same noise. Ceiling: seed {seed} against seed {seed + 1}."
+            f"Mean LPIPS over {len(prompts)} prompt{'s' * (len(prompts) > 1)} in bf16 on this device. Floor: "
+            f"{self.paths(rendition, spec, asked)}, same noise. Ceiling: seed {seed} against seed {seed + 1}."
         )
         return Ruler(floor=fmean(floors), ceiling=fmean(ceilings), note=note)
+
+    def retake(
+        self,
+        rendition: Rendition,
+        spec: ModelSpec,
+        request: CompareRequest,
+        stop: Callable[[], bool],
+        second_path: bool = False,
+    ) -> Made:
+        """The request once more in bf16, untimed; by `second_path` with other kernels as legitimate (see `paths`).
+
+        Raises:
+            CancelledRun: `stop` said so.
+        """
+        transformer = rendition.pipeline.transformer
+        quiet = Progress(REFERENCE, request.num_inference_steps, lambda _: None, stop)
+        if self.mode(rendition, spec, request) == compilation.EAGER:
+            transformer.set_attention_backend(FLOOR_ATTENTION if second_path else ATTENTION)
+        elif second_path:
+            rendition.blocks.use(compilation.EAGER)
+        else:
+            self.warm(rendition, spec, request, lambda _: None, stop)
+        try:
+            return finished(rendition.pipeline, spec, call(rendition.pipeline, spec, request, request.seed, quiet))
+        finally:
+            transformer.set_attention_backend(ATTENTION)
+
+    def paths(self, rendition: Rendition, spec: ModelSpec, request: CompareRequest) -> str:
+        """The two paths of the noise floor, in words."""
+        eager = self.mode(rendition, spec, request) == compilation.EAGER
+        return "fused against unfused attention" if eager else "compiled against eager blocks"
 
     def _ran(
         self,
@@ -424,6 +582,7 @@ class Studio:
             "Attention": f"PyTorch scaled_dot_product_attention in bf16 (diffusers backend {ATTENTION!r})",
             "Compile": compiled,
             "Text encoders and VAE": "bf16, shared by all precisions",
+            "Residency": self._where(_key(spec, support.precision, request.recipe)),
             "Scheduler": f"{type(rendition.pipeline.scheduler).__name__}, {request.num_inference_steps} steps",
             "Noise": f"CPU generator, seed {request.seed}, the same for every precision",
             "Timing": f"one pipeline call between device synchronisations, after {warm_up} of the same shape",
@@ -432,6 +591,22 @@ class Studio:
                 + (" through PyTorch's CPU allocator" if self.device.type == "cpu" else " on the device")
             ),
         } | ({"Damage": spoilt} if not_numbers else {})
+
+    def _where(self, key: residency.Key) -> str:
+        """Where weights are while a precision runs, in words."""
+        if self.device.type == "cpu":
+            return "all weights in host memory, which is the device's own"
+        said = "denoiser, text encoders and VAE on the device before the clock started"
+        if key in self._arrived:
+            gigabytes, seconds = self._arrived[key]
+            said += f" (denoiser back from pinned host memory, {gigabytes:.1f} GB in {seconds:.2f} s, before warm-up)"
+        else:
+            said += " (not moved since loading)"
+        others = [part for part in self._shelf.parts if part.key not in (key, residency.shared_key(key[0]))]
+        for place, words in ((residency.DEVICE, "also there"), (residency.HOST, "waiting in pinned host memory")):
+            there = [f"{_part_name(p.key)}, {p.gigabytes:.1f} GB" for p in others if p.place == place]
+            said += f"; {words}: {'; '.join(there)}" if there else ""
+        return said
 
 
 class Progress:
@@ -454,6 +629,23 @@ class Progress:
         left = spent / index * (self._total - done) if index else None
         self._tell(events.Step(self._name, done, self._total, left))
         return {}
+
+
+def _key(spec: ModelSpec, name: str, recipe: str) -> residency.Key:
+    """Of a model's denoiser in one precision: bf16 has no recipe."""
+    return (spec.id, name, recipe if name != REFERENCE else "")
+
+
+def _part_name(key: residency.Key) -> str:
+    """Weights in words."""
+    if key == residency.shared_key(key[0]):
+        return f"text encoders and VAE of {key[0]}"
+    return " ".join(filter(None, key))
+
+
+def _modules(components: Mapping[str, object]) -> list[torch.nn.Module]:
+    """Those components that have weights."""
+    return [component for component in components.values() if isinstance(component, torch.nn.Module)]
 
 
 def seed_of(seed: int, i: int) -> int:

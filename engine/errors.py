@@ -22,3 +22,7 @@ class UnsupportedError(TwinframeError, RuntimeError):
 
 class OutputError(TwinframeError, OSError):
     """Results cannot be written where they were asked for."""
+
+
+class RefusedError(TwinframeError, RuntimeError):
+    """Not now: the queue is full, a budget is spent, or the app is shutting down."""

@@ -14,6 +14,8 @@ from engine.results import Comparison, Generation, Metrics, Ruler
 class Queued:
     position: int
     """Jobs ahead of this one; 0 when it is next."""
+    seconds: float | None = None
+    """Until its turn, expected from how long the last jobs took; None until one has ended."""
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _encode(frames: Tensor, audio: Tensor | None, frame_rate: float, audio_rate:
         video = clip.add_stream("libx264", rate=Fraction(frame_rate).limit_denominator(1001))
         video.width, video.height, video.pix_fmt = frames.shape[-1], frames.shape[-2], "yuv420p"
         # A fixed number of threads: x264's bytes depend on it.
-        video.options = {"crf": "14", "preset": "veryfast", "threads": "4"}
+        video.options = {"crf": "14", "preset": "veryfast", "threads": "1"}
         context = video.codec_context
         context.flags |= av.codec.context.Flags.bitexact
         context.color_primaries = context.color_trc = context.colorspace = _BT709

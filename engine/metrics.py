@@ -78,6 +78,36 @@ def clip_distance(a: Tensor, b: Tensor, device: torch.device) -> tuple[Tensor, T
     return torch.cat(distances), _decibels(torch.cat(errors).mean())
 
 
+def temporal_distance(a: Tensor, b: Tensor, device: torch.device) -> Tensor:
+    """How differently two clips change from frame to frame: LPIPS between their frame differences.
+
+    The mean over t of LPIPS(d(a, t), d(b, t)) with d(x, t) = (x[t + 1] - x[t]) / 2, which lies in [-1, 1] as a picture
+    does. What is wrong alike in every frame, such as a changed colour, cancels; flicker does not. It is not tLP (Chu
+    et al. 2020), the difference between two clips' own frame-to-frame LPIPS, to which any flicker that changes a
+    frame as much as the true motion does is invisible.
+
+    Args:
+        a, b: float tensors (F, 3, H, W) in [-1, 1] with at least two frames, wherever they are.
+        device: where to compute.
+
+    Returns:
+        () float32 on the CPU; 0 for equal clips.
+
+    Raises:
+        ValueError: the shapes differ, are not (F, 3, H, W), or there is one frame.
+        LoadError: as `lpips_distance`.
+    """
+    _same_shape(a, b)
+    if len(a) < 2:
+        raise ValueError("One frame does not change: at least two are needed.")
+    frames = max(1, _PIXELS_AT_ONCE // (a.shape[-2] * a.shape[-1]))
+    distances = []
+    for begin in range(0, len(a) - 1, frames):
+        one, other = (clip[begin : begin + frames + 1].to(device).float().diff(dim=0) / 2 for clip in (a, b))
+        distances.append(lpips_distance(one, other).cpu())
+    return torch.cat(distances).mean()
+
+
 def _decibels(error: Tensor) -> Tensor:
     return 10 * torch.log10(4 / error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,3 +37,21 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         help="random weights of the real architecture: right for speed and memory, not for what is made",
     )
     parser.add_argument("--offline", action="store_true", help="never fetch anything from the Hugging Face hub")
+
+
+def check_address(host: str, port: int) -> None:
+    """See whether a server could listen there.
+
+    Raises:
+        RequestError: it could not.
+    """
+    if not 1 <= port <= 65535:
+        raise RequestError(f"Port {port} does not exist: choose one from 1 to 65535.")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        where, why = f"{host} port {port}", error.strerror or error
+        raise RequestError(f"Cannot listen on {where}: {why}. Choose another with --port.") from error

@@ -1,20 +1,49 @@
-"""What fits: the memory a model needs in one precision against what this machine has, before anything is loaded.
+"""What is on the device, what waits in host memory and what gives way, planned before anything is loaded or moved.
 
-GB are 1e9 bytes. Knows nothing of how weights are read.
+What is used must be on the device whole: the running denoiser, its text encoders and VAE, and what a run allocates.
+Whatever else is loaded stays there while there is room; beyond that the parts used longest ago wait in pinned host
+memory, and those for which there is no room either are forgotten. The rules are the same for every precision.
+
+GB are 1e9 bytes. Plans only: engine/pinned.py moves weights, engine/compare.py owns them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import psutil
 import torch
 
-from engine.catalog import Memory, ModelSpec
+from engine.catalog import ModelSpec
+from engine.door import positive
 from engine.errors import UnsupportedError
+from engine.request import CompareRequest
 
 GB = 1e9
+RESERVE = 2.0
+"""GB of a GPU that no plan gives away: libraries' workspaces, recorded graphs, metrics, fragmentation."""
+HOST_RESERVE = 16.0
+"""GB of host memory left to loading, to the libraries and to everybody else."""
+LIMIT_VARIABLE = "TWINFRAME_GPU_MEMORY"
+
+DEVICE, HOST, GONE = "device", "host", "gone"
+"""Places: on the device, waiting in pinned host memory, and not loaded."""
+
+Key = tuple[str, str, str]
+"""Model id, precision and recipe of a denoiser; of what a model's denoisers share, see `shared_key`."""
+
+
+def shared_key(model_id: str) -> Key:
+    """The part with a model's text encoders, VAE and the like."""
+    return (model_id, "", "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the machine has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +58,7 @@ class Room:
 
 def rooms(device: torch.device) -> tuple[Room, Room]:
     """What `device` and the host have; the same twice for a CPU."""
-    memory = psutil.virtual_memory()
-    host = Room(what="host memory", free=memory.available / GB, total=memory.total / GB)
+    host = _host()
     if device.type == "cpu":
         return host, host
     free, total = torch.cuda.mem_get_info(device)
@@ -39,49 +67,230 @@ def rooms(device: torch.device) -> tuple[Room, Room]:
     return Room(what="GPU memory", free=free / GB, total=total / GB), host
 
 
-def needed(memory: Memory, transformer: float, shared: bool) -> float:
-    """GB on the device for a denoiser of `transformer` GB and one run, with the shared parts if they are not there."""
-    return transformer + memory.run + (memory.shared if shared else 0)
+def _host(group: Path = Path("/sys/fs/cgroup")) -> Room:
+    """Host memory; in a container with a limit (cgroup v2) what the limit leaves, not what the machine has."""
+    memory = psutil.virtual_memory()
+    free, total = memory.available, memory.total
+    try:
+        limit = int((group / "memory.max").read_text())  # "max" where there is none
+        used = int((group / "memory.current").read_text())
+        lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = next(int(value) for name, value in lines if name == "inactive_file")
+    except (OSError, ValueError, StopIteration):
+        return Room(what="host memory", free=free / GB, total=total / GB)
+    return Room(what="host memory", free=min(free, limit - used + cached) / GB, total=min(total, limit) / GB)
 
 
-def lack(spec: ModelSpec, precision: str, transformer: float, device: torch.device, shared: bool) -> str | None:
-    """Why the model cannot be loaded beside what is loaded now, as a sentence with the numbers; None if it can.
+def limit() -> float:
+    """GB of GPU memory that weights and runs may fill, from $TWINFRAME_GPU_MEMORY; infinite without it.
 
-    Args:
-        transformer: GB of the denoiser in this precision, as its plan says.
-        shared: whether text encoders and VAE still have to be loaded.
+    Raises:
+        RequestError: it is not a positive number.
     """
-    return _lack(spec, precision, transformer, device, shared, lambda room: room.free)
+    return positive(os.environ, LIMIT_VARIABLE, math.inf)
+
+
+def capacity(device: torch.device, held: float, most: float = math.inf) -> float:
+    """GB of weights and runs that the device can hold, of which `held` GB of weights are there already."""
+    here, _ = rooms(device)
+    if device.type == "cpu":
+        return min(here.total, here.free + held)
+    return min(most, here.free + held - RESERVE, here.total - RESERVE)
+
+
+def waiting_room(device: torch.device, pooled: float) -> float:
+    """GB of weights that can wait in host memory, `pooled` GB of which are taken for it already; none for a CPU, whose
+    memory is the host's."""
+    if device.type == "cpu":
+        return 0.0
+    return max(0.0, rooms(device)[1].free + pooled - HOST_RESERVE)
+
+
+def run_memory(spec: ModelSpec, request: CompareRequest) -> float:
+    """GB that a run of the request allocates beyond all weights, at most.
+
+    In proportion to pictures, frames and pixels from the catalog's figure for the default settings. That bounds the
+    post's peaks at batch 4 and 8, and takes a smaller run for a default one.
+    """
+    if spec.memory_gb is None:
+        return 0.0
+    default = spec.defaults
+    usual = default.height * default.width * default.num_frames * default.batch_size
+    asked = request.height * request.width * request.num_frames * request.batch_size
+    return spec.memory_gb.run * max(1.0, asked / usual)
 
 
 def require(spec: ModelSpec, precision: str, transformer: float, device: torch.device) -> None:
     """Refuse what does not fit even where nothing else is loaded.
 
+    Args:
+        transformer: GB of the denoiser in this precision, as its plan says.
+
     Raises:
         UnsupportedError: in one sentence with the numbers.
     """
-    sentence = _lack(spec, precision, transformer, device, True, lambda room: room.total)
-    if sentence is not None:
-        raise UnsupportedError(sentence)
-
-
-def _lack(
-    spec: ModelSpec,
-    precision: str,
-    transformer: float,
-    device: torch.device,
-    shared: bool,
-    counted: Callable[[Room], float],
-) -> str | None:
     if spec.memory_gb is None:
-        return None
+        return
     here, host = rooms(device)
-    need = needed(spec.memory_gb, transformer, shared)
-    if device.type != "cpu" and need <= counted(here):
-        here, need = host, spec.memory_gb.host
-    if need <= counted(here):
-        return None
+    need = transformer + spec.memory_gb.shared + spec.memory_gb.run
+    usable = here.total if device.type == "cpu" else min(limit(), here.total - RESERVE)
+    if need > usable:
+        raise UnsupportedError(_refusal(spec, precision, need, here, usable))
+    if device.type != "cpu" and spec.memory_gb.host > host.total:
+        raise UnsupportedError(_refusal(spec, precision, spec.memory_gb.host, host, host.total))
+
+
+def refusal(spec: ModelSpec, precision: str, need: float, usable: float, device: torch.device) -> str:
+    """Why `need` GB do not fit on the device at this moment, in one sentence with the numbers."""
+    return _refusal(spec, precision, need, rooms(device)[0], usable)
+
+
+def _refusal(spec: ModelSpec, precision: str, need: float, room: Room, usable: float) -> str:
     return (
-        f"{spec.name} in {precision} needs {need:.1f} GB of {here.what}, and this machine has {here.total:.1f} GB, "
-        f"{here.free:.1f} GB of them free: choose a smaller model or a larger machine."
+        f"{spec.name} in {precision} needs {need:.1f} GB of {room.what}, and this machine has {room.total:.1f} GB, "
+        f"{max(0.0, usable):.1f} GB of them to use here: choose a smaller model or a larger machine."
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is where, and what should be
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Weights that are moved as one: a denoiser, or what a model's denoisers share."""
+
+    key: Key
+    gigabytes: float
+    place: str
+    """`DEVICE` or `HOST`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """One step of a plan."""
+
+    key: Key
+    to: str
+    """`DEVICE`, `HOST` or `GONE`."""
+
+
+class NoRoom(Exception):
+    """What is wanted does not fit even if everything else leaves."""
+
+    def __init__(self, need: float):
+        super().__init__(f"{need:.1f} GB are needed")
+        self.need = need
+
+
+class Shelf:
+    """Which weights are where, in the order of their use. Plans moves, and is told when they are done.
+
+    Args:
+        grain: host memory is taken in multiples of so many GB.
+    """
+
+    def __init__(self, grain: float = 0.0):
+        self._grain = grain
+        self._parts: dict[Key, Part] = {}
+        """The one used longest ago first."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Everything that is loaded, the part used longest ago first."""
+        return tuple(self._parts.values())
+
+    def place(self, key: Key) -> str:
+        """`DEVICE`, `HOST` or `GONE`."""
+        return self._parts[key].place if key in self._parts else GONE
+
+    def gigabytes(self, key: Key) -> float | None:
+        """Of a part as it was loaded; None for one that is not."""
+        return self._parts[key].gigabytes if key in self._parts else None
+
+    def held(self, place: str) -> float:
+        """GB of all parts in a place."""
+        return sum(part.gigabytes for part in self._parts.values() if part.place == place)
+
+    def put(self, key: Key, gigabytes: float) -> None:
+        """A part was loaded onto the device."""
+        self._parts.pop(key, None)
+        self._parts[key] = Part(key=key, gigabytes=gigabytes, place=DEVICE)
+
+    def use(self, *keys: Key) -> None:
+        """Parts are used now, the last of them last; those that are not loaded are passed over."""
+        for key in keys:
+            if key in self._parts:
+                self._parts[key] = self._parts.pop(key)
+
+    def done(self, move: Move) -> None:
+        """A move was carried out."""
+        if move.to == GONE:
+            self._parts.pop(move.key, None)
+        else:
+            self._parts[move.key] = replace(self._parts[move.key], place=move.to)
+
+    def plan(self, wanted: Mapping[Key, float], run: float, device: float, host: float) -> tuple[Move, ...]:
+        """Moves after which everything wanted is on the device or has room to be loaded there.
+
+        Carried out in their order they never fill either memory beyond its size. What is used most recently stays
+        nearest. A model's denoisers are of no use without what they share, nor the other way round, so neither
+        outlives the other.
+
+        Args:
+            wanted: GB of each part that must be on the device; those not loaded yet will be loaded there.
+            run: GB that must be free besides.
+            device, host: GB that may be filled on the device and in host memory.
+
+        Raises:
+            NoRoom: wanted and run alone are more than `device`.
+        """
+        need = sum(wanted.values()) + run
+        if need > device:
+            raise NoRoom(need)
+        others = [part for part in self._parts.values() if part.key not in wanted]
+        leaving = self._leaving([part for part in others if part.place == DEVICE], device - need)
+        waiting = [key for key in wanted if self.place(key) == HOST]
+        # The wanted stay in host memory until those that leave are there.
+        free = host - sum(self._stored(self._parts[key].gigabytes) for key in waiting)
+        gone: set[Key] = set()
+        for part in reversed(others):
+            if part.place == DEVICE and part.key not in leaving:
+                continue
+            if shared_key(part.key[0]) not in gone and self._stored(part.gigabytes) <= free:
+                free -= self._stored(part.gigabytes)
+            else:
+                gone.add(part.key)
+        gone |= {part.key for part in others if self._useless(part, wanted, gone)}
+        return (
+            *(Move(key=part.key, to=GONE) for part in others if part.key in gone),
+            *(Move(key=part.key, to=HOST) for part in others if part.key in leaving and part.key not in gone),
+            *(Move(key=key, to=DEVICE) for key in waiting),
+        )
+
+    def _leaving(self, there: list[Part], room: float) -> set[Key]:
+        """Of the parts on the device those that must leave it, so that together with `room` GB they fit."""
+        room -= sum(part.gigabytes for part in there)
+        chosen = []
+        for part in there:  # used longest ago first
+            if room >= 0:
+                break
+            chosen.append(part)
+            room += part.gigabytes
+        leaving = {part.key for part in chosen}
+        for part in reversed(chosen):  # a small one need not leave if a large one does
+            if part.gigabytes <= room:
+                room -= part.gigabytes
+                leaving.remove(part.key)
+        return leaving
+
+    def _useless(self, part: Part, wanted: Mapping[Key, float], gone: set[Key]) -> bool:
+        """Whether a part has lost what it needs to be used."""
+        model, shared = part.key[0], shared_key(part.key[0])
+        if part.key != shared:
+            return shared in gone
+        left = [key for key in (*self._parts, *wanted) if key[0] == model and key != shared and key not in gone]
+        return not left
+
+    def _stored(self, gigabytes: float) -> float:
+        return math.ceil(gigabytes / self._grain) * self._grain if self._grain else gigabytes

@@ -1,35 +1,80 @@
 """The one thread that owns the device: jobs in, events out.
 
 Inductor's settings, gradient mode and CUDA graphs belong to a thread, and two runs at once would spoil each other's
-timings, so everything that touches the device happens here, one job at a time. Callers only read events.
+timings, so everything that touches the device happens here, one job at a time. Callers only read events. The one
+queue is here too, and its door, so that nobody gets past either.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
-from engine import catalog, events, loading, recipes
+from engine import catalog, code, events, loading, logs, recipes
 from engine.compare import CancelledRun, Studio
-from engine.errors import LoadError, OutputError, TwinframeError, UnsupportedError
+from engine.door import Door, Visitor
+from engine.errors import LoadError, OutputError, RefusedError, TwinframeError, UnsupportedError
 from engine.precision import Machine, Support
 from engine.request import CompareRequest
+from engine.telemetry import Health, Telemetry, resident_bytes
 
 log = logging.getLogger(__name__)
 
+TICK_SECONDS = 1.0
+"""How often a waiting job says again how long it will wait; whoever went away is noticed then."""
+RECENT = 8
+"""Jobs whose mean duration tells the expected wait."""
+FAULTS_IN_A_ROW = 3
+"""Failures of our own after which the app is degraded: one may have been that request's."""
+
 
 class Job:
-    """One comparison on its way through the worker."""
+    """One comparison on its way through the worker.
 
-    def __init__(self, work: Callable[[Job], None], background: bool = False):
+    Args:
+        work: what to do; it raises what went wrong.
+        background: gives way when somebody asks for something, and goes on when nobody does.
+        request: what was asked for, for the log.
+        visitor: who asked.
+        deadline: seconds it may run.
+        place: its place in the queue now; None once it has begun.
+    """
+
+    _numbers = itertools.count(1)
+
+    def __init__(
+        self,
+        work: Callable[[Job], None],
+        background: bool = False,
+        *,
+        request: CompareRequest | None = None,
+        visitor: Visitor | None = None,
+        deadline: float | None = None,
+        place: Callable[[Job], events.Queued | None] = lambda _: None,
+    ):
+        self.number = next(self._numbers)
         self.background = background
-        """A background job gives way when somebody asks for something, and goes on when nobody does."""
+        self.request = request
+        self.visitor = visitor
+        self.fault = ""
+        """The exception's name, if it failed by no fault of the visitor's."""
+        self.asked_at = time.monotonic()
+        self.began_at: float | None = None
+        """On the monotonic clock, seconds."""
+        self.ending: events.Event | None = None
+        self.overran = False
+        """It was ended by its deadline."""
+        self._deadline = deadline
+        self._place = place
         self._work = work
         self._events: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
@@ -41,7 +86,11 @@ class Job:
     def events(self) -> Iterator[events.Event]:
         """Events as they happen, up to and including the one that ends the job. To be read once."""
         while True:
-            event = self._events.get()
+            try:
+                event = self._events.get(timeout=TICK_SECONDS)
+            except queue.Empty:
+                if (event := self._place(self)) is None:
+                    continue
             yield event
             if isinstance(event, events.TERMINAL):
                 return
@@ -57,6 +106,16 @@ class Job:
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
 
+    @property
+    def late(self) -> bool:
+        """It has run longer than it may."""
+        return None not in (self._deadline, self.began_at) and time.monotonic() - self.began_at > self._deadline
+
+    @property
+    def stopping(self) -> bool:
+        """It is to end at the next step."""
+        return self.cancelled or self.late
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the job has ended; False if it has not within `timeout` seconds."""
         return self._ended.wait(timeout)
@@ -67,6 +126,7 @@ class Job:
             return
         self._events.put(event)
         if isinstance(event, events.TERMINAL):
+            self.ending = event
             self._ended.set()
 
     def run(self) -> bool:
@@ -75,6 +135,7 @@ class Job:
             if self._ended.is_set():
                 return True
             self._begun = True
+            self.began_at = time.monotonic()
         try:
             self._work(self)
         except CancelledRun:
@@ -82,16 +143,39 @@ class Job:
                 if self.background and not self.cancelled:
                     self._begun = False
                     return False
-            self.tell(events.Cancelled())
+            if self.cancelled:
+                self.tell(events.Cancelled())
+            else:
+                self.overran = True
+                allowed = f"the {self._deadline:g} s that a comparison may take here"
+                self.tell(events.Failed(f"It took longer than {allowed}: choose fewer steps, precisions or frames."))
         except TwinframeError as error:
             self.tell(events.Failed(str(error)))
         except torch.cuda.OutOfMemoryError:
-            log.exception("out of device memory")
+            self.fault = "OutOfMemoryError"
+            log.exception("out of device memory", extra=self.described())
             self.tell(events.Failed("The device ran out of memory: choose a smaller batch or size and retry."))
         except Exception as error:
-            log.exception("job failed")
+            self.fault = type(error).__name__
+            log.exception("job failed", extra=self.described())
             self.tell(events.Failed(f"The engine failed ({type(error).__name__}): its log says more; please retry."))
         return True
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, in a word."""
+        if self.overran:
+            return "late"
+        return "fault" if self.fault else type(self.ending).__name__.lower()
+
+    def described(self) -> dict[str, object]:
+        """What the log says of it; the prompt only where that was asked for."""
+        said: dict[str, object] = {"job": self.number}
+        if self.request is not None:
+            said |= self.request.to_json()
+            if not logs.prompts_wanted():
+                del said["prompt"]
+        return said
 
 
 class Worker:
@@ -101,6 +185,7 @@ class Worker:
         models: ids of the models that may be asked for.
         device: a torch device name; None takes CUDA where there is one, else the CPU.
         source: where weights come from.
+        door: who may ask for how much; by default anybody for anything.
 
     Raises:
         RequestError: an unknown model.
@@ -112,6 +197,7 @@ class Worker:
         models: Sequence[str] = ("mini-flux",),
         device: str | None = None,
         source: loading.Source = loading.BUNDLED_OR_HUB,
+        door: Door | None = None,
     ):
         self.models = tuple(catalog.model(name).id for name in models)
         self._studio = Studio(device or ("cuda" if torch.cuda.is_available() else "cpu"), source)
@@ -120,6 +206,11 @@ class Worker:
         self._running: Job | None = None
         self._change = threading.Condition()
         self._closing = False
+        self._door = door or Door()
+        self._telemetry = Telemetry()
+        self._durations: deque[float] = deque(maxlen=RECENT)
+        self._faults_in_a_row = 0
+        self._warming: set[Job] = set()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
@@ -148,12 +239,20 @@ class Worker:
         spec = catalog.model(model_id)
         return {name: recipes.recipe(spec.family, name).summary for name in spec.recipes}
 
-    def submit(self, request: CompareRequest, out: Path) -> Job:
+    def code(self, request: CompareRequest, precision: str, execution: str) -> str:
+        """`engine.code.code`, for the page, which does without torch."""
+        return code.code(request, precision, execution)
+
+    def submit(self, request: CompareRequest, out: Path, visitor: Visitor | None = None) -> Job:
         """Queue a comparison whose files go into `out`, which is made if missing.
+
+        Args:
+            visitor: who asks; None for the owner of the machine, who has no budget of their own.
 
         Raises:
             UnsupportedError: the model is not offered here, or the machine cannot run one of the precisions.
             OutputError: `out` cannot be written.
+            RefusedError: the door lets nothing more in, or the app is shutting down.
         """
         if request.model not in self.models:
             raise UnsupportedError(f"{request.model} is not offered here: choose one of {', '.join(self.models)}.")
@@ -161,25 +260,68 @@ class Worker:
             if self.support[name].execution == "unavailable":
                 raise UnsupportedError(self.support[name].reason)
         writable(out)
-        return self._add(Job(lambda job: self._compare(job, request, out)))
+        return self._add(
+            Job(
+                lambda job: self._compare(job, request, out),
+                request=request,
+                visitor=visitor,
+                deadline=self._door.limits.deadline,
+                place=self._place,
+            )
+        )
 
     def preload(self, model_id: str) -> Job:
         """Load a model in its default precisions, warm its default shape and measure its ruler, while idle."""
         request = CompareRequest.create("warm-up", model=model_id)
         return self._add(Job(lambda job: self._prepare(job, request), background=True))
 
-    def close(self) -> None:
-        """Cancel what runs and waits, and end the thread."""
+    def close(self, grace: float = 0) -> None:
+        """Take no more jobs, cancel what waits, give what runs `grace` seconds to end, and end the thread."""
         with self._change:
             self._closing = True
-            for job in (*self._jobs, *self._idle, *((self._running,) if self._running else ())):
+            running = self._running
+            for job in (*self._jobs, *self._idle):
                 job.cancel()
             self._change.notify_all()
+        if running is not None:
+            if not running.background:
+                running.wait(grace)
+            running.cancel()
         self._thread.join(timeout=60)
 
+    def health(self) -> Health:
+        """How the app is right now."""
+        with self._change:
+            waiting = len(self._waiting())
+            working = self._running is not None and not self._running.background
+            if self._closing:
+                status = "stopping"
+            elif self._faults_in_a_row >= FAULTS_IN_A_ROW or not self._thread.is_alive():
+                status = "degraded"
+            elif working or waiting:
+                status = "busy"
+            else:
+                status = "warming" if self._warming else "ready"
+            room = self._door.limits.waiting is None or waiting < self._door.limits.waiting
+            return Health(status=status, queue=waiting, accepting=status in ("ready", "busy") and room)
+
+    def metrics(self) -> str:
+        """Everything counted since the start, in Prometheus' text format."""
+        with self._change:
+            gauges = {
+                "twinframe_queue_length": len(self._waiting()),
+                "twinframe_running": int(self._running is not None and not self._running.background),
+            }
+        if (resident := resident_bytes()) is not None:
+            gauges["twinframe_resident_memory_bytes"] = resident
+        if self._studio.device.type == "cuda":
+            gauges["twinframe_device_memory_allocated_bytes"] = torch.cuda.memory_allocated(self._studio.device)
+            gauges["twinframe_device_memory_reserved_bytes"] = torch.cuda.memory_reserved(self._studio.device)
+        return self._telemetry.exposition(gauges)
+
     def _compare(self, job: Job, request: CompareRequest, out: Path) -> None:
-        tell = _ending_downloads(job, lambda: job.cancelled)
-        comparison = self._studio.compare(request, out, tell, lambda: job.cancelled)
+        tell = _ending_downloads(job, lambda: job.stopping)
+        comparison = self._studio.compare(request, out, tell, lambda: job.stopping)
         job.tell(events.Completed(comparison))
 
     def _prepare(self, job: Job, request: CompareRequest) -> None:
@@ -198,13 +340,45 @@ class Worker:
     def _add(self, job: Job) -> Job:
         with self._change:
             if self._closing:
-                raise UnsupportedError("Twinframe is shutting down: try again when it is back.")
-            line = self._idle if job.background else self._jobs
-            line.append(job)
-            if not job.background:
-                job.tell(events.Queued(len(line) - 1 + (self._running is not None and not self._running.background)))
+                raise RefusedError("Twinframe is shutting down: try again when it is back.")
+            if job.background:
+                self._idle.append(job)
+                self._warming.add(job)
+            else:
+                self._admit(job)
+                self._jobs.append(job)
+                job.tell(self._place(job))
             self._change.notify_all()
         return job
+
+    def _admit(self, job: Job) -> None:
+        waiting = self._waiting()
+        ahead = [*waiting, *([self._running] if self._running else [])]
+        sessions = {job.visitor.session for job in ahead if job.visitor and not job.cancelled and job.ending is None}
+        has_one = job.visitor is not None and job.visitor.session in sessions
+        try:
+            self._door.admit(job.visitor, len(waiting), has_one)
+        except RefusedError:
+            self._telemetry.outcome("refused")
+            raise
+
+    def _waiting(self) -> list[Job]:
+        """The jobs in the queue that nobody has cancelled; with the lock held."""
+        return [job for job in self._jobs if not job.cancelled]
+
+    def _place(self, job: Job) -> events.Queued | None:
+        """Where a job stands in the queue, and how long it will wait there, from the mean of the last durations."""
+        with self._change:
+            waiting = self._waiting()
+            if job not in waiting:
+                return None
+            running = self._running if self._running is not None and not self._running.background else None
+            ahead = waiting.index(job) + (running is not None)
+            if not ahead or not self._durations:
+                return events.Queued(ahead)
+            mean = fmean(self._durations)
+            spent = 0.0 if running is None or running.began_at is None else time.monotonic() - running.began_at
+            return events.Queued(ahead, ahead * mean - min(spent, mean))
 
     def _loop(self) -> None:
         with torch.inference_mode():
@@ -215,10 +389,33 @@ class Worker:
         finished = job.run()
         with self._change:
             self._running = None
-            if not finished:
+            if finished:
+                self._note(job)
+            else:
                 self._idle.appendleft(job)
-            for position, waiting in enumerate(self._jobs):
-                waiting.tell(events.Queued(position))
+            for waiting in self._waiting():
+                waiting.tell(self._place(waiting))
+
+    def _note(self, job: Job) -> None:
+        """Remember how a job ended: for the expected wait, the health, the metrics and the log."""
+        self._warming.discard(job)
+        if job.fault:
+            self._faults_in_a_row += 1
+            self._telemetry.fault(job.fault)
+        elif isinstance(job.ending, events.Completed | events.Prepared):
+            self._faults_in_a_row = 0
+        if job.background:
+            return
+        took: dict[str, object] = {}
+        seconds = None
+        if job.began_at is not None:
+            seconds = time.monotonic() - job.began_at
+            took = {"seconds": round(seconds, 3), "waited": round(job.began_at - job.asked_at, 3)}
+        if isinstance(job.ending, events.Completed):
+            self._durations.append(seconds)
+            self._telemetry.completed(job.ending.comparison)
+        self._telemetry.outcome(job.outcome, seconds)
+        log.info("comparison %s", job.outcome, extra=job.described() | {"outcome": job.outcome} | took)
 
     def _next(self) -> Job | None:
         with self._change:

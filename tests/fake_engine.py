@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -19,9 +20,11 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
 from engine import catalog, events
+from engine.door import Visitor
 from engine.errors import UnsupportedError
 from engine.request import REFERENCE, CompareRequest
 from engine.results import Comparison, Generation, Latency, LayerCounts, Memory, Metrics, Ruler
+from engine.telemetry import Health
 
 COLOURS = {
     "blue": (92, 148, 230),
@@ -78,6 +81,10 @@ class FakeJob:
             self.outcome = "cancelled"
 
     def events(self) -> Iterator[events.Event]:
+        while not self.worker.turn.acquire(timeout=0.02):
+            if self.outcome == "cancelled":
+                yield events.Cancelled()
+                return
         self.worker.busy += 1
         self.worker.most_at_once = max(self.worker.most_at_once, self.worker.busy)
         try:
@@ -90,6 +97,7 @@ class FakeJob:
                 yield event
         finally:
             self.worker.busy -= 1
+            self.worker.turn.release()
 
     def _stream(self) -> Iterator[events.Event]:
         asked, worker, results = self.request, self.worker, []
@@ -157,10 +165,12 @@ class FakeWorker:
         self.ruler_runs = ruler_runs
         self.jobs: list[FakeJob] = []
         self.busy = self.most_at_once = 0
+        self.turn = threading.Lock()
+        """Held by the comparison that runs: the others wait for it, as in the worker's queue."""
         self.preloaded: list[str] = []
         self.closed = False
 
-    def submit(self, request: CompareRequest, out: Path) -> FakeJob:
+    def submit(self, request: CompareRequest, out: Path, visitor: Visitor | None = None) -> FakeJob:
         for precision in request.precisions:
             support = self.support[precision]
             if support.execution == "unavailable":
@@ -176,10 +186,19 @@ class FakeWorker:
     def recipes(self, model: str) -> dict[str, str]:
         return {name: f"What {name} takes of {model}." for name in catalog.model(model).recipes}
 
+    def code(self, request: CompareRequest, precision: str, execution: str) -> str:
+        return f"# {precision}, {execution}\nprompt = {request.prompt!r}\n"
+
     def preload(self, model: str) -> None:
         self.preloaded.append(model)
 
-    def close(self) -> None:
+    def health(self) -> Health:
+        return Health(status="busy" if self.busy else "ready", queue=0, accepting=True)
+
+    def metrics(self) -> str:
+        return "# fake\n"
+
+    def close(self, grace: float = 0) -> None:
         self.closed = True
 
 
@@ -289,12 +308,13 @@ def served(
     *,
     models: tuple[str, ...] = ("mini-flux",),
     measured: Path = Path("no such folder"),
+    doors: object = None,
 ) -> Iterator[str]:
     """The app around a worker, on a free port; gives its address, without a slash at the end."""
     from ui.page import build_page
 
     with closing(build_page(worker, models=models, recorded=recorded, measured=measured)) as page:
-        yield page.serve(quiet=True).rstrip("/")
+        yield page.serve(quiet=True, doors=doors).rstrip("/")
 
 
 def until(holds: Callable[[], object], seconds: float = 10) -> bool:

@@ -2,15 +2,17 @@
 
 import json
 import math
+import re
 import sys
 from types import MappingProxyType
+from xml.etree import ElementTree
 
 import pytest
 import tiny
 import torch
 from torchao.quantization.utils import recommended_inductor_config_setter
 
-from engine import __main__, bench, catalog, compilation, loading, precision
+from engine import __main__, bench, catalog, compilation, loading, plots, precision
 from engine.errors import OutputError, RequestError
 from engine.precision import Machine
 
@@ -247,6 +249,109 @@ def test_the_commands_table_has_a_line_a_row(command, capsys):
     command("--precision", "bf16", "--repeats", "1")
     _, header, row = capsys.readouterr().out.splitlines()
     assert header == bench.HEADER and row.startswith("bf16")
+
+
+# Plots and the table
+
+
+def row(precision="bf16", batch_size=1, method="engine", seconds=4.0, execution="native"):
+    latency = {"median": seconds, "p10": seconds - 0.01, "p90": seconds + 0.01}
+    return {
+        "precision": precision,
+        "batch_size": batch_size,
+        "method": method,
+        "execution": execution,
+        "latency_s": latency,
+        "step_ms": None if method == "bare" else 100 * seconds,
+        "memory_gb": {"weights": 30.0, "peak_allocated": 35.0 + batch_size},
+        "first_call_s": 9.0,
+    }
+
+
+@pytest.fixture
+def measured():
+    def make(*rows):
+        return {
+            "device": "NVIDIA H100 & friends",
+            "versions": {"torch": "2.11.0"},
+            "date": "2026-01-02T03:04:05+00:00",
+            "model": "flux.1-dev",
+            "weights": "random",
+            "settings": {"width": 1024, "height": 512, "num_frames": 1, "num_inference_steps": 28, "recipe": "seed"},
+            "rows": list(rows),
+        }
+
+    return make
+
+
+def bars(svg):
+    """Precision, method, batch size and value of every bar."""
+    root = ElementTree.fromstring(svg)
+    titles = [element.text for element in root.iter() if element.tag.endswith("title")]
+    return [re.fullmatch(r"(\S+) by (\S+), batch (\d+): (\S+) (?:s|x|GB)", title).groups() for title in titles]
+
+
+def test_plots_show_seconds_a_picture_speedup_and_memory(measured):
+    drawn = plots.drawings(
+        measured(row("fp8", 4, seconds=8.0), row("bf16", 4, seconds=16.0), row("fp8", 1, seconds=2.5), row("bf16", 1))
+    )
+    assert bars(drawn["latency"]) == [
+        ("bf16", "engine", "1", "4.000"),
+        ("FP8", "engine", "1", "2.500"),
+        ("bf16", "engine", "4", "4.000"),
+        ("FP8", "engine", "4", "2.000"),
+    ]
+    assert bars(drawn["speedup"]) == [("FP8", "engine", "1", "1.600"), ("FP8", "engine", "4", "2.000")]
+    assert [bar[3] for bar in bars(drawn["memory"])] == ["36.000", "36.000", "39.000", "39.000"]
+
+
+def test_the_tallest_bar_is_the_largest_value_and_all_are_in_proportion(measured):
+    root = ElementTree.fromstring(plots.drawings(measured(row(), row("fp8", seconds=1.0)))["latency"])
+    heights = [float(e.get("height")) for e in root.iter() if e.tag.endswith("rect") and len(e)]
+    assert heights[0] == pytest.approx(4 * heights[1])
+
+
+def test_an_emulated_or_failed_row_is_nowhere(measured):
+    found = measured(row(), row("nvfp4", execution="emulated"), row("fp8") | {"latency_s": None})
+    assert [bar[0] for bar in bars(plots.drawings(found)["latency"])] == ["bf16"]
+    assert "speedup" not in plots.drawings(found)
+    assert "NVFP4" not in plots.table(found) and "FP8" not in plots.table(found)
+
+
+def test_the_table_compares_with_bf16_and_with_the_seeds_method(measured):
+    rows = [row(), row("fp8", seconds=3.0), row(method="seed", seconds=5.0), row("fp8", method="seed", seconds=4.5)]
+    about, _, head, _, *lines = plots.table(measured(*rows, row(method="bare", seconds=3.9))).splitlines()
+    assert all(word in about for word in ("1024x512", "28 steps", "random weights", "NVIDIA H100", "2026-01-02"))
+    heads = [cell.strip() for cell in head.strip("|").split("|")]
+    found = [dict(zip(heads, (c.strip() for c in line.strip("|").split("|")), strict=True)) for line in lines]
+    assert [(f["Precision"], f["Method"], f["vs bf16"], f["vs seed"]) for f in found] == [
+        ("bf16", "engine", "–", "1.25x"),
+        ("bf16", "seed", "–", "–"),
+        ("bf16", "bare", "–", "1.28x"),
+        ("FP8", "engine", "1.33x", "1.50x"),
+        ("FP8", "seed", "1.11x", "–"),
+    ]
+    assert "vs seed" not in plots.table(measured(row()))
+
+
+@pytest.mark.parametrize("file", sorted((catalog.ASSETS / "benchmarks").glob("*.json")), ids=lambda file: file.stem)
+def test_every_recorded_benchmark_can_be_drawn(file, tmp_path):
+    recorded = json.loads(file.read_text())
+    files = plots.write(recorded, tmp_path / "plots", file.stem)
+    assert {f.name for f in files} >= {f"{file.stem}-latency.svg", f"{file.stem}-memory.svg", f"{file.stem}.md"}
+    for drawn in (f for f in files if f.suffix == ".svg"):
+        assert len(bars(drawn.read_text())) > 0
+
+
+def test_the_command_draws_what_it_measured(command, tmp_path):
+    command("--precision", "bf16", "nvfp4", "--repeats", "1", "--plots", str(tmp_path / "plots"))
+    assert {f.name for f in (tmp_path / "plots").iterdir()} == {"b-latency.svg", "b-memory.svg", "b.md"}
+
+
+def test_plots_that_cannot_be_written_are_one_sentence(measured, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(OutputError, match="Choose another folder"):
+        plots.write(measured(row()), tmp_path / "taken", "b")
 
 
 @pytest.mark.parametrize("arguments", [("--methods", "guess"), ("--repeats", "0"), ("--batch-size", "0")])

@@ -15,9 +15,9 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 from safetensors.torch import load_file
 from torch import nn
 
-from engine import hub, loading, precision, recipes, residency
-from engine.catalog import ASSETS, MINI_FLUX, MODELS, Memory
-from engine.errors import LoadError, UnsupportedError
+from engine import hub, loading, precision, recipes
+from engine.catalog import ASSETS, MINI_FLUX, MODELS
+from engine.errors import LoadError
 from engine.loading import Source
 
 SHARDS = sorted(str(f.relative_to(MINI_FLUX.folder)) for f in MINI_FLUX.folder.rglob("*.safetensors"))
@@ -442,93 +442,3 @@ def test_a_cancelled_job_leaves_its_download(answer, small, monkeypatch, tmp_pat
     assert isinstance(told[-1], events.Cancelled)
     assert not any(isinstance(event, (events.Downloading, events.Warming)) for event in told)
     assert len(asked) == 3, "looked for in the cache, measured, begun, and not asked for again"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What fits
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """Play a machine with so much GPU and host memory, in GB."""
-
-    def play(gpu, host, free=None):
-        here = residency.Room(what="GPU memory", free=gpu if free is None else free, total=gpu)
-        monkeypatch.setattr(
-            residency, "rooms", lambda device: (here, residency.Room(what="host memory", free=host, total=host))
-        )
-        return torch.device("cuda")
-
-    return play
-
-
-@pytest.mark.parametrize(
-    ("gpu", "host", "words"),
-    [
-        (79.2, 128, None),
-        (37.9, 128, ["38.3 GB of GPU memory", "37.9 GB"]),
-        (79.2, 6, ["8.0 GB of host memory", "6.0 GB"]),
-    ],
-)
-def test_a_model_too_large_is_refused_with_the_numbers(machine, gpu, host, words):
-    device = machine(gpu, host)
-    if words is None:
-        residency.require(FLUX, "bf16", 23.8, device)
-        return
-    with pytest.raises(UnsupportedError) as caught:
-        residency.require(FLUX, "bf16", 23.8, device)
-    assert all(word in str(caught.value) for word in ["FLUX.1-dev in bf16", *words])
-
-
-def test_room_for_a_quantized_denoiser_alone(machine):
-    device = machine(24, 64)
-    assert residency.lack(FLUX, "nvfp4", 6.79, device, shared=True) is None
-    assert residency.lack(FLUX, "bf16", 23.80, device, shared=True)
-    assert residency.lack(FLUX, "bf16", 18.0, device, shared=False) is None
-
-
-def test_bundled_models_fit_everywhere(machine):
-    assert residency.lack(MINI_FLUX, "bf16", 1, machine(0.1, 0.1), shared=True) is None
-
-
-def test_refusing_comes_before_loading(monkeypatch):
-    from engine.compare import Studio
-
-    def never(*_, **__):
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr(loading, "load_shared", never)
-    monkeypatch.setattr(loading, "load_transformer", never)
-    huge = replace(MINI_FLUX, memory_gb=Memory(transformer=1e6, shared=1, run=1, host=1))
-    with pytest.raises(UnsupportedError, match="GB of host memory"):
-        Studio("cpu").rendition(
-            replace(huge, memory_gb=Memory(transformer=1, shared=1e6, run=1, host=1)), "bf16", "seed", print
-        )
-
-
-def test_the_rendition_asked_for_longest_ago_makes_room(monkeypatch):
-    from engine.compare import Studio
-
-    studio, told = Studio("cpu"), []
-    spec = replace(MINI_FLUX, memory_gb=Memory(transformer=0.04, shared=0.03, run=0, host=0))
-    studio.rendition(spec, "bf16", "seed", told.append)
-    shared = studio._shared[spec.id]
-
-    def lack(spec, precision, *_):
-        return "There is no room." if precision == "nvfp4" and any(k[1] == "bf16" for k in studio._renditions) else None
-
-    monkeypatch.setattr(residency, "lack", lack)
-    studio.rendition(spec, "mxfp8", "seed", told.append)
-    studio.rendition(spec, "nvfp4", "seed", told.append)
-    assert [key[1] for key in studio._renditions] == ["mxfp8", "nvfp4"]
-    assert studio._shared[spec.id] is shared
-    again = studio.rendition(spec, "bf16", "seed", told.append)
-    assert again.pipeline.vae is shared["vae"]
-
-
-def test_without_room_and_with_nothing_to_drop_it_is_refused(monkeypatch):
-    from engine.compare import Studio
-
-    monkeypatch.setattr(residency, "lack", lambda *_: "There is no room.")
-    with pytest.raises(UnsupportedError, match="no room"):
-        Studio("cpu").rendition(MINI_FLUX, "bf16", "seed", print)

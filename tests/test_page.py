@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -11,14 +12,17 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from engine import catalog, events
+from engine.errors import RequestError
 from engine.request import CompareRequest
 from tests.fake_engine import BLACKWELL, LAPTOP, NO_FP8, RULER, FakeWorker, record, served, until
-from ui import benchmarks, cards, words
+from ui import benchmarks, cards, link, words
 from ui import view as views
 from ui.shelf import Shelf
 
@@ -255,7 +259,7 @@ def test_two_visitors_take_turns_and_stop_works_while_waiting(visit, slow):
     finished(one)
     generate(other, "a fish")
     finished(other)
-    assert [job.request.prompt for job in worker.jobs] == ["a cat", "a fish"]
+    assert [job.request.prompt for job in worker.jobs if job.steps] == ["a cat", "a fish"]
     assert worker.most_at_once == 1
 
 
@@ -288,7 +292,7 @@ def test_a_batch_shows_every_picture(visit, quick):
     assert until(lambda: len(pictures(page)) == 12)
     assert len(set(pictures(page))) == 12
     assert quick[1].jobs[-1].request.batch_size == 4
-    page.get_by_text(words.SLIDER, exact=True).click()
+    page.get_by_label(words.SLIDER, exact=True).check()
     page.get_by_label("3", exact=True).check()
     assert page.locator(".tf-pair:visible").get_attribute("data-pair") == "mxfp8/2"
 
@@ -396,8 +400,10 @@ def test_a_hostile_prompt_is_only_text(visit, quick):
     assert until(lambda: len(pictures(page)) == 3)
     assert page.inner_text(".tf-origin q").strip("“”\"'") == HOSTILE.strip("\"'")
     assert pictures(page)[0] == f"bf16: {HOSTILE}, seed 7"
-    for name in (words.SLIDER, words.TABLE):
-        page.get_by_text(name, exact=True).click()
+    for name in (words.SLIDER, words.FLICKER, words.DIFFERENCE, words.TABLE):
+        page.get_by_label(name, exact=True).check()
+    page.get_by_text(words.CODE_SUMMARY, exact=True).click()
+    assert HOSTILE in ast.literal_eval(page.inner_text("#tf-program-bf16").split("prompt = ")[1])
     assert page.evaluate("window.hit") is None
 
 
@@ -699,6 +705,8 @@ def test_the_slider_splits_two_clips_that_play_together(visit, theatre):
     page.click(f"{pair} .tf-play")
     assert until(lambda: all(at > 0.1 for at in clips(page, "clip.currentTime", pair)))
     assert clips(page, "clip.muted", pair) == [False, True]
+    page.get_by_label(words.DIFFERENCE, exact=True).check()
+    assert until(lambda: "NVFP4 is " in page.inner_text(f"{pair} .tf-worst"))
 
 
 @browser_test
@@ -865,13 +873,19 @@ def test_the_slider_splits_two_pictures_by_keyboard(visit, quick):
     page.get_by_role("radio", name="NVFP4").check()
     assert pair.get_attribute("data-pair") == "nvfp4/0"
     assert pair.locator("img").evaluate_all("(all) => all.map(i => i.alt.split(':')[0])") == ["bf16", "NVFP4"]
-    above = pair.locator("img").nth(1)
-    before = above.evaluate("(image) => getComputedStyle(image).clipPath")
+    above = pair.locator(".tf-above")
+    before = above.evaluate("(layer) => getComputedStyle(layer).clipPath")
     pair.locator("input[type=range]").focus()
     for _ in range(10):
         page.keyboard.press("ArrowRight")
     assert before == "inset(0px 0px 0px 50%)"
-    assert above.evaluate("(image) => getComputedStyle(image).clipPath") == "inset(0px 0px 0px 60%)"
+    assert above.evaluate("(layer) => getComputedStyle(layer).clipPath") == "inset(0px 0px 0px 60%)"
+    box = pair.locator(".tf-layers").bounding_box()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 80)
+    page.mouse.up()
+    assert above.evaluate("(layer) => getComputedStyle(layer).clipPath") == "inset(0px 0px 0px 25%)"
 
 
 @browser_test
@@ -885,6 +899,223 @@ def test_the_slider_keeps_its_choice_over_a_new_run(visit, quick):
     pair = page.locator(".tf-pair:visible")
     assert pair.count() == 1
     assert pair.locator("img").nth(1).get_attribute("alt") == "NVFP4: a cat, seed 7"
+
+
+def shown(page, part="#tf-stage"):
+    """Left, top and width of each picture inside its frame, in widths of the frame."""
+    return page.eval_on_selector_all(
+        f"{part} .tf-frame",
+        """(frames) => frames.map((frame) => {
+             const [a, b] = [frame, frame.querySelector('.tf-move')].map((e) => e.getBoundingClientRect());
+             return [(b.left - a.left) / a.width, (b.top - a.top) / a.width, b.width / a.width].map((n) =>
+               Math.round(100 * n) / 100);
+           })""",
+    )
+
+
+@browser_test
+def test_all_pictures_zoom_and_move_together(visit, quick):
+    page = visit(quick[0])
+    frames = page.locator("#tf-stage .tf-frame")
+    assert shown(page) == [[0, 0, 1]] * 3
+    box = frames.nth(1).bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4)
+    page.mouse.wheel(0, -200)
+    assert shown(page) == [[0, 0, 1]] * 3, "the wheel scrolls the page until a picture is clicked"
+    frames.nth(1).dblclick(position={"x": box["width"] / 4, "y": box["height"] / 4})
+    assert shown(page) == [[-0.5, -0.5, 3]] * 3
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    assert shown(page) == [[-0.6, -0.6, 3]] * 3
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + box["height"] / 4, steps=3)
+    page.mouse.up()
+    assert shown(page) == [[-0.1, -0.6, 3]] * 3
+    page.keyboard.press("0")
+    assert shown(page) == [[0, 0, 1]] * 3
+    page.keyboard.press("+")
+    assert shown(page) == [[-0.25, -0.25, 1.5]] * 3
+    page.wait_for_timeout(50)
+    page.mouse.wheel(0, -200)
+    zoom = shown(page)[0][2]
+    assert zoom > 1.5
+    page.get_by_label(words.SLIDER, exact=True).check()
+    assert shown(page, ".tf-pair:not([hidden])")[0][2] == zoom, "another view shows another part"
+    generate(page, "a cat")
+    finished(page)
+    page.get_by_label(words.SIDE, exact=True).check()
+    assert [each[2] for each in shown(page)] == [zoom] * 3, "a new run forgets the zoom"
+    page.get_by_label(words.ZOOM_RESET).click()
+    assert shown(page) == [[0, 0, 1]] * 3
+
+
+@browser_test
+def test_flicker_shows_one_or_the_other_in_the_same_place(visit, quick):
+    page = visit(quick[0])
+    page.locator("body").press("f")
+    assert page.get_by_label(words.FLICKER, exact=True).is_checked()
+    page.get_by_role("radio", name="NVFP4").check()
+
+    def seen():
+        return page.eval_on_selector_all(
+            ".tf-pair:not([hidden]) .tf-corner",
+            "(all) => all.filter((e) => e.checkVisibility({visibilityProperty: true})).map((e) => e.textContent)",
+        )
+
+    def above():
+        return page.locator(".tf-pair:not([hidden]) .tf-above").evaluate("(e) => getComputedStyle(e).visibility")
+
+    assert (seen(), above()) == (["bf16"], "hidden")
+    page.keyboard.press("f")
+    assert (seen(), above()) == (["NVFP4"], "visible")
+    page.locator(".tf-pair:not([hidden]) .tf-frame").click()
+    assert (seen(), above()) == (["bf16"], "hidden")
+    page.get_by_role("button", name=words.FLIP, exact=True).click()
+    assert (seen(), above()) == (["NVFP4"], "visible")
+    page.fill("#tf-prompt textarea", "")
+    page.locator("#tf-prompt textarea").press("f")
+    assert seen() == ["NVFP4"], "typing a prompt flipped the picture"
+    assert page.input_value("#tf-prompt textarea") == "f"
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory):
+    """An app that opens with pictures that differ in one square alone, by 60 levels of red."""
+    folder = tmp_path_factory.mktemp("marked")
+    saved = record(folder / "rocket", precisions=["nvfp4"])
+    with Image.open(saved.reference.files[0]) as picture:
+        pixels = np.array(picture)
+    pixels[160:192, 64:96] = 100
+    Image.fromarray(pixels).save(saved.reference.files[0])
+    pixels[160:192, 64:96, 0] += 60
+    Image.fromarray(pixels).save(saved.results[1].files[0])
+    with served(FakeWorker(), folder) as url:
+        yield url
+
+
+@browser_test
+def test_the_difference_finds_the_one_spot_that_differs(visit, marked):
+    page = visit(marked)
+    page.get_by_label(words.DIFFERENCE, exact=True).check()
+    said = page.locator(".tf-worst:visible")
+    assert until(lambda: said.inner_text())
+    assert said.inner_text() == (
+        "The worst spot, 32 × 32 pixels: NVFP4 is 20.0 of 255 levels away from bf16 there, 0.3 over the whole picture."
+    )
+    spot = page.locator(".tf-spot").first
+    assert spot.evaluate("(s) => [s.style.left, s.style.top, s.style.width]") == ["25%", "62.5%", "12.5%"]
+    inside, outside = page.evaluate(
+        """() => { const context = document.querySelector('.tf-map').getContext('2d');
+             return [[80, 176], [20, 20]].map(([x, y]) => [...context.getImageData(x, y, 1, 1).data].slice(0, 3)); }"""
+    )
+    assert outside == [0, 0, 0]
+    assert sum(inside) > 60
+    crops = page.evaluate(
+        """() => [...document.querySelectorAll('.tf-crop')].map((crop) =>
+             [crop.width, ...crop.getContext('2d').getImageData(3, 3, 1, 1).data.slice(0, 3)])"""
+    )
+    assert crops == [[32, 100, 100, 100], [32, 160, 100, 100]]
+    page.get_by_label(words.SIDE, exact=True).check()
+    page.get_by_role("button", name=words.TO_WORST).click()
+    assert shown(page) == [[-0.75, -2.0 - 0.25, 4]] * 2
+
+
+@browser_test
+def test_any_number_is_explained_by_keyboard_and_touch(visit, quick):
+    page = visit(quick[0])
+    note = page.locator("#tf-note")
+    assert not note.is_visible()
+    card(page, "NVFP4").get_by_role("button", name="LPIPS").press("Enter")
+    assert note.inner_text() == words.WHY["lpips"]
+    page.keyboard.press("Escape")
+    assert not note.is_visible()
+    card(page, "bf16").locator("dd").first.click()
+    assert note.inner_text() == words.WHY["latency"]
+    assert card(page, "bf16").locator("[data-why]").first.get_attribute("title") == words.WHY["latency"]
+    page.get_by_label(words.TABLE, exact=True).check()
+    page.get_by_role("button", name="PSNR").click()
+    assert note.inner_text() == words.WHY["psnr"]
+
+
+# Links and code
+
+
+LINKED = {
+    "model": "ltx-2",
+    "precisions": ["fp8", "nvfp4"],
+    "seed": 41,
+    "num_inference_steps": 12,
+    "guidance_scale": 2.5,
+    "num_frames": 49,
+    "height": 320,
+    "width": 416,
+    "batch_size": 2,
+    "recipe": "strict",
+}
+
+
+@browser_test
+def test_a_copied_link_restores_every_control_and_starts_nothing(visit, many):
+    url, worker = many
+    asked = CompareRequest.create("waves & “stones” #1? 100%", **LINKED)
+    jobs = len(worker.jobs)
+    page = visit(f"{url}/{link.query(asked)}", permissions=["clipboard-read", "clipboard-write"])
+    assert until(lambda: page.input_value("#tf-prompt textarea") == asked.prompt)
+    assert page.input_value("#tf-model input") == "LTX-2"
+    page.wait_for_timeout(300)
+    assert len(worker.jobs) == jobs
+    assert page.locator(".tf-recorded").is_visible()
+    page.click("#tf-go")
+    finished(page)
+    assert worker.jobs[-1].request == asked
+    page.get_by_role("button", name=words.LINK).click()
+    assert until(lambda: page.evaluate("navigator.clipboard.readText()") == f"{url}/{link.query(asked)}")
+    assert words.COPIED in page.inner_text(".tf-origin")
+
+
+@browser_test
+def test_a_wrong_link_is_one_sentence_and_the_defaults(visit, quick):
+    page = visit(f"{quick[0]}/?prompt=a+fish&seed=-1")
+    assert notice(page) == words.link_wrong("seed is -1: it must lie between 0 and 4294967295.")
+    assert page.input_value("#tf-prompt textarea") == PROMPT
+    generate(page)
+    finished(page)
+    assert quick[1].jobs[-1].request == CompareRequest.create(PROMPT)
+
+
+@browser_test
+def test_the_code_of_a_precision_is_copied(visit, quick):
+    page = visit(quick[0], permissions=["clipboard-read", "clipboard-write"])
+    card(page, "NVFP4").get_by_role("button", name=words.CODE).click()
+    expected = f"# nvfp4, emulated\nprompt = {PROMPT!r}\n"
+    assert until(lambda: page.evaluate("navigator.clipboard.readText()") == expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"model": "flux.9"}, f"There is no model 'flux.9': choose one of {', '.join(catalog.MODELS)}."),
+        ({"model": "ltx-2"}, "LTX-2 is not offered here: choose mini-flux."),
+        ({"seed": "abc"}, "seed must be a whole number, not text."),
+        ({"steps": "1e999"}, "num_inference_steps must be a whole number, not the number inf."),
+        ({"size": "256"}, "size is '256': write it as width x height, such as 256x256."),
+        ({"precisions": "fp3"}, "There is no precision 'fp3': choose from bf16, fp8, mxfp8, nvfp4."),
+        ({"prompt": " "}, "The prompt is empty: describe the picture in a few words."),
+    ],
+)
+def test_a_link_is_checked_like_every_request(values, sentence):
+    with pytest.raises(RequestError, match=re.escape(sentence)):
+        link.read(values, ["mini-flux"])
+
+
+@pytest.mark.parametrize("changes", [{}, LINKED, {"precisions": ["bf16"], "guidance_scale": 1.2345678}])
+def test_a_link_holds_the_whole_request(changes):
+    asked = CompareRequest.create("a “cat” & a dog + 50% #1", **changes)
+    assert link.read(dict(parse_qsl(link.query(asked)[1:])), list(catalog.MODELS)) == asked
+
+
+def test_an_address_that_asks_for_nothing_is_no_link():
+    assert link.read({"__theme": "dark", "utm_source": "x"}, ["mini-flux"]) is None
 
 
 @browser_test
@@ -919,7 +1150,7 @@ def test_a_phone_needs_no_sideways_scrolling(visit, quick, scheme):
     finished(page)
     page.get_by_text(words.MORE).click()
     page.get_by_text(words.RAN, exact=True).first.click()
-    for name in (words.SIDE, words.SLIDER, words.TABLE):
+    for name in (words.SIDE, words.SLIDER, words.FLICKER, words.DIFFERENCE, words.TABLE):
         page.get_by_label(name, exact=True).check()
         page.wait_for_timeout(150)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
@@ -1016,7 +1247,7 @@ def test_every_text_of_a_request_is_escaped(tmp_path):
     odd = CompareRequest.create(HOSTILE)
     view = views.of(done, tmp_path, recorded=True)
     view = views.replace(view, request=odd, device="<b>device</b>")
-    for html in (cards.headline(view), cards.stage(view), cards.slider(view), cards.table(view), cards.ran(view)):
+    for html in (cards.headline(view), cards.stage(view), cards.pairs(view), cards.table(view), cards.ran(view)):
         assert "<script" not in html
         assert "<img src=x" not in html
         assert "<b>" not in html

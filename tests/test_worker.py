@@ -1,17 +1,22 @@
 """The worker's queue: one job at a time, cancelling, failures, preloading; with the real miniature where it matters."""
 
+import json
 import threading
 import time
 from dataclasses import replace
 from types import MappingProxyType, SimpleNamespace
 
+import httpx
 import pytest
 import torch
 
 from engine import catalog, events
 from engine.compare import CancelledRun
-from engine.errors import LoadError, OutputError, RequestError, UnsupportedError
+from engine.door import Door, Limits, Visitor
+from engine.errors import LoadError, OutputError, RefusedError, RequestError, UnsupportedError
+from engine.logs import OneLine
 from engine.worker import Worker, writable
+from tests.fake_engine import served
 
 
 def read(job):
@@ -33,7 +38,7 @@ def stub(cache, monkeypatch):
         while not gate.acquire(timeout=0.005):
             if stop():
                 raise CancelledRun
-        return SimpleNamespace(seed=request.seed)
+        return SimpleNamespace(seed=request.seed, request=request, results=())
 
     monkeypatch.setattr(worker._studio, "compare", compare)
     yield SimpleNamespace(worker=worker, gate=gate, began=began, studio=worker._studio)
@@ -217,6 +222,129 @@ def test_preloading_an_unknown_model(stub):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The door, the wait, the health and the log
+
+
+ANN, BOB = Visitor(session="ann", address="10.0.0.1"), Visitor(session="bob", address="10.0.0.2")
+
+
+def limited(stub, **limits):
+    stub.worker._door = Door(Limits(**limits))
+
+
+def test_a_visitor_has_one_comparison_at_a_time(stub, ask, tmp_path, until):
+    first = stub.worker.submit(ask(seed=0), tmp_path, ANN)
+    until(lambda: stub.began == [0])
+    with pytest.raises(RefusedError, match="already have a comparison"):
+        stub.worker.submit(ask(seed=1), tmp_path, ANN)
+    waiting = stub.worker.submit(ask(seed=2), tmp_path, BOB)
+    with pytest.raises(RefusedError, match="already have a comparison"):
+        stub.worker.submit(ask(seed=3), tmp_path, BOB)
+    waiting.cancel()
+    stub.worker.submit(ask(seed=4), tmp_path, BOB)
+    stub.gate.release(2)
+    assert kinds(read(first))[-1] == "Completed"
+    stub.worker.submit(ask(seed=5), tmp_path, ANN)
+
+
+def test_the_queue_is_bounded_and_a_cancelled_job_gives_its_place_back(stub, ask, tmp_path, until):
+    limited(stub, waiting=2)
+    stub.worker.submit(ask(seed=0), tmp_path)
+    until(lambda: stub.began == [0])
+    jobs = [stub.worker.submit(ask(seed=i), tmp_path) for i in (1, 2)]
+    with pytest.raises(RefusedError, match="queue is full"):
+        stub.worker.submit(ask(seed=3), tmp_path)
+    assert not stub.worker.health().accepting
+    jobs[0].cancel()
+    stub.worker.submit(ask(seed=4), tmp_path)
+    assert 'twinframe_jobs_total{outcome="refused"} 1' in stub.worker.metrics()
+    assert "twinframe_queue_length 2" in stub.worker.metrics()
+
+
+def test_who_waits_hears_how_long_and_again_every_second(stub, ask, tmp_path, until, monkeypatch):
+    monkeypatch.setattr("engine.worker.TICK_SECONDS", 0.05)
+    stub.worker._durations.extend((10.0, 20.0))
+    running = stub.worker.submit(ask(seed=0), tmp_path)
+    until(lambda: stub.began == [0])
+    stream = stub.worker.submit(ask(seed=1), tmp_path).events()
+    waits = [next(stream) for _ in range(3)]
+    assert [w.position for w in waits] == [1, 1, 1]
+    assert 15 >= waits[0].seconds > waits[1].seconds > waits[2].seconds > 10
+    running.cancel()
+    until(lambda: stub.began == [0, 1])
+
+
+def test_a_job_beyond_its_deadline_ends_in_one_sentence_and_the_next_one_runs(stub, ask, tmp_path):
+    limited(stub, deadline=0.1)
+    (*_, ending) = read(stub.worker.submit(ask(), tmp_path))
+    assert ending.reason == (
+        "It took longer than the 0.1 s that a comparison may take here: choose fewer steps, precisions or frames."
+    )
+    assert 'twinframe_jobs_total{outcome="late"} 1' in stub.worker.metrics()
+    limited(stub)
+    stub.gate.release()
+    assert kinds(read(stub.worker.submit(ask(), tmp_path)))[-1] == "Completed"
+
+
+def test_health_tells_ready_busy_warming_degraded_and_stopping(stub, warming, ask, tmp_path, until, monkeypatch):
+    def status():
+        return stub.worker.health().status
+
+    assert status() == "ready"
+    stub.worker.preload("mini-flux")
+    until(lambda: warming.log)
+    assert (status(), stub.worker.health().accepting) == ("warming", False)
+    job = stub.worker.submit(ask(seed=0), tmp_path)
+    until(lambda: stub.began == [0])
+    assert status() == "busy"
+    warming.go.set()
+    stub.gate.release()
+    read(job)
+    until(lambda: status() == "ready")
+    with monkeypatch.context() as patch:
+        patch.setattr(stub.studio, "compare", lambda *_: 1 / 0)
+        for _ in range(3):
+            assert status() == "ready", "one fault may have been that request's"
+            read(stub.worker.submit(ask(), tmp_path))
+            until(lambda: stub.worker._running is None)
+    assert (status(), stub.worker.health().accepting) == ("degraded", False)
+    assert 'twinframe_faults_total{type="ZeroDivisionError"} 3' in stub.worker.metrics()
+    stub.gate.release()
+    read(stub.worker.submit(ask(), tmp_path))
+    until(lambda: status() == "ready")
+    stub.worker.close()
+    assert status() == "stopping"
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_log_names_the_job_and_its_prompt_only_if_wanted(stub, ask, tmp_path, caplog, monkeypatch, until, wanted):
+    monkeypatch.setenv("TWINFRAME_LOG_PROMPTS", str(int(wanted)))
+    caplog.set_level("INFO", logger="engine")
+    monkeypatch.setattr(stub.studio, "compare", lambda *_: 1 / 0)
+    read(stub.worker.submit(ask(prompt="a secret"), tmp_path))
+    until(lambda: len(caplog.records) == 2)
+    failed, ended = (json.loads(OneLine().format(record)) for record in caplog.records)
+    assert "ZeroDivisionError" in failed["traceback"] and failed["job"] == ended["job"]
+    assert (ended["outcome"], ended["model"]) == ("fault", "mini-flux")
+    assert (ended.get("prompt") == failed.get("prompt") == "a secret") is wanted
+    assert ("a secret" in json.dumps([failed, ended])) is wanted
+
+
+def test_a_client_that_goes_away_while_it_waits_leaves_the_queue(stub, ask, tmp_path, until):
+    running = stub.worker.submit(ask(seed=0), tmp_path)
+    until(lambda: stub.began == [0])
+    with served(stub.worker) as url:
+        data = ["a cat", None, None, 1, None, None, None, None, None, None, None]
+        event = httpx.post(f"{url}/gradio_api/call/compare", json={"data": data}).json()["event_id"]
+        with httpx.stream("GET", f"{url}/gradio_api/call/compare/{event}") as stream:
+            assert any("1 ahead" in line for line in stream.iter_lines())
+            assert httpx.get(f"{url}/health").json() == {"status": "busy", "queue": 1}
+        until(lambda: stub.worker.health().queue == 0, 10)
+        assert not running.wait(0)
+        running.cancel()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Closing
 
 
@@ -227,9 +355,23 @@ def test_closing_cancels_what_runs_and_waits_and_ends_the_thread(stub, ask, tmp_
     assert not stub.worker._thread.is_alive()
     assert all(kinds(read(job))[-1] == "Cancelled" for job in jobs)
     assert stub.began == [0]
-    with pytest.raises(UnsupportedError, match="shutting down"):
+    with pytest.raises(RefusedError, match="shutting down"):
         stub.worker.submit(ask(), tmp_path)
     stub.worker.close()  # a second time is harmless
+
+
+def test_closing_with_grace_lets_the_running_job_end(stub, ask, tmp_path, until):
+    running, waiting = (stub.worker.submit(ask(seed=i), tmp_path) for i in range(2))
+    until(lambda: stub.began == [0])
+    closing = threading.Thread(target=stub.worker.close, args=(30,))
+    closing.start()
+    assert kinds(read(waiting))[-1] == "Cancelled"
+    with pytest.raises(RefusedError, match="shutting down"):
+        stub.worker.submit(ask(), tmp_path)
+    stub.gate.release()
+    assert kinds(read(running))[-1] == "Completed"
+    closing.join(5)
+    assert not closing.is_alive() and stub.began == [0]
 
 
 def test_closing_ends_a_running_preload(stub, warming, until):

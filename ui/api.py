@@ -10,7 +10,7 @@ from engine import events
 from engine.errors import TwinframeError
 from engine.request import CompareRequest
 from engine.results import Comparison
-from ui import words
+from ui import doors, words
 from ui.shelf import Shelf
 
 
@@ -33,6 +33,7 @@ def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
         num_frames: int | None = None,
         batch_size: int | None = None,
         recipe: str | None = None,
+        http: gr.Request | None = None,
     ) -> dict:
         """Make a picture or clip in bf16 and in each other precision from the same noise; measure what differs."""
         try:
@@ -49,7 +50,7 @@ def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
                 batch_size=batch_size,
                 recipe=recipe,
             )
-            job = worker.submit(asked, shelf.new())
+            job = worker.submit(asked, shelf.new(), doors.visitor(http))
         except TwinframeError as error:
             raise _said(str(error)) from error
         try:
@@ -64,6 +65,8 @@ def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
                         raise _said(words.STOPPED)
                     case events.Step(precision, index, total, _):
                         yield {"status": f"{precision}: step {index} of {total}"}
+                    case events.Queued(position, seconds):
+                        yield {"status": words.waiting(position, seconds)}
                     case events.Downloading(what, done, total):
                         yield {"status": f"downloading {words.downloading(what, done, total)}"}
                     case _:

@@ -1,4 +1,4 @@
-"""HTML of the results: cards with pictures and numbers, the LPIPS ruler, the slider, the table, what really ran.
+"""HTML of the results: cards with pictures and numbers, the LPIPS ruler, pairs, the table, what really ran.
 
 Pure functions from a `View` to a string. All text that did not originate in this repository is escaped here. The
 strings are values of `gr.HTML` with its default template, which inserts a value as it stands; never put them into
@@ -15,32 +15,9 @@ from urllib.parse import quote
 from engine import catalog
 from engine.request import REFERENCE, CompareRequest
 from engine.results import Generation, Ruler
+from ui import link as links
 from ui import words
 from ui.view import Column, View
-
-SLIDER_JS = """
-const kept = {};
-const chosen = (name) => {
-  const inputs = [...element.querySelectorAll(`input[name=${name}]`)];
-  const input = inputs.find((i) => i.value === kept[name]) ?? inputs.find((i) => i.checked);
-  if (input) input.checked = true;
-  return input?.value ?? 0;
-};
-const sync = () => {
-  const key = `${chosen('tf-other')}/${chosen('tf-picture')}`;
-  element.querySelectorAll('.tf-pair').forEach((pair) => { pair.hidden = pair.dataset.pair !== key; });
-};
-element.addEventListener('change', (event) => {
-  kept[event.target.name] = event.target.value;
-  sync();
-});
-element.addEventListener('input', (event) => {
-  if (!event.target.matches('.tf-split')) return;
-  event.target.closest('.tf-pair').style.setProperty('--at', `${event.target.value}%`);
-});
-watch('value', sync);
-"""
-"""Runs in the browser: shows the chosen pair, over new runs as well, and moves its split. No user text enters it."""
 
 THEME_JS = """
 const paint = (dark) => document.body.classList.toggle('dark', dark);
@@ -54,16 +31,9 @@ element.querySelector('button').addEventListener('click', () => {
 """
 
 
-VIEWS_JS = """
-element.addEventListener('change', (event) => {
-  document.getElementById('tf-results').dataset.view = event.target.value;
-});
-"""
-
-
-def player_js() -> str:
-    """Runs in the browser: plays clips together, once for each component that holds a `.tf-player`."""
-    return Path(__file__).with_name("player.js").read_text(encoding="utf-8")
+def script(name: str) -> str:
+    """The source of ui/<name>.js, which runs in the browser as a component's js_on_load."""
+    return Path(__file__).with_name(f"{name}.js").read_text(encoding="utf-8")
 
 
 def link(file: str | Path) -> str:
@@ -130,16 +100,39 @@ def _origin(view: View) -> str:
     download = ""
     if view.folder is not None:
         download = f' · <a href="{link(view.folder / "comparison.json")}" download>comparison.json</a>'
+    copy = (
+        f' · <button type="button" class="tf-copy" data-copy="{escape(links.query(asked))}" title="{words.LINK_HINT}">'
+        f"{words.LINK}</button>"
+    )
     return (
         f'<p class="tf-origin">{badge}<q>{escape(asked.prompt)}</q> {escape(words.settings(asked, model))} · {where}'
-        f"{download}</p>"
+        f"{download}{copy}</p>"
     )
 
 
 def views() -> str:
-    """The switch between the three views of the same results; style.css shows the chosen one."""
-    choices = [("side", words.SIDE), ("slider", words.SLIDER), ("table", words.TABLE)]
-    return _choices("tf-view", words.VIEW_LABEL, choices)
+    """The switch between the views of the same results, of which style.css shows the chosen one, and the zoom."""
+    names = ("side", "slider", "flicker", "difference", "table")
+    said = (words.SIDE, words.SLIDER, words.FLICKER, words.DIFFERENCE, words.TABLE)
+    acts = (
+        ("out", "−", words.ZOOM_OUT),
+        ("reset", '<span class="tf-zoomed">1×</span>', words.ZOOM_RESET),
+        ("in", "+", words.ZOOM_IN),
+        ("worst", words.TO_WORST, words.TO_WORST_HINT),
+    )
+    return (
+        f'<div class="tf-bar">{_choices("tf-view", words.VIEW_LABEL, list(zip(names, said, strict=True)))}'
+        f'<div class="tf-zoom" role="group" aria-label="{words.ZOOM}" title="{words.ZOOM_HINT}">'
+        f"{''.join(_act(*act) for act in acts)}</div></div>"
+        f'<div id="tf-note" popover role="status"></div>'
+        f'<span id="tf-said" role="status" data-copied="{words.COPIED}" data-failed="{words.NOT_COPIED}"></span>'
+    )
+
+
+def _act(act: str, shown: str, hint: str) -> str:
+    """A button that ui/viewer.js answers."""
+    label = "" if shown[0].isalpha() else f' aria-label="{hint}"'
+    return f'<button type="button" class="tf-act" data-act="{act}" title="{hint}"{label}>{shown}</button>'
 
 
 def stage(view: View) -> str:
@@ -160,7 +153,7 @@ def _card(view: View, column: Column) -> str:
         return f'<figure class="tf-card">{_blank(view.request, column)}<figcaption>{title}</figcaption></figure>'
     return (
         f'<figure class="tf-card">{_pictures(view.request, made)}<figcaption>{_title(made.precision, made.execution)}'
-        f"{_numbers(view, made)}{_downloads(made)}</figcaption></figure>"
+        f"{_numbers(view, made)}{_downloads(view, made)}</figcaption></figure>"
     )
 
 
@@ -183,12 +176,17 @@ def _blank(asked: CompareRequest, column: Column) -> str:
 
 def _pictures(asked: CompareRequest, made: Generation) -> str:
     if _moving(asked):
-        return f'<div class="tf-clips">{_corner(made)}{_clips(asked, made)}</div>'
-    pictures = "".join(
-        f'<a href="{link(file)}" target="_blank">{_img(asked, made, index)}</a>'
-        for index, file in enumerate(made.files)
-    )
+        return f'<div class="tf-clips">{_frame(_clips(asked, made), made)}{_corner(made)}</div>'
+    pictures = "".join(_frame(_img(asked, made, index), made) for index in range(len(made.files)))
     return f'<div class="tf-pictures{" tf-many" if len(made.files) > 1 else ""}">{pictures}</div>'
+
+
+def _frame(content: str, made: Generation) -> str:
+    """What ui/viewer.js zooms, together with all others."""
+    return (
+        f'<div class="tf-frame" tabindex="0" role="group" aria-label="{words.frame_label(made.precision)}">'
+        f'<div class="tf-move">{content}</div></div>'
+    )
 
 
 def _img(asked: CompareRequest, made: Generation, index: int) -> str:
@@ -208,27 +206,41 @@ def _numbers(view: View, made: Generation) -> str:
     native = made.execution == "native"
     peak = words.change(comparison.memory_saving(made)) if compared and native else ""
     if made.latency_comparable:
-        latency = _stat("Latency", (words.seconds(made.latency.total), "s"), words.factor(speedup) if speedup else "")
-        stages = f'<p class="tf-stages">{words.stages(made.latency)}</p>'
+        took = (words.seconds(made.latency.total), "s")
+        latency = _stat("Latency", "latency", took, words.factor(speedup) if speedup else "")
+        stages = f'<p class="tf-stages" title="{words.WHY["stages"]}">{words.stages(made.latency)}</p>'
     else:
         latency = ""
         stages = f'<p class="tf-stages">{words.EMULATED_NOTE}</p>'
-    peak = _stat("Peak memory", words.size(made.memory.peak), peak) if native else _absent("Latency, peak memory")
-    return (
-        f'<dl class="tf-stats">{latency}{peak}{_stat("Weights", words.size(made.memory.weights), weights)}</dl>'
-        f"{stages}{_lpips(view.request, made, view.ruler)}"
-    )
+    if native:
+        peak = _stat("Peak memory", "peak", words.size(made.memory.peak), peak)
+    else:
+        peak = _absent("Latency, peak memory")
+    weights = _stat("Weights", "weights", words.size(made.memory.weights), weights)
+    return f'<dl class="tf-stats">{latency}{peak}{weights}</dl>{stages}{_lpips(view.request, made, view.ruler)}'
 
 
-def _stat(label: str, value: tuple[str, str], beside: str) -> str:
+def _stat(label: str, why: str, value: tuple[str, str], beside: str) -> str:
     number, unit = value
     note = f' <span class="tf-beside">{beside}</span>' if beside else ""
-    return f"<div><dt>{label}</dt><dd>{number}<small>{unit}</small>{note}</dd></div>"
+    return f"<div{_why(why)}><dt>{_asked(label)}</dt><dd>{number}<small>{unit}</small>{note}</dd></div>"
+
+
+def _why(key: str) -> str:
+    """Attributes of what is explained: in a tooltip, and by ui/toolbar.js where it is tapped or its label pressed."""
+    return f' data-why title="{escape(words.WHY[key])}"'
+
+
+def _asked(label: str) -> str:
+    return f'<button type="button" class="tf-why">{label}</button>'
 
 
 def _absent(label: str) -> str:
     """What stands in the place of two numbers that an emulation cannot give."""
-    return f'<div class="tf-wide"><dt>{label}</dt><dd class="tf-absent">{words.NOT_COMPARABLE}</dd></div>'
+    return (
+        f'<div class="tf-wide"{_why("emulated")}><dt>{_asked(label)}</dt>'
+        f'<dd class="tf-absent">{words.NOT_COMPARABLE}</dd></div>'
+    )
 
 
 def _lpips(asked: CompareRequest, made: Generation, ruler: Ruler | None) -> str:
@@ -240,7 +252,8 @@ def _lpips(asked: CompareRequest, made: Generation, ruler: Ruler | None) -> str:
     several = f" of {len(made.files)}" if len(made.files) > 1 else ""
     mean = f" <small>mean{several}</small>" if several or _moving(asked) else ""
     return (
-        f'<div class="tf-lpips"><dl class="tf-stats"><div><dt>LPIPS</dt><dd>{words.score(value)}{mean}</dd></div></dl>'
+        f'<div class="tf-lpips"><dl class="tf-stats"><div{_why("lpips")}><dt>{_asked("LPIPS")}</dt>'
+        f"<dd>{words.score(value)}{mean}</dd></div></dl>"
         f"{_ruler(value, ruler, words.thing(asked))}</div>"
     )
 
@@ -270,31 +283,39 @@ def _ruler(value: float, ruler: Ruler | None, made: str) -> str:
     )
 
 
-def _downloads(made: Generation) -> str:
+def _downloads(view: View, made: Generation) -> str:
     kind = Path(made.files[0]).suffix.lstrip(".").upper()
     labels = [kind] if len(made.files) == 1 else [f"{kind} {index + 1}" for index in range(len(made.files))]
-    links = " ".join(
+    files = " ".join(
         f'<a href="{link(file)}" download>{label}</a>' for label, file in zip(labels, made.files, strict=True)
     )
-    return f'<p class="tf-downloads">Download {links}</p>'
+    code = ""
+    if made.precision in view.programs:
+        target = f"tf-program-{made.precision}"
+        code = f' <button type="button" class="tf-copy" data-copy-from="{target}">{words.CODE}</button>'
+    return f'<p class="tf-downloads">Download {files}{code}</p>'
 
 
-def slider(view: View) -> str:
-    """bf16 under any other precision, split where the visitor drags; a range input makes it work by keyboard."""
+def pairs(view: View) -> str:
+    """bf16 under any other precision: split where the visitor drags, one or the other, or where they differ.
+
+    A range input makes the split work by keyboard; ui/viewer.js does the rest.
+    """
     others = [g for g in view.finished if g.precision != REFERENCE]
     if not others or view.comparison is None:
-        return f'<p class="tf-empty">{words.slider_empty(view.request)}</p>'
+        return f'<p class="tf-empty">{words.pair_empty(view.request)}</p>'
     reference = view.comparison.reference
     count = len(reference.files)
     choices = _choices("tf-other", words.OTHER_LABEL, [(g.precision, words.NAMES[g.precision]) for g in others])
     if count > 1:
         choices += _choices("tf-picture", words.thing(view.request).capitalize(), _numbered(count))
-    pairs = "".join(
+    figures = "".join(
         _pair(view, reference, other, index, hidden=(position, index) != (0, 0))
         for position, other in enumerate(others)
         for index in range(count)
     )
-    return f'<div class="tf-overlay"><div class="tf-choices">{choices}</div>{pairs}</div>'
+    choices += _act("flip", words.FLIP, words.FLIP_HINT)
+    return f'<div class="tf-overlay"><div class="tf-choices">{choices}</div>{figures}</div>'
 
 
 def _choices(name: str, label: str, choices: Sequence[tuple[str, str]]) -> str:
@@ -310,18 +331,40 @@ def _pair(view: View, below: Generation, above: Generation, index: int, *, hidde
     numbers = "".join(f"{_title(g.precision, g.execution)}{_numbers(view, g)}" for g in (below, above))
     draw = _clip if _moving(asked) else _img
     layers = (
-        f'<div class="tf-layers">{draw(asked, below, index)}{draw(asked, above, index)}{_corner(below)}'
-        f'<span class="tf-corner tf-right">{name}</span>'
+        f'<div class="tf-frame tf-layers" tabindex="0" role="group" aria-label="{words.frame_label(above.precision)}">'
+        f'<div class="tf-layer"><div class="tf-move">{draw(asked, below, index)}</div></div>'
+        f'<div class="tf-layer tf-above"><div class="tf-move">{draw(asked, above, index)}</div></div>'
+        f'<div class="tf-layer tf-heat"><div class="tf-move"><canvas class="tf-map" role="img"'
+        f' width="{asked.width}" height="{asked.height}" aria-label="Difference between bf16 and {name}"></canvas>'
+        '<span class="tf-spot"></span></div></div>'
+        f'{_corner(below)}<span class="tf-corner tf-right">{name}</span>'
         f'<input type="range" class="tf-split" min="0" max="100" value="50" aria-label="Split between bf16 and {name}">'
         "</div>"
+    )
+    hints = "".join(
+        f'<p class="tf-small" data-for="{mode}">{hint}</p>' for mode, hint in words.pair_hints(asked).items()
     )
     if _moving(asked):
         controls = _transport(view, (below, above), f"{above.precision}-{index}", index)
         layers = _player(asked, layers + controls, index)
     return (
         f'<figure class="tf-pair" data-pair="{above.precision}/{index}"{" hidden" if hidden else ""}>'
-        f'<div>{layers}<p class="tf-small">{words.slider_hint(asked)}</p></div><figcaption>{numbers}</figcaption>'
-        "</figure>"
+        f"<div>{layers}{hints}</div><figcaption>{_closer(asked, name)}{numbers}</figcaption></figure>"
+    )
+
+
+def _closer(asked: CompareRequest, name: str) -> str:
+    """The worst spot of two pictures side by side, magnified, and the colour scale of their difference."""
+    crops = "".join(
+        f'<div><canvas class="tf-crop" role="img" aria-label="{which}, the worst spot magnified"></canvas>'
+        f'<span class="tf-corner">{which}</span></div>'
+        for which in (words.NAMES[REFERENCE], name)
+    )
+    live = "off" if _moving(asked) else "polite"  # a clip that plays changes it all the time
+    return (
+        f'<div class="tf-closer" data-for="difference"><div class="tf-crops">{crops}</div>'
+        f'<p class="tf-small tf-worst" aria-live="{live}" data-said="{words.worst(asked, name)}"></p>'
+        '<p class="tf-colours"><span>0</span><i></i><span>64 levels of 255, or more</span></p></div>'
     )
 
 
@@ -425,8 +468,10 @@ def table(view: View) -> str:
     rows = "".join(_row(view, g) for g in view.finished)
     heads = ("Text", "Denoise", "Decode", "Total", "Speedup", "Weights", "Peak", "LPIPS", "PSNR")
     units = ("s", "s", "s", "s", "", "", "", "", "dB")
+    whys = ("stages", "stages", "stages", "latency", "speedup", "weights", "peak", "lpips", "psnr")
     cells = "".join(
-        f'<th scope="col">{h}{f" <small>{u}</small>" if u else ""}</th>' for h, u in zip(heads, units, strict=True)
+        f'<th scope="col"{_why(why)}>{_asked(h)}{f" <small>{u}</small>" if u else ""}</th>'
+        for h, u, why in zip(heads, units, whys, strict=True)
     )
     return (
         '<div class="tf-scroll" tabindex="0" role="region" aria-label="Table of results"><table class="tf-table">'
@@ -472,6 +517,22 @@ def ran(view: View) -> str:
         f'<details class="tf-ran"><summary>{words.RAN}</summary>'
         f'<div class="tf-scroll" tabindex="0" role="region" aria-label="{words.RAN}"><table class="tf-facts">'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>{ruler}</details>"
+    )
+
+
+def programs(view: View) -> str:
+    """The code of the comparison, a program a precision."""
+    if not view.programs:
+        return ""
+    each = "".join(
+        f'<section><h3>{words.NAMES[precision]} <button type="button" class="tf-copy"'
+        f' data-copy-from="tf-program-{precision}">{words.CODE_COPY}</button></h3>'
+        f'<pre id="tf-program-{precision}" tabindex="0">{escape(program)}</pre></section>'
+        for precision, program in view.programs.items()
+    )
+    return (
+        f'<details class="tf-ran tf-programs"><summary>{words.CODE_SUMMARY}</summary>'
+        f'<p class="tf-small">{words.CODE_NOTE}</p>{each}</details>'
     )
 
 

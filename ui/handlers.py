@@ -14,8 +14,9 @@ import gradio as gr
 
 from engine import catalog, events
 from engine.errors import RequestError, TwinframeError
-from engine.request import CompareRequest
-from ui import cards, words
+from engine.request import REFERENCE, CompareRequest
+from engine.results import Comparison
+from ui import cards, doors, link, words
 from ui import view as views
 from ui.shelf import Shelf
 from ui.view import View
@@ -68,7 +69,7 @@ class Parts:
     notice: gr.HTML
     headline: gr.HTML
     stage: gr.HTML
-    slider: gr.HTML
+    pairs: gr.HTML
     table: gr.HTML
     ran: gr.HTML
     asked: gr.State
@@ -89,11 +90,12 @@ class _Run:
 class Handlers:
     """The page's event handlers, around one worker."""
 
-    def __init__(self, worker: object, shelf: Shelf):
+    def __init__(self, worker: object, shelf: Shelf, models: tuple[str, ...]):
         self._worker = worker
         self._shelf = shelf
-        self._runs: dict[str, _Run | None] = {}
-        """By browser session; None from the press until the queue gets to it."""
+        self._models = models
+        self._runs: dict[str, _Run | CompareRequest] = {}
+        """By browser session; from the press until the queue gets to it what was asked for."""
         self._stopped: set[str] = set()
         """Sessions whose run was ended by Stop, which Gradio reports to `broken` as a failure."""
 
@@ -112,7 +114,7 @@ class Handlers:
             yield {parts.notice: cards.notice(str(error))}
             # Keeps the run that is chained to this event from starting; the notice above is what is seen.
             raise gr.Error(str(error), visible=False, print_exception=False) from error
-        self._runs[http.session_hash] = None
+        self._runs[http.session_hash] = asked
         self._stopped.discard(http.session_hash)
         yield {
             parts.asked: asked,
@@ -125,11 +127,13 @@ class Handlers:
         """The queued part: one comparison, redrawn as its events come."""
         parts, session = self._parts, http.session_hash
         asked, before = values[parts.asked], values[parts.shown]
-        if asked is None or session not in self._runs:
-            raise gr.Error(words.BROKEN, visible=False, print_exception=False)
+        if asked is None or self._runs.get(session) != asked:
+            # Stopped while it waited, before the browser knew of a place in the queue to give up.
+            yield gr.skip()
+            return
         folder = self._shelf.new()
         try:
-            job = self._worker.submit(asked, folder)
+            job = self._worker.submit(asked, folder, doors.visitor(http))
         except TwinframeError as error:
             self._runs.pop(session)
             yield self._end(before, str(error))
@@ -144,7 +148,7 @@ class Handlers:
                 self._runs.pop(session)
         match ending:
             case events.Completed(comparison):
-                view = views.of(comparison, folder, recorded=False)
+                view = views.of(comparison, folder, recorded=False, programs=programs(self._worker, comparison))
                 yield {parts.shown: view, **self._end(view, "")}
             case events.Cancelled():
                 yield self._ended_early(run, words.STOPPED_KEPT, "")
@@ -171,7 +175,7 @@ class Handlers:
         """Stop was pressed: end the job, running or still in the queue, and show what there is."""
         self._stopped.add(http.session_hash)
         run = self._runs.pop(http.session_hash, None)
-        if run is None:
+        if not isinstance(run, _Run):
             return self._end(values[self._parts.shown], "")
         run.job.cancel()
         return self._ended_early(run, words.STOPPED_KEPT, "")
@@ -180,7 +184,7 @@ class Handlers:
         """A tab was closed: free the device."""
         run = self._runs.pop(http.session_hash, None)
         self._stopped.discard(http.session_hash)
-        if run is not None:
+        if isinstance(run, _Run):
             run.job.cancel()
 
     def broken(self, values: dict, http: gr.Request) -> dict:
@@ -193,17 +197,47 @@ class Handlers:
 
     def choose_model(self, model_id: str, prompt: str) -> dict:
         """Set the form to another model's limits and defaults; a prompt that was no example stays."""
-        parts, form, worker = self._parts, self._parts.form, self._worker
-        spec = catalog.model(model_id)
-        hints = cards.hints(spec, worker.support, worker.about_weights(spec.id))
+        form, spec = self._parts.form, catalog.model(model_id)
         untouched = not prompt.strip() or any(prompt in other.examples for other in catalog.MODELS.values())
         value = {"value": spec.examples[0]} if untouched and spec.examples else {}
+        return self._around(spec) | {
+            form.prompt: gr.Textbox(placeholder=words.prompt_hint(spec), **value),
+            **{getattr(form, name): gr.update(**of) for name, of in settings(spec, self._worker).items()},
+        }
+
+    def open_link(self, http: gr.Request) -> dict:
+        """The page was opened: set the form as the address says, and start nothing."""
+        parts, form = self._parts, self._parts.form
+        try:
+            asked = link.read(http.query_params, self._models)
+            for precision in asked.precisions if asked else ():
+                if self._worker.support[precision].execution == "unavailable":
+                    raise RequestError(words.unavailable(precision, self._worker.support[precision].reason))
+        except RequestError as error:
+            return {parts.notice: cards.notice(words.link_wrong(str(error)))}
+        if asked is None:
+            return gr.skip()
+        spec = catalog.model(asked.model)
+        fields = settings(spec, self._worker)
+        size = (f"{asked.width} × {asked.height}", f"{asked.width}x{asked.height}")
+        if size not in fields["size"]["choices"]:
+            fields["size"] |= {"choices": [*fields["size"]["choices"], size], "visible": True}
+        values = asked.to_json() | {"size": size[1]}
+        return self._around(spec) | {
+            form.model: asked.model,
+            form.prompt: gr.Textbox(asked.prompt, placeholder=words.prompt_hint(spec)),
+            form.precisions: [p for p in asked.precisions if p != REFERENCE],
+            **{getattr(form, name): gr.update(**(of | {"value": values[name]})) for name, of in fields.items()},
+        }
+
+    def _around(self, spec: catalog.ModelSpec) -> dict:
+        """What stands around the form for a model."""
+        parts, worker = self._parts, self._worker
+        hints = cards.hints(spec, worker.support, worker.about_weights(spec.id))
         return {
             parts.examples: gr.Dataset(samples=[[example] for example in spec.examples]),
             parts.about: cards.about(spec),
             parts.hints: gr.HTML(hints, visible=bool(hints)),
-            form.prompt: gr.Textbox(placeholder=words.prompt_hint(spec), **value),
-            **{getattr(form, name): gr.update(**fields) for name, fields in settings(spec, worker).items()},
         }
 
     def _ended_early(self, run: _Run, headline: str, notice: str) -> dict:
@@ -225,10 +259,15 @@ def draw(parts: Parts, view: View) -> dict:
     return {
         parts.headline: cards.headline(view),
         parts.stage: cards.stage(view),
-        parts.slider: cards.slider(view),
+        parts.pairs: cards.pairs(view),
         parts.table: cards.table(view),
-        parts.ran: cards.ran(view),
+        parts.ran: cards.ran(view) + cards.programs(view),
     }
+
+
+def programs(worker: object, comparison: Comparison) -> dict[str, str]:
+    """Precision -> the code that makes what it made."""
+    return {g.precision: worker.code(comparison.request, g.precision, g.execution) for g in comparison.results}
 
 
 def settings(spec: catalog.ModelSpec, worker: object) -> dict[str, dict]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from engine.request import PRECISIONS, REFERENCE
 from engine.results import Comparison
 from ui import api, benchmarks, cards, style, words
 from ui import view as views
-from ui.handlers import Form, Handlers, Parts, draw, settings
+from ui.doors import Doors
+from ui.handlers import Form, Handlers, Parts, draw, programs, settings
 from ui.shelf import Shelf
 from ui.view import View
 
@@ -22,8 +25,14 @@ log = logging.getLogger(__name__)
 
 RECORDED = catalog.ASSETS / "recorded"
 BENCHMARKS = catalog.ASSETS / "benchmarks"
-DEVICE = {"concurrency_id": "gpu", "concurrency_limit": 1}
-"""Everything that makes pictures shares this place in the queue."""
+DEVICE = {"concurrency_limit": None}
+"""What makes pictures waits in the worker's queue, which knows positions and limits, not in Gradio's."""
+THREADS = 128
+"""For what waits: each comparison in the queue holds one."""
+DELIVERY_SECONDS = 5.0
+"""How long the app, told to stop, waits for its last answers to be read."""
+FETCH_SECONDS = 2.0
+"""And then for their files."""
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -33,16 +42,24 @@ class Page:
 
     demo: gr.Blocks
     shelf: Shelf
+    worker: object
 
     def serve(
-        self, *, host: str | None = None, port: int | None = None, share: bool = False, quiet: bool = False
+        self,
+        *,
+        host: str | None = None,
+        port: int | None = None,
+        share: bool = False,
+        quiet: bool = False,
+        doors: Doors | None = None,
     ) -> str:
         """Start serving in the background; returns the local address.
 
         Raises:
             OSError: the port is taken.
         """
-        self.demo.queue(max_size=20, api_open=False, default_concurrency_limit=1)
+        doors = doors or Doors()
+        self.demo.queue(max_size=THREADS, api_open=False, default_concurrency_limit=1)
         _, address, _ = self.demo.launch(
             server_name=host,
             server_port=port,
@@ -58,8 +75,20 @@ class Page:
             footer_links=["api"],
             theme=style.theme(),
             head=style.head(),
+            auth=doors.auth,
+            max_threads=THREADS,
+            app_kwargs={"middleware": [doors.middleware(self.worker)]},
         )
         return address
+
+    def drain(self) -> None:
+        """Before `close`: let what has ended reach those who wait for it, and let them fetch its files."""
+        waiting, end = self.demo._queue.pending_event_ids_session, time.monotonic() + DELIVERY_SECONDS
+        if not any(waiting.values()):
+            return
+        while any(waiting.values()) and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(FETCH_SECONDS)
 
     def close(self) -> None:
         """Stop serving and remove the files of all comparisons."""
@@ -79,9 +108,9 @@ def build_page(
     `recorded` holds one folder a recorded comparison; the first one that can be read fills the page at first.
     `measured` holds what `python -m engine bench` wrote, for the Benchmarks tab.
     """
-    shelf = Shelf()
-    handlers = Handlers(worker, shelf)
-    first = _first_view(shelf, recorded)
+    shelf = Shelf.from_environment(os.environ)
+    handlers = Handlers(worker, shelf, models)
+    first = _first_view(worker, shelf, recorded)
     with gr.Blocks(title=words.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         gr.HTML(
             cards.header(words.machine(worker.machine.name, worker.support)),
@@ -100,15 +129,16 @@ def build_page(
     for event in demo.fns.values():
         if event.api_visibility != "public":
             event.api_name = None
-    return Page(demo, shelf)
+    return Page(demo, shelf, worker)
 
 
-def _first_view(shelf: Shelf, recorded: Path) -> View:
+def _first_view(worker: object, shelf: Shelf, recorded: Path) -> View:
     """The first recorded comparison that can be read, or a welcome."""
     for file in sorted(recorded.glob("*/comparison.json")):
         try:
             folder = shelf.pin(file.parent)
-            return views.of(Comparison.load(folder), folder, recorded=True)
+            comparison = Comparison.load(folder)
+            return views.of(comparison, folder, recorded=True, programs=programs(worker, comparison))
         except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
             log.warning("Recorded comparison %s cannot be shown: %s", file, error)
     return View()
@@ -158,12 +188,13 @@ def _compare(worker: object, models: tuple[str, ...], first: View) -> Parts:
         hints = gr.HTML(known, visible=bool(known), apply_default_css=False, elem_id="tf-hints")
     notice = gr.HTML(cards.notice(""), apply_default_css=False)
     with gr.Column(elem_id="tf-results"):
-        with gr.Row(elem_classes="tf-top"):
-            headline = gr.HTML(apply_default_css=False, elem_id="tf-headline")
-            gr.HTML(cards.views(), js_on_load=cards.VIEWS_JS, apply_default_css=False, elem_id="tf-views")
-        stage = gr.HTML(apply_default_css=False, elem_id="tf-stage", js_on_load=cards.player_js())
-        slider = gr.HTML(
-            apply_default_css=False, elem_id="tf-slider", js_on_load=f"{cards.SLIDER_JS}\n{{\n{cards.player_js()}}}\n"
+        headline = gr.HTML(apply_default_css=False, elem_id="tf-headline")
+        gr.HTML(cards.views(), js_on_load=cards.script("toolbar"), apply_default_css=False, elem_id="tf-views")
+        stage = gr.HTML(apply_default_css=False, elem_id="tf-stage", js_on_load=cards.script("player"))
+        pairs = gr.HTML(
+            apply_default_css=False,
+            elem_id="tf-pairs",
+            js_on_load=f"{{\n{cards.script('viewer')}}}\n{{\n{cards.script('player')}}}\n",
         )
         table = gr.HTML(apply_default_css=False, elem_id="tf-table")
         ran = gr.HTML(apply_default_css=False, elem_id="tf-ran")
@@ -180,7 +211,7 @@ def _compare(worker: object, models: tuple[str, ...], first: View) -> Parts:
         notice=notice,
         headline=headline,
         stage=stage,
-        slider=slider,
+        pairs=pairs,
         table=table,
         ran=ran,
         asked=gr.State(None),
@@ -223,7 +254,7 @@ def _more_settings(fields: dict[str, dict]) -> dict[str, gr.components.Component
 def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     """Generate, Stop, the model's choice and the closed tab."""
     form = parts.form
-    drawn = [parts.notice, parts.go, parts.stop, parts.headline, parts.stage, parts.slider, parts.table, parts.ran]
+    drawn = [parts.notice, parts.go, parts.stop, parts.headline, parts.stage, parts.pairs, parts.table, parts.ran]
     pressed = gr.on(
         [parts.go.click, form.prompt.submit],
         handlers.press,
@@ -240,11 +271,14 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     parts.stop.click(
         handlers.stop, inputs={parts.shown}, outputs=[*drawn, parts.shown], cancels=[run], queue=False, **PRIVATE
     )
-    form.model.change(
+    around = [parts.examples, parts.about, parts.hints]
+    # Not change, which an opened link would cause as well: it brings values of its own.
+    form.model.input(
         handlers.choose_model,
         [form.model, form.prompt],
-        [parts.examples, parts.about, parts.hints, *(form.components() - {form.model, form.precisions})],
+        [*around, *(form.components() - {form.model, form.precisions})],
         queue=False,
         **PRIVATE,
     )
+    demo.load(handlers.open_link, None, [*around, parts.notice, *form.components()], queue=False, **PRIVATE)
     demo.unload(handlers.leave)

@@ -1,4 +1,4 @@
-"""Where the page's files lie while a browser may fetch them: one folder a comparison, swept after a day.
+"""Where the page's files lie while a browser may fetch them: one folder a comparison, swept when old or too much.
 
 Everything is kept below Gradio's own temporary folder, the one place it serves files from, so that no path of the
 repository or the machine has to be opened to the web.
@@ -6,30 +6,57 @@ repository or the machine has to be opened to the web.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
+import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from gradio.utils import get_upload_folder
 
-KEPT_SECONDS = 24 * 3600
+from engine.door import positive
+
+KEPT_HOURS = 24.0
+KEPT_GB = 5.0
+"""1e9 bytes."""
+FRESH_SECONDS = 600
+"""Younger folders are never swept: somebody is looking at them, or they are being written."""
 
 
 class Shelf:
-    """Folders for comparisons, each with a name that cannot be guessed."""
+    """Folders for comparisons, each with a name that cannot be guessed.
 
-    def __init__(self) -> None:
+    Args:
+        kept_hours: how long a comparison is kept.
+        kept_gb: how much all of them together may take; the oldest go first.
+    """
+
+    def __init__(self, kept_hours: float = KEPT_HOURS, kept_gb: float = KEPT_GB) -> None:
+        self._kept_seconds, self._kept_bytes = kept_hours * 3600, kept_gb * 1e9
+        self._sweeping = threading.Lock()
         below = Path(get_upload_folder())
         below.mkdir(parents=True, exist_ok=True)
         self.root = Path(tempfile.mkdtemp(prefix="twinframe-", dir=below))
         self._pinned: set[Path] = set()
 
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Shelf:
+        """TWINFRAME_OUTPUTS_HOURS and TWINFRAME_OUTPUTS_GB.
+
+        Raises:
+            RequestError: one of them is not a positive number.
+        """
+        hours = positive(environment, "TWINFRAME_OUTPUTS_HOURS", KEPT_HOURS)
+        return cls(hours, positive(environment, "TWINFRAME_OUTPUTS_GB", KEPT_GB))
+
     def new(self) -> Path:
         """An empty folder; sweeps what nobody can be looking at any more."""
         # Systems clean their temporary folders by themselves, which must not end a long-running app.
         self.root.mkdir(parents=True, exist_ok=True)
-        self._sweep(time.time() - KEPT_SECONDS)
+        with self._sweeping:
+            self._sweep(time.time())
         return Path(tempfile.mkdtemp(dir=self.root))
 
     def pin(self, folder: Path) -> Path:
@@ -43,7 +70,20 @@ class Shelf:
         """Remove everything."""
         shutil.rmtree(self.root, ignore_errors=True)
 
-    def _sweep(self, before: float) -> None:
-        for folder in self.root.iterdir():
-            if folder not in self._pinned and folder.stat().st_mtime < before:
+    def _sweep(self, now: float) -> None:
+        """Remove what is too old, and from the newest back, what goes beyond the space allowed."""
+        ages = {folder: now - folder.stat().st_mtime for folder in self.root.iterdir() if folder not in self._pinned}
+        total = 0
+        for folder, age in sorted(ages.items(), key=lambda pair: pair[1]):
+            total += _size(folder)
+            if age > self._kept_seconds or (total > self._kept_bytes and age > FRESH_SECONDS):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    """Bytes; of a file that is renamed at this very moment, none."""
+    total = 0
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total

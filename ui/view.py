@@ -44,6 +44,8 @@ class View:
     ruler: Ruler | None = None
     folder: Path | None = None
     """Where comparison.json lies once the comparison is complete."""
+    programs: Mapping[str, str] = field(default_factory=dict)
+    """Precision -> the code that makes the same without this project, once the comparison is complete."""
 
     @property
     def finished(self) -> tuple[Generation, ...]:
@@ -76,7 +78,7 @@ def begin(request: CompareRequest, device: str) -> View:
     )
 
 
-def of(comparison: Comparison, folder: Path, *, recorded: bool) -> View:
+def of(comparison: Comparison, folder: Path, *, recorded: bool, programs: Mapping[str, str] | None = None) -> View:
     """The view of a finished comparison whose comparison.json lies in `folder`."""
     return View(
         request=comparison.request,
@@ -89,14 +91,15 @@ def of(comparison: Comparison, folder: Path, *, recorded: bool) -> View:
         versions=comparison.versions,
         ruler=comparison.ruler,
         folder=folder,
+        programs=programs or {},
     )
 
 
 def advance(view: View, event: events.Event) -> View:
     """The view after one event of the stream; `Completed`, `Failed` and `Cancelled` are the caller's to end on."""
     match event:
-        case events.Queued(position):
-            return replace(view, headline=words.WAITING_IN_LINE, detail=f"{position} ahead" if position else "")
+        case events.Queued(position, seconds):
+            return replace(view, headline=words.WAITING_IN_LINE, detail=words.waiting(position, seconds))
         case events.Loading(what):
             return replace(view, headline=words.LOADING, detail=what)
         case events.Downloading(what, done, total):

@@ -22,6 +22,22 @@ EXAMPLES_LABEL = "Try"
 GENERATE, STOP = "Generate", "Stop"
 MODEL_LABEL = "Model"
 PRECISIONS_LABEL = "Precisions (bf16 always takes part)"
+WHY = {
+    "latency": "Wall clock of one real pipeline call: text, denoising, decoding. After a warm-up of the same shape; "
+    "loading, compiling and file writing are not in it. × is bf16's time over this one's.",
+    "peak": "All weights of the pipeline as stored, plus the most that its run allocates beyond them. GB are 1e9 "
+    "bytes; the percentage is against bf16.",
+    "weights": "Bytes of all weights as stored, text encoders and VAE included, counted and not estimated; the "
+    "percentage is against bf16.",
+    "emulated": "This machine has no tensor cores for the format: the same arithmetic runs on others, so picture, "
+    "LPIPS and weight bytes are the format's, speed and peak memory are not.",
+    "stages": "The latency by stage, in seconds: encoding the prompt, all denoising steps, and the VAE's decoding.",
+    "lpips": "How different a picture looks from bf16's, by AlexNet at full resolution, on the tensors: 0 is equal. "
+    "The scale runs from bf16's own noise to bf16 with another seed.",
+    "psnr": "Peak signal-to-noise ratio against bf16, in dB: higher is closer. It counts levels, not what eyes see.",
+    "speedup": "bf16's latency over this one's; only where both ran natively.",
+}
+"""What a number means and how it was measured."""
 SEED_LABEL, DICE = "Seed", "Pick a random seed"
 MORE = "More settings"
 STEPS_LABEL = "Steps"
@@ -35,7 +51,19 @@ RECIPES = {
     "full": "Every layer",
 }
 VIEW_LABEL = "View"
-SIDE, SLIDER, TABLE = "Side by side", "Slider", "Table"
+SIDE, SLIDER, FLICKER, DIFFERENCE, TABLE = "Side by side", "Slider", "Flicker", "Difference", "Table"
+ZOOM = "Zoom of all pictures"
+ZOOM_OUT, ZOOM_RESET, ZOOM_IN = "Zoom out (−)", "Whole picture (0)", "Zoom in (+)"
+TO_WORST, TO_WORST_HINT = "Worst spot", "Zoom to where the pictures differ most, averaged over an eighth of each side"
+FLIP, FLIP_HINT = "Flip", "Show the other one in the same place (F)"
+ZOOM_HINT = (
+    "Zoom: plus, minus and 0, a pinch, Ctrl and the wheel, or a double click. Move: drag, or the arrow keys. All "
+    "pictures move together."
+)
+LINK, LINK_HINT = "Copy link", "Copy an address that opens this page with these settings"
+CODE, CODE_SUMMARY, CODE_COPY = "Copy code", "Code", "Copy"
+CODE_NOTE = "The diffusers and torchao calls of this comparison, as programs that run without Twinframe."
+COPIED, NOT_COPIED = "Copied", "Press Ctrl+C"
 OTHER_LABEL = "bf16 against"
 SOUND_LABEL, SILENCE = "Sound", "Off"
 PLAY, SEEK, PLAYER = "Play", "Frame", "Clips, played together"
@@ -123,12 +151,37 @@ def recipe(recipe_id: str, summary: str) -> str:
     return f"{RECIPES.get(recipe_id, recipe_id)}: {summary}"
 
 
-def slider_hint(asked: CompareRequest) -> str:
-    return f"Drag across the {thing(asked)}, or use the arrow keys."
+def pair_hints(asked: CompareRequest) -> dict[str, str]:
+    """How to use each view of two pictures or clips."""
+    made = thing(asked)
+    click = "Click the picture, or press F" if made == "picture" else "Press F"
+    of_files = "" if made == "picture" else ", of the frame that is shown, after video compression"
+    return {
+        "slider": f"Drag across the {made}, or use the arrow keys.",
+        "flicker": f"{click}, to see the other one in the same place.",
+        "difference": f"|a − b| of each pixel, averaged over its three colours{of_files}. The box marks the "
+        "worst spot.",
+    }
 
 
-def slider_empty(asked: CompareRequest | None) -> str:
-    return f"The slider needs two finished {thing(asked)}s." if asked else "The slider needs a comparison."
+def pair_empty(asked: CompareRequest | None) -> str:
+    return f"This view needs two finished {thing(asked)}s." if asked else "This view needs a comparison."
+
+
+def worst(asked: CompareRequest, name: str) -> str:
+    """What is said of the worst spot; ui/viewer.js fills in the numbers."""
+    return (
+        f"The worst spot, {{size}} pixels: {name} is {{worst}} of 255 levels away from bf16 there, {{mean}} over the "
+        f"whole {'picture' if asked.num_frames == 1 else 'frame'}."
+    )
+
+
+def frame_label(precision: str) -> str:
+    return f"{NAMES[precision]}, with zoom"
+
+
+def link_wrong(reason: str) -> str:
+    return f"This link cannot be used, so everything keeps its default: {reason}"
 
 
 def table_empty(asked: CompareRequest | None) -> str:
@@ -315,6 +368,16 @@ def step(done: int, total: int, left: float | None) -> str:
     if left is None:
         return said
     return f"{said} · {left:.0f} s left" if left >= 1 else f"{said} · under 1 s left"
+
+
+def waiting(position: int, seconds: float | None) -> str:
+    """Where a comparison stands in the queue; a wait of unknown length is not guessed."""
+    if not position:
+        return "next in line"
+    ahead = f"{position} ahead"
+    if seconds is None:
+        return ahead
+    return f"{ahead} · about {seconds:.0f} s" if seconds < 90 else f"{ahead} · about {seconds / 60:.0f} min"
 
 
 def downloading(what: str, done: int, total: int) -> str:

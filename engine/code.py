@@ -1,0 +1,181 @@
+"""One precision of a comparison as a program of its own: the diffusers and torchao calls the engine makes, without it.
+
+For whoever wants to leave the page with something that runs. The program holds the rules of the recipe, not the
+engine's plan, so that it can be read; tests/test_copy_code.py holds the two together, layer by layer. Knows the
+request and the recipes, no device: a program for a precision that was emulated is the native one, and says so.
+"""
+
+from __future__ import annotations
+
+import json
+
+from engine import catalog, recipes
+from engine.catalog import ModelSpec
+from engine.request import REFERENCE, CompareRequest
+
+HARDWARE = {
+    "fp8": "an Ada, Hopper or Blackwell GPU (compute capability 8.9)",
+    "mxfp8": "a Blackwell GPU (compute capability 10.0)",
+    "nvfp4": "a Blackwell GPU (compute capability 10.0)",
+}
+"""What a precision's tensor cores come with."""
+
+_IMPORTS = {
+    "fp8": (
+        "from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_",
+        "from torchao.quantization.quantize_.common import KernelPreference",
+    ),
+    "mxfp8": (
+        "from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig",
+        "from torchao.quantization import quantize_",
+        "from torchao.quantization.quantize_.common import KernelPreference",
+    ),
+    "nvfp4": (
+        "from torchao.prototype.mx_formats import NVFP4DynamicActivationNVFP4WeightConfig",
+        "from torchao.quantization import quantize_",
+    ),
+}
+_CONFIGS = {
+    "fp8": """Float8DynamicActivationFloat8WeightConfig(
+    granularity=PerRow(),
+    activation_value_lb=1e-12,  # a row of zeros would become NaN
+    kernel_preference=KernelPreference.TORCH,
+    set_inductor_config=False,  # its settings would hold for the whole process
+)""",
+    "mxfp8": """MXDynamicActivationMXWeightConfig(
+    activation_dtype=torch.float8_e4m3fn,
+    weight_dtype=torch.float8_e4m3fn,
+    kernel_preference=KernelPreference.AUTO,
+)""",
+    "nvfp4": """NVFP4DynamicActivationNVFP4WeightConfig(
+    use_dynamic_per_tensor_scale=True,
+    use_triton_kernel=True,  # needs mslk-cuda; False without it
+)""",
+}
+"""As engine/precision.py configures them where they are native."""
+
+
+def code(request: CompareRequest, precision: str, execution: str) -> str:
+    """A Python program that makes the request's pictures or clips in one precision and writes them where it is run.
+
+    Args:
+        precision: one of the request's.
+        execution: how the comparison ran it, "native" or "emulated".
+
+    Raises:
+        RequestError: the model has no such recipe.
+    """
+    spec = catalog.model(request.model)
+    parts = [_head(spec, precision, execution), _load(spec)]
+    if precision != REFERENCE:
+        parts += [chooser(recipes.recipe(spec.family, request.recipe), precision), _quantize(precision)]
+    return "\n\n".join([*parts, _prepare(spec), _call(spec, request), _save(spec, request, precision)]) + "\n"
+
+
+def chooser(recipe: recipes.Recipe, precision: str) -> str:
+    """The source of `quantized(module, name)`, torchao's `filter_fn`: which layers a recipe takes for a format."""
+    stored, names, rules = recipes.FORMATS[precision], "", ["isinstance(module, torch.nn.Linear)"]
+    rules.append(f"module.in_features % {stored.multiple_in} == 0 and module.out_features % {stored.multiple_out} == 0")
+    if recipe.min_features:
+        rules.append(f"min(module.in_features, module.out_features) >= {recipe.min_features}")
+    if recipe.skip_containing:
+        names += _tuple("KEPT", "a layer whose name contains one of these stays bf16", recipe.skip_containing)
+        rules.append("not any(part in name for part in KEPT)")
+    if recipe.skip_exact:
+        rules.append(f"name not in {recipe.skip_exact!r}")
+    if recipe.min_rows:
+        names += _tuple("ROWS", "of a product, by the layer's name: the first that matches decides", recipe.rows)
+        rules.append(f"next((n for part, n in ROWS if part in name), {recipe.min_rows}) >= {recipe.min_rows}")
+    tests = "\n        and ".join(rules)
+    return f"{names}\n\ndef quantized(module, name):\n    # {recipe.summary}\n    return (\n        {tests}\n    )\n"
+
+
+def _tuple(name: str, comment: str, values: tuple) -> str:
+    return "\n".join([f"{name} = (  # {comment}", *(f"    {value!r}," for value in values), ")", ""])
+
+
+def _head(spec: ModelSpec, precision: str, execution: str) -> str:
+    needs = ["torch", "diffusers", "transformers", *(["torchao"] if precision != REFERENCE else [])]
+    said = [f"# {spec.name} in {precision}, as Twinframe runs it. Needs {', '.join(needs)}."]
+    if execution != "native" and precision in HARDWARE:
+        said += [
+            f"# Needs {HARDWARE[precision]}. This comparison ran on a machine without",
+            "# that, so its result comes from an emulation of the same arithmetic.",
+        ]
+    own = _IMPORTS.get(precision, ())
+    video = ("from diffusers.utils import encode_video",) if spec.modality == "video" else ()
+    return "\n".join([*said, "import torch", f"from diffusers import {spec.pipeline}", *video, *own])
+
+
+def _load(spec: ModelSpec) -> str:
+    if spec.bundled:
+        source = f'"assets/{spec.source}"'
+        where = "  # in a copy of Twinframe's repository"
+        options = "torch_dtype=torch.bfloat16, local_files_only=True"
+    else:
+        source, where = f'"{spec.source}"', ""
+        options = f'revision="{spec.revision}", torch_dtype=torch.bfloat16'
+    lines = [
+        'device = "cuda" if torch.cuda.is_available() else "cpu"',
+        f"model = {source}{where}",
+        f"pipe = {spec.pipeline}.from_pretrained(",
+        f"    model, {options}",
+        ").to(device)",
+    ]
+    if json.loads((spec.folder / "model_index.json").read_text())["vae"][1] == "AutoencoderKL":
+        lines.append("pipe.vae.to(memory_format=torch.channels_last)")
+    if spec.vae_tiling:
+        lines.append("pipe.vae.enable_tiling()")
+    return "\n".join(lines)
+
+
+def _quantize(precision: str) -> str:
+    return f"config = {_CONFIGS[precision]}\nquantize_(pipe.transformer, config, filter_fn=quantized)"
+
+
+def _prepare(spec: ModelSpec) -> str:
+    dynamic = False if spec.text_padded else None
+    return (
+        'pipe.transformer.set_attention_backend("native")\n'
+        'if device == "cuda":  # Twinframe also records CUDA graphs for single pictures, which changes their speed\n'
+        f"    pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic={dynamic})"
+    )
+
+
+def _call(spec: ModelSpec, request: CompareRequest) -> str:
+    clip = {"num_frames": request.num_frames, "frame_rate": spec.defaults.frame_rate}
+    further = {
+        "height": request.height,
+        "width": request.width,
+        "num_inference_steps": request.num_inference_steps,
+        **spec.call,
+        **(clip if spec.modality == "video" else {}),
+        spec.guidance_argument: request.guidance_scale,
+        spec.batch_argument: request.batch_size,
+    }
+    arguments = [
+        repr(request.prompt),
+        *(f"{name}={value!r}" for name, value in further.items()),
+        f'generator=[torch.Generator("cpu").manual_seed((seed + i) % 2**32) for i in range({request.batch_size})]',
+        *(['output_type="np"'] if spec.modality == "video" else []),
+    ]
+    return "\n".join([f"seed = {request.seed}", "output = pipe(", *(f"    {a}," for a in arguments), ")"])
+
+
+def _save(spec: ModelSpec, request: CompareRequest, precision: str) -> str:
+    kind = "png" if spec.modality == "image" else "mp4"
+    name = f'"{precision}.{kind}"' if request.batch_size == 1 else f'f"{precision}-{{i + 1}}.{kind}"'
+    if spec.modality == "image":
+        return f"for i, picture in enumerate(output.images):\n    picture.save({name})"
+    return "\n".join(
+        [
+            "for i, frames in enumerate(output.frames):",
+            "    encode_video(",
+            "        frames,",
+            f"        fps={spec.defaults.frame_rate:g},",
+            "        audio=output.audio[i].float().cpu(),",
+            "        audio_sample_rate=pipe.vocoder.config.output_sampling_rate,",
+            f"        output_path={name},",
+            "    )",
+        ]
+    )

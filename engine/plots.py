@@ -1,0 +1,185 @@
+"""A benchmark's JSON as plots and a table: latency, speedup and memory against batch size.
+
+Standalone SVG, for light and dark backgrounds, and Markdown. Only what was timed is drawn: an emulated precision has
+no place here. Knows nothing of how the numbers were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from engine.errors import OutputError
+from engine.files import write_whole
+from engine.request import PRECISIONS, REFERENCE
+
+Row = Mapping
+"""A row of the JSON that engine/bench.py writes."""
+Bar = tuple[Row, float]
+"""A row and its value."""
+
+_NAMES = {"bf16": "bf16", "fp8": "FP8", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
+_DRAWN = ("engine", "seed")
+"""`bare` is the engine's denoiser again, called without the engine."""
+_ABSENT = "–"
+_STYLE = """
+text { font: 12px system-ui, sans-serif; fill: #18181b; text-anchor: middle; font-variant-numeric: tabular-nums }
+.title { font-size: 14px; font-weight: 600; text-anchor: start }
+.soft { fill: #62626c }
+.key { text-anchor: start }
+line { stroke: #dcdce1 }
+rect { stroke-width: 1.5 }
+.bf16 { fill: #c9c9d0; stroke: #c9c9d0 } .fp8 { fill: #b7791f; stroke: #b7791f }
+.mxfp8 { fill: #52525b; stroke: #52525b } .nvfp4 { fill: #0f766e; stroke: #0f766e }
+.seed { fill-opacity: 0.15 }
+@media (prefers-color-scheme: dark) {
+  text { fill: #f0f0f2 } .soft { fill: #a3a3ad } line { stroke: #34343a }
+  .bf16 { fill: #4b4b53; stroke: #4b4b53 } .fp8 { fill: #e0a94a; stroke: #e0a94a }
+  .mxfp8 { fill: #b4b4bd; stroke: #b4b4bd } .nvfp4 { fill: #2dd4bf; stroke: #2dd4bf }
+}
+"""
+
+
+def timed(result: Mapping) -> list[Row]:
+    """The rows that have a latency of the real format, by batch size, precision and method."""
+    rows = [row for row in result["rows"] if row["execution"] == "native" and row["latency_s"]]
+    methods = ("engine", "seed", "bare")
+    return sorted(rows, key=lambda r: (r["batch_size"], PRECISIONS.index(r["precision"]), methods.index(r["method"])))
+
+
+def speedup(row: Row, rows: Sequence[Row], precision: str, method: str) -> float | None:
+    """How many times as fast a row is as another precision or method at its batch size; None without that one."""
+    wanted = (row["batch_size"], precision, method)
+    base = next((r for r in rows if (r["batch_size"], r["precision"], r["method"]) == wanted), None)
+    return None if base is None else base["latency_s"]["median"] / row["latency_s"]["median"]
+
+
+def table(result: Mapping) -> str:
+    """Every timed row as Markdown, below a line that says what was measured, on what and with what."""
+    rows = timed(result)
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    asked = result["settings"]
+    shape = f"{asked['width']}x{asked['height']}" + (f"x{asked['num_frames']}" if asked["num_frames"] > 1 else "")
+    lines = [
+        f"{result['model']}, {shape}, {asked['num_inference_steps']} steps, {result['weights']} weights, recipe "
+        f"`{asked['recipe']}`; {result['device']}; {result['date'][:10]}; {versions}.",
+        "",
+    ]
+    columns = {
+        "Batch": [str(row["batch_size"]) for row in rows],
+        "Precision": [_NAMES[row["precision"]] for row in rows],
+        "Method": [row["method"] for row in rows],
+        "Median s": [f"{row['latency_s']['median']:.3f}" for row in rows],
+        "10-90% s": [f"{row['latency_s']['p10']:.3f}-{row['latency_s']['p90']:.3f}" for row in rows],
+        "Step ms": [_cell(row["step_ms"], 1) for row in rows],
+        "vs bf16": [
+            _factor(None if row["precision"] == REFERENCE else speedup(row, rows, REFERENCE, row["method"]))
+            for row in rows
+        ],
+        "vs seed": [
+            _factor(None if row["method"] == "seed" else speedup(row, rows, row["precision"], "seed")) for row in rows
+        ],
+        "Weights GB": [_cell(row["memory_gb"]["weights"], 2) for row in rows],
+        "Peak GB": [_cell(row["memory_gb"]["peak_allocated"], 2) for row in rows],
+        "First call s": [_cell(row["first_call_s"], 1) for row in rows],
+    }
+    shown = {head: cells for head, cells in columns.items() if any(cell != _ABSENT for cell in cells)}
+    lines += [f"| {' | '.join(shown)} |", f"|{'---|' * len(shown)}"]
+    lines += [f"| {' | '.join(cells)} |" for cells in zip(*shown.values(), strict=True)]
+    return "\n".join(lines) + "\n"
+
+
+def drawings(result: Mapping) -> dict[str, str]:
+    """SVG by name: latency, speedup (where there is something to be faster than) and memory, against batch size."""
+    rows = timed(result)
+    drawn = [row for row in rows if row["method"] in _DRAWN]
+    each = "clip" if result["settings"]["num_frames"] > 1 else "picture"
+    faster = [
+        (row, factor)
+        for row in drawn
+        if row["precision"] != REFERENCE and (factor := speedup(row, rows, REFERENCE, row["method"]))
+    ]
+    bars = {
+        # A batch's latency grows with the batch, which would hide everything else.
+        "latency": (f"Seconds a {each}", "s", [(row, row["latency_s"]["median"] / row["batch_size"]) for row in drawn]),
+        "speedup": ("Speedup over bf16 by the same method", "x", faster),
+        "memory": ("Peak memory, GB", "GB", [(row, row["memory_gb"]["peak_allocated"]) for row in drawn]),
+    }
+    where = f"{result['model']} on {result['device']}"
+    return {name: _bars(title, where, unit, values) for name, (title, unit, values) in bars.items() if values}
+
+
+def write(result: Mapping, folder: Path, stem: str) -> list[Path]:
+    """Write the drawings and the table into `folder`, made if missing, as `stem`-latency.svg and so on.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    files = {f"{stem}-{name}.svg": drawn for name, drawn in drawings(result).items()}
+    files[f"{stem}.md"] = table(result)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot write into {folder}: {error.strerror or error}. Choose another folder.") from error
+    for name, text in files.items():
+        write_whole(folder / name, text.encode())
+    return [folder / name for name in files]
+
+
+def _bars(title: str, where: str, unit: str, values: Sequence[Bar]) -> str:
+    """A group of bars a batch size, a bar a precision and method, its value above it."""
+    floor, tall = 210, 140
+    batches = sorted({row["batch_size"] for row, _ in values})
+    lanes = sorted({_lane(row) for row, _ in values}, key=lambda lane: (PRECISIONS.index(lane[0]), lane[1]))
+    bar = 40
+    group = max(bar * len(lanes) + 28, 344 // len(batches))
+    width = group * len(batches) + 16
+    top = max(value for _, value in values)
+    drawn = []
+    for row, value in values:
+        middle = 8 + group * (batches.index(row["batch_size"]) + 0.5)
+        left = middle + bar * (lanes.index(_lane(row)) - len(lanes) / 2)
+        height = tall * value / top
+        drawn.append(
+            f'<rect class="{" ".join(_lane(row))}" x="{left + 2:.1f}" y="{floor - height:.1f}" width="{bar - 4}" '
+            f'height="{height:.1f}"><title>{_NAMES[row["precision"]]} by {row["method"]}, batch {row["batch_size"]}: '
+            f"{value:.3f} {unit}</title></rect>"
+            f'<text x="{left + bar / 2:.1f}" y="{floor - height - 6:.1f}">{_short(value)}</text>'
+        )
+    labels = "".join(
+        f'<text class="soft" x="{8 + group * (index + 0.5):.1f}" y="{floor + 18}">batch {batch}</text>'
+        for index, batch in enumerate(batches)
+    )
+    keys, methods = [], {method for _, method in lanes}
+    for index, (precision, method) in enumerate(lanes):
+        x, y = 8 + 118 * (index % 3), floor + 42 + 20 * (index // 3)
+        name = _NAMES[precision] + (f", {method}" if len(methods) > 1 else "")
+        keys.append(
+            f'<rect class="{precision} {method}" x="{x}" y="{y - 10}" width="11" height="11"/>'
+            f'<text class="key" x="{x + 17}" y="{y}">{name}</text>'
+        )
+    bottom = floor + 42 + 20 * ((len(lanes) - 1) // 3) + 14
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom}" width="{width}" height="{bottom}" '
+        f'role="img" aria-label="{escape(title)}"><style>{_STYLE}</style>'
+        f'<text class="title" x="8" y="20">{escape(title)}</text>'
+        f'<text class="soft key" x="8" y="38">{escape(where)}</text>'
+        f'<line x1="8" x2="{width - 8}" y1="{floor}" y2="{floor}"/>{"".join(drawn)}{labels}{"".join(keys)}</svg>\n'
+    )
+
+
+def _lane(row: Row) -> tuple[str, str]:
+    return row["precision"], row["method"]
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return _ABSENT if value is None else f"{value:.{digits}f}"
+
+
+def _factor(value: float | None) -> str:
+    return _ABSENT if value is None else f"{value:.2f}x"

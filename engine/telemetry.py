@@ -1,0 +1,130 @@
+"""The app as seen from outside: its health now, and counts and latencies since the start, as Prometheus reads them.
+
+The text format is Prometheus' exposition format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/).
+Only native latencies are kept: an emulation's time is not a speed. Knows no prompts and no visitors.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.results import Comparison
+
+BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+"""Upper bounds of the latency histograms, seconds."""
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """How the app is, for a load balancer."""
+
+    status: str
+    """ready: idle. busy: something runs. warming: the preload has not ended and nothing else runs. degraded: the
+    last comparisons all failed by no fault of their visitors, or the engine's thread has died. stopping: it takes no
+    more comparisons."""
+    queue: int
+    """Comparisons that wait."""
+    accepting: bool
+    """Send more."""
+
+
+class Histogram:
+    """Counts by upper bound, as Prometheus wants them: each bucket holds the smaller ones too."""
+
+    def __init__(self) -> None:
+        self.buckets = [0] * len(BUCKETS)
+        self.count, self.sum = 0, 0.0
+
+    def observe(self, seconds: float) -> None:
+        for i, bound in enumerate(BUCKETS):
+            self.buckets[i] += seconds <= bound
+        self.count += 1
+        self.sum += seconds
+
+    def lines(self, name: str, labels: Mapping[str, str]) -> Iterator[str]:
+        for bound, count in zip((*BUCKETS, "+Inf"), (*self.buckets, self.count), strict=True):
+            yield sample(f"{name}_bucket", labels | {"le": str(bound)}, count)
+        yield sample(f"{name}_sum", labels, self.sum)
+        yield sample(f"{name}_count", labels, self.count)
+
+
+class Telemetry:
+    """Everything counted. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._outcomes: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
+        self._job = Histogram()
+        self._stages: defaultdict[tuple[str, str, str], Histogram] = defaultdict(Histogram)
+        """By model, precision and stage."""
+
+    def outcome(self, outcome: str, seconds: float | None = None) -> None:
+        """A comparison ended, or was refused; `seconds` it ran, if it did."""
+        with self._lock:
+            self._outcomes[outcome] += 1
+            if seconds is not None:
+                self._job.observe(seconds)
+
+    def fault(self, kind: str) -> None:
+        """Something of ours failed: the exception's name."""
+        with self._lock:
+            self._faults[kind] += 1
+
+    def completed(self, comparison: Comparison) -> None:
+        """Keep the native latencies of a comparison, by stage."""
+        with self._lock:
+            for made in comparison.results:
+                if made.latency_comparable:
+                    for stage in ("text", "denoise", "decode", "total"):
+                        key = (comparison.request.model, made.precision, stage)
+                        self._stages[key].observe(getattr(made.latency, stage))
+
+    def exposition(self, gauges: Mapping[str, float]) -> str:
+        """Everything in Prometheus' text format; `gauges` are what is so right now, name -> value."""
+        lines = []
+
+        def metric(name: str, kind: str, about: str, samples: Iterator[str] | list[str]) -> None:
+            lines.extend((f"# HELP {name} {about}", f"# TYPE {name} {kind}", *samples))
+
+        with self._lock:
+            name = "twinframe_jobs_total"
+            outcomes = [sample(name, {"outcome": o}, n) for o, n in sorted(self._outcomes.items())]
+            metric(name, "counter", "Comparisons by how they ended, or refused.", outcomes)
+            name = "twinframe_faults_total"
+            faults = [sample(name, {"type": kind}, n) for kind, n in sorted(self._faults.items())]
+            metric(name, "counter", "Failures that were not the visitor's, by exception.", faults)
+            name = "twinframe_job_seconds"
+            metric(name, "histogram", "Time a comparison ran, from its turn on.", self._job.lines(name, {}))
+            name = "twinframe_latency_seconds"
+            stages = [
+                line
+                for (model, precision, stage), histogram in sorted(self._stages.items())
+                for line in histogram.lines(name, {"model": model, "precision": precision, "stage": stage})
+            ]
+            metric(name, "histogram", "Native latency of one pipeline call, by stage.", stages)
+        for name, value in gauges.items():
+            about = name.removeprefix("twinframe_").replace("_", " ").capitalize()
+            metric(name, "gauge", f"{about}.", [sample(name, {}, value)])
+        return "\n".join(lines) + "\n"
+
+
+def sample(name: str, labels: Mapping[str, str], value: float) -> str:
+    """One line; label values are ids and class names of our own, which need no escaping."""
+    inside = ",".join(f'{key}="{text}"' for key, text in labels.items())
+    return f"{name}{{{inside}}} {value}" if inside else f"{name} {value}"
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process (Linux); None elsewhere."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

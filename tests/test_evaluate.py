@@ -1,0 +1,518 @@
+"""Evaluation over prompts: what a folder holds, that a kill loses and repeats nothing, that the numbers are right."""
+
+import csv
+import itertools
+import json
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from engine import __main__ as cli
+from engine import catalog, evaluate, loading, media, metrics, prompts, report
+from engine.compare import Made, Studio
+from engine.errors import OutputError, RequestError
+from engine.evaluate import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = Settings(precisions=("mxfp8", "nvfp4"), recipes=("full",), steps=1)
+NAMES = ("bf16", "floor", "ceiling", "mxfp8-full", "nvfp4-full")
+
+
+@pytest.fixture
+def prompt_file(tmp_path):
+    def write(content, name="prompts.txt"):
+        file = tmp_path / name
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(file)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    """A random FLUX of a few hundred kilobytes: what is scored means nothing, every path is taken."""
+    folder = tiny.checkpoint("flux.1-dev", tmp_path_factory.mktemp("tiny") / "flux")
+    made = replace(tiny.spec("flux.1-dev", folder), recipes=("seed", "full"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog, "MODELS", MappingProxyType({**catalog.MODELS, made.id: made}))
+        yield made
+
+
+CHOSEN = prompts.PromptSet(
+    name="three.csv",
+    counted="line",
+    prompts=(
+        prompts.Prompt(id=2, category="Animals", text="a cat"),
+        prompts.Prompt(id=3, category="Animals", text='a "dog", <b>big</b>'),
+        prompts.Prompt(id=5, category="Things", text="a rocket"),
+    ),
+    repeated=0,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def studio(cache):
+    """One for all runs in this process, so that every model is loaded and warmed once."""
+    with pytest.MonkeyPatch.context() as patch:
+        shared = Studio("cpu")
+        patch.setattr(evaluate, "Studio", lambda device, source: shared)
+        yield shared
+
+
+def run(spec, out, settings=SETTINGS, chosen=CHOSEN, say=lambda _: None):
+    return evaluate.run(spec, settings, chosen, "cpu", loading.Source(), out, say)
+
+
+@pytest.fixture(scope="module")
+def whole(spec, cache, tmp_path_factory):
+    """An uninterrupted evaluation, and the folder that holds it."""
+    out = tmp_path_factory.mktemp("whole")
+    return run(spec, out), out
+
+
+def table(file):
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+# What it leaves
+
+
+def test_a_line_for_each_prompt_precision_and_recipe(whole):
+    summary, out = whole
+    lines = table(out / "scores.csv")
+    assert list(lines[0]) == ["prompt_id", "category", "prompt", "precision", "recipe", "lpips", "psnr_db"]
+    assert [(line["prompt_id"], line["precision"], line["recipe"]) for line in lines] == [
+        (str(prompt.id), name, "full") for prompt in CHOSEN.prompts for name in ("mxfp8", "nvfp4")
+    ]
+    assert lines[2]["prompt"] == 'a "dog", <b>big</b>'
+    for row in summary["results"]:
+        own = [float(line["lpips"]) for line in lines if line["precision"] == row["precision"]]
+        assert row["lpips"]["mean"] == pytest.approx(np.mean(own)) and row["lpips"]["n"] == 3
+        assert row["lpips"]["low"] <= row["lpips"]["mean"] <= row["lpips"]["high"]
+        assert row["categories"]["Animals"]["lpips"]["mean"] == pytest.approx(np.mean(own[:2]))
+        assert row["categories"]["Things"]["lpips"]["low"] is None  # of one prompt
+    assert json.loads((out / "summary.json").read_text()) == summary
+
+
+def test_rulers_are_measured_over_the_same_prompts(whole):
+    summary, out = whole
+    lines = table(out / "rulers.csv")
+    assert [(line["prompt_id"], line["ruler"]) for line in lines] == [
+        (str(prompt.id), name) for prompt in CHOSEN.prompts for name in ("floor", "ceiling")
+    ]
+    for name in ("floor", "ceiling"):
+        own = [float(line["lpips"]) for line in lines if line["ruler"] == name]
+        assert summary["ruler"][name]["lpips"]["mean"] == pytest.approx(np.mean(own))
+    assert summary["ruler"]["floor"]["lpips"]["mean"] < summary["ruler"]["ceiling"]["lpips"]["mean"]
+
+
+def test_only_native_precisions_have_a_latency_and_all_have_memory(whole):
+    summary, _ = whole
+    assert summary["reference"]["execution"] == "native" and summary["reference"]["latency_s"]["median"] > 0
+    for row in summary["results"]:
+        assert row["execution"] == "emulated" and row["latency_s"] is None
+        assert row["memory_gb"]["peak"] > row["memory_gb"]["weights"] > 0
+    weights = [row["memory_gb"]["transformer"] for row in (summary["reference"], *summary["results"])]
+    assert weights == sorted(weights, reverse=True)
+
+
+def test_every_picture_carries_its_recipe(whole):
+    _, out = whole
+    for prompt in CHOSEN.prompts:
+        folder = out / "pictures" / f"{prompt.id:05}"
+        assert {file.name for file in folder.iterdir()} == {f"{n}.{kind}" for n in NAMES for kind in ("png", "json")}
+        for name in NAMES:
+            inside = media.read_recipe(folder / f"{name}.png")
+            assert inside["request"]["prompt"] == prompt.text
+            assert inside["precision"] == (name.partition("-")[0] if "-" in name else "bf16")
+            assert inside["seed"] == (8 if name == "ceiling" else 7)
+            assert inside.get("ruler") == (name if name in ("floor", "ceiling") else None)
+
+
+def test_no_pair_is_both_among_the_worst_and_the_best(whole):
+    summary, _ = whole
+    for row in summary["results"]:
+        worst, best = ([pair["lpips"] for pair in row[kind]] for kind in ("worst", "best"))
+        assert worst and best and min(worst) >= max(best)
+        assert not {p["prompt_id"] for p in row["worst"]} & {p["prompt_id"] for p in row["best"]}
+
+
+# Kills
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Every pipeline run, as (prompt, what it was for); `stop_at` raises out of the n-th."""
+    made, stop = [], {}
+    original = evaluate._Evaluation._make
+
+    def counted(self, folder, name, rendition, request):
+        row = original(self, folder, name, rendition, request)
+        if len(made) == stop.get("at"):
+            raise KeyboardInterrupt  # the picture is there, its row is not
+        made.append((request.prompt, name))
+        return row
+
+    monkeypatch.setattr(evaluate._Evaluation, "_make", counted)
+    made_and_stop = {"made": made, "stop": stop}
+    return made_and_stop
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_run_that_was_stopped_goes_on_and_repeats_nothing(spec, whole, tmp_path, calls, monkeypatch, large):
+    if large:  # one precision after the other, over a few prompts each
+        monkeypatch.setattr(evaluate, "AT_ONCE", 2)
+        spec = replace(spec, memory_gb=catalog.Memory(transformer=0.001, shared=0.001, run=0.001, host=0.001))
+    for at in (2, 7, 9):
+        calls["stop"]["at"] = at
+        with pytest.raises(KeyboardInterrupt):
+            run(spec, tmp_path)
+        assert not (tmp_path / "scores.csv").exists()
+    calls["stop"].clear()
+    run(spec, tmp_path)
+    assert sorted(calls["made"]) == sorted(itertools.product([p.text for p in CHOSEN.prompts], NAMES))
+    for name in ("scores.csv", "rulers.csv"):
+        assert (tmp_path / name).read_bytes() == (whole[1] / name).read_bytes()
+    assert not list(tmp_path.rglob("*.safetensors"))
+    run(spec, tmp_path)
+    assert len(calls["made"]) == len(CHOSEN.prompts) * len(NAMES)
+
+
+def test_what_is_damaged_or_lost_is_made_again(spec, whole, tmp_path, calls):
+    run(spec, tmp_path, chosen=replace(CHOSEN, prompts=CHOSEN.prompts[:1]))
+    folder = tmp_path / "pictures" / "00002"
+    (folder / "mxfp8-full.json").write_text('{"lpips":')
+    (folder / "nvfp4-full.png").unlink()
+    scores = (tmp_path / "scores.csv").read_bytes()
+    calls["made"].clear()
+    run(spec, tmp_path, chosen=replace(CHOSEN, prompts=CHOSEN.prompts[:1]))
+    assert [name for _, name in calls["made"]] == ["bf16", "mxfp8-full", "nvfp4-full"]  # bf16 to compare with
+    assert (tmp_path / "scores.csv").read_bytes() == scores
+
+
+def test_a_killed_process_loses_nothing(cache, tmp_path, prompt_file):
+    file = prompt_file("a cat on a red background\na rocket on a blue background\n")
+    line = [sys.executable, "-m", "engine", "evaluate", "--prompts", file, "--precision", "nvfp4", "--steps", "1"]
+    line += ["--device", "cpu", "--out", str(out := tmp_path / "killed")]
+
+    def start():
+        return subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+    killed = start()
+    for said in killed.stderr:
+        if said.startswith("2 of 8"):
+            break
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    rows = {file: file.stat().st_mtime_ns for file in out.glob("pictures/*/*.json")}
+    assert 2 <= len(rows) < 8
+    again = start()
+    said = again.communicate()[1]
+    assert again.returncode == 0, said
+    assert all(file.stat().st_mtime_ns == when for file, when in rows.items())
+    settings = Settings(precisions=("nvfp4",), steps=1)
+    run(catalog.MINI_FLUX, tmp_path / "whole", settings, prompts.read(file))
+    for name in ("scores.csv", "rulers.csv"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+# Folders that hold something else
+
+
+def unchanged(out):
+    return {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen", "says"),
+    [
+        (replace(SETTINGS, steps=2), CHOSEN, "num_inference_steps 1, not 2"),
+        (replace(SETTINGS, seed=1), CHOSEN, "seed 7, not 1"),
+        (replace(SETTINGS, recipes=("seed",)), CHOSEN, "of mxfp8 full, nvfp4 full, not of mxfp8 seed, nvfp4 seed"),
+        (replace(SETTINGS, precisions=("nvfp4",)), CHOSEN, "not of nvfp4 full"),
+        (SETTINGS, replace(CHOSEN, prompts=CHOSEN.prompts[:2]), "over other prompts"),
+    ],
+)
+def test_another_evaluations_folder_is_left_alone(spec, whole, settings, chosen, says):
+    _, out = whole
+    before = unchanged(out)
+    with pytest.raises(OutputError, match=re.escape(says)):
+        run(spec, out, settings, chosen)
+    assert unchanged(out) == before
+
+
+@pytest.mark.parametrize("key", ["weights", "device", "versions"])
+def test_results_of_other_weights_or_machines_do_not_mix(spec, whole, tmp_path, key):
+    manifest = json.loads((whole[1] / "manifest.json").read_text())
+    manifest[key] = {"torch": "1.0"} if key == "versions" else "another"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(OutputError, match="holds another evaluation"):
+        run(spec, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format": 1}'])
+def test_a_damaged_manifest_is_said_and_nothing_is_lost(spec, tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    (tmp_path / "pictures").mkdir()
+    before = unchanged(tmp_path)
+    with pytest.raises(OutputError, match=r"manifest\.json is damaged: restore it"):
+        run(spec, tmp_path)
+    assert unchanged(tmp_path) == before
+
+
+def test_a_folder_of_something_else_is_left_alone(spec, tmp_path):
+    (tmp_path / "thesis.doc").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds thesis\.doc but no evaluation"):
+        run(spec, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.doc"]
+
+
+# Prompts
+
+
+def test_drawbench_is_bundled():
+    found = prompts.read("drawbench")
+    assert len(found.prompts) == 200 and found.repeated == 0
+    assert len({prompt.category for prompt in found.prompts}) == 11
+    assert [p.id for p in prompts.read("drawbench", 3).prompts] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("p.txt", "a cat\n\n  a dog \r\n", [(1, "", "a cat"), (3, "", "a dog")]),
+        ("p.txt", b"\xef\xbb\xbfa caf\xc3\xa9", [(1, "", "a café")]),
+        ("p.txt", "a\x0cb\na\u2028b", [(1, "", "a\x0cb"), (2, "", "a\u2028b")]),
+        ("p.csv", 'Category,Prompt\nA,"a cat, red"\n,a dog\n', [(2, "A", "a cat, red"), (3, "", "a dog")]),
+        ("p.tsv", "Prompts\tCategory\na cat\tA\na dog\n", [(2, "A", "a cat"), (3, "", "a dog")]),
+        ("p.json", '["a cat", {"prompt": "a dog", "category": "B"}]', [(1, "", "a cat"), (2, "B", "a dog")]),
+    ],
+)
+def test_prompts_come_from_a_file(prompt_file, name, content, found):
+    read = prompts.read(prompt_file(content, name))
+    assert [(p.id, p.category, p.text) for p in read.prompts] == found
+
+
+def test_each_prompt_is_taken_once_however_many_lines_there_are(prompt_file):
+    read = prompts.read(prompt_file("".join(f"prompt {i % 9000}\n" for i in range(10_000))))
+    assert len(read.prompts) == 9000 and read.repeated == 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("p.txt", "", "has no prompts"),
+        ("p.txt", " \n\n", "has no prompts"),
+        ("p.txt", "a caf\xe9".encode("latin-1"), "not UTF-8 text (byte 6)"),
+        ("p.txt", "a cat".encode("utf-16"), "not UTF-8 text (byte 1)"),
+        ("p.csv", "", "no column named prompt"),
+        ("p.csv", "text,kind\na,b\n", "no column named prompt"),
+        ("p.csv", "prompt\n", "has no prompts"),
+        ("p.csv", "kind,prompt\nA\n", "Line 2 of"),
+        ("p.csv", 'prompt\n"a cat', "cannot be read"),
+        ("p.json", "", "has no prompts"),
+        ("p.json", "{", "not valid JSON"),
+        ("p.json", "[" * 100_000, "not valid JSON"),
+        ("p.json", '{"prompt": "a"}', "not a list of prompts"),
+        ("p.json", '["a", 3]', "Entry 2 of"),
+        ("p.json", '[{"prompt": "a", "category": 1}]', "category of entry 1"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(prompt_file, name, content, says):
+    with pytest.raises(RequestError, match=re.escape(says)) as raised:
+        prompts.read(prompt_file(content, name))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_prompt_that_the_model_refuses_is_named_with_its_line(spec, cache, tmp_path, prompt_file, monkeypatch):
+    chosen = prompts.read(prompt_file(f"a cat\n\n{'x' * 2001}\na dog\n"))
+    monkeypatch.setattr(evaluate, "Studio", None)  # before anything is loaded
+    with pytest.raises(RequestError, match=r"Line 3 of prompts\.txt: The prompt has 2001 characters.*--skip-refused"):
+        run(spec, tmp_path / "out", chosen=chosen)
+    assert not (tmp_path / "out").exists()
+    said = []
+    taken, refused = evaluate._taken(spec, replace(SETTINGS, skip_refused=True), chosen, said.append)
+    assert [prompt.id for prompt in taken.prompts] == [1, 4] and refused == [3]
+    assert said == [f"1 prompts that {spec.name} does not take are left out"]
+    with pytest.raises(RequestError, match="takes none of the prompts"):
+        evaluate._taken(spec, replace(SETTINGS, skip_refused=True), replace(chosen, prompts=chosen.prompts[1:2]), print)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--prompts", "missing.txt"), "There is no file missing.txt"),
+        (("--prompts", "/"), "Cannot read /"),
+        (("--prompts", "drawbench", "--limit", "0"), "limit is 0"),
+        (("--prompts", "drawbench", "--limit", "1", "--precision", "bf16"), "nothing to compare with bf16"),
+        (("--prompts", "drawbench", "--limit", "1", "--precision", "int3"), "no precision 'int3'"),
+        (("--prompts", "drawbench", "--limit", "1", "--recipe", "seed", "mine"), "no recipe 'mine'"),
+        (("--prompts", "drawbench", "--limit", "1", "--steps", "0"), "num_inference_steps is 0"),
+        (("--prompts", "drawbench"), "Entry 67 of drawbench"),
+        ((), "--prompts"),
+    ],
+)
+def test_a_mistake_exits_2_with_one_sentence(tmp_path, capsys, monkeypatch, arguments, says):
+    monkeypatch.setattr(sys, "argv", ["engine", "evaluate", *arguments, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and said.out == "" and says in said.err
+    assert len(said.err.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+# Numbers
+
+
+def test_the_interval_is_the_percentile_bootstraps():
+    assert evaluate.interval([0.0, 1.0]) == (0.0, 1.0)  # each end has a quarter of the resamples
+    assert evaluate.interval([0.5]) is None
+    assert evaluate.interval([0.25] * 5) == (0.25, 0.25)
+    values = np.random.default_rng(1).normal(0.3, 0.1, 400)
+    low, high = evaluate.interval(values)
+    error = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.1 * error)
+    assert evaluate.interval(values) == (low, high)
+
+
+def test_pairs_that_are_equal_have_no_finite_psnr():
+    rows = [
+        (prompt, {"lpips": score, "psnr_db": psnr, "temporal_lpips": None})
+        for prompt, score, psnr in zip(CHOSEN.prompts, (0.0, 0.1, 0.3), (None, 30.0, 20.0), strict=True)
+    ]
+    found = evaluate._scored(rows, ["Animals"])
+    assert found["equal"] == 1 and found["psnr_db"]["mean"] == 25.0 and found["lpips"]["n"] == 3
+
+
+@pytest.fixture(scope="module")
+def moving():
+    """A smooth clip: a picture that drifts."""
+    torch.manual_seed(0)
+    still = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), 64, mode="bicubic")[0].clamp(0.2, 0.8) * 2 - 1
+    return torch.stack([still.roll(step, dims=2) for step in range(6)])
+
+
+def test_flicker_counts_in_time_and_a_change_of_colour_does_not(moving):
+    cpu = torch.device("cpu")
+    flicker = torch.tensor([0.3, -0.3] * 3).view(-1, 1, 1, 1)
+    flickering, brighter = moving + flicker, moving + 0.3
+    by_frame = [metrics.clip_distance(clip, moving, cpu)[0].mean() for clip in (flickering, brighter)]
+    in_time = [metrics.temporal_distance(clip, moving, cpu) for clip in (flickering, brighter)]
+    assert by_frame[0] == pytest.approx(by_frame[1], rel=0.5)  # frame by frame they are much the same
+    assert in_time[0] > 0.02 and in_time[1] == pytest.approx(0, abs=1e-4)
+    assert metrics.temporal_distance(moving, moving, cpu) == 0
+
+
+def test_a_long_clip_is_compared_in_pieces_that_give_the_same(moving, monkeypatch):
+    cpu, other = torch.device("cpu"), moving.flip(0)
+    at_once = metrics.temporal_distance(moving, other, cpu)
+    monkeypatch.setattr(metrics, "_PIXELS_AT_ONCE", 2 * 64 * 64)
+    assert metrics.temporal_distance(moving, other, cpu) == pytest.approx(at_once.item(), rel=1e-5)
+    one, two = moving[1] - moving[0], other[1] - other[0]
+    pair = metrics.temporal_distance(moving[:2], other[:2], cpu)
+    assert pair == pytest.approx(metrics.lpips_distance(one[None] / 2, two[None] / 2).item(), rel=1e-5)
+    with pytest.raises(ValueError, match="at least two"):
+        metrics.temporal_distance(moving[:1], other[:1], cpu)
+
+
+def test_clips_are_scored_by_frame_and_in_time(cache, tmp_path, monkeypatch):
+    clips = tiny.spec("ltx-2", tiny.checkpoint("ltx-2", tmp_path / "ltx"))
+    monkeypatch.setattr(catalog, "MODELS", MappingProxyType({**catalog.MODELS, clips.id: clips}))
+    settings = Settings(precisions=("mxfp8",), steps=2)
+    out = tmp_path / "out"
+    summary = run(clips, out, settings, replace(CHOSEN, prompts=CHOSEN.prompts[:2]))
+    assert list(table(out / "scores.csv")[0])[-1] == "temporal_lpips"
+    row = json.loads((out / "pictures" / "00002" / "mxfp8-full.json").read_text())
+    assert row["lpips"] == pytest.approx(np.mean(row["lpips_frames"])) and len(row["lpips_frames"]) == 9
+    assert summary["results"][0]["temporal_lpips"]["mean"] > 0
+    assert media.read_recipe(out / "pictures" / "00002" / "mxfp8-full.mp4")["precision"] == "mxfp8"
+    page = (out / "report.html").read_text()
+    assert "Temporal LPIPS" in page and page.count("data:image/webp") == 4
+
+
+# The report
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_report_stands_alone_and_escapes_prompts(whole):
+    summary, out = whole
+    page = Page((out / "report.html").read_text())
+    assert {"script", "link", "iframe", "b"}.isdisjoint(page.tags)
+    assert page.links and all(link.startswith("data:image/webp;base64,") for link in page.links)
+    assert 'a "dog", <b>big</b>' in page.text
+    for row in summary["results"]:
+        assert f"{row['lpips']['mean']:.4f}" in page.text
+    assert f"{summary['ruler']['ceiling']['lpips']['mean']:.4f}" in page.text
+    assert "10,000 resamples" in page.text and "not comparable" in page.text and summary["device"] in page.text
+    assert "quoted" not in page.text  # only one of the post's two recipes was evaluated
+
+
+def test_the_posts_ablation_stands_beside_ours_with_a_badge(whole):
+    summary, out = whole
+    both = summary | {"results": [row | {"recipe": r} for r in ("seed", "full") for row in summary["results"]]}
+    text = Page(report.page(both, out)).text
+    assert "quoted: NVIDIA B200" in text and "0.4797" in text and text.index("measured") < text.index("quoted:")
+
+
+def test_values_that_are_not_numbers_are_said(whole):
+    summary, out = whole
+    spoilt = summary | {"results": [summary["results"][0] | {"not_numbers": 2}]}
+    assert "2 outputs have values that are not numbers" in Page(report.page(spoilt, out)).text
+
+
+# The command
+
+
+def test_one_command_makes_the_posts_ablation(spec, cache, tmp_path, capsys, monkeypatch, prompt_file):
+    monkeypatch.setattr(Studio, "distance", scored := _counted(Studio.distance))
+    line = ["engine", "evaluate", "--model", spec.id, "--precision", "mxfp8", "nvfp4", "--recipe", "full", "seed"]
+    line += ["--prompts", prompt_file("a cat\na dog\na cat\n"), "--steps", "1", "--device", "cpu", "--json"]
+    monkeypatch.setattr(sys, "argv", [*line, "--out", str(tmp_path / "out")])
+    cli.main()
+    said = capsys.readouterr()
+    printed = json.loads(said.out)
+    assert printed == json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [(row["precision"], row["recipe"]) for row in printed["results"]] == [
+        ("mxfp8", "seed"),
+        ("mxfp8", "full"),
+        ("nvfp4", "seed"),
+        ("nvfp4", "full"),
+    ]
+    assert printed["prompts"]["repeated"] == 1 and "1 prompts of prompts.txt came before" in said.err
+    assert "14 of 14" in said.err and " left\n" in said.err
+    assert len(scored.calls) == 12
+    assert "quoted" in (tmp_path / "out" / "report.html").read_text()
+
+
+def _counted(original):
+    def distance(self, made: Made, reference: Made):
+        distance.calls.append(made)
+        return original(self, made, reference)
+
+    distance.calls = []
+    return distance

@@ -1,0 +1,200 @@
+"""What stands between the web and Gradio: security headers, closed routes, clean answers, health and metrics.
+
+One ASGI middleware, given to Gradio's app. The queue's door is elsewhere, in the engine, where nothing gets past it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import logging
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import gradio as gr
+from gradio.route_utils import FnIndexInferError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engine.door import Visitor
+from engine.errors import RequestError
+
+log = logging.getLogger(__name__)
+
+SPACE_FRAMES = ("https://huggingface.co", "https://*.hf.space")
+"""Who may show a Space in a frame: the hub's own pages."""
+CLOSED = re.compile(
+    r"/gradio_api/(upload|upload_progress|proxy=|stream/|component_server|process_recording|vibe-|vibe-code"
+    r"|custom_component/|profiling/|runs|run-history|deep_link|dev/)|/monitoring|/openapi\.json"
+)
+"""Gradio's routes that this app has no use for: uploads, proxies, streams, editors, statistics."""
+LARGEST_BODY = 1_000_000
+"""Bytes; a request of ours is a few hundred, and recorded settings travel along."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doors:
+    """How this app is open to the web."""
+
+    auth: tuple[str, str] | None = None
+    """User and password; None lets everybody in."""
+    space: bool = False
+    """It runs in a Hugging Face Space, which shows it in a frame."""
+    metrics: bool = False
+    """/metrics is there."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Doors:
+        """TWINFRAME_AUTH=user:password, TWINFRAME_METRICS=1, and SPACE_ID, which a Space sets.
+
+        Raises:
+            RequestError: TWINFRAME_AUTH is not of that form; the sentence does not repeat it.
+        """
+        user, colon, password = environment.get("TWINFRAME_AUTH", "").partition(":")
+        if (user or colon) and not (user and password):
+            raise RequestError("TWINFRAME_AUTH must be a user and a password with a colon between: user:password.")
+        return cls(
+            auth=(user, password) if user else None,
+            space=bool(environment.get("SPACE_ID")),
+            metrics=environment.get("TWINFRAME_METRICS") == "1",
+        )
+
+    def headers(self) -> dict[str, str]:
+        """Security headers of every answer.
+
+        Gradio builds its page with inline scripts and compiles its templates, hence 'unsafe-inline' and
+        'unsafe-eval': what the policy achieves is that nothing is fetched from or sent to another host.
+        """
+        frames = " ".join(("'self'", *(SPACE_FRAMES if self.space else ())))
+        policy = {
+            "default-src": "'self'",
+            "script-src": "'self' 'unsafe-inline' 'unsafe-eval'",
+            "style-src": "'self' 'unsafe-inline'",
+            "img-src": "'self' data: blob:",
+            "media-src": "'self' data: blob:",
+            "font-src": "'self' data:",
+            "connect-src": "'self'",
+            "worker-src": "'self' blob:",
+            "object-src": "'none'",
+            "base-uri": "'self'",
+            "form-action": "'self'",
+            "frame-ancestors": frames,
+        }
+        said = {
+            "content-security-policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "same-origin",
+            "permissions-policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
+        }
+        return said if self.space else said | {"x-frame-options": "SAMEORIGIN"}
+
+    def middleware(self, worker: object) -> Middleware:
+        """For `launch(app_kwargs={"middleware": [...]})`; `worker` tells its health and metrics."""
+        return Middleware(_Gate, doors=self, worker=worker)
+
+    def lets_in(self, authorization: str) -> bool:
+        """Whether an Authorization header holds the user and password; true where there are none."""
+        if self.auth is None:
+            return True
+        scheme, _, said = authorization.partition(" ")
+        try:
+            given = base64.b64decode(said, validate=True)
+        except (binascii.Error, ValueError):
+            return False
+        return scheme.lower() == "basic" and secrets.compare_digest(given, ":".join(self.auth).encode())
+
+
+def visitor(http: gr.Request) -> Visitor:
+    """Who asks, for the engine's door."""
+    return Visitor(session=http.session_hash, address=http.client.host if http.client else "")
+
+
+class _Gate:
+    """The middleware itself."""
+
+    def __init__(self, app: ASGIApp, doors: Doors, worker: object):
+        self._app, self._doors, self._worker = app, doors, worker
+        self._headers = [(name.encode(), value.encode()) for name, value in doors.headers().items()]
+        self._own: dict[str, Callable[[Scope], tuple[int, str, bytes]]] = {"/health": self._health}
+        if doors.metrics:
+            self._own["/metrics"] = self._metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, read = False, 0
+
+        async def measured() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > LARGEST_BODY:
+                raise HTTPException(413, "The request is too large.")
+            return message
+
+        async def guarded(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                ours = {name for name, _ in self._headers}
+                kept = [pair for pair in message["headers"] if pair[0].lower() not in ours]
+                message = message | {"headers": [*kept, *self._headers]}
+            await send(message)
+
+        path = scope["path"].rstrip("/") or "/"
+        if own := self._own.get(path):
+            await _answer(guarded, *own(scope))
+        elif CLOSED.match(path):
+            await _refuse(guarded, 404, "There is nothing here.")
+        else:
+            try:
+                await self._app(scope, measured, guarded)
+            except Exception as error:
+                if not started and _unknown(error, path):
+                    await _refuse(guarded, 404, "There is no such endpoint: the public one is /compare.")
+                    return
+                if isinstance(error.__cause__, HTTPException):  # refused by a route that had begun to answer
+                    log.info("refused: %s", error.__cause__.detail, extra={"path": path})
+                else:
+                    log.exception("request failed", extra={"path": path, "method": scope["method"]})
+                if started:
+                    await send({"type": "http.response.body", "body": b""})
+                else:
+                    await _refuse(guarded, 500, "The app failed on this request: its log says more.")
+
+    def _health(self, scope: Scope) -> tuple[int, str, bytes]:
+        health = self._worker.health()
+        body = json.dumps({"status": health.status, "queue": health.queue})
+        return 200 if health.accepting else 503, "application/json", body.encode()
+
+    def _metrics(self, scope: Scope) -> tuple[int, str, bytes]:
+        if not self._doors.lets_in(_header(scope, b"authorization")):
+            return 401, "application/json", b'{"detail": "User and password, please."}'
+        return 200, "text/plain; version=0.0.4; charset=utf-8", self._worker.metrics().encode()
+
+
+def _unknown(error: Exception, path: str) -> bool:
+    """Whether Gradio means that there is no such endpoint, event or function."""
+    return isinstance(error, FnIndexInferError) or (
+        isinstance(error, KeyError) and path.startswith(("/gradio_api/call/", "/gradio_api/queue/"))
+    )
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+async def _refuse(send: Send, status: int, sentence: str) -> None:
+    await _answer(send, status, "application/json", json.dumps({"detail": sentence}).encode())
+
+
+async def _answer(send: Send, status: int, kind: str, body: bytes) -> None:
+    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+    headers.append((b"cache-control", b"no-store"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,54 @@
+/* The small buttons of the results: copy a link or a program, and explain a number.
+
+   Runs as js_on_load of the gr.HTML above the results, where `element` is its outermost element. What is copied or
+   said is read from the page and set as text alone. */
+
+const results = element.closest('#tf-results');
+const note = element.querySelector('#tf-note');
+const said = element.querySelector('#tf-said');
+
+const copy = async (text) => {
+  if (navigator.clipboard) {
+    try {
+      await navigator.clipboard.writeText(text);
+      return true;
+    } catch (error) {
+      if (error.name !== 'NotAllowedError') throw error;
+    }
+  }
+  // Pages that came over plain HTTP have no clipboard.
+  const field = Object.assign(document.createElement('textarea'), { value: text });
+  document.body.append(field);
+  field.select();
+  const done = document.execCommand('copy');
+  field.remove();
+  return done;
+};
+
+const copied = async (button) => {
+  const { copy: query, copyFrom } = button.dataset;
+  const text = copyFrom ? document.getElementById(copyFrom).textContent : new URL(query, location.href).href;
+  const done = await copy(text);
+  button.focus(); // which the field took away
+  said.textContent = done ? said.dataset.copied : said.dataset.failed;
+  button.dataset.label ??= button.textContent;
+  button.textContent = said.textContent;
+  setTimeout(() => { button.textContent = button.dataset.label; }, 1600);
+};
+
+const explain = (what) => {
+  note.textContent = what.title;
+  note.showPopover();
+  const [box, mine] = [what.getBoundingClientRect(), note.getBoundingClientRect()];
+  const below = box.bottom + 8 + mine.height < innerHeight;
+  note.style.left = `${Math.max(8, Math.min(innerWidth - mine.width - 8, box.left))}px`;
+  note.style.top = `${below ? box.bottom + 6 : Math.max(8, box.top - mine.height - 6)}px`;
+};
+
+results.addEventListener('click', (event) => {
+  const button = event.target.closest('.tf-copy');
+  const what = event.target.closest('[data-why]');
+  if (button) copied(button);
+  else if (what) explain(what);
+});
+addEventListener('scroll', () => { if (note.matches(':popover-open')) note.hidePopover(); }, true);
