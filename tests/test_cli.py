@@ -416,6 +416,7 @@ def test_a_model_that_is_not_here(main, roomy, monkeypatch, tmp_path, args, word
         request = httpx2.Request("GET", "https://huggingface.co")
         raise GatedRepoError("refused", response=httpx2.Response(401, request=request))
 
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)  # whatever this machine's environment says
     monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", refuse)
     status, out, err = main(*COMPARE, "--model", "flux.1-dev", *args, "--out", tmp_path / "out")
     assert status == 2 and out == ""

@@ -331,6 +331,7 @@ def test_every_result_says_where_its_weights_are_from(small):
 def answer(monkeypatch, tmp_path):
     """Set what the hub answers: `answer(token, error)`; nothing is in the local cache."""
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)  # whatever this machine's environment says
     asked = []
 
     def set_up(token=None, error=None, folder=None, gigabytes=0.0, during=None):

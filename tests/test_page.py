@@ -796,6 +796,12 @@ def test_a_measurement_is_set_against_bf16_of_its_own_file(tmp_path):
     assert "quoted" not in html
 
 
+@pytest.mark.parametrize("key", ["stopped", "note"])
+def test_what_limits_a_measurement_is_said_beside_it(tmp_path, key):
+    (tmp_path / "h200.json").write_text(json.dumps(benchmark(**{key: "after 90 s <b>"})))
+    assert "after 90 s &lt;b&gt;" in benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text()))
+
+
 def test_what_was_not_measured_is_not_filled_in(tmp_path):
     made = benchmark()
     bf16, fp8, *_ = made["rows"]

@@ -61,7 +61,7 @@ def _measurement(found: Mapping, post: Mapping) -> str:
         words.bench_settings(asked),
         words.bench_method(asked["recipe"], asked["repeats"]),
         versions,
-        *([found["stopped"]] if "stopped" in found else []),
+        *(found[key] for key in ("stopped", "note") if key in found),
     ]
     timed = [r for r in rows if r["execution"] == "native" and r["method"] == "engine" and r["latency_s"]]
     times = [(r["precision"], r["batch_size"], r["latency_s"]["median"]) for r in timed]
