@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -214,7 +213,7 @@ class _Bench:
             gigabytes += copies * plan.quantized_bytes / timing.GB
         if self.spec.memory_gb is not None:
             gigabytes += self.spec.memory_gb.shared
-        if gigabytes <= TOGETHER * _memory(self.device) / timing.GB:
+        if gigabytes <= TOGETHER * _memory(self.device):
             return [pairs]
         # `bare` runs the engine's denoiser.
         alone = [
@@ -449,10 +448,9 @@ def _settings(spec: ModelSpec, settings: Settings, request: CompareRequest, toge
 
 
 def _memory(device: torch.device) -> float:
-    """Bytes that the benchmark may fill."""
-    if device.type == "cuda":
-        return min(torch.cuda.get_device_properties(device).total_memory, residency.limit() * residency.GB)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """GB that the benchmark may fill."""
+    room, _ = residency.rooms(device)
+    return min(room.total, residency.limit()) if device.type == "cuda" else room.total
 
 
 def _write(result: dict, out: Path) -> None:

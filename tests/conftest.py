@@ -1,5 +1,6 @@
-"""Shared by the tests that run the real miniature: one worker on the CPU, and a cache folder of its own."""
+"""Shared by tests: one worker with the real miniature on the CPU, a cache folder of its own, and a browser."""
 
+import shutil
 import time
 from dataclasses import replace
 
@@ -12,6 +13,18 @@ from engine.logs import quiet_libraries
 quiet_libraries()  # before anything imports torch and diffusers
 settings.register_profile("quiet", deadline=None, database=None)  # no clock, and no folder left in the checkout
 settings.load_profile("quiet")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        except sync_api.Error as error:
+            pytest.skip(f"Chromium does not start: {error}")
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -37,18 +37,6 @@ BEYOND_THE_EDGE = """() => [...document.querySelectorAll('main *')].filter((e) =
 browser_test = pytest.mark.browser
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        except sync_api.Error as error:
-            pytest.skip(f"Chromium does not start: {error}")
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def visit(chromium):
     """Opens an address in a fresh browser context; the test fails if the page logged an error."""

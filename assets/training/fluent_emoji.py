@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+PACKAGES = ("@lobehub/fluent-emoji-3d@1.1.0", "emojibase-data@17.0.0")
 COLOURS = {
     "white": (255, 255, 255),
     "black": (24, 24, 27),
@@ -90,17 +91,17 @@ BARE_FRAMES = (("{a}", 3), ("{n}", 3), ("a picture of {a}", 1))
 DUO_JOINS = ("{x} next to {y}", "{x} and {y}", "{x} beside {y}")
 
 
-def download(folder: Path) -> tuple[Path, Path]:
-    """Fetch and unpack both npm packages below `folder`; returns their folders."""
+def download(folder: Path, packages: tuple[str, ...] = PACKAGES) -> list[Path]:
+    """Fetch and unpack npm packages below `folder`; returns their folders, in the order of `packages`."""
     found = []
-    for package in ("@lobehub/fluent-emoji-3d@1.1.0", "emojibase-data@17.0.0"):
+    for package in packages:
         target = folder / package.strip("@").replace("/", "-").replace("@", "-")
         if not target.exists():
             name = subprocess.run(["npm", "pack", package], cwd=folder, check=True, capture_output=True, text=True)
             with tarfile.open(folder / name.stdout.split()[-1]) as archive:
                 archive.extractall(target, filter="data")
         found.append(target / "package")
-    return found[0], found[1]
+    return found
 
 
 def select(pictures: Path, names: Path, common: bool) -> list[dict]:

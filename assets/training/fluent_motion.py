@@ -18,15 +18,13 @@ import argparse
 import io
 import json
 import random
-import subprocess
-import tarfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 from transformers import GemmaTokenizer
 
-from assets.training.fluent_emoji import BARE_FRAMES, COLOURS, FRAMES, SYNONYMS, article
+from assets.training.fluent_emoji import BARE_FRAMES, COLOURS, FRAMES, SYNONYMS, article, download
 
 PACKAGES = (*(f"@lobehub/fluent-emoji-anim-{k}@1.0.0" for k in (1, 2, 3, 4)), "emojibase-data@17.0.0")
 NUM_FRAMES, FRAME_RATE = 25, 12.0
@@ -183,19 +181,6 @@ def sound(motion: str, voice: str) -> np.ndarray:
     return (0.7 * out * fading / np.abs(out).max()).astype(np.float32)
 
 
-def download(folder: Path) -> list[Path]:
-    """Fetch and unpack the packages below `folder`; returns their folders, in the order of PACKAGES."""
-    found = []
-    for package in PACKAGES:
-        target = folder / package.strip("@").replace("/", "-").replace("@", "-")
-        if not target.exists():
-            name = subprocess.run(["npm", "pack", package], cwd=folder, check=True, capture_output=True, text=True)
-            with tarfile.open(folder / name.stdout.split()[-1]) as archive:
-                archive.extractall(target, filter="data")
-        found.append(target / "package")
-    return found
-
-
 def select(pictures: list[Path], names: Path) -> list[dict]:
     """The emoji that are trained on: `{"name", "voice", "file"}`.
 
@@ -288,7 +273,7 @@ def _clip(file: Path) -> bytes:
 def prepare(folder: Path, seed: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
-    *pictures, names = download(folder)
+    *pictures, names = download(folder, PACKAGES)
     emoji, colours = select(pictures, names), list(COLOURS)
     every = [(e["name"], m, c) for e in emoji for m in MOTIONS for c in colours]
     captions = [caption(rng, *one) for one in every for _ in range(CAPTIONS_PER_CLIP)]
