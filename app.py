@@ -1,6 +1,6 @@
 """Start Twinframe: arguments -> engine -> page -> serve, until a signal says stop.
 
-python app.py [--share] [--host H] [--port P] [--models a,b] [--preload a] [--offline] ...
+python app.py [--share] [--host H] [--port P] [--models a,b] [--preload a,b] [--mcp] [--rehearse [LIST]] [--offline] ...
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import queue
 import signal
 import sys
 from contextlib import closing
+from pathlib import Path
 
-from engine import catalog, options
+from engine import options, record, rehearse
 from engine.door import Door, Limits, positive
-from engine.errors import RequestError, TwinframeError
+from engine.errors import TwinframeError
 from engine.logs import quiet_libraries, structured
 
 
@@ -24,13 +25,22 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live link")
     parser.add_argument("--host", help="address to listen on (default: GRADIO_SERVER_NAME, or this machine only)")
     parser.add_argument("--port", type=int, help="port to listen on (default: GRADIO_SERVER_PORT or 7860)")
-    parser.add_argument("--models", default="mini-flux", help="models to offer, comma-separated (default: %(default)s)")
-    parser.add_argument("--preload", help="model to load at once, 'none' for none (default: the first offered)")
+    names = {"type": options.names, "metavar": "A,B"}
+    parser.add_argument("--models", default="mini-flux", **names, help="models to offer (default: %(default)s)")
+    parser.add_argument("--preload", **names, help="models to load at once, or none (default: the first offered)")
+    parser.add_argument("--mcp", action="store_true", help="offer the API to MCP clients too, at /gradio_api/mcp/")
+    parser.add_argument(
+        "--rehearse",
+        nargs="?",
+        const=record.LIST,
+        type=Path,
+        metavar="LIST",
+        help="instead of serving, warm and run a list of requests once, and say whether to go on stage",
+    )
     options.add_source(parser)
     args = parser.parse_args(argv)
-    args.models = tuple(dict.fromkeys(name.strip() for name in args.models.split(",") if name.strip()))
-    if args.preload is None and args.models:
-        args.preload = args.models[0]
+    if args.preload is None:
+        args.preload = args.models[:1]
     if args.port is None and os.environ.get("GRADIO_SERVER_PORT", "").isdecimal():
         args.port = int(os.environ["GRADIO_SERVER_PORT"])
     everywhere = "0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1"
@@ -38,56 +48,47 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def check(args: argparse.Namespace) -> None:
-    """What can be wrong with the arguments, before anything slow is started.
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGINT, which ends what runs at once, or SIGTERM, which gives it some time; or rehearse.
 
-    Raises:
-        RequestError: an argument cannot be used, in one sentence.
+    Returns the exit status.
     """
-    if not args.models:
-        raise RequestError(f"--models names no model: choose from {', '.join(catalog.MODELS)}.")
-    for name in args.models:
-        catalog.model(name)
-    if args.preload != "none" and args.preload not in args.models:
-        raise RequestError(f"--preload {args.preload} is not among --models {','.join(args.models)}.")
-    if args.port is not None:
-        options.check_address(args.host, args.port)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Serve until SIGINT, which ends what runs at once, or SIGTERM, which gives it some time."""
-    check(args)
+    options.check_app(args)
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    if args.rehearse:
+        return rehearse.run(args)
     grace = {signal.SIGINT: 0.0, signal.SIGTERM: positive(os.environ, "TWINFRAME_GRACE", 20.0)}
     signals = queue.SimpleQueue()
     for number in grace:
         signal.signal(number, lambda number, _: signals.put(number))
 
     # Imported late: a wrong argument is answered at once, and --offline is set before the hub's library looks.
-    from engine.loading import Source
+    from engine.process import Process
     from engine.worker import Worker
-    from ui.doors import Doors
+
+    device = Process.from_arguments(args)
+    from ui.doors import Doors  # while the device's process imports torch
     from ui.page import build_page
 
     doors, door = Doors.from_environment(os.environ), Door(Limits.from_environment(os.environ))
-    source = Source.create(args.weights, args.random_weights, args.offline)
     with (
-        closing(Worker(args.models, source=source, door=door)) as worker,
+        closing(Worker(args.models, device, door)) as worker,
         closing(build_page(worker, models=args.models)) as page,
     ):
-        page.serve(host=args.host, port=args.port, share=args.share, doors=doors)
-        if args.preload != "none":
-            worker.preload(args.preload)
+        page.serve(host=args.host, port=args.port, share=args.share, doors=doors, mcp=args.mcp)
+        for name in args.preload:
+            worker.preload(name)
         worker.close(grace=grace[signals.get()])
         page.drain()
+    return 0
 
 
 def main() -> None:
     quiet_libraries()
     structured()
     try:
-        run(arguments())
+        sys.exit(run(arguments()))
     except (TwinframeError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)

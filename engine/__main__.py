@@ -1,4 +1,4 @@
-"""The command line: `python -m engine models | inspect | compare | bench | evaluate` (README, "Command line").
+"""The command line, `python -m engine COMMAND`: models, inspect, compare, bench, evaluate, sensitivity, tune, record.
 
 A user's mistake exits 2 with one sentence on stderr. With `--json`, stdout holds one JSON object and nothing else.
 """
@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ from engine.results import Comparison
 if TYPE_CHECKING:
     import torch
 
-    from engine.loading import Source
+    from engine.source import Source
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,14 +45,8 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser("compare", help="make one picture in several precisions and measure them")
     compare.set_defaults(run=_compare)
-    compare.add_argument("--model", default="mini-flux")
-    compare.add_argument("--precision", nargs="+", metavar="P", help=f"of {', '.join(PRECISIONS)}")
     compare.add_argument("--prompt", required=True)
-    compare.add_argument("--recipe")
-    for name in ("--seed", "--steps", "--height", "--width", "--frames", "--batch-size"):
-        compare.add_argument(name, type=int)
-    compare.add_argument("--guidance", type=float)
-    compare.add_argument("--device", help="a torch device name (default: cuda where there is one, else cpu)")
+    _add_request(compare)
     compare.add_argument("--out", required=True, type=Path, help="folder for the pictures and comparison.json")
 
     bench = commands.add_parser("bench", help="measure speed and memory, without looking at what is made")
@@ -64,9 +59,14 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--recipe")
     for name in ("--steps", "--height", "--width", "--frames"):
         bench.add_argument(name, type=int)
+    bench.add_argument("--profile", action="store_true", help="also take a denoising step apart, kernel by kernel")
     bench.add_argument("--time-limit", type=float, metavar="SECONDS", help="begin nothing new after that")
     bench.add_argument("--device", help="a torch device name (default: cuda where there is one, else cpu)")
-    bench.add_argument("--out", required=True, type=Path, help="JSON file, written anew after every call")
+    result = bench.add_mutually_exclusive_group(required=True)
+    result.add_argument("--out", type=Path, help="JSON file, written anew after every call")
+    result.add_argument(
+        "--table", nargs="+", type=Path, metavar="FILE", help="measure nothing: print these results' table"
+    )
     bench.add_argument("--plots", type=Path, metavar="DIR", help="draw it there too: SVG and Markdown, named as --out")
 
     evaluate = commands.add_parser("evaluate", help="how far precisions and recipes are from bf16, over many prompts")
@@ -87,11 +87,65 @@ def _parser() -> argparse.ArgumentParser:
         "--out", required=True, type=Path, help="folder for scores, report and pictures; the same again goes on with it"
     )
 
-    for command in (models, compare, bench, evaluate):
+    record = commands.add_parser("record", help="keep comparisons for the page's gallery and stage, a folder each")
+    record.set_defaults(run=_record)
+    what = record.add_mutually_exclusive_group(required=True)
+    what.add_argument("--list", type=Path, metavar="FILE", help="JSON: a request for each name; its folder's name")
+    what.add_argument("--prompt", help="a single one, with the arguments of compare")
+    record.add_argument("--only", nargs="+", metavar="NAME", help="of the list")
+    record.add_argument("--name", help="of the single one (default: from the prompt)")
+    _add_request(record)
+    record.add_argument("--out", required=True, type=Path, help="folder of recordings, such as assets/recorded")
+
+    measure = commands.add_parser("sensitivity", help="which layers NVFP4 hurts most, by role and depth")
+    measure.set_defaults(run=_sensitivity)
+    measure.add_argument("--lpips-prompts", type=int, default=2, metavar="N", help="for LPIPS of each group; 0: none")
+    tune = commands.add_parser("tune", help="search a better NVFP4 recipe, and measure it and its parts")
+    tune.set_defaults(run=_tune)
+    tune.add_argument("--budget", type=float, default=8.0, metavar="PERCENT", help="more bytes than the seed recipe")
+    tune.add_argument("--recipe", required=True, type=Path, metavar="FILE", help="recipe file, written anew")
+    for command in (measure, tune):
+        command.add_argument("--model", default="mini-flux")
+        command.add_argument("--prompts", required=True, metavar="FILE", help="one half chooses, the other reports")
+        command.add_argument("--probes", type=int, default=4, metavar="N", help="prompts for the denoiser's error")
+        command.add_argument("--probe-steps", type=int, default=5, metavar="N", help="steps of them")
+        command.add_argument("--device", help="a torch device name (default: cuda where there is one, else cpu)")
+        command.add_argument(
+            "--out", required=True, type=Path, help="JSON file, written after every score; the same again goes on"
+        )
+
+    for command in (models, compare, bench, evaluate, record, measure, tune):
         add_source(command)
-    for command in (models, inspect, compare, bench, evaluate):
+    for command in (models, inspect, compare, bench, evaluate, record, measure, tune):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else")
     return parser
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `_request` reads, besides the prompt."""
+    parser.add_argument("--model", default="mini-flux")
+    parser.add_argument("--precision", nargs="+", metavar="P", help=f"of {', '.join(PRECISIONS)}")
+    parser.add_argument("--recipe")
+    for name in ("--seed", "--steps", "--height", "--width", "--frames", "--batch-size"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--device", help="a torch device name (default: cuda where there is one, else cpu)")
+
+
+def _request(args: argparse.Namespace) -> CompareRequest:
+    return CompareRequest.create(
+        args.prompt,
+        model=args.model,
+        precisions=args.precision,
+        seed=args.seed,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
+        height=args.height,
+        width=args.width,
+        num_frames=args.frames,
+        batch_size=args.batch_size,
+        recipe=args.recipe,
+    )
 
 
 def _models(args: argparse.Namespace) -> None:
@@ -100,7 +154,7 @@ def _models(args: argparse.Namespace) -> None:
     from engine import loading, precision
 
     device = torch.device(_default_device())
-    machine = precision.Machine.detect(device)
+    machine = precision.detect(device)
     supports = [precision.support(name, machine) for name in PRECISIONS]
     source = loading.Source.create(args.weights, args.random_weights, args.offline)
     rows = []
@@ -155,49 +209,33 @@ def _state(spec: catalog.ModelSpec, source: Source, device: torch.device) -> str
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from engine import loading, recipes
+    from engine.inspection import inspect
 
-    spec = catalog.model(args.model)
-    if args.precision not in PRECISIONS:
-        raise RequestError(f"There is no precision {args.precision!r}: choose from {', '.join(PRECISIONS)}.")
-    recipe = recipes.recipe(spec.family, args.recipe or spec.recipes[0])
-    plan = recipes.plan(loading.empty_transformer(spec), recipe, args.precision)
+    found = inspect(args.model, args.precision, args.recipe)
     if args.json:
-        print(
-            json.dumps({"model": spec.id, "precision": args.precision, "recipe": recipe.id} | plan.to_json(), indent=1)
-        )
+        print(json.dumps(found, indent=1))
         return
-    for layer in plan.layers:
-        shape = f"{layer.in_features} x {layer.out_features}"
-        print(f"{layer.name:52} {shape:>14}  {args.precision if layer.quantized else 'bf16':6} {layer.reason}")
-    for pattern in plan.unmatched:
+    for layer in found["layers"]:
+        shape = f"{layer['in']} x {layer['out']}"
+        print(f"{layer['name']:52} {shape:>14}  {layer['precision']:6} {layer['reason']}")
+    for pattern in found["unmatched"]:
         print(f"The recipe's pattern {pattern} matches no Linear layer.")
+    stored = found["bytes"]
     print(
-        f"{plan.counts.quantized} of {len(plan.layers)} Linear layers in {args.precision}; "
-        f"denoiser {plan.bf16_bytes / 1e6:.1f} -> {plan.quantized_bytes / 1e6:.1f} MB"
+        f"{found['quantized']} of {found['linears']} Linear layers in {found['precision']}; "
+        f"denoiser {stored['bf16'] / 1e6:.1f} -> {stored['quantized'] / 1e6:.1f} MB"
     )
 
 
 def _compare(args: argparse.Namespace) -> None:
-    request = CompareRequest.create(
-        args.prompt,
-        model=args.model,
-        precisions=args.precision,
-        seed=args.seed,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance,
-        height=args.height,
-        width=args.width,
-        num_frames=args.frames,
-        batch_size=args.batch_size,
-        recipe=args.recipe,
-    )
-    from engine.loading import Source
+    request = _request(args)
+    from engine.device import Device
+    from engine.source import Source
     from engine.worker import Worker, writable
 
     source = Source.create(args.weights, args.random_weights, args.offline)
     writable(args.out)
-    worker = Worker(models=(request.model,), device=args.device, source=source)
+    worker = Worker((request.model,), Device(args.device, source))
     try:
         # Made beside the target and moved when everything is there, so that a failed run leaves nothing behind.
         with tempfile.TemporaryDirectory(prefix=".twinframe-", dir=args.out) as folder:
@@ -210,10 +248,46 @@ def _compare(args: argparse.Namespace) -> None:
         _print(comparison)
 
 
+def _record(args: argparse.Namespace) -> None:
+    from engine import record
+
+    if args.list:
+        wanted = record.read_list(args.list)
+        if unknown := set(args.only or ()) - set(wanted):
+            raise RequestError(f"{args.list} has no {', '.join(sorted(unknown))}: it has {', '.join(wanted)}.")
+        wanted = {name: request for name, request in wanted.items() if name in (args.only or wanted)}
+    else:
+        wanted = {args.name or record.name_for(args.prompt): _request(args)}
+    for name in wanted:
+        record.check_name(name)
+    from engine.device import Device
+    from engine.source import Source
+    from engine.worker import Worker, writable
+
+    source = Source.create(args.weights, args.random_weights, args.offline)
+    writable(args.out)
+    models = tuple(dict.fromkeys(request.model for request in wanted.values()))
+    worker, made = Worker(models, Device(args.device, source)), []
+    try:
+        for bundle in record.record(wanted, args.out, lambda *asked: _finish(worker.submit(*asked))):
+            made.append(bundle)
+            print(f"{bundle.name}: {record.size(bundle) / 1e3:.0f} kB", file=sys.stderr, flush=True)
+    finally:
+        worker.close()
+    if args.json:
+        print(json.dumps({"recorded": [{"name": b.name} | b.comparison.to_json() for b in made]}, indent=1))
+    else:
+        for bundle in made:
+            _print(bundle.comparison)
+
+
 def _bench(args: argparse.Namespace) -> None:
+    if args.table:
+        _bench_table(args.table)
+        return
     spec = catalog.model(args.model)
     from engine import bench, plots
-    from engine.loading import Source
+    from engine.source import Source
 
     settings = bench.Settings(
         precisions=tuple(dict.fromkeys(args.precision)),
@@ -226,6 +300,7 @@ def _bench(args: argparse.Namespace) -> None:
         width=args.width,
         num_frames=args.frames,
         time_limit=args.time_limit,
+        profile=args.profile,
     )
     source = Source.create(args.weights, args.random_weights, args.offline)
     result = bench.run(
@@ -244,13 +319,72 @@ def _bench(args: argparse.Namespace) -> None:
         print("\n".join([f"{spec.id} on {result['device']}", bench.HEADER, *map(bench.line, result["rows"])]))
 
 
+def _bench_table(files: Sequence[Path]) -> None:
+    from engine import plots
+
+    results = []
+    for file in files:
+        try:
+            results.append(json.loads(file.read_text()))
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{file} is no result of a benchmark: give what bench --out wrote.") from error
+    print(plots.section(results), end="")
+
+
+def _sensitivity(args: argparse.Namespace) -> None:
+    import torch
+
+    from engine import sensitivity
+
+    bench, quality = _lab(args)
+    with torch.inference_mode():
+        sensitivity.run(bench, quality, args.probes, args.probe_steps, args.lpips_prompts)
+    found = quality["sensitivity"]
+    if args.json:
+        print(json.dumps(found, indent=1))
+        return
+    for cell in sorted(found["cells"], key=lambda cell: -cell["drift"]):
+        role, score = found["role_names"][cell["role"]], cell["lpips"]
+        lpips = "" if score is None else f"  LPIPS {score:.4f}"
+        print(f"{role:20} {cell['depth']:>8}  drift {cell['drift']:.4f}  output {cell['denoiser_error']:.4f}{lpips}")
+
+
+def _tune(args: argparse.Namespace) -> None:
+    import torch
+
+    from engine import tune
+
+    bench, quality = _lab(args)
+    with torch.inference_mode():
+        found = tune.run(bench, quality, args.budget, args.recipe, args.probes, args.probe_steps)
+    if args.json:
+        print(json.dumps(found, indent=1))
+        return
+    print("\n".join([tune.HEADER, *map(tune.line, [*found["frontier"], *(r["alone"] for r in found["remedies"])])]))
+
+
+def _lab(args: argparse.Namespace) -> tuple:
+    """The bench and the file that `sensitivity` and `tune` work on."""
+    spec = catalog.model(args.model)
+    from engine import lab, prompts
+    from engine.source import Source
+
+    if args.probes < 1 or args.probe_steps < 1 or getattr(args, "lpips_prompts", 0) < 0:
+        raise RequestError("Take at least one prompt and one step: --probes and --probe-steps begin at 1.")
+    chosen = prompts.read(args.prompts)
+    source = Source.create(args.weights, args.random_weights, args.offline)
+    device = args.device or _default_device()
+    bench = lab.Bench(spec, device, source, say=lambda text: print(text, file=sys.stderr, flush=True))
+    return bench, lab.Quality(args.out, bench, chosen)
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     from engine import prompts
 
     spec = catalog.model(args.model)
     chosen = prompts.read(args.prompts, args.limit)
     from engine import evaluate
-    from engine.loading import Source
+    from engine.source import Source
 
     settings = evaluate.Settings(
         precisions=tuple(args.precision),
@@ -318,7 +452,7 @@ def _moved(comparison: Comparison, source: Path, target: Path) -> Comparison:
             shutil.move(file, target / file.name)
     except OSError as error:
         raise OutputError(f"Cannot write into {target}: {error.strerror or error}.") from error
-    results = [replace(g, files=tuple(str(target / Path(f).name) for f in g.files)) for g in comparison.results]
+    results = [g.with_files(lambda file: str(target / Path(file).name)) for g in comparison.results]
     return replace(comparison, results=tuple(results))
 
 

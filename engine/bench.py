@@ -1,8 +1,8 @@
 """Speed and memory of a model's precisions, against the seed post's method and the bare pipeline, as JSON.
 
 One run measures everything it compares in one process, in turns (A B A B), so that a slow minute hits all sides
-alike. What the model makes is thrown away, so random weights serve as well as real ones. An emulated precision is
-never timed: its rows carry memory alone.
+alike. Random weights serve as well as real ones: what the model makes is only compared between methods. An emulated
+precision is never timed: its rows carry memory alone.
 
 Methods: `engine` is what a comparison does; `bare` is the same pipeline called without the engine around it, for the
 engine's own cost; `seed` is the post's method, torchao's configurations with their defaults, `quantize_` and
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from types import MappingProxyType
 
 import numpy as np
@@ -31,9 +31,9 @@ from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig, NVFP
 from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
 from torchao.quantization.quantize_.common import KernelPreference
 
-from engine import compilation, events, loading, recipes, residency, timing
+from engine import compilation, events, loading, profile, recipes, residency, timing
 from engine.catalog import ModelSpec
-from engine.compare import Progress, Studio, call, versions
+from engine.compare import Made, Progress, Studio, call, finished, versions
 from engine.errors import RequestError, UnsupportedError
 from engine.files import write_whole
 from engine.request import CompareRequest
@@ -42,8 +42,9 @@ from engine.results import Latency
 log = logging.getLogger(__name__)
 
 METHODS = ("engine", "seed", "bare")
-TOGETHER = 0.7
-"""All denoisers stay in memory, to be timed in turns, if with text encoders and VAE they fill no more of it."""
+TOGETHER = 0.75
+"""Denoisers stay in memory, to be timed in turns, if with text encoders and VAE they fill no more of it: all of them,
+or else those of one precision."""
 
 SEED_CONFIGS: Mapping[str, Callable[[], AOBaseConfig]] = MappingProxyType(
     {
@@ -93,6 +94,8 @@ class Settings:
     num_frames: int | None = None
     time_limit: float | None = None
     """Seconds after which no further batch size and no further repeat is begun; the first of each always is."""
+    profile: bool = False
+    """Also take a denoising step apart (engine/profile.py), on CUDA devices."""
 
     def __post_init__(self) -> None:
         unknown = [method for method in self.methods if method not in METHODS]
@@ -132,6 +135,10 @@ class _Lane:
     """The same for the warm-up, in which CUDA graphs are captured."""
     reserved: int = 0
     latencies: list[Latency] = field(default_factory=list)
+    made: Made | None = None
+    """By the last timed call."""
+    from_seed: dict[str, float] | None = None
+    """Mean LPIPS and PSNR of what the engine made from what the seed's method made of the same noise."""
 
 
 def run(
@@ -162,9 +169,10 @@ def run(
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "model": spec.id,
             "weights": "random" if source.random else "checkpoint",
-            "settings": _settings(spec, settings, requests[0], len(groups) == 1),
+            "settings": _settings(spec, settings, requests[0], groups),
             "rows": [],
             "switches": [],
+            "profiles": [],
         }
         _write(result, out)
         for group in groups:
@@ -179,6 +187,9 @@ def run(
                 measured = result["rows"]
                 for rows in bench.rows(group, request, deadline):
                     result["rows"] = measured + rows
+                    _write(result, out)
+                if settings.profile:
+                    result["profiles"] += bench.profiles(request)
                     _write(result, out)
                 for row in rows:
                     say(line(row))
@@ -196,32 +207,33 @@ class _Bench:
         self.device = studio.device
         self._seeded: dict[str, _Lane] = {}
         self._load_s: dict[str, float] = {}
+        self._lanes: list[_Lane] = []
+        """Those measured last."""
 
     def groups(self) -> list[list[tuple[str, str]]]:
-        """(precision, method) pairs that are measured in turns: all of them, or where memory is short one by one."""
+        """(precision, method) pairs that are measured in turns: all, or where memory is short those of a precision, or
+        one denoiser after the other."""
         for name in self.settings.precisions:
             if self.studio.support[name].execution == "unavailable":
                 raise UnsupportedError(self.studio.support[name].reason)
-        pairs, gigabytes = [], 0.0
+        groups, gigabytes = [], {}
         empty = loading.empty_transformer(self.spec)
         for name in self.settings.precisions:
             native = self.studio.support[name].execution == "native"
             methods = [m for m in METHODS if m in self.settings.methods] if native else ["engine"]
-            pairs += [(name, method) for method in methods]
+            groups.append([(name, method) for method in methods])
             plan = recipes.plan(empty, recipes.recipe(self.spec.family, self.recipe), name)
-            copies = ("seed" in methods) + bool({"engine", "bare"} & set(methods))
-            gigabytes += copies * plan.quantized_bytes / timing.GB
-        if self.spec.memory_gb is not None:
-            gigabytes += self.spec.memory_gb.shared
-        if gigabytes <= TOGETHER * _memory(self.device):
-            return [pairs]
-        # `bare` runs the engine's denoiser.
-        alone = [
-            [p for p in pairs if p[0] == name and (p[1] == "seed") == seed]
-            for name in self.settings.precisions
-            for seed in (False, True)
-        ]
-        return [group for group in alone if group]
+            copies = ("seed" in methods) + bool({"engine", "bare"} & set(methods))  # `bare` runs the engine's denoiser
+            gigabytes[name] = copies * plan.quantized_bytes / timing.GB
+        shared = self.spec.memory_gb.shared if self.spec.memory_gb is not None else 0.0
+        room = TOGETHER * _memory(self.device) - shared
+        if sum(gigabytes.values()) <= room:
+            return [[pair for group in groups for pair in group]]
+        split = []
+        for group in groups:
+            fits = gigabytes[group[0][0]] <= room
+            split += [group] if fits else [[p for p in group if (p[1] == "seed") == seed] for seed in (False, True)]
+        return [group for group in split if group]
 
     def rows(
         self, group: Sequence[tuple[str, str]], request: CompareRequest, deadline: float | None
@@ -230,7 +242,7 @@ class _Bench:
         # Each batch size compiles from nothing, as in a process of its own: none gets kernels of symbolic shape
         # because another came before it.
         torch.compiler.reset()
-        lanes = [self._lane(name, method) for name, method in group]
+        lanes = self._lanes = [self._lane(name, method) for name, method in group]
         for lane in lanes:
             self.say(f"{lane.precision} {lane.method}, batch {request.batch_size}: first call")
             self._guarded(lane, partial(self._warm_up, lane, request))
@@ -247,6 +259,12 @@ class _Bench:
                 self.say(f"{lane.precision} {lane.method}, batch {request.batch_size}: {turn}")
                 self._guarded(lane, partial(self._time, lane, request))
                 yield [self._row(lane, request) for lane in lanes]
+        for lane in timed:
+            seed = next((other for other in timed if (other.precision, other.method) == (lane.precision, "seed")), None)
+            if lane.method == "engine" and lane.made is not None and seed is not None and seed.made is not None:
+                found, _ = self.studio.distance(lane.made, seed.made)
+                lane.from_seed = {"lpips": found.mean_lpips, "psnr_db": fmean(found.psnr_db)}
+        yield [self._row(lane, request) for lane in lanes]
 
     def switches(self, group: Sequence[tuple[str, str]]) -> list[dict]:
         """What it takes to send each of the engine's denoisers to host memory and back; nothing on a CPU, which has
@@ -262,6 +280,7 @@ class _Bench:
         torch.compiler.reset()
         self._seeded.clear()
         self._load_s.clear()
+        self._lanes.clear()
         for name in self.settings.precisions:
             self.studio.drop(self.spec.id, name, self.recipe)
 
@@ -354,22 +373,45 @@ class _Bench:
         if lane.method == "bare":
             lane.blocks.use(lane.mode)
             began = timing.now(self.device)
-            call(lane.pipeline, self.spec, request, request.seed)
+            output = call(lane.pipeline, self.spec, request, request.seed)
             lane.latencies.append(Latency(text=0, denoise=0, decode=0, total=timing.now(self.device) - began))
         else:
             with timing.stages(lane.pipeline, self.device) as clock:
-                self._call(lane, request)
+                output = self._call(lane, request)
             lane.latencies.append(clock.latency)
+        lane.made = finished(lane.pipeline, self.spec, output)
         if cuda:
             lane.peak = max(lane.peak, lane.kept + torch.cuda.max_memory_allocated(self.device) - before)
         else:
             lane.peak = lane.warm_peak
         lane.recompiled += compilation.graphs_compiled() - graphs
 
-    def _call(self, lane: _Lane, request: CompareRequest) -> None:
+    def _call(self, lane: _Lane, request: CompareRequest) -> object:
         lane.blocks.use(lane.mode)
         progress = Progress(lane.precision, request.num_inference_steps, lambda _: None, lambda: False)
-        call(lane.pipeline, self.spec, request, request.seed, progress)
+        return call(lane.pipeline, self.spec, request, request.seed, progress)
+
+    def profiles(self, request: CompareRequest) -> list[dict]:
+        """The last group's denoisers, one step each taken apart; nothing on a CPU."""
+        lanes = [lane for lane in self._lanes if lane.error is None and lane.method != "bare" and lane.latencies]
+        return [self._profile(lane, request) for lane in lanes] if self.device.type == "cuda" else []
+
+    def _profile(self, lane: _Lane, request: CompareRequest) -> dict:
+        self.say(f"{lane.precision} {lane.method}, batch {request.batch_size}: profile")
+        denoiser, given = lane.pipeline.transformer, []
+        lane.blocks.use(compilation.EAGER)
+        hook = denoiser.register_forward_pre_hook(lambda _, *call: given.append(call), with_kwargs=True)
+        with profile.counted(denoiser) as work:
+            call(lane.pipeline, self.spec, replace(request, num_inference_steps=1), request.seed)
+        hook.remove()
+        lane.blocks.use(lane.mode)
+
+        def step() -> None:
+            for args, kwargs in given:  # guidance may call twice
+                denoiser(*args, **kwargs)
+
+        about = {"precision": lane.precision, "method": lane.method, "batch_size": request.batch_size}
+        return about | {"floor": profile.floor(work, self.device)} | profile.table(step, self.device)
 
     def _row(self, lane: _Lane, request: CompareRequest) -> dict:
         latency, step_ms = None, None
@@ -401,6 +443,7 @@ class _Bench:
             "first_call_s": lane.first_call_s if lane.execution == "native" else None,
             "compile": {"mode": lane.mode, "graphs": lane.graphs, "recompiled_in_timed_calls": lane.recompiled},
             "repeats": len(lane.latencies),
+            "from_seed": lane.from_seed,
             "error": lane.error,
         }
 
@@ -419,7 +462,9 @@ def _request(spec: ModelSpec, settings: Settings, batch_size: int) -> CompareReq
     )
 
 
-def _settings(spec: ModelSpec, settings: Settings, request: CompareRequest, together: bool) -> dict:
+def _settings(
+    spec: ModelSpec, settings: Settings, request: CompareRequest, groups: Sequence[Sequence[tuple[str, str]]]
+) -> dict:
     asked = request.to_json()
     for name in ("model", "precisions", "batch_size"):
         del asked[name]
@@ -432,8 +477,9 @@ def _settings(spec: ModelSpec, settings: Settings, request: CompareRequest, toge
         "repeats": settings.repeats,
         "order": (
             "all precisions and methods in memory at once, timed in turns (A B A B)"
-            if together
-            else "one denoiser in memory after the other; a group's methods in turns"
+            if len(groups) == 1
+            else "one group after the other, each in turns (A B A B): "
+            + "; ".join(", ".join(" ".join(pair) for pair in group) for group in groups)
         ),
         "warm_up_steps": dict(compilation.WARM_UP_STEPS),
         "memory": (

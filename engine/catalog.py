@@ -106,7 +106,7 @@ class ModelSpec:
     defaults: Settings
     limits: Limits
     recipes: tuple[str, ...]
-    """Recipe ids a user may choose, the default first; defined in engine/recipes.py."""
+    """Recipe ids a user may choose, the default first; defined in engine/recipes.py, "tuned" in assets/recipes/."""
     guidance_argument: str = "guidance_scale"
     """The pipeline argument that a request's guidance goes to: embedded ("guidance_scale") or two forward passes a
     step against a negative prompt ("true_cfg_scale")."""
@@ -173,6 +173,39 @@ MINI_FLUX = ModelSpec(
     ),
 )
 
+MINI_QWEN = ModelSpec(
+    id="mini-qwen",
+    name="Qwen-Image miniature",
+    family="mini-qwen",
+    summary="A 19-million-parameter QwenImageTransformer2DModel trained on Fluent 3D emoji; bundled, with true "
+    "classifier-free guidance.",
+    pipeline="QwenImagePipeline",
+    modality="image",
+    source="models/mini-qwen",
+    bundled=True,
+    licence="Apache-2.0 (trained on Fluent Emoji, MIT)",
+    licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+    defaults=Settings(height=256, width=256, num_inference_steps=20, guidance_scale=2.5),
+    limits=Limits(
+        sizes=((256, 256),),
+        num_inference_steps=(2, 50),
+        guidance_scale=(1.0, 6.0),
+        batch_size=(1, 4),
+        prompt_characters=150,
+    ),
+    recipes=("seed", "full"),
+    guidance_argument="true_cfg_scale",
+    template_tokens=34,
+    text_padded=False,
+    call=MappingProxyType({"negative_prompt": " ", "max_sequence_length": 24}),
+    examples=(
+        "a cactus on an orange background",
+        "a dog on a green background",
+        "a violin on a sky blue background",
+        "a pizza on a teal background",
+    ),
+)
+
 SIGN = "A cat holding a sign that says hello world"
 """The post's prompt for both picture models."""
 
@@ -204,7 +237,7 @@ FLUX_DEV = ModelSpec(
     licence_url="https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
     defaults=Settings(height=1024, width=1024, num_inference_steps=28, guidance_scale=3.5),
     limits=FLUX_LIMITS,
-    recipes=("seed", "strict", "full"),
+    recipes=("seed", "tuned", "strict", "full"),
     tokenizer="tokenizer_2",
     call=MappingProxyType({"max_sequence_length": 512}),
     examples=(
@@ -263,7 +296,7 @@ QWEN_IMAGE = ModelSpec(
         side=(256, 2048),
         max_pixels=2048 * 1024,
     ),
-    recipes=("seed", "strict", "full"),
+    recipes=("seed", "tuned", "strict", "full"),
     guidance_argument="true_cfg_scale",
     template_tokens=34,
     text_padded=False,
@@ -304,7 +337,7 @@ LTX_2 = ModelSpec(
         side=(256, 1920),
         max_pixels=1920 * 1088,
     ),
-    recipes=("seed", "seed-corrected", "strict", "full"),
+    recipes=("seed", "tuned", "seed-corrected", "strict", "full"),
     batch_argument="num_videos_per_prompt",
     sound=True,
     vae_tiling=True,
@@ -339,7 +372,7 @@ LTX_2 = ModelSpec(
 )
 
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(
-    {spec.id: spec for spec in (MINI_FLUX, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
+    {spec.id: spec for spec in (MINI_FLUX, MINI_QWEN, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
 )
 
 

@@ -12,6 +12,7 @@ import json
 from engine import catalog, recipes
 from engine.catalog import ModelSpec
 from engine.request import REFERENCE, CompareRequest
+from engine.tuned import Tuning
 
 HARDWARE = {
     "fp8": "an Ada, Hopper or Blackwell GPU (compute capability 8.9)",
@@ -66,16 +67,20 @@ def code(request: CompareRequest, precision: str, execution: str) -> str:
         RequestError: the model has no such recipe.
     """
     spec = catalog.model(request.model)
-    parts = [_head(spec, precision, execution), _load(spec)]
+    recipe = recipes.recipe(spec.family, request.recipe)
+    parts = [_head(spec, precision, execution, recipe), _load(spec)]
     if precision != REFERENCE:
-        parts += [chooser(recipes.recipe(spec.family, request.recipe), precision), _quantize(precision)]
+        parts += [chooser(recipe, precision), _quantize(precision, _others(recipe, precision))]
     return "\n\n".join([*parts, _prepare(spec), _call(spec, request), _save(spec, request, precision)]) + "\n"
 
 
 def chooser(recipe: recipes.Recipe, precision: str) -> str:
-    """The source of `quantized(module, name)`, torchao's `filter_fn`: which layers a recipe takes for a format."""
-    stored, names, rules = recipes.FORMATS[precision], "", ["isinstance(module, torch.nn.Linear)"]
-    rules.append(f"module.in_features % {stored.multiple_in} == 0 and module.out_features % {stored.multiple_out} == 0")
+    """The source of `quantized(module, name)`, torchao's `filter_fn`: which layers a recipe takes for a format.
+
+    Where a recipe file mixes formats, also `OTHERWISE`, name -> precision, which goes before the rules.
+    """
+    stored, names, rules = recipes.FORMATS[precision], "", []
+    shape = f"module.in_features % {stored.multiple_in} == 0 and module.out_features % {stored.multiple_out} == 0"
     if recipe.min_features:
         rules.append(f"min(module.in_features, module.out_features) >= {recipe.min_features}")
     if recipe.skip_containing:
@@ -86,15 +91,27 @@ def chooser(recipe: recipes.Recipe, precision: str) -> str:
     if recipe.min_rows:
         names += _tuple("ROWS", "of a product, by the layer's name: the first that matches decides", recipe.rows)
         rules.append(f"next((n for part, n in ROWS if part in name), {recipe.min_rows}) >= {recipe.min_rows}")
-    tests = "\n        and ".join(rules)
+    tuning = recipe.tunings.get(precision, Tuning())
+    if tuning.layers:
+        pairs = (f"    {name!r}: {kept!r}," for name, kept in tuning.layers.items())
+        names += "\n".join(["OTHERWISE = {  # these go before the rules", *pairs, "}", ""])
+        rules = [f"(name in OTHERWISE or {rule})" for rule in rules]
+        rules.append(f"OTHERWISE.get(name, {precision!r}) == {precision!r}")
+    tests = "\n        and ".join(["isinstance(module, torch.nn.Linear)", shape, *rules])
     return f"{names}\n\ndef quantized(module, name):\n    # {recipe.summary}\n    return (\n        {tests}\n    )\n"
+
+
+def _others(recipe: recipes.Recipe, precision: str) -> list[str]:
+    """The further precisions in which a recipe file stores layers."""
+    tuning = recipe.tunings.get(precision, Tuning())
+    return sorted({*tuning.layers.values()} - {precision, REFERENCE})
 
 
 def _tuple(name: str, comment: str, values: tuple) -> str:
     return "\n".join([f"{name} = (  # {comment}", *(f"    {value!r}," for value in values), ")", ""])
 
 
-def _head(spec: ModelSpec, precision: str, execution: str) -> str:
+def _head(spec: ModelSpec, precision: str, execution: str, recipe: recipes.Recipe) -> str:
     needs = ["torch", "diffusers", "transformers", *(["torchao"] if precision != REFERENCE else [])]
     said = [f"# {spec.name} in {precision}, as Twinframe runs it. Needs {', '.join(needs)}."]
     if execution != "native" and precision in HARDWARE:
@@ -102,7 +119,13 @@ def _head(spec: ModelSpec, precision: str, execution: str) -> str:
             f"# Needs {HARDWARE[precision]}. This comparison ran on a machine without",
             "# that, so its result comes from an emulation of the same arithmetic.",
         ]
-    own = _IMPORTS.get(precision, ())
+    tuning = recipe.tunings.get(precision, Tuning())
+    if tuning.searched or tuning.low_rank:
+        said += [
+            "# Twinframe also searches the block scales of NVFP4 weights and adds low-rank branches where its recipe",
+            "# says so, which torchao does not: what this program makes is a little further from bf16.",
+        ]
+    own = dict.fromkeys(line for name in (precision, *_others(recipe, precision)) for line in _IMPORTS.get(name, ()))
     video = ("from diffusers.utils import encode_video",) if spec.modality == "video" else ()
     return "\n".join([*said, "import torch", f"from diffusers import {spec.pipeline}", *video, *own])
 
@@ -129,8 +152,14 @@ def _load(spec: ModelSpec) -> str:
     return "\n".join(lines)
 
 
-def _quantize(precision: str) -> str:
-    return f"config = {_CONFIGS[precision]}\nquantize_(pipe.transformer, config, filter_fn=quantized)"
+def _quantize(precision: str, others: list[str]) -> str:
+    parts = [f"config = {_CONFIGS[precision]}\nquantize_(pipe.transformer, config, filter_fn=quantized)"]
+    for name in others:
+        chosen = f"lambda module, name: OTHERWISE.get(name) == {name!r}"
+        parts.append(
+            f"config_{name} = {_CONFIGS[name]}\nquantize_(pipe.transformer, config_{name}, filter_fn={chosen})"
+        )
+    return "\n".join(parts)
 
 
 def _prepare(spec: ModelSpec) -> str:

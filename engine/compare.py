@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +23,7 @@ from torch import Tensor
 from engine import (
     catalog,
     compilation,
+    content,
     events,
     loading,
     media,
@@ -34,10 +35,11 @@ from engine import (
     timing,
 )
 from engine.catalog import ModelSpec
-from engine.errors import UnsupportedError
+from engine.errors import CancelledRun, UnsupportedError
 from engine.files import cache_folder, write_whole
+from engine.previews import Previewer
 from engine.request import PRECISIONS, REFERENCE, CompareRequest
-from engine.results import Comparison, Generation, LayerCounts, Memory, Metrics, Ruler
+from engine.results import Comparison, Generation, LayerCounts, LpipsMap, Memory, Metrics, Ruler
 
 ATTENTION = "native"
 """diffusers' name for PyTorch's scaled_dot_product_attention, which picks a fused kernel."""
@@ -46,10 +48,6 @@ FLOOR_ATTENTION = "_native_math"
 RULER_PROMPTS = 3
 """Of a miniature; one for a model that takes seconds to minutes a picture."""
 PACKAGES = ("torch", "torchao", "diffusers", "transformers", "lpips", "mslk-cuda")
-
-
-class CancelledRun(Exception):
-    """Raised out of a pipeline call when the job was cancelled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +97,16 @@ class Studio:
         UnsupportedError: there is no such device.
     """
 
-    def __init__(self, device: str | torch.device, source: loading.Source = loading.BUNDLED_OR_HUB):
+    def __init__(
+        self,
+        device: str | torch.device,
+        source: loading.Source = loading.BUNDLED_OR_HUB,
+        filtered: content.Filter = content.NO_FILTER,
+    ):
         self.device = precision.device_named(device)
         self.source = source
-        self.machine = precision.Machine.detect(self.device)
+        self._guard = content.Guard(filtered)
+        self.machine = precision.detect(self.device)
         self.support = {p: precision.support(p, self.machine) for p in PRECISIONS}
         timing.prepare(self.device)
         self._renditions: dict[residency.Key, Rendition] = {}
@@ -130,6 +134,7 @@ class Studio:
             CancelledRun: `stop` said so.
         """
         spec = catalog.model(request.model)
+        self._guard.prompt(spec, request.prompt)
         reference, results = None, []
         for name in request.precisions:
             rendition = self.rendition(spec, name, request.recipe, tell)
@@ -139,9 +144,9 @@ class Studio:
             if reference is None:
                 reference = made
             else:
-                distance = self.distance(made, reference)
+                distance, maps = self.distance(made, reference)
                 tell(events.Compared(name, distance))
-                generation = replace(generation, metrics=distance)
+                generation = replace(generation, metrics=distance, lpips_maps=keep_maps(maps, generation))
             results.append(generation)
         ruler = self.ruler(spec, request, tell, stop)
         comparison = Comparison(
@@ -331,19 +336,21 @@ class Studio:
         """
         name = rendition.support.precision
         warm = self.warm(rendition, spec, request, tell, stop)
-        progress = Progress(name, request.num_inference_steps, tell, stop)
+        preview = Previewer(rendition.pipeline, spec, request) if request.previews else None
+        progress = Progress(name, request.num_inference_steps, tell, stop, preview)
         graphs = compilation.graphs_compiled()
         with timing.stages(rendition.pipeline, self.device) as clock:
             output = call(rendition.pipeline, spec, request, request.seed, progress)
         recompiled = compilation.graphs_compiled() - graphs
         made = finished(rendition.pipeline, spec, output)
+        self._guard.outputs(spec, made.pixels)
         files = self.keep(made, rendition, spec, request, out, name if stem is None else stem)
         generation = Generation(
             precision=name,
             execution=rendition.support.execution,
             files=files,
             latency=clock.latency,
-            latency_comparable=rendition.support.execution == "native",
+            latency_comparable=rendition.support.execution == "native" and not request.previews,
             memory=Memory(
                 weights=rendition.weights,
                 transformer=rendition.transformer,
@@ -373,7 +380,7 @@ class Studio:
             OutputError: they cannot be written.
         """
         asked = request.to_json()
-        del asked["precisions"]  # a picture's bytes must not depend on what else was asked for
+        del asked["precisions"], asked["previews"]  # a picture's bytes must not depend on what else was asked for
         recipe = {
             "request": asked,
             "precision": rendition.support.precision,
@@ -440,16 +447,23 @@ class Studio:
         native = rendition.support.execution == "native"
         return compilation.mode(spec, request.batch_size, native, self.device)
 
-    def distance(self, made: Made, reference: Made) -> Metrics:
-        """LPIPS and PSNR of what was made from the reference, one value a picture or clip."""
+    def distance(self, made: Made, reference: Made) -> tuple[Metrics, list[Tensor]]:
+        """LPIPS and PSNR of what was made from the reference, and where LPIPS comes from; one a picture or clip.
+
+        Returns:
+            The numbers, and maps (F, h, w) as of `metrics.lpips_maps`, F being 1 for a picture.
+        """
         a, b = made.pixels * 2 - 1, reference.pixels * 2 - 1
         if a.ndim == 4:
-            distances, decibels, frames = metrics.lpips_distance(a, b), metrics.psnr(a, b), None
+            (distances, maps), decibels, frames = metrics.lpips_maps(a, b), metrics.psnr(a, b), None
+            maps = list(maps[:, None])
         else:
             each = [metrics.clip_distance(one, other, self.device) for one, other in zip(a, b, strict=True)]
-            frames = tuple(tuple(distances.tolist()) for distances, _ in each)
-            distances, decibels = torch.stack([d.mean() for d, _ in each]), torch.stack([p for _, p in each])
-        return Metrics(lpips=tuple(distances.tolist()), psnr_db=tuple(decibels.tolist()), lpips_frames=frames)
+            by_frame, decibels, maps = (list(values) for values in zip(*each, strict=True))
+            frames = tuple(tuple(distances.tolist()) for distances in by_frame)
+            distances, decibels = torch.stack([d.mean() for d in by_frame]), torch.stack(decibels)
+        found = Metrics(lpips=tuple(distances.tolist()), psnr_db=tuple(decibels.tolist()), lpips_frames=frames)
+        return found, maps
 
     def ruler(
         self,
@@ -506,8 +520,8 @@ class Studio:
                 tell(events.Measuring(done, total))
                 made.append(self.retake(rendition, spec, replace(asked, seed=noise), stop, second_path=path))
                 done += 1
-            floors.append(self.distance(made[1], made[0]).mean_lpips)
-            ceilings.append(self.distance(made[2], made[0]).mean_lpips)
+            floors.append(self.distance(made[1], made[0])[0].mean_lpips)
+            ceilings.append(self.distance(made[2], made[0])[0].mean_lpips)
         note = (
             f"Mean LPIPS over {len(prompts)} prompt{'s' * (len(prompts) > 1)} in bf16 on this device. Floor: "
             f"{self.paths(rendition, spec, asked)}, same noise. Ceiling: seed {seed} against seed {seed + 1}."
@@ -585,7 +599,11 @@ class Studio:
             "Residency": self._where(_key(spec, support.precision, request.recipe)),
             "Scheduler": f"{type(rendition.pipeline.scheduler).__name__}, {request.num_inference_steps} steps",
             "Noise": f"CPU generator, seed {request.seed}, the same for every precision",
-            "Timing": f"one pipeline call between device synchronisations, after {warm_up} of the same shape",
+            "Timing": (
+                "not timed: previews were drawn between the steps"
+                if request.previews
+                else f"one pipeline call between device synchronisations, after {warm_up} of the same shape"
+            ),
             "Memory": (
                 "weights as stored, plus the peak that the warm-up, with decoding, allocates"
                 + (" through PyTorch's CPU allocator" if self.device.type == "cpu" else " on the device")
@@ -610,10 +628,18 @@ class Studio:
 
 
 class Progress:
-    """The pipeline's `callback_on_step_end`: tells each step, and stops the run when asked to."""
+    """The pipeline's `callback_on_step_end`: tells each step, with a preview if there is one, and stops the run when
+    asked to."""
 
-    def __init__(self, name: str, total: int, tell: Callable[[events.Event], None], stop: Callable[[], bool]):
-        self._name, self._total, self._tell, self._stop = name, total, tell, stop
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        tell: Callable[[events.Event], None],
+        stop: Callable[[], bool],
+        preview: Previewer | None = None,
+    ):
+        self._name, self._total, self._tell, self._stop, self._preview = name, total, tell, stop, preview
         self._first: datetime | None = None
 
     def check(self) -> None:
@@ -627,7 +653,8 @@ class Progress:
             self._first = now
         spent = (now - self._first).total_seconds()
         left = spent / index * (self._total - done) if index else None
-        self._tell(events.Step(self._name, done, self._total, left))
+        preview = self._preview(kwargs["latents"], index) if self._preview and done < self._total else None
+        self._tell(events.Step(self._name, done, self._total, left, preview))
         return {}
 
 
@@ -699,6 +726,19 @@ def finished(pipeline: DiffusionPipeline, spec: ModelSpec, output: object) -> Ma
         audio_rate=audio_rate,
         not_numbers=not_numbers,
     )
+
+
+def keep_maps(maps: Sequence[Tensor], generation: Generation) -> tuple[LpipsMap, ...]:
+    """Write LPIPS maps, one a picture or clip, beside its file.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    kept = []
+    for each, made in zip(maps, generation.files, strict=True):
+        file = Path(made).with_name(f"{Path(made).stem}-lpips.png")
+        kept.append(LpipsMap(file=str(file), top=media.save_map(each, file)))
+    return tuple(kept)
 
 
 def _tokens(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> int:

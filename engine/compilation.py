@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.utils._pytree import tree_map_only
 
+from engine import fusion
 from engine.catalog import ModelSpec
 from engine.files import cache_folder
+from engine.graphs import StepGraph
 
-EAGER, DEFAULT, GRAPHS = "eager", "default", "reduce-overhead"
-"""Not compiled; compiled; compiled with CUDA graphs. The last two are names of torch.compile's modes."""
-WARM_UP_STEPS: Mapping[str, int] = {EAGER: 1, DEFAULT: 2, GRAPHS: 3}
+EAGER, DEFAULT, GRAPHS, STEP = "eager", "default", "reduce-overhead", "step graph"
+"""Not compiled; compiled; compiled with a CUDA graph of each block; compiled, and one CUDA graph of the whole step.
+The second and third are names of torch.compile's modes."""
+WARM_UP_STEPS: Mapping[str, int] = {EAGER: 1, DEFAULT: 2, GRAPHS: 3, STEP: 3}
 """Denoising steps until nothing new happens: a second one meets tensors with other strides; CUDA graphs run once
 outside a graph and are recorded the second time."""
 
@@ -59,6 +62,7 @@ def configure() -> None:
     """
     if os.environ.get(_CACHE_VARIABLE) in (None, default_cache_dir()):  # torch writes its default into it
         os.environ[_CACHE_VARIABLE] = str(cache_folder() / "inductor")
+    fusion.install()
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     torch._dynamo.config.accumulated_recompile_limit = 8 * _RECOMPILE_LIMIT
 
@@ -82,13 +86,20 @@ class Blocks:
         self._denoiser, self._dynamic, self._options = denoiser, dynamic, dict(options or {})
         self._blocks = [m for m in denoiser.modules() if type(m).__name__ in denoiser._repeated_blocks]
         self._calls: dict[str, list[Callable | None]] = {EAGER: [None] * len(self._blocks)}
+        self._step = StepGraph(denoiser._call_impl)
 
     def use(self, mode: str) -> None:
         """Run in `mode` from now on; what was compiled for another mode is kept."""
-        if mode not in self._calls:
-            self._calls[mode] = self._compiled(mode)
-        for block, call in zip(self._blocks, self._calls[mode], strict=True):
+        blocks = DEFAULT if mode == STEP else mode
+        if blocks not in self._calls:
+            self._calls[blocks] = self._compiled(blocks)
+        for block, call in zip(self._blocks, self._calls[blocks], strict=True):
             block._compiled_call_impl = call  # where nn.Module.compile() keeps it
+        self._denoiser._compiled_call_impl = self._step if mode == STEP else None
+
+    def forget(self) -> None:
+        """The weights have moved: what was recorded with their addresses is of no use any more."""
+        self._step.forget()
 
     def _compiled(self, mode: str) -> list[Callable]:
         configure()

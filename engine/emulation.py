@@ -22,22 +22,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
-from torchao.prototype.mx_formats.kernels import f32_to_f4_unpacked, pack_uint4
 from torchao.quantization import Float8Tensor, PerRow
 from torchao.quantization.quantize_.common import KernelPreference
 from torchao.quantization.transform_module import register_quantize_module_handler
 from torchao.utils import TorchAOBaseTensor
 
-BLOCK = 16
-"""Elements of K that share one NVFP4 block scale."""
+from engine import nvfp4
+from engine.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, round_e2m1_
+
 FP8_AMAX_FLOOR = 1e-12
 """A row whose largest magnitude is below this is scaled as if it were this: zeros would divide by zero otherwise."""
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-_E2M1_MAX = 6.0
-_E4M3_MAX = 448.0
 _E4M3_TINY = 2.0**-9  # smallest positive e4m3, a sub-normal
-_E4M3_LEAST_NORMAL = 2.0**-6
 _RECIPROCAL_MAX = 2.0**118  # bounds 1 / per-tensor scale: divided by _E4M3_TINY it is still a finite fp32
 
 
@@ -91,30 +88,15 @@ class EmulatedNVFP4Tensor(_EmulatedTensor):
         self.codes, self.block_scales, self.tensor_scale = codes, block_scales, tensor_scale
 
     @classmethod
-    def from_weight(cls, weight: Tensor) -> EmulatedNVFP4Tensor:
-        """Quantize a bf16 (N, K) weight to the bits that torchao's NVFP4 config makes of it on a GPU, on any device.
-
-        The algorithm is torchao 0.18's `nvfp4_quantize`: block scale = e4m3((block amax / 6) / tensor scale), not
-        below 2^-6, then e2m1(x * ((1 / tensor scale) / block scale)). Its divisions by constants are multiplications
-        with the reciprocal on CUDA, and so they are here.
+    def from_weight(cls, weight: Tensor, searched: bool = False) -> EmulatedNVFP4Tensor:
+        """Quantize a bf16 (N, K) weight on any device, by `nvfp4.quantize`.
 
         Raises:
             ValueError: not bf16, not 2D, or a dimension that is not a multiple of 16.
         """
-        if weight.dtype != torch.bfloat16 or weight.dim() != 2 or weight.shape[0] % BLOCK or weight.shape[1] % BLOCK:
-            raise ValueError(f"NVFP4 takes bf16 (16 n, 16 k) weights, not {weight.dtype} {tuple(weight.shape)}.")
-        blocks = weight.float().view(weight.shape[0], -1, BLOCK)
-        amax = blocks.abs().amax(-1)
-        tensor_scale = amax.max() * (1 / (_E4M3_MAX * _E2M1_MAX))
-        # Scale 0 would give NaN codes; an all-zero weight has zero codes under any other scale.
-        tensor_scale = torch.where(tensor_scale == 0, 1.0, tensor_scale)
-        block_scales = (amax * (1 / _E2M1_MAX) / tensor_scale).clamp_(_E4M3_LEAST_NORMAL, _E4M3_MAX)
-        block_scales = block_scales.to(torch.float8_e4m3fn)
-        factors = tensor_scale.reciprocal() / block_scales.float()
-        values = blocks.mul_(factors.unsqueeze(-1)).clamp_(-_E2M1_MAX, _E2M1_MAX)
-        codes = pack_uint4(f32_to_f4_unpacked(values.view(weight.shape)))
+        packed = nvfp4.quantize(weight, searched)
         _scaled_pairs(weight.device)  # built now, lest a CUDA graph's memory pool should come to own it
-        return cls(codes, block_scales, tensor_scale)
+        return cls(*packed)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """bf16 (..., K) -> bf16 (..., N)."""
@@ -160,27 +142,16 @@ def nvfp4_activation(x: Tensor) -> tuple[Tensor, Tensor]:
     # The bit patterns of non-negative bf16 numbers sort like the numbers, and integers reduce three times as fast.
     amax = (blocks.view(torch.int16) & 0x7FFF).amax(-1, keepdim=True).view(torch.bfloat16).float()
     # torchao divides by 448 * 6, which CUDA turns into this multiplication; spelled out, a CPU makes the same bits.
-    tensor_scale = amax.amax() * (1 / (_E4M3_MAX * _E2M1_MAX))
+    tensor_scale = amax.amax() * (1 / (E4M3_MAX * E2M1_MAX))
     # An all-zero tensor has scale 0 and reciprocal infinity, and 0 * infinity is NaN: hence the clamp.
     reciprocal = tensor_scale.reciprocal().clamp(max=_RECIPROCAL_MAX)
     # mslk does divide by 6: hence a tensor as divisor, which CUDA leaves a division.
-    block_scale = (amax / amax.new_full((), _E2M1_MAX)).mul_(reciprocal).clamp_(max=_E4M3_MAX)
+    block_scale = (amax / amax.new_full((), E2M1_MAX)).mul_(reciprocal).clamp_(max=E4M3_MAX)
     block_scale = block_scale.to(torch.float8_e4m3fn).float()
     # A block scale that rounds to 0 makes its block 0 in the product; any finite factor will do for its codes.
     values = blocks.float().mul_(reciprocal / block_scale.clamp(min=_E4M3_TINY))
-    values = _round_e2m1_(values.clamp_(-_E2M1_MAX, _E2M1_MAX)).mul_(block_scale)
+    values = round_e2m1_(values.clamp_(-E2M1_MAX, E2M1_MAX)).mul_(block_scale)
     return values.to(torch.bfloat16).view(x.shape), tensor_scale
-
-
-def _round_e2m1_(y: Tensor) -> Tensor:
-    """Round fp32 values within [-6, 6] to the nearest e2m1 value, ties to even, in place.
-
-    e2m1 is spaced by 0.5 below 2, by 1 from 2 to 4 and by 2 above. Adding 1.5 * 2^22 * p, where p is 1, 2 or 4, puts
-    the unit in the last place of the fp32 sum at exactly that spacing, so the addition does the rounding.
-    """
-    power = (y.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(min=1.0)  # 2 ^ exponent
-    magic = 1.5 * 2.0**22
-    return y.add_(power, alpha=magic).sub_(power, alpha=magic)
 
 
 def nvfp4_weight(codes: Tensor, block_scales: Tensor) -> Tensor:
@@ -306,9 +277,12 @@ class EmulationConfig(AOBaseConfig):
     """`torchao.quantization.quantize_` config that replaces a Linear's bf16 weight by an emulated one."""
 
     tensor_class: type[EmulatedNVFP4Tensor] | type[EmulatedFP8Tensor]
+    searched: bool = False
+    """NVFP4 alone: search the block scales of weights."""
 
 
 @register_quantize_module_handler(EmulationConfig)
 def _emulate(module: nn.Linear, config: EmulationConfig) -> nn.Linear:
-    module.weight = nn.Parameter(config.tensor_class.from_weight(module.weight), requires_grad=False)
+    options = {"searched": True} if config.searched else {}
+    module.weight = nn.Parameter(config.tensor_class.from_weight(module.weight, **options), requires_grad=False)
     return module

@@ -26,3 +26,22 @@ class OutputError(TwinframeError, OSError):
 
 class RefusedError(TwinframeError, RuntimeError):
     """Not now: the queue is full, a budget is spent, or the app is shutting down."""
+
+
+class FaultError(TwinframeError, RuntimeError):
+    """Something failed by no mistake of the user's.
+
+    Args:
+        sentence: for the user.
+        kind: what failed, in a word, to count it by.
+        trace: where it failed, for the log.
+        lost: the device's process is of no more use: a fresh one is being started.
+    """
+
+    def __init__(self, sentence: str, *, kind: str = "", trace: str = "", lost: bool = False):
+        super().__init__(sentence)
+        self.kind, self.trace, self.lost = kind, trace, lost
+
+
+class CancelledRun(Exception):
+    """No failure: whoever asked for a run does not want it any more. Raised out of the pipeline's call."""

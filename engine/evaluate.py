@@ -218,7 +218,7 @@ class _Evaluation:
         return row
 
     def _distances(self, made: Made, reference: Made) -> dict:
-        found = self.studio.distance(made, reference)
+        found, _ = self.studio.distance(made, reference)
         row = {"lpips": found.lpips[0], "psnr_db": _finite(found.psnr_db[0])}
         if found.lpips_frames is not None:
             one, other = made.pixels[0] * 2 - 1, reference.pixels[0] * 2 - 1

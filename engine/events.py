@@ -47,6 +47,8 @@ class Step:
     total: int
     seconds_left: float | None
     """For this precision's denoising; None until it can be told."""
+    preview: bytes | None = None
+    """A JPEG of what is expected in the end, where previews were asked for and there is a new one."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from engine import hub
 from engine.catalog import ModelSpec
 from engine.errors import LoadError
+from engine.source import BUNDLED_OR_HUB, Source
 
 Place = Callable[[str, nn.Module], None]
 """Called with each submodule's fully qualified name and itself once its weights are on the device; may change it."""
@@ -35,43 +35,6 @@ Told = Callable[[int, int], None]
 """Called with bytes downloaded and bytes in all."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where weights come from; by default a bundled model's own folder, and the hub for every other."""
-
-    folder: Path | None = None
-    """A checkpoint's folder, or one that holds a checkpoint's folder for each model, named by its id."""
-    random: bool = False
-    """Random weights of the real architecture: speed and memory do not depend on the values, the pictures do."""
-    offline: bool = False
-    """Fetch nothing."""
-
-    @classmethod
-    def create(cls, folder: str | Path | None = None, random: bool = False, offline: bool = False) -> Source:
-        """From a command line; without a folder $TWINFRAME_WEIGHTS decides.
-
-        Raises:
-            LoadError: the folder is not there, or neither a checkpoint nor a folder of some.
-        """
-        folder = folder or os.environ.get("TWINFRAME_WEIGHTS") or None
-        if random and folder:
-            raise LoadError(f"Weights come from {folder} or at random: choose one of --weights and --random-weights.")
-        if folder is None:
-            return cls(random=random, offline=offline)
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise LoadError(f"There is no folder {folder}: give --weights a checkpoint's folder.")
-        if not any(folder.glob("model_index.json")) and not any(folder.glob("*/model_index.json")):
-            raise LoadError(
-                f"{folder} is not a checkpoint: it has no model_index.json, nor has any folder in it; give --weights a "
-                "folder as diffusers saves it."
-            )
-        return cls(folder=folder, offline=offline)
-
-
-BUNDLED_OR_HUB = Source()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -424,12 +387,12 @@ def _reader(folder: Path, device: torch.device, opened: ExitStack) -> Callable[[
 
     def read(name: str, empty: Tensor) -> Tensor:
         file = weight_map.get(name, _whole("diffusers"))
-        if file not in files:
-            files[file] = opened.enter_context(safe_open(folder / file, framework="pt", device=str(device)))
         try:
+            if file not in files:
+                files[file] = opened.enter_context(safe_open(folder / file, framework="pt", device=str(device)))
             value = files[file].get_tensor(name)
-        except SafetensorError as error:
-            raise LoadError(f"The weights file {folder / file} has no tensor {name}.") from error
+        except SafetensorError as error:  # it was whole when it was checked
+            raise LoadError(f"The weights file {folder / file} lacks {name} or is being changed: retry.") from error
         if value.shape != empty.shape:
             raise LoadError(f"{name} in {folder / file} is {tuple(value.shape)} instead of {tuple(empty.shape)}.")
         return value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from engine.errors import OutputError
-from engine.files import write_whole
+from engine.files import whole, write_whole
 
 KEYWORD = "twinframe"
 """The PNG text chunk that holds the recipe as JSON; in an MP4 it is the comment."""
@@ -43,6 +41,27 @@ def save_png(picture: Tensor, file: Path, recipe: dict) -> None:
     write_whole(file, encoded.getvalue())
 
 
+def save_map(maps: Tensor, file: Path) -> float:
+    """Write maps one below the other as a PNG in grey, losslessly but for its 255 levels.
+
+    Args:
+        maps: float (F, h, w), not negative.
+
+    Returns:
+        The value of level 255, the largest there is; 0 where all are.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    below = maps.float().cpu().flatten(0, 1)
+    top = below.max().item()
+    levels = (below / (top or 1.0) * 255).round().to(torch.uint8).numpy()
+    encoded = io.BytesIO()
+    Image.fromarray(levels).save(encoded, format="PNG")
+    write_whole(file, encoded.getvalue())
+    return top
+
+
 def save_mp4(
     frames: Tensor, audio: Tensor | None, frame_rate: float, audio_rate: int, file: Path, recipe: dict
 ) -> None:
@@ -66,15 +85,8 @@ def save_mp4(
         raise ValueError(f"H.264 in yuv420p takes even sizes, not {frames.shape[-1]}x{frames.shape[-2]}.")
     if audio is not None and (audio.ndim != 2 or audio.shape[0] not in (1, 2)):
         raise ValueError(f"Sound is (1 or 2 channels, samples), not {tuple(audio.shape)}.")
-    try:
-        # Fast start moves the index to the front in a second pass, which needs a real file.
-        with tempfile.TemporaryDirectory() as folder:
-            encoded = Path(folder) / "clip.mp4"
-            _encode(frames, audio, frame_rate, audio_rate, encoded, recipe)
-            content = encoded.read_bytes()
-    except OSError as error:
-        raise OutputError(f"Cannot write {file}: {error.strerror or error}.") from error
-    write_whole(file, content)
+    with whole(file) as partial:
+        _encode(frames, audio, frame_rate, audio_rate, partial, recipe)
 
 
 def read_recipe(file: Path) -> dict:
@@ -97,7 +109,7 @@ def _encode(frames: Tensor, audio: Tensor | None, frame_rate: float, audio_rate:
     from av.video.reformatter import ColorRange, Colorspace
 
     # Bit-exact: no versions or dates inside.
-    with av.open(str(file), "w", options={"movflags": "+faststart", "fflags": "+bitexact"}) as clip:
+    with av.open(str(file), "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as clip:
         clip.metadata["title"] = "Twinframe"
         clip.metadata["comment"] = _json(recipe)
         video = clip.add_stream("libx264", rate=Fraction(frame_rate).limit_denominator(1001))

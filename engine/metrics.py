@@ -7,9 +7,11 @@ that nothing is downloaded.
 from __future__ import annotations
 
 import functools
+import math
 
 import lpips
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from engine.catalog import ASSETS
 from engine.errors import LoadError
 
 _ALEXNET = ASSETS / "lpips" / "alexnet_features.safetensors"
+MAP_STRIDE = 4
+"""Pixels of a picture for one of its LPIPS map: the stride of AlexNet's first layer, finer than which it sees none."""
 _PIXELS_AT_ONCE = 1 << 22
 """Pixels of each side that the network sees at once, which bounds the memory of long clips."""
 
@@ -34,9 +38,37 @@ def lpips_distance(a: Tensor, b: Tensor) -> Tensor:
         ValueError: the shapes differ or are not (N, 3, H, W).
         LoadError: the bundled AlexNet weights are missing.
     """
+    return lpips_maps(a, b)[0]
+
+
+def lpips_maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """LPIPS, and where in the picture it comes from.
+
+    What the lpips package calls `spatial=True`: the layers' maps, of which LPIPS sums the means, are brought to one
+    size bilinearly and summed. Here that size is a quarter of the picture's instead of its own. A map's mean is the
+    distance, but for what the interpolation does at the edges.
+
+    Args:
+        a, b: float tensors (N, 3, H, W) in [-1, 1] on one device.
+
+    Returns:
+        Distances, (N,), and maps, (N, ceil(H / 4), ceil(W / 4)), both float32.
+
+    Raises:
+        ValueError, LoadError: as `lpips_distance`.
+    """
     _same_shape(a, b)
+    network = _network(a.device)
+    size = [math.ceil(side / MAP_STRIDE) for side in a.shape[-2:]]
     with torch.inference_mode():
-        return _network(a.device)(a.float(), b.float()).flatten()
+        features = [network.net(network.scaling_layer(side.float())) for side in (a, b)]
+        layers = [
+            head((lpips.normalize_tensor(one) - lpips.normalize_tensor(other)).square())
+            for head, one, other in zip(network.lins, *features, strict=True)
+        ]
+        distances = sum(layer.mean((1, 2, 3)) for layer in layers)
+        maps = sum(F.interpolate(layer, size, mode="bilinear") for layer in layers)
+    return distances, maps[:, 0]
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -55,27 +87,29 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return _decibels((a.float() - b.float()).square().mean((1, 2, 3)))
 
 
-def clip_distance(a: Tensor, b: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """LPIPS of every frame and PSNR of the whole clip, a few frames at a time.
+def clip_distance(a: Tensor, b: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """LPIPS of every frame, with its map, and PSNR of the whole clip, a few frames at a time.
 
     Args:
         a, b: float tensors (F, 3, H, W) in [-1, 1], wherever they are.
         device: where to compute.
 
     Returns:
-        LPIPS, (F,) float32, and PSNR in dB over all frames, () float32; both on the CPU.
+        LPIPS, (F,); PSNR in dB over all frames, (); maps as of `lpips_maps`, (F, h, w). All float32 on the CPU.
 
     Raises:
         ValueError, LoadError: as `lpips_distance`.
     """
     _same_shape(a, b)
     frames = max(1, _PIXELS_AT_ONCE // (a.shape[-2] * a.shape[-1]))
-    distances, errors = [], []
+    distances, maps, errors = [], [], []
     for one, other in zip(a.split(frames), b.split(frames), strict=True):
         one, other = one.to(device).float(), other.to(device).float()
-        distances.append(lpips_distance(one, other).cpu())
+        scores, where = lpips_maps(one, other)
+        distances.append(scores.cpu())
+        maps.append(where.cpu())
         errors.append((one - other).square().mean((1, 2, 3)).cpu())
-    return torch.cat(distances), _decibels(torch.cat(errors).mean())
+    return torch.cat(distances), _decibels(torch.cat(errors).mean()), torch.cat(maps)
 
 
 def temporal_distance(a: Tensor, b: Tensor, device: torch.device) -> Tensor:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
 import socket
 from pathlib import Path
 from typing import NoReturn
 
+from engine import catalog
 from engine.errors import RequestError
 
 
@@ -22,8 +25,14 @@ class Parser(argparse.ArgumentParser):
         raise RequestError(f"{said[:1].upper()}{said[1:]}. See {self.prog} --help.")
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Names with commas between, each once; "none" is none."""
+    given = dict.fromkeys(name.strip() for name in text.split(",") if name.strip())
+    return () if list(given) == ["none"] else tuple(given)
+
+
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `loading.Source.create`: where weights come from."""
+    """The arguments of `Source.create`: where weights come from."""
     parser.add_argument(
         "--weights",
         type=Path,
@@ -37,6 +46,32 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         help="random weights of the real architecture: right for speed and memory, not for what is made",
     )
     parser.add_argument("--offline", action="store_true", help="never fetch anything from the Hugging Face hub")
+
+
+def check_app(args: argparse.Namespace) -> None:
+    """What can be wrong with app.py's arguments, before anything slow is started.
+
+    Raises:
+        RequestError: an argument cannot be used, in one sentence.
+    """
+    if not args.models:
+        raise RequestError(f"--models names no model: choose from {', '.join(catalog.MODELS)}.")
+    for name in args.models:
+        catalog.model(name)
+    for name in args.preload:
+        if name not in args.models:
+            raise RequestError(f"--preload {name} is not among --models {','.join(args.models)}.")
+    if args.mcp and importlib.util.find_spec("mcp") is None:
+        raise RequestError('--mcp needs a package that is missing: run pip install "gradio[mcp]" and start again.')
+    if args.mcp and os.environ.get("TWINFRAME_AUTH"):
+        raise RequestError("--mcp cannot be had with TWINFRAME_AUTH, as MCP clients have no password: leave one out.")
+    if args.port is not None:
+        check_address(args.host, args.port)
+
+
+def is_public(args: argparse.Namespace) -> bool:
+    """Whether strangers can reach an app with these arguments."""
+    return args.share or bool(os.environ.get("SPACE_ID")) or args.host not in ("127.0.0.1", "localhost", "::1")
 
 
 def check_address(host: str, port: int) -> None:

@@ -1,4 +1,4 @@
-"""A benchmark's JSON as plots and a table: latency, speedup and memory against batch size.
+"""A benchmark's JSON as plots and tables: latency, speedup and memory against batch size, and the README's section.
 
 Standalone SVG, for light and dark backgrounds, and Markdown. Only what was timed is drawn: an emulated precision has
 no place here. Knows nothing of how the numbers were made.
@@ -50,22 +50,13 @@ def timed(result: Mapping) -> list[Row]:
 
 def speedup(row: Row, rows: Sequence[Row], precision: str, method: str) -> float | None:
     """How many times as fast a row is as another precision or method at its batch size; None without that one."""
-    wanted = (row["batch_size"], precision, method)
-    base = next((r for r in rows if (r["batch_size"], r["precision"], r["method"]) == wanted), None)
+    base = _other(row, rows, precision, method)
     return None if base is None else base["latency_s"]["median"] / row["latency_s"]["median"]
 
 
 def table(result: Mapping) -> str:
     """Every timed row as Markdown, below a line that says what was measured, on what and with what."""
     rows = timed(result)
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    asked = result["settings"]
-    shape = f"{asked['width']}x{asked['height']}" + (f"x{asked['num_frames']}" if asked["num_frames"] > 1 else "")
-    lines = [
-        f"{result['model']}, {shape}, {asked['num_inference_steps']} steps, {result['weights']} weights, recipe "
-        f"`{asked['recipe']}`; {result['device']}; {result['date'][:10]}; {versions}.",
-        "",
-    ]
     columns = {
         "Batch": [str(row["batch_size"]) for row in rows],
         "Precision": [_NAMES[row["precision"]] for row in rows],
@@ -84,10 +75,71 @@ def table(result: Mapping) -> str:
         "Peak GB": [_cell(row["memory_gb"]["peak_allocated"], 2) for row in rows],
         "First call s": [_cell(row["first_call_s"], 1) for row in rows],
     }
+    return "\n".join([f"{_about(result)}.", "", *_grid(columns)]) + "\n"
+
+
+def section(results: Sequence[Mapping]) -> str:
+    """Several results as one table in Markdown, the engine's rows beside the other methods', and what each of them is.
+
+    Within a row everything comes from one run; `step` is the pipeline's denoising divided by its steps.
+    """
+    columns: dict[str, list[str]] = {}
+    for result in results:
+        rows = timed(result)
+        for row in (row for row in rows if row["method"] == "engine"):
+            seed, bare = (_other(row, rows, row["precision"], method) for method in ("seed", "bare"))
+            reference = None if row["precision"] == REFERENCE else _other(row, rows, REFERENCE, "engine")
+            cells = {
+                "": f"{result['model']} {_shape(result)}",
+                "batch": str(row["batch_size"]),
+                "precision": _NAMES[row["precision"]],
+                "whole call, s": f"{row['latency_s']['median']:.2f}",
+                "step, ms": _cell(row["step_ms"], 1),
+                "step by the post's method, ms": _cell(seed and seed["step_ms"], 1),
+                "faster than it": _factor(seed and seed["step_ms"] / row["step_ms"]),
+                "faster than bf16": _factor(reference and reference["step_ms"] / row["step_ms"]),
+                "LPIPS from the post's": _cell((row.get("from_seed") or {}).get("lpips"), 4),
+                "over the bare pipeline": _percent(bare and row["latency_s"]["median"] / bare["latency_s"]["median"]),
+                "peak, GB": _cell(row["memory_gb"]["peak_allocated"], 1),
+                "first call, s": _cell(row["first_call_s"], 0),
+            }
+            for head, cell in cells.items():
+                columns.setdefault(head, []).append(cell)
+    notes = [f"- {_about(result)}; median of {_repeats(result)}." for result in results]
+    return "\n".join([*_grid(columns), "", *dict.fromkeys(notes)]) + "\n"
+
+
+def _other(row: Row, rows: Sequence[Row], precision: str, method: str) -> Row | None:
+    """The row of another precision or method at the same batch size."""
+    wanted = (row["batch_size"], precision, method)
+    return next((r for r in rows if (r["batch_size"], r["precision"], r["method"]) == wanted), None)
+
+
+def _about(result: Mapping) -> str:
+    """What was measured, on what and with what."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    asked = result["settings"]
+    return (
+        f"{result['model']}, {_shape(result)}, {asked['num_inference_steps']} steps, {result['weights']} weights, "
+        f"recipe `{asked['recipe']}`; {result['device']}; {result['date'][:10]}; {versions}"
+    )
+
+
+def _shape(result: Mapping) -> str:
+    asked = result["settings"]
+    return f"{asked['width']}x{asked['height']}" + (f"x{asked['num_frames']}" if asked["num_frames"] > 1 else "")
+
+
+def _repeats(result: Mapping) -> str:
+    counts = sorted({row["repeats"] for row in timed(result)})
+    return f"{'-'.join(map(str, counts))} call{'s' * (counts != [1])}"
+
+
+def _grid(columns: Mapping[str, Sequence[str]]) -> list[str]:
+    """A Markdown table's lines, without the columns that say nothing."""
     shown = {head: cells for head, cells in columns.items() if any(cell != _ABSENT for cell in cells)}
-    lines += [f"| {' | '.join(shown)} |", f"|{'---|' * len(shown)}"]
-    lines += [f"| {' | '.join(cells)} |" for cells in zip(*shown.values(), strict=True)]
-    return "\n".join(lines) + "\n"
+    lines = [f"| {' | '.join(shown)} |", f"|{'---|' * len(shown)}"]
+    return lines + [f"| {' | '.join(cells)} |" for cells in zip(*shown.values(), strict=True)]
 
 
 def drawings(result: Mapping) -> dict[str, str]:
@@ -183,3 +235,7 @@ def _cell(value: float | None, digits: int) -> str:
 
 def _factor(value: float | None) -> str:
     return _ABSENT if value is None else f"{value:.2f}x"
+
+
+def _percent(value: float | None) -> str:
+    return _ABSENT if value is None else f"{100 * (value - 1):+.1f}%"

@@ -17,49 +17,38 @@ from torchao.core.config import AOBaseConfig
 from torchao.float8.inference import Float8MMConfig
 from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig, NVFP4DynamicActivationNVFP4WeightConfig
 from torchao.prototype.mx_formats.mx_tensor import MXTensor
-from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
+from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, QuantizeTensorToNVFP4Kwargs
+from torchao.prototype.mx_formats.utils import hp_data_dims_to_swizzled_scale_dims_nvfp4, to_blocked
 from torchao.quantization import Float8Tensor, PerRow, quantize_
 from torchao.quantization.quantize_.common import KernelPreference
 from torchao.quantization.quantize_.workflows import QuantizeTensorToFloat8Kwargs
 from torchao.quantization.transform_module import register_quantize_module_handler
 from torchao.utils import is_mslk_version_at_least
 
+from engine import nvfp4
 from engine.emulation import FP8_AMAX_FLOOR, EmulatedFP8Tensor, EmulatedNVFP4Tensor, EmulationConfig
 from engine.errors import UnsupportedError
+from engine.machine import Machine, Support
 
 AMPERE, ADA, BLACKWELL = (8, 0), (8, 9), (10, 0)
 """Compute capabilities with the first bf16, FP8 and block-scaled FP8/FP4 tensor cores."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What of a device decides how a precision runs on it."""
+def detect(device: str | torch.device) -> Machine:
+    """Describe a device of this machine.
 
-    name: str
-    """As the driver or /proc/cpuinfo gives it."""
-    kind: str
-    """"cpu" or "cuda"."""
-    capability: tuple[int, int] | None = None
-    """CUDA compute capability; None for a CPU or another maker's GPU."""
-    mslk: bool = False
-    """Whether mslk's Triton quantizer for NVFP4 can be used."""
-
-    @classmethod
-    def detect(cls, device: str | torch.device) -> Machine:
-        """Describe a device of this machine.
-
-        Raises:
-            UnsupportedError: there is no such device, or its kind is neither CPU nor CUDA.
-        """
-        device = device_named(device)
-        if device.type == "cpu":
-            return cls(name=_cpu_name(), kind="cpu")
-        if device.type != "cuda":
-            raise UnsupportedError(f"Twinframe runs on CPUs and CUDA GPUs, not on {device.type}: choose cpu or cuda.")
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise UnsupportedError(f"There is no {device} here that PyTorch can use: choose cpu, or check the driver.")
-        capability = torch.cuda.get_device_capability(device) if torch.version.cuda else None
-        return cls(name=torch.cuda.get_device_name(device), kind="cuda", capability=capability, mslk=_mslk_usable())
+    Raises:
+        UnsupportedError: there is no such device, or its kind is neither CPU nor CUDA.
+    """
+    device = device_named(device)
+    if device.type == "cpu":
+        return Machine(name=_cpu_name(), kind="cpu")
+    if device.type != "cuda":
+        raise UnsupportedError(f"Twinframe runs on CPUs and CUDA GPUs, not on {device.type}: choose cpu or cuda.")
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise UnsupportedError(f"There is no {device} here that PyTorch can use: choose cpu, or check the driver.")
+    capability = torch.cuda.get_device_capability(device) if torch.version.cuda else None
+    return Machine(name=torch.cuda.get_device_name(device), kind="cuda", capability=capability, mslk=_mslk_usable())
 
 
 def device_named(name: str | torch.device) -> torch.device:
@@ -72,21 +61,6 @@ def device_named(name: str | torch.device) -> torch.device:
         return torch.device(name)
     except RuntimeError as error:
         raise UnsupportedError(f"There is no device {str(name)!r}: choose cpu or cuda.") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Support:
-    """How one precision runs on one machine."""
-
-    precision: str
-    execution: str
-    """"native", "emulated" or "unavailable"."""
-    reason: str
-    """One sentence for the user."""
-    gemm: str
-    """What multiplies the matrices, in words; empty when unavailable."""
-    fused_quantizer: bool = False
-    """NVFP4 activations are quantized by mslk's Triton kernel."""
 
 
 def support(precision: str, machine: Machine) -> Support:
@@ -106,7 +80,9 @@ def support(precision: str, machine: Machine) -> Support:
             reason = f"Quantized precisions need bf16 tensor cores (compute capability 8.0); {_has(machine)}."
             return Support(precision=precision, execution="unavailable", reason=reason, gemm="")
     execution, reason, gemm, fused = gates[precision](machine)
-    return Support(precision=precision, execution=execution, reason=reason, gemm=gemm, fused_quantizer=fused)
+    return Support(
+        precision=precision, execution=execution, reason=reason, gemm=gemm, fused_quantizer=fused, machine=machine
+    )
 
 
 def _bf16(machine: Machine) -> tuple[str, str, str, bool]:
@@ -180,7 +156,7 @@ def _mslk_usable() -> bool:
 # Applying a precision
 
 
-def quantize_linear_modules(module: nn.Module, names: Set[str], support: Support) -> nn.Module:
+def quantize_linear_modules(module: nn.Module, names: Set[str], support: Support, searched: bool = False) -> nn.Module:
     """Quantize the Linear layers with these fully qualified names in place, on the device where they are.
 
     Activations are quantized dynamically in every precision. Call it under neither autocast nor compile.
@@ -189,6 +165,7 @@ def quantize_linear_modules(module: nn.Module, names: Set[str], support: Support
         module: holds bf16 Linear layers.
         names: exact names, as `named_modules` gives them; for bf16 nothing is done.
         support: how the precision runs on that device.
+        searched: search the block scales of NVFP4 weights for the least squared error (`nvfp4.quantize`).
 
     Returns:
         The same module.
@@ -207,7 +184,7 @@ def quantize_linear_modules(module: nn.Module, names: Set[str], support: Support
         if not isinstance(layer, nn.Linear) or layer.weight.dtype != torch.bfloat16:
             raise ValueError(f"{name} is not a bf16 Linear layer.")
     # A filter by exact name: FqnToConfig raises inside diffusers, and its own exclusion list matches substrings.
-    quantize_(module, _config(support), filter_fn=lambda _, name: name in names)
+    quantize_(module, _config(support, searched), filter_fn=lambda _, name: name in names)
     return module
 
 
@@ -259,7 +236,33 @@ def _to_rowwise_fp8(module: nn.Linear, config: _RowwiseFP8Config) -> nn.Linear:
     return module
 
 
-def _config(support: Support) -> AOBaseConfig:
+@dataclass
+class _SearchedNVFP4Config(AOBaseConfig):
+    """torchao's `NVFP4DynamicActivationNVFP4WeightConfig` with searched block scales: other values, the same layout."""
+
+    use_triton_kernel: bool
+
+
+@register_quantize_module_handler(_SearchedNVFP4Config)
+def _to_searched_nvfp4(module: nn.Linear, config: _SearchedNVFP4Config) -> nn.Linear:
+    codes, block_scales, tensor_scale = nvfp4.quantize(module.weight, searched=True)
+    weight = NVFP4Tensor(
+        codes,
+        to_blocked(block_scales).view(hp_data_dims_to_swizzled_scale_dims_nvfp4(*module.weight.shape)),
+        nvfp4.BLOCK,
+        module.weight.dtype,
+        per_tensor_scale=tensor_scale,
+        is_swizzled_scales=True,
+        use_triton_kernel=config.use_triton_kernel,
+        act_quant_kwargs=QuantizeTensorToNVFP4Kwargs(
+            use_dynamic_per_tensor_scale=True, use_triton_kernel=config.use_triton_kernel, is_swizzled_scales=True
+        ),
+    )
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    return module
+
+
+def _config(support: Support, searched: bool) -> AOBaseConfig:
     native = support.execution == "native"
     if support.precision == "mxfp8":
         return MXDynamicActivationMXWeightConfig(
@@ -267,10 +270,14 @@ def _config(support: Support) -> AOBaseConfig:
             weight_dtype=torch.float8_e4m3fn,
             kernel_preference=KernelPreference.AUTO if native else KernelPreference.EMULATED,
         )
+    if support.precision == "nvfp4" and native and searched:
+        return _SearchedNVFP4Config(use_triton_kernel=support.fused_quantizer)
     if support.precision == "nvfp4" and native:
         return NVFP4DynamicActivationNVFP4WeightConfig(
             use_dynamic_per_tensor_scale=True, use_triton_kernel=support.fused_quantizer
         )
     if native:
         return _RowwiseFP8Config()
-    return EmulationConfig(EmulatedFP8Tensor if support.precision == "fp8" else EmulatedNVFP4Tensor)
+    if support.precision == "fp8":
+        return EmulationConfig(EmulatedFP8Tensor)
+    return EmulationConfig(EmulatedNVFP4Tensor, searched=searched)

@@ -6,16 +6,18 @@ how a chosen layer is quantized is engine/precision.py's business.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from torch import nn
 
+from engine import nvfp4, remedies, tuned
 from engine import precision as precisions
-from engine.errors import RequestError, TwinframeError
+from engine.errors import LoadError, RequestError, TwinframeError
+from engine.machine import Support
 from engine.results import LayerCounts
+from engine.tuned import TunedRecipe, Tuning
 
 
 class PlanMismatchError(TwinframeError, RuntimeError):
@@ -39,6 +41,8 @@ class Recipe:
     rows: tuple[tuple[str, int], ...] = ()
     """Rows that a layer multiplies in one call at the post's settings and batch 1; the first pattern that its name
     contains decides, and a layer that none matches passes."""
+    tunings: Mapping[str, Tuning] = field(default_factory=lambda: MappingProxyType({}))
+    """Precision -> what a recipe file changes in these rules (engine/tuned.py)."""
 
     def skip(self, name: str, in_features: int, out_features: int) -> str | None:
         """Why a layer stays bf16, as a sentence; None if the recipe quantizes it."""
@@ -160,6 +164,15 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
         ),
         _FULL,
     ),
+    "mini-qwen": (
+        Recipe(
+            id="seed",
+            summary="The Qwen-Image rules by name; width limit 256 instead of 1024, as the miniature is 256 wide.",
+            min_features=256,
+            **_QWEN_SKIPS,
+        ),
+        _FULL,
+    ),
     "flux.1-dev": (
         Recipe(
             id="seed",
@@ -200,20 +213,36 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
 RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
     {(family, recipe.id): recipe for family, recipes in _FAMILIES.items() for recipe in recipes}
 )
-"""(family, recipe id) -> recipe; a family is a transformer class at one size (`ModelSpec.family`)."""
+"""(family, recipe id) -> rules; a family is a transformer class at one size (`ModelSpec.family`)."""
 
 
 def recipe(family: str, recipe_id: str) -> Recipe:
-    """The recipe with this id for models of this family.
+    """The recipe with this id for models of this family, by the rules above or from a recipe file.
 
     Raises:
         RequestError: the family has no such recipe; the sentence lists those it has.
+        LoadError: its recipe file is damaged.
     """
     if (family, recipe_id) in RECIPES:
         return RECIPES[family, recipe_id]
-    offered = [r for f, r in RECIPES if f == family]
+    files = tuned.read(family)
+    for found in files:
+        if found.id == recipe_id:
+            return tuned_recipe(family, found)
+    offered = [r for f, r in RECIPES if f == family] + [found.id for found in files]
     choice = f"choose {' or '.join(offered)}" if offered else "it has none"
     raise RequestError(f"{family} has no recipe {recipe_id!r}: {choice}.")
+
+
+def tuned_recipe(family: str, found: TunedRecipe) -> Recipe:
+    """A recipe file's changes upon the rules that it names.
+
+    Raises:
+        LoadError: the family has no such rules.
+    """
+    if (family, found.base) not in RECIPES:
+        raise LoadError(f"The recipe {found.id!r} of {family} changes a recipe {found.base!r}, which there is not.")
+    return replace(RECIPES[family, found.base], id=found.id, summary=found.summary, tunings=found.tunings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,11 +283,31 @@ class LayerPlan:
     name: str
     in_features: int
     out_features: int
-    quantized: bool
+    precision: str
+    """In which it is stored."""
     reason: str
     """One sentence for the user."""
     left: bool = False
     """The recipe asked for it, but the format cannot take its shape."""
+    rank: int = 0
+    """Of the bf16 branch beside it; 0 without one."""
+    searched: bool = False
+    """The block scales of its NVFP4 weight are searched."""
+
+    @property
+    def quantized(self) -> bool:
+        return self.precision != "bf16"
+
+    @property
+    def bytes(self) -> int:
+        """Of the weight as stored, with scales and branch."""
+        branch = self.rank * (self.in_features + self.out_features)
+        return FORMATS[self.precision].size(self.in_features, self.out_features) + 2 * branch
+
+    @property
+    def parts(self) -> list[str]:
+        """What it has besides its precision, in words."""
+        return ["searched block scales"] * self.searched + [f"low-rank branch {self.rank}"] * bool(self.rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +320,7 @@ class Plan:
     bf16_bytes: int
     """The whole transformer's parameters in bf16."""
     quantized_bytes: int
-    """The same with the chosen weights in this precision; everything else stays bf16."""
+    """The same with the chosen weights as they are stored; everything else stays bf16."""
     unmatched: tuple[str, ...]
     """Name rules of the recipe that match no Linear layer: probably written for another version of the class."""
 
@@ -303,6 +352,12 @@ class Plan:
                     "in": layer.in_features,
                     "out": layer.out_features,
                     "quantized": layer.quantized,
+                    "precision": layer.precision,
+                    "bytes": {
+                        "bf16": FORMATS["bf16"].size(layer.in_features, layer.out_features),
+                        "stored": layer.bytes,
+                    },
+                    "parts": layer.parts,
                     "reason": layer.reason,
                 }
                 for layer in self.layers
@@ -315,17 +370,16 @@ def plan(transformer: nn.Module, recipe: Recipe, precision: str) -> Plan:
 
     Raises:
         KeyError: no such precision.
+        LoadError: the recipe's file names a layer that the transformer has not.
     """
-    stored, linears = FORMATS[precision], _linears(transformer)
+    linears = _linears(transformer)
+    if precision in recipe.tunings:
+        _check_names(recipe.tunings[precision], linears.keys(), type(transformer).__name__)
     layers = tuple(
         _decide(name, layer.in_features, layer.out_features, recipe, precision) for name, layer in linears.items()
     )
     bf16_bytes = 2 * sum(parameter.numel() for parameter in transformer.parameters())
-    saved = sum(
-        2 * layer.in_features * layer.out_features - stored.size(layer.in_features, layer.out_features)
-        for layer in layers
-        if layer.quantized
-    )
+    saved = sum(2 * layer.in_features * layer.out_features - layer.bytes for layer in layers)
     unmatched = [p for p in recipe.patterns if not any(p in name for name in linears)]
     unmatched += [p for p in recipe.skip_exact if p not in linears]
     return Plan(
@@ -338,36 +392,52 @@ def plan(transformer: nn.Module, recipe: Recipe, precision: str) -> Plan:
     )
 
 
+def _check_names(tuning: Tuning, linears: Set[str], kind: str) -> None:
+    for name in (*tuning.layers, *tuning.low_rank):
+        if name not in linears:
+            raise LoadError(f"The recipe file {tuning.source} names a layer {name}, which {kind} has not: correct it.")
+
+
 def _decide(name: str, in_features: int, out_features: int, recipe: Recipe, precision: str) -> LayerPlan:
     shape = {"name": name, "in_features": in_features, "out_features": out_features}
     if precision == "bf16":
-        return LayerPlan(**shape, quantized=False, reason="The reference keeps every layer in bf16.")
-    why = recipe.skip(name, in_features, out_features)
+        return LayerPlan(**shape, precision="bf16", reason="The reference keeps every layer in bf16.")
+    tuning = recipe.tunings.get(precision, Tuning())
+    wanted, why = tuning.layers.get(name), None
+    if wanted is None:
+        wanted, reason = precision, "No rule keeps it in bf16."
+        why = recipe.skip(name, in_features, out_features)
+    elif wanted == "bf16":
+        why = "The recipe file keeps it in bf16."
+    else:
+        reason = f"The recipe file stores it in {wanted.upper()}."
     if why is not None:
-        return LayerPlan(**shape, quantized=False, reason=why)
-    needs = FORMATS[precision]
+        return LayerPlan(**shape, precision="bf16", reason=why)
+    needs = FORMATS[wanted]
     if in_features % needs.multiple_in or out_features % needs.multiple_out:
         reason = (
-            f"{precision.upper()} needs multiples of {needs.multiple_in} x {needs.multiple_out}; "
+            f"{wanted.upper()} needs multiples of {needs.multiple_in} x {needs.multiple_out}; "
             f"this layer is {in_features} x {out_features}."
         )
-        return LayerPlan(**shape, quantized=False, left=True, reason=reason)
-    return LayerPlan(**shape, quantized=True, reason="No rule keeps it in bf16.")
+        return LayerPlan(**shape, precision="bf16", left=True, reason=reason)
+    extras = {"rank": tuning.low_rank.get(name, 0), "searched": tuning.searched} if wanted == "nvfp4" else {}
+    return LayerPlan(**shape, precision=wanted, reason=reason, **extras)
 
 
-def apply(transformer: nn.Module, plan: Plan, support: precisions.Support) -> nn.Module:
+def apply(transformer: nn.Module, plan: Plan, support: Support) -> nn.Module:
     """Quantize a bf16 transformer in place as planned, on the device where it is; returns the same module.
 
     Raises:
         ValueError: `support` is for another precision, or the module is not the one that was planned.
-        UnsupportedError: the machine cannot run the precision.
+        UnsupportedError: the machine cannot run a precision.
     """
-    if support.precision != plan.precision:
-        raise ValueError(f"A plan for {plan.precision} cannot be applied as {support.precision}.")
-    return precisions.quantize_linear_modules(transformer, plan.names, support)
+    place = quantizer(plan, support)
+    for name, layer in _linears(transformer).items():
+        place(name, layer)
+    return transformer
 
 
-def quantizer(plan: Plan, support: precisions.Support) -> Callable[[str, nn.Module], None]:
+def quantizer(plan: Plan, support: Support) -> Callable[[str, nn.Module], None]:
     """Quantizes a planned layer in place when it is called with the layer's name and the layer; ignores any other.
 
     For a denoiser that arrives layer by layer (`loading.load_transformer`), so that bf16 weights never pile up.
@@ -377,13 +447,23 @@ def quantizer(plan: Plan, support: precisions.Support) -> Callable[[str, nn.Modu
     """
     if support.precision != plan.precision:
         raise ValueError(f"A plan for {plan.precision} cannot be applied as {support.precision}.")
-    names = plan.names
+    planned = {layer.name: layer for layer in plan.layers if layer.quantized}
 
     def place(name: str, module: nn.Module) -> None:
-        if name in names:
-            precisions.quantize_linear_modules(nn.ModuleDict({"layer": module}), {"layer"}, support)
+        if name in planned:
+            _quantize(planned[name], module, support)
 
     return place
+
+
+def _quantize(layer: LayerPlan, module: nn.Linear, support: Support) -> None:
+    if layer.precision != support.precision:
+        support = precisions.support(layer.precision, support.machine)
+    exact = module.weight
+    precisions.quantize_linear_modules(nn.ModuleDict({"layer": module}), {"layer"}, support, layer.searched)
+    if layer.rank:
+        kept = nvfp4.dequantize(*nvfp4.quantize(exact, layer.searched))
+        remedies.add_low_rank(module, exact.float() - kept, layer.rank)
 
 
 def verify(transformer: nn.Module, plan: Plan) -> LayerCounts:
@@ -393,19 +473,19 @@ def verify(transformer: nn.Module, plan: Plan) -> LayerCounts:
         PlanMismatchError: some layer is not in the planned precision, missing or unplanned.
     """
     planned = {layer.name: layer for layer in plan.layers}
-    held = {name: precisions.stored_precision(layer.weight) for name, layer in _linears(transformer).items()}
-    wrong = sorted(planned.keys() ^ held.keys())
-    wrong += [
-        name
-        for name, layer in planned.items()
-        if name in held and held[name] != (plan.precision if layer.quantized else "bf16")
-    ]
+    linears = _linears(transformer)
+    wrong = sorted(planned.keys() ^ linears.keys())
+    wrong += [name for name, layer in planned.items() if name in linears and not _is_as_planned(linears[name], layer)]
     if wrong:
         raise PlanMismatchError(
             f"{len(wrong)} of {len(planned)} layers are not as the {plan.precision} plan says, {wrong[0]} for one."
         )
-    found = Counter("left" if planned[n].left else "skipped" if p == "bf16" else "quantized" for n, p in held.items())
-    return LayerCounts(quantized=found["quantized"], skipped=found["skipped"], left=found["left"])
+    return plan.counts
+
+
+def _is_as_planned(module: nn.Linear, layer: LayerPlan) -> bool:
+    rank = module.rank if isinstance(module, remedies.LowRankLinear) else 0
+    return precisions.stored_precision(module.weight) == layer.precision and rank == layer.rank
 
 
 def _linears(module: nn.Module) -> dict[str, nn.Linear]:

@@ -24,7 +24,7 @@ class CompareRequest:
     """A validated request; build it with `CompareRequest.create`.
 
     `height` and `width` are pixels, `num_frames` is 1 for pictures, `seed` seeds a CPU generator, `batch_size` counts
-    pictures or clips per precision.
+    pictures or clips per precision. With `previews`, what is being made is shown between the steps, and not timed.
     `precisions` always starts with the reference, bf16.
     """
 
@@ -39,6 +39,7 @@ class CompareRequest:
     num_frames: int
     batch_size: int
     recipe: str
+    previews: bool = False
 
     @classmethod
     def create(
@@ -55,6 +56,7 @@ class CompareRequest:
         num_frames: object = None,
         batch_size: object = None,
         recipe: object = None,
+        previews: object = None,
     ) -> CompareRequest:
         """Validate raw values from a page, an API call or a command line; None means the model's default.
 
@@ -82,6 +84,7 @@ class CompareRequest:
             num_frames=_frames(spec, num_frames),
             batch_size=_ranged("batch_size", batch_size, defaults.batch_size, limits.batch_size),
             recipe=recipe,
+            previews=_switch("previews", previews),
         )
 
     def to_json(self) -> dict:
@@ -130,6 +133,12 @@ def _precisions(value: object) -> tuple[str, ...]:
     if not asked:
         raise RequestError(f"No precision was chosen: choose from {', '.join(PRECISIONS)}.")
     return (REFERENCE, *(p for p in PRECISIONS if p in asked and p != REFERENCE))
+
+
+def _switch(name: str, value: object) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise RequestError(f"{name} must be true or false, not {_kind(value)}.")
+    return bool(value)
 
 
 def _whole(name: str, value: object, default: int) -> int:

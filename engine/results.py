@@ -5,8 +5,10 @@ Knows nothing of tensors or devices. GB means 1e9 bytes throughout; latencies ar
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -65,6 +67,15 @@ class Metrics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LpipsMap:
+    """Where LPIPS comes from in one picture or clip, as a picture in grey: level 255 is `top`, black 0."""
+
+    file: str
+    """A PNG of a quarter of each side (`engine.metrics.lpips_maps`); of a clip: one such map below the other."""
+    top: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """What one precision made."""
 
@@ -82,6 +93,8 @@ class Generation:
     """What really ran, as label -> words: device, GEMM, attention, compile mode, warm-up, ..."""
     metrics: Metrics | None = None
     """None for the reference itself, and until compared."""
+    lpips_maps: tuple[LpipsMap, ...] = ()
+    """One a picture or clip; none for the reference itself, and until the comparison is complete."""
 
     def to_json(self) -> dict:
         metrics = self.metrics
@@ -98,6 +111,7 @@ class Generation:
             "lpips_each": list(metrics.lpips) if metrics else None,
             "psnr_db_each": [_finite(v) for v in metrics.psnr_db] if metrics else None,
             "lpips_frames": [list(f) for f in metrics.lpips_frames] if metrics and metrics.lpips_frames else None,
+            "lpips_maps": [asdict(m) for m in self.lpips_maps],
             "ran": dict(self.ran),
         }
 
@@ -122,7 +136,14 @@ class Generation:
             layers=LayerCounts(**values["layers"]),
             ran=values["ran"],
             metrics=metrics,
+            # absent from comparisons recorded before there were maps
+            lpips_maps=tuple(LpipsMap(**m) for m in values.get("lpips_maps", ())),
         )
+
+    def with_files(self, change: Callable[[str], str]) -> Generation:
+        """The same, with every file's name changed."""
+        maps = tuple(replace(m, file=change(m.file)) for m in self.lpips_maps)
+        return replace(self, files=tuple(change(f) for f in self.files), lpips_maps=maps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +196,23 @@ class Comparison:
             "ruler": asdict(self.ruler) if self.ruler else None,
         }
 
+    def to_csv(self) -> str:
+        """A row for each precision under a header; empty where there is no number, as for an emulation's latency."""
+        asked = {name: v for name, v in self.request.to_json().items() if name != "precisions"}
+        rows = []
+        for g in self.results:
+            latency = {f"latency_{part}_s": v if g.latency_comparable else "" for part, v in asdict(g.latency).items()}
+            memory = {f"memory_{kind}_gb": v for kind, v in asdict(g.memory).items()}
+            memory["memory_peak_gb"] = g.memory.peak if g.execution == "native" else ""
+            scores = {"lpips": g.metrics.mean_lpips, "psnr_db": fmean(g.metrics.psnr_db)} if g.metrics else {}
+            ran = {"precision": g.precision, "execution": g.execution, "device": self.device, "created": self.created}
+            rows.append(ran | latency | memory | {"lpips": "", "psnr_db": ""} | scores | asked)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
     @classmethod
     def from_json(cls, values: dict) -> Comparison:
         return cls(
@@ -193,8 +231,8 @@ class Comparison:
             OutputError: the folder cannot be written.
         """
         target = folder / "comparison.json"
-        inside = [replace(g, files=tuple(_relative(f, folder) for f in g.files)) for g in self.results]
-        written = json.dumps(replace(self, results=tuple(inside)).to_json(), indent=1) + "\n"
+        inside = tuple(g.with_files(lambda file: _relative(file, folder)) for g in self.results)
+        written = json.dumps(replace(self, results=inside).to_json(), indent=1) + "\n"
         write_whole(target, written.encode())
         return target
 
@@ -203,8 +241,7 @@ class Comparison:
         """Read a saved comparison; its files become absolute paths."""
         folder = folder.absolute()
         saved = cls.from_json(json.loads((folder / "comparison.json").read_text()))
-        results = [replace(g, files=tuple(str(folder / f) for f in g.files)) for g in saved.results]
-        return replace(saved, results=tuple(results))
+        return replace(saved, results=tuple(g.with_files(lambda file: str(folder / file)) for g in saved.results))
 
 
 def _relative(file: str, folder: Path) -> str:

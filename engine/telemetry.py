@@ -25,9 +25,9 @@ class Health:
     """How the app is, for a load balancer."""
 
     status: str
-    """ready: idle. busy: something runs. warming: the preload has not ended and nothing else runs. degraded: the
-    last comparisons all failed by no fault of their visitors, or the engine's thread has died. stopping: it takes no
-    more comparisons."""
+    """ready: idle. busy: something runs. warming: the preload has not ended and nothing else runs. restarting: the
+    device's process was lost and another is starting. degraded: the last comparisons all failed by no fault of their
+    visitors, or the engine's thread has died. stopping: it takes no more comparisons."""
     queue: int
     """Comparisons that wait."""
     accepting: bool
@@ -121,10 +121,10 @@ def sample(name: str, labels: Mapping[str, str], value: float) -> str:
     return f"{name}{{{inside}}} {value}" if inside else f"{name} {value}"
 
 
-def resident_bytes() -> int | None:
-    """Memory of this process (Linux); None elsewhere."""
+def resident_bytes(pid: int | str = "self") -> int | None:
+    """Memory of a process (Linux); None elsewhere, and where it has ended."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except OSError:
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")

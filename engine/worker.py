@@ -1,8 +1,9 @@
-"""The one thread that owns the device: jobs in, events out.
+"""The one queue before the device: jobs in, events out.
 
 Inductor's settings, gradient mode and CUDA graphs belong to a thread, and two runs at once would spoil each other's
-timings, so everything that touches the device happens here, one job at a time. Callers only read events. The one
-queue is here too, and its door, so that nobody gets past either.
+timings, so everything that takes the device is asked of it from one thread here, one job at a time. Callers only read
+events. The queue's door is here too, so that nobody gets past it. Does without torch: the device is in this process
+(engine/device.py) or in a child (engine/process.py).
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
-import torch
-
-from engine import catalog, code, events, loading, logs, recipes
-from engine.compare import CancelledRun, Studio
+from engine import catalog, events, files, logs
 from engine.door import Door, Visitor
-from engine.errors import LoadError, OutputError, RefusedError, TwinframeError, UnsupportedError
-from engine.precision import Machine, Support
+from engine.errors import CancelledRun, FaultError, OutputError, RefusedError, TwinframeError, UnsupportedError
+from engine.machine import Machine, Support
 from engine.request import CompareRequest
 from engine.telemetry import Health, Telemetry, resident_bytes
+
+if TYPE_CHECKING:
+    from engine.device import Device
+    from engine.process import Process
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +38,8 @@ TICK_SECONDS = 1.0
 RECENT = 8
 """Jobs whose mean duration tells the expected wait."""
 FAULTS_IN_A_ROW = 3
-"""Failures of our own after which the app is degraded: one may have been that request's."""
+"""Failures of our own after which the app is degraded and the device is started again: one may have been that
+request's."""
 
 
 class Job:
@@ -66,13 +71,14 @@ class Job:
         self.request = request
         self.visitor = visitor
         self.fault = ""
-        """The exception's name, if it failed by no fault of the visitor's."""
+        """What failed, in a word, if it was no mistake of the visitor's."""
         self.asked_at = time.monotonic()
         self.began_at: float | None = None
         """On the monotonic clock, seconds."""
         self.ending: events.Event | None = None
         self.overran = False
         """It was ended by its deadline."""
+        self.cancelled_at: float | None = None
         self._deadline = deadline
         self._place = place
         self._work = work
@@ -98,6 +104,7 @@ class Job:
     def cancel(self) -> None:
         """Stop at once while it waits, within one denoising step while it runs; harmless once it has ended."""
         with self._turn:
+            self.cancelled_at = self.cancelled_at or time.monotonic()
             self._cancelled.set()
             if not self._begun and not self._ended.is_set():
                 self.tell(events.Cancelled())
@@ -149,12 +156,12 @@ class Job:
                 self.overran = True
                 allowed = f"the {self._deadline:g} s that a comparison may take here"
                 self.tell(events.Failed(f"It took longer than {allowed}: choose fewer steps, precisions or frames."))
+        except FaultError as error:
+            self.fault = error.kind
+            log.error("job failed", extra=self.described() | {"traceback": self._without_prompt(error.trace)})
+            self.tell(events.Failed(str(error)))
         except TwinframeError as error:
             self.tell(events.Failed(str(error)))
-        except torch.cuda.OutOfMemoryError:
-            self.fault = "OutOfMemoryError"
-            log.exception("out of device memory", extra=self.described())
-            self.tell(events.Failed("The device ran out of memory: choose a smaller batch or size and retry."))
         except Exception as error:
             self.fault = type(error).__name__
             log.exception("job failed", extra=self.described())
@@ -177,30 +184,33 @@ class Job:
                 del said["prompt"]
         return said
 
+    def _without_prompt(self, trace: str) -> str:
+        """An exception's message may repeat what it could not read."""
+        if self.request is None or logs.prompts_wanted():
+            return trace
+        return trace.replace(self.request.prompt, "(the prompt)")
+
 
 class Worker:
-    """Owns one device and runs one job at a time, first come first served; background jobs only when idle.
+    """Has a device to itself and runs one job at a time, first come first served; background jobs only when idle.
 
     Args:
         models: ids of the models that may be asked for.
-        device: a torch device name; None takes CUDA where there is one, else the CPU.
-        source: where weights come from.
+        device: what runs them; the worker closes it.
         door: who may ask for how much; by default anybody for anything.
 
     Raises:
         RequestError: an unknown model.
-        UnsupportedError: there is no such device.
     """
 
     def __init__(
         self,
-        models: Sequence[str] = ("mini-flux",),
-        device: str | None = None,
-        source: loading.Source = loading.BUNDLED_OR_HUB,
+        models: Sequence[str],
+        device: Device | Process,
         door: Door | None = None,
     ):
         self.models = tuple(catalog.model(name).id for name in models)
-        self._studio = Studio(device or ("cuda" if torch.cuda.is_available() else "cpu"), source)
+        self.device = device
         self._jobs: deque[Job] = deque()
         self._idle: deque[Job] = deque()
         self._running: Job | None = None
@@ -211,37 +221,37 @@ class Worker:
         self._durations: deque[float] = deque(maxlen=RECENT)
         self._faults_in_a_row = 0
         self._warming: set[Job] = set()
+        self._preloaded: list[str] = []
+        """Models to load again should the device be lost."""
+        self._restarts = 0
+        device.watch(self._lost)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def machine(self) -> Machine:
-        return self._studio.machine
+        return self.device.machine
 
     @property
     def support(self) -> Mapping[str, Support]:
         """How this machine runs each precision."""
-        return self._studio.support
+        return self.device.support
 
     def about_weights(self, model_id: str) -> str:
-        """What to know of a model's weights before they are used, in one sentence: that they are not here, damaged or
-        random; empty if they are as they should be."""
-        if self._studio.source.random:
-            return "The weights are random: speed and memory are those of the real model, what it makes is noise."
-        try:
-            loading.check(catalog.model(model_id), self._studio.source)
-        except LoadError as error:
-            return str(error)
-        return ""
+        """What to know of a model's weights before they are used, in one sentence; empty if all is well."""
+        return self.device.about_weights(model_id)
 
     def recipes(self, model_id: str) -> Mapping[str, str]:
         """The recipes of a model and what each of them quantizes, in words; the default first."""
-        spec = catalog.model(model_id)
-        return {name: recipes.recipe(spec.family, name).summary for name in spec.recipes}
+        return self.device.recipes(model_id)
+
+    def plan(self, model_id: str, precision: str, recipe: str) -> dict:
+        """`engine.inspection.inspect`, for the page, which does without torch; waits for no job."""
+        return self.device.plan(model_id, precision, recipe)
 
     def code(self, request: CompareRequest, precision: str, execution: str) -> str:
         """`engine.code.code`, for the page, which does without torch."""
-        return code.code(request, precision, execution)
+        return self.device.code(request, precision, execution)
 
     def submit(self, request: CompareRequest, out: Path, visitor: Visitor | None = None) -> Job:
         """Queue a comparison whose files go into `out`, which is made if missing.
@@ -259,7 +269,8 @@ class Worker:
         for name in request.precisions:
             if self.support[name].execution == "unavailable":
                 raise UnsupportedError(self.support[name].reason)
-        writable(out)
+        with _visitors(visitor):
+            writable(out)
         return self._add(
             Job(
                 lambda job: self._compare(job, request, out),
@@ -271,9 +282,12 @@ class Worker:
         )
 
     def preload(self, model_id: str) -> Job:
-        """Load a model in its default precisions, warm its default shape and measure its ruler, while idle."""
-        request = CompareRequest.create("warm-up", model=model_id)
-        return self._add(Job(lambda job: self._prepare(job, request), background=True))
+        """Load a model in its default precisions, warm its default shape and measure its ruler, while idle; again
+        whenever the device was lost."""
+        model_id = catalog.model(model_id).id
+        if model_id not in self._preloaded:
+            self._preloaded.append(model_id)
+        return self._add(Job(lambda job: self._prepare(job, model_id), background=True))
 
     def close(self, grace: float = 0) -> None:
         """Take no more jobs, cancel what waits, give what runs `grace` seconds to end, and end the thread."""
@@ -288,6 +302,7 @@ class Worker:
                 running.wait(grace)
             running.cancel()
         self._thread.join(timeout=60)
+        self.device.close()
 
     def health(self) -> Health:
         """How the app is right now."""
@@ -296,6 +311,8 @@ class Worker:
             working = self._running is not None and not self._running.background
             if self._closing:
                 status = "stopping"
+            elif not self.device.ready:
+                status = "restarting"
             elif self._faults_in_a_row >= FAULTS_IN_A_ROW or not self._thread.is_alive():
                 status = "degraded"
             elif working or waiting:
@@ -311,31 +328,34 @@ class Worker:
             gauges = {
                 "twinframe_queue_length": len(self._waiting()),
                 "twinframe_running": int(self._running is not None and not self._running.background),
+                "twinframe_engine_restarts": self._restarts,
             }
         if (resident := resident_bytes()) is not None:
             gauges["twinframe_resident_memory_bytes"] = resident
-        if self._studio.device.type == "cuda":
-            gauges["twinframe_device_memory_allocated_bytes"] = torch.cuda.memory_allocated(self._studio.device)
-            gauges["twinframe_device_memory_reserved_bytes"] = torch.cuda.memory_reserved(self._studio.device)
-        return self._telemetry.exposition(gauges)
+        return self._telemetry.exposition(gauges | self.device.gauges())
 
     def _compare(self, job: Job, request: CompareRequest, out: Path) -> None:
-        tell = _ending_downloads(job, lambda: job.stopping)
-        comparison = self._studio.compare(request, out, tell, lambda: job.stopping)
+        try:
+            with _visitors(job.visitor):
+                comparison = self.device.compare(request, out, job.tell, lambda: job.stopping)
+        except FaultError:
+            files.remove_partial(out)
+            raise
         job.tell(events.Completed(comparison))
 
-    def _prepare(self, job: Job, request: CompareRequest) -> None:
-        spec, studio = catalog.model(request.model), self._studio
+    def _prepare(self, job: Job, model_id: str) -> None:
+        self.device.prepare(model_id, job.tell, lambda: job.cancelled or bool(self._jobs))
+        job.tell(events.Prepared(model_id))
 
-        def gives_way() -> bool:
-            return job.cancelled or bool(self._jobs)
-
-        tell = _ending_downloads(job, gives_way)
-        for name in request.precisions:
-            rendition = studio.rendition(spec, name, request.recipe, tell)
-            studio.warm(rendition, spec, request, tell, gives_way)
-        studio.ruler(spec, request, tell, gives_way)
-        job.tell(events.Prepared(spec.id))
+    def _lost(self, why: str) -> None:
+        """The device was lost, whatever it was doing, and another is starting: what was loaded is loaded again."""
+        with self._change:
+            self._restarts += 1
+            again = [] if self._closing or self._faults_in_a_row > FAULTS_IN_A_ROW else list(self._preloaded)
+            for job in (*self._idle, *([self._running] if self._running in self._warming else [])):
+                job.cancel()
+        for model_id in again:
+            self.preload(model_id)
 
     def _add(self, job: Job) -> Job:
         with self._change:
@@ -381,9 +401,8 @@ class Worker:
             return events.Queued(ahead, ahead * mean - min(spent, mean))
 
     def _loop(self) -> None:
-        with torch.inference_mode():
-            while (job := self._next()) is not None:
-                self._run(job)
+        while (job := self._next()) is not None:
+            self._run(job)
 
     def _run(self, job: Job) -> None:
         finished = job.run()
@@ -402,6 +421,8 @@ class Worker:
         if job.fault:
             self._faults_in_a_row += 1
             self._telemetry.fault(job.fault)
+            if self._faults_in_a_row == FAULTS_IN_A_ROW:
+                self.device.renew()
         elif isinstance(job.ending, events.Completed | events.Prepared):
             self._faults_in_a_row = 0
         if job.background:
@@ -411,6 +432,8 @@ class Worker:
         if job.began_at is not None:
             seconds = time.monotonic() - job.began_at
             took = {"seconds": round(seconds, 3), "waited": round(job.began_at - job.asked_at, 3)}
+            if isinstance(job.ending, events.Cancelled):
+                took["freed"] = round(time.monotonic() - job.cancelled_at, 3)
         if isinstance(job.ending, events.Completed):
             self._durations.append(seconds)
             self._telemetry.completed(job.ending.comparison)
@@ -429,15 +452,16 @@ class Worker:
             return self._running
 
 
-def _ending_downloads(job: Job, stop: Callable[[], bool]) -> Callable[[events.Event], None]:
-    """Tells the job; raises out of a download, which takes longest and asks nobody, when `stop` says so."""
-
-    def tell(event: events.Event) -> None:
-        if isinstance(event, events.Downloading) and stop():
-            raise CancelledRun
-        job.tell(event)
-
-    return tell
+@contextmanager
+def _visitors(visitor: Visitor | None) -> Iterator[None]:
+    """That nothing can be written is no mistake of a visitor's, who chose no folder and need not know which it is."""
+    try:
+        yield
+    except OutputError as error:
+        if visitor is None:
+            raise
+        sentence = "What was made cannot be kept here, as the disk is full or broken: please tell who runs this app."
+        raise FaultError(sentence, kind="OutputError", trace=str(error)) from error
 
 
 def writable(folder: Path) -> None:

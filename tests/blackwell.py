@@ -31,7 +31,7 @@ from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 from torchao.utils import TorchAOBaseTensor
 from triton.backends.compiler import GPUTarget
 
-from engine import catalog, loading, recipes
+from engine import catalog, fusion, loading, recipes
 from engine import precision as precisions
 from engine.precision import Machine, support
 
@@ -154,11 +154,14 @@ def _empty(model: str) -> nn.Module:
         return loading.empty_transformer(catalog.model(model))
 
 
-def quantized(model: str, precision: str, blocks: int | None = None) -> tuple[nn.Module, recipes.Plan]:
-    """The transformer as the engine's seed recipe leaves it, and the plan.
+def quantized(
+    model: str, precision: str, blocks: int | None = None, recipe: recipes.Recipe | None = None
+) -> tuple[nn.Module, recipes.Plan]:
+    """The transformer as a recipe of the engine leaves it, and the plan.
 
     Args:
         blocks: of each repeated class; None for all.
+        recipe: None for the seed's.
     """
     empty = _empty(model)
     depth = dict.fromkeys(SYSTEMS[model].depth, blocks) if blocks else {}
@@ -168,7 +171,7 @@ def quantized(model: str, precision: str, blocks: int | None = None) -> tuple[nn
             transformer = type(empty).from_config({**empty.config, **depth}).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(torch.float32)
-    plan = recipes.plan(transformer, recipes.recipe(model, "seed"), precision)
+    plan = recipes.plan(transformer, recipe or recipes.recipe(model, "seed"), precision)
     recipes.apply(transformer, plan, support(precision, B200))
     return transformer, plan
 
@@ -258,7 +261,9 @@ def inductor_kernels(graph: torch.fx.GraphModule, folder: Path) -> dict[str, str
         patch.setattr(triton.runtime.driver, "_active", driver)
         patch.setattr(triton_helpers, "set_driver_to_gpu", lambda: None)
         patch.setattr(async_compile.AsyncCompile, "triton", collect)
-        with config.patch(fx_graph_cache=False, compile_threads=1, use_static_cuda_launcher=False), torch.no_grad():
+        fusion.install()  # compiled as the engine compiles
+        settings = {"fx_graph_cache": False, "compile_threads": 1, "use_static_cuda_launcher": False}
+        with config.patch(**settings, **fusion.options()), torch.no_grad():
             inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
             compile_fx.compile_fx_inner(graph, inputs)
             ptx = {}

@@ -28,6 +28,31 @@ def chromium():
 
 
 @pytest.fixture
+def visit(chromium):
+    """Opens an address in a fresh browser context; the test fails if the page logged an error."""
+    opened, errors = [], []
+
+    def open_page(url, width=1440, height=900, **options):
+        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
+        opened.append(context)
+        page = context.new_page()
+        page.set_default_timeout(8000)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(url)
+        # Gradio mounts components one after another.
+        for part in ("#tf-go", "#tf-precisions label", "#tf-seed input", ".tf-verdict", "#tf-views input"):
+            page.wait_for_selector(part, state="attached")
+        return page
+
+    yield open_page
+    for context in opened:
+        context.close()
+    # The server of a test may be gone before its pages are.
+    assert not [error for error in errors if "ERR_CONNECTION" not in error and "Server stopped" not in error]
+
+
+@pytest.fixture
 def copied(tmp_path):
     """The miniature in a folder of its own, as links, so that a file of it can be damaged."""
     folder = tmp_path / "mini"
@@ -52,11 +77,12 @@ def cache(tmp_path_factory):
 def worker(cache):
     """A worker on the CPU with the real miniature; its ruler takes one prompt instead of three."""
     from engine import compare
+    from engine.device import Device
     from engine.worker import Worker
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "RULER_PROMPTS", 1)
-        worker = Worker(device="cpu")
+        worker = Worker(("mini-flux",), Device("cpu"))
         yield worker
         worker.close()
 

@@ -6,6 +6,7 @@ anything. Failures, delays and what the "machine" can run are arguments.
 
 from __future__ import annotations
 
+import io
 import math
 import random
 import threading
@@ -23,7 +24,7 @@ from engine import catalog, events
 from engine.door import Visitor
 from engine.errors import UnsupportedError
 from engine.request import REFERENCE, CompareRequest
-from engine.results import Comparison, Generation, Latency, LayerCounts, Memory, Metrics, Ruler
+from engine.results import Comparison, Generation, Latency, LayerCounts, LpipsMap, Memory, Metrics, Ruler
 from engine.telemetry import Health
 
 COLOURS = {
@@ -38,6 +39,8 @@ SPEED = {"bf16": 1.0, "fp8": 1.30, "mxfp8": 1.26, "nvfp4": 1.50}
 WEIGHTS_GB = {"bf16": 0.0632, "fp8": 0.0431, "mxfp8": 0.0437, "nvfp4": 0.0339}
 LPIPS = {"fp8": 0.006, "mxfp8": 0.0071, "nvfp4": 0.058}
 PSNR_DB = {"fp8": 39.0, "mxfp8": 38.2, "nvfp4": 27.4}
+STORED = {"bf16": "bf16", "quantized": "stored"}
+"""Bytes of a whole plan -> bytes of its layers."""
 RULER = Ruler(floor=0.0021, ceiling=0.304, note="Mean over 4 prompts, bf16, on a machine that does not exist.")
 
 
@@ -109,7 +112,9 @@ class FakeJob:
                 time.sleep(worker.step_seconds)
                 self.steps = self.steps + 1
                 left = (asked.num_inference_steps - step) * max(worker.step_seconds, 0.05)
-                yield events.Step(precision, step, asked.num_inference_steps, left)
+                shows = asked.previews and 1 < step < asked.num_inference_steps
+                seen = preview(asked, precision, step) if shows else None
+                yield events.Step(precision, step, asked.num_inference_steps, left, seen)
                 if worker.fail_at == precision:
                     yield events.Failed(worker.failure)
                     return
@@ -125,7 +130,8 @@ class FakeJob:
                     if asked.num_frames > 1
                     else None,
                 )
-                made = replace(made, metrics=metrics)
+                found = tuple(lpips_map(asked, score, file) for score, file in zip(scores, made.files, strict=True))
+                made = replace(made, metrics=metrics, lpips_maps=found)
                 yield events.Compared(precision, metrics)
             results.append(made)
         for index in range(1, worker.ruler_runs + 1):
@@ -186,6 +192,9 @@ class FakeWorker:
     def recipes(self, model: str) -> dict[str, str]:
         return {name: f"What {name} takes of {model}." for name in catalog.model(model).recipes}
 
+    def plan(self, model: str, precision: str, recipe: str) -> dict:
+        return plan(model, precision, recipe)
+
     def code(self, request: CompareRequest, precision: str, execution: str) -> str:
         return f"# {precision}, {execution}\nprompt = {request.prompt!r}\n"
 
@@ -200,6 +209,38 @@ class FakeWorker:
 
     def close(self, grace: float = 0) -> None:
         self.closed = True
+
+
+def plan(model: str, precision: str, recipe: str, blocks: int = 3) -> dict:
+    """A made-up plan: a projection that stays bf16 unless everything is quantized, and blocks of two layers."""
+
+    def layer(name: str, wide: int, quantized: bool) -> dict:
+        return {
+            "name": name,
+            "in": 320,
+            "out": wide,
+            "quantized": quantized,
+            "precision": precision if quantized else "bf16",
+            "bytes": {"bf16": 640 * wide, "stored": (180 if quantized else 640) * wide},
+            "reason": "No rule keeps it in bf16." if quantized else "Its name contains embed.",
+        }
+
+    layers = [layer("x_embedder", 64, recipe == "full")]
+    for block in range(blocks):
+        layers += [layer(f"blocks.{block}.attn.to_q", 320, True), layer(f"blocks.{block}.ff.net.0.proj", 1280, True)]
+    quantized = sum(each["quantized"] for each in layers)
+    return {
+        "model": model,
+        "precision": precision,
+        "recipe": recipe,
+        "linears": len(layers),
+        "quantized": quantized,
+        "skipped": len(layers) - quantized,
+        "left": 0,
+        "unmatched": ["txt_mlp"],
+        "bytes": {kind: 1000 + sum(each["bytes"][name] for each in layers) for kind, name in STORED.items()},
+        "layers": layers,
+    }
 
 
 def generation(asked: CompareRequest, precision: str, support: Mapping[str, Support], out: Path) -> Generation:
@@ -224,7 +265,7 @@ def generation(asked: CompareRequest, precision: str, support: Mapping[str, Supp
         execution=support[precision].execution,
         files=tuple(files),
         latency=latency,
-        latency_comparable=native,
+        latency_comparable=native and not asked.previews,
         memory=Memory(weights=weights, transformer=weights - 0.0211, peak=weights + 0.0174 * asked.batch_size),
         layers=LayerCounts(quantized=quantized, skipped=14 if quantized else 0, left=0),
         ran={
@@ -301,6 +342,28 @@ def course(mean: float, frames: int) -> tuple[float, ...]:
     return tuple(mean * wave * frames / sum(waves) for wave in waves)
 
 
+def preview(asked: CompareRequest, precision: str, step: int) -> bytes:
+    """The picture, the paler the fewer steps are done."""
+    picture = drawing(asked.prompt, asked.seed, SPREAD[precision], 64, 64)
+    share = step / asked.num_inference_steps
+    written = io.BytesIO()
+    Image.blend(Image.new("RGB", picture.size, "white"), picture, share).save(written, "JPEG")
+    return written.getvalue()
+
+
+def lpips_map(asked: CompareRequest, score: float, picture: str) -> LpipsMap:
+    """A map beside the picture, four times the score in the left upper quarter and nothing elsewhere."""
+    width, height = asked.width // 4, asked.height // 4
+    each = Image.new("L", (width, height))
+    each.paste(255, (0, 0, width // 2, height // 2))
+    below = Image.new("L", (width, height * asked.num_frames))
+    for frame in range(asked.num_frames):
+        below.paste(each, (0, frame * height))
+    file = Path(picture).with_name(f"{Path(picture).stem}-lpips.png")
+    below.save(file)
+    return LpipsMap(file=str(file), top=4 * score)
+
+
 @contextmanager
 def served(
     worker: FakeWorker,
@@ -308,12 +371,15 @@ def served(
     *,
     models: tuple[str, ...] = ("mini-flux",),
     measured: Path = Path("no such folder"),
+    scored: Path = Path("no such folder"),
+    unseen: Path = Path("no such folder"),
     doors: object = None,
 ) -> Iterator[str]:
     """The app around a worker, on a free port; gives its address, without a slash at the end."""
     from ui.page import build_page
 
-    with closing(build_page(worker, models=models, recorded=recorded, measured=measured)) as page:
+    folders = {"recorded": recorded, "measured": measured, "scored": scored, "unseen": unseen}
+    with closing(build_page(worker, models=models, **folders)) as page:
         yield page.serve(quiet=True, doors=doors).rstrip("/")
 
 
@@ -325,6 +391,14 @@ def until(holds: Callable[[], object], seconds: float = 10) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def open_tab(page: object, name: str) -> None:
+    """Choose a tab of the page in the browser, on a narrow screen from the menu of those that have no room."""
+    if not page.get_by_role("tab", name=name, exact=True).is_visible():
+        page.get_by_role("button", name="More tabs").click()
+        page.locator(".overflow-dropdown").get_by_role("button", name=name, exact=True).click()
+    page.get_by_role("tab", name=name, exact=True).click()
 
 
 def record(folder: Path, prompt: str = "a rocket on a blue background", **changes: object) -> Comparison:

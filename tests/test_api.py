@@ -62,7 +62,7 @@ def test_every_field_is_a_keyword_argument(app):
         "recipe": "full",
     }
     answer = client(app[0]).predict(prompt=PROMPT, api_name="/compare", **fields)
-    assert answer["request"] == fields | {"prompt": PROMPT, "precisions": ["bf16", "nvfp4"]}
+    assert answer["request"] == fields | {"prompt": PROMPT, "precisions": ["bf16", "nvfp4"], "previews": False}
     assert [len(r["files"]) for r in answer["results"]] == [2, 2]
 
 

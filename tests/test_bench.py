@@ -114,7 +114,7 @@ def test_where_memory_is_short_one_denoiser_goes_before_the_next_comes(measure, 
         ([("bf16", "seed")], [], ["bf16"]),
         ([("nvfp4", "engine")], ["nvfp4"], []),
     ]
-    assert "one denoiser in memory after the other" in result["settings"]["order"]
+    assert "one group after the other" in result["settings"]["order"]
     assert len(result["rows"]) == 4
 
 

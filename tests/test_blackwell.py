@@ -6,7 +6,7 @@ Values, speed and memory are not rehearsed; the README says which questions only
 # ruff: noqa: E402 (what is not for every system is looked for first)
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
@@ -27,6 +27,7 @@ from triton.runtime.errors import PTXASError
 from engine import catalog, loading, recipes
 from engine.precision import quantize_linear_modules, support
 from engine.results import LayerCounts
+from engine.tuned import Tuning
 from tests.blackwell import (
     B200,
     QUANTIZE_NVFP4,
@@ -239,6 +240,45 @@ def test_inductor_makes_kernels_for_sm_100_of_the_graphs(compiled, tmp_path):
         assert all(".target sm_100a" in text for text in ptx.values())
         to_fp8 = any("cvt.rn.satfinite.e4m3x2" in text for text in ptx.values())
         assert to_fp8 == (compiled.precision == "mxfp8")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A recipe file's mixture: another precision, searched block scales, a low-rank branch
+
+MIXED, BRANCHED = "transformer_blocks.{}.attn.to_q", "transformer_blocks.{}.ff.net.2"
+
+
+def mixture(blocks):
+    stored = {MIXED.format(i): "fp8" for i in range(blocks)}
+    ranks = {BRANCHED.format(i): 32 for i in range(blocks)}
+    tuning = Tuning(layers=stored, low_rank=ranks, searched=True)
+    return replace(recipes.recipe("flux.1-dev", "seed"), id="mixture", tunings={"nvfp4": tuning})
+
+
+def test_a_mixed_recipe_reaches_the_scaled_matmul_in_each_format():
+    with FakeTensorMode():
+        transformer, plan = quantized("flux.1-dev", "nvfp4", 1, mixture(1))
+        assert recipes.verify(transformer, plan).left == 0
+        shapes, recorder = step(transformer, "flux.1-dev", 1)
+    assert shapes == SYSTEMS["flux.1-dev"].outputs(1)
+    branch = [aten.mm.default, aten.mm.default]
+    ran = recorder.operators
+    assert ran[MIXED.format(0)] == [SCALED_MM] and ran[BRANCHED.format(0)] == [QUANTIZE_NVFP4, SCALED_MM, *branch]
+    rest = plan.names - {MIXED.format(0), BRANCHED.format(0)}
+    assert all(ran[name] == [QUANTIZE_NVFP4, SCALED_MM] for name in rest)
+
+
+def test_blocks_of_a_mixed_recipe_compile_without_a_graph_break():
+    graphs = []
+    backend = aot_autograd(fw_compiler=lambda graph, _: graphs.append(graph) or graph)
+    torch._dynamo.reset()
+    with FakeTensorMode(), torch.no_grad():
+        transformer, _ = quantized("flux.1-dev", "nvfp4", 2, mixture(2))
+        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=backend)
+        outputs = transformer(**SYSTEMS["flux.1-dev"].inputs(1), return_dict=False)
+    torch._dynamo.reset()
+    assert [tuple(output.shape) for output in outputs] == SYSTEMS["flux.1-dev"].outputs(1)
+    assert len(graphs) == 3
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from engine import __main__ as cli
 from engine import catalog
-from engine.precision import Machine
+from engine.machine import Machine
 from engine.request import PRECISIONS
 from engine.results import Comparison
 
@@ -178,7 +178,8 @@ def test_inspect_follows_the_contract(command):
         x["quantized"] for x in values["layers"]
     )
     for layer in values["layers"]:
-        assert layer.keys() == {"name", "in", "out", "quantized", "reason"} and layer["reason"]
+        keys = {"name", "in", "out", "quantized", "precision", "bytes", "parts", "reason"}
+        assert layer.keys() == keys and layer["reason"]
 
 
 def test_inspect_of_the_full_recipe_quantizes_more(main):
@@ -228,7 +229,7 @@ def test_compare_follows_the_contract_and_repeats_to_the_byte(command, main, rul
         assert nvfp4["memory_gb"]["weights"] < bf16["memory_gb"]["weights"] < bf16["memory_gb"]["peak"]
         assert nvfp4["layers"].keys() == {"quantized", "skipped", "left"}
         assert values["ruler"] == {"floor": ruler.floor, "ceiling": ruler.ceiling, "note": ruler.note}
-        assert {f.name for f in out.iterdir()} == {"bf16.png", "nvfp4.png", "comparison.json"}
+        assert {f.name for f in out.iterdir()} == {"bf16.png", "nvfp4.png", "nvfp4-lpips.png", "comparison.json"}
         assert [f for r in values["results"] for f in r["files"]] == [str(out / "bf16.png"), str(out / "nvfp4.png")]
         assert Comparison.load(out) == Comparison.from_json(values)
     for name in ("bf16.png", "nvfp4.png"):
@@ -384,7 +385,7 @@ def test_a_missing_shard_is_told_in_one_line(main, damaged, tmp_path):
 
 def test_a_precision_that_this_machine_cannot_run(main, monkeypatch, tmp_path):
     old = Machine(name="Tesla T4", kind="cuda", capability=(7, 5))
-    monkeypatch.setattr(Machine, "detect", classmethod(lambda cls, device: old))
+    monkeypatch.setattr("engine.precision.detect", lambda device: old)
     status, out, err = main(*COMPARE, "--precision", "bf16", "nvfp4", "--out", tmp_path / "out", "--json")
     assert status == 2 and out == ""
     line = is_one_line(err)

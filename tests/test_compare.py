@@ -20,6 +20,8 @@ from engine.results import Comparison, Ruler
 
 SPEC = catalog.MINI_FLUX
 PRECISIONS = ("bf16", "mxfp8", "nvfp4")
+KEPT_OUT = ("precisions", "previews")
+"""Of a request: what a picture's recipe leaves out, as its bytes do not depend on it."""
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def second(first, run, worker):
 
 
 def held(worker, precision):
-    return worker._studio.rendition(SPEC, precision, "seed", lambda _: None)
+    return worker.device.studio.rendition(SPEC, precision, "seed", lambda _: None)
 
 
 def results(made):
@@ -120,6 +122,17 @@ def test_lpips_is_that_of_the_pictures_shown(first):
     for name in ("mxfp8", "nvfp4"):
         on_files = metrics.lpips_distance(tensor(made[name].files[0]), reference).item()
         assert made[name].metrics.lpips[0] == pytest.approx(on_files, rel=0.1, abs=2e-3)
+
+
+def test_a_map_lies_beside_each_picture_and_averages_to_its_lpips(first):
+    assert results(first)["bf16"].lpips_maps == ()
+    for name in ("mxfp8", "nvfp4"):
+        made = results(first)[name]
+        (found,) = made.lpips_maps
+        with Image.open(found.file) as levels:
+            assert levels.size == (64, 64)
+            mean = sum(levels.getdata()) / 64**2 / 255 * found.top
+        assert mean == pytest.approx(made.metrics.lpips[0], rel=0.05)
 
 
 def test_the_same_seed_gives_the_same_bytes(first, second):
@@ -214,7 +227,7 @@ def test_what_ran_is_told_alike_for_every_precision(first):
 
 
 def test_files_and_json_are_all_there_is(first):
-    names = {f"{p}.png" for p in PRECISIONS}
+    names = {f"{p}.png" for p in PRECISIONS} | {"mxfp8-lpips.png", "nvfp4-lpips.png"}
     assert {f.name for f in first.out.iterdir()} == names | {"comparison.json"}
     assert Comparison.load(first.out) == first.comparison
     assert json.loads((first.out / "comparison.json").read_text())["results"][2]["files"] == ["nvfp4.png"]
@@ -226,7 +239,7 @@ def test_each_picture_holds_the_recipe_that_made_it(first):
     recipe = media.read_recipe(first.out / "nvfp4.png")
     assert recipe["precision"] == "nvfp4" and recipe["execution"] == "emulated"
     assert recipe["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert recipe["request"] == {k: v for k, v in first.comparison.request.to_json().items() if k != "precisions"}
+    assert recipe["request"] == {k: v for k, v in first.comparison.request.to_json().items() if k not in KEPT_OUT}
 
 
 def test_a_batch_is_seeded_picture_by_picture(first, run):

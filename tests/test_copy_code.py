@@ -52,7 +52,10 @@ def test_the_program_quantizes_the_layers_that_the_engine_quantizes(model, recip
     program = {"torch": torch}
     exec(chooser(rules, precision), program)
     chosen = {name for name, module in transformer.named_modules() if program["quantized"](module, name)}
-    assert chosen == recipes.plan(transformer, rules, precision).names
+    stored = dict.fromkeys(chosen, precision)
+    stored |= {name: kept for name, kept in program.get("OTHERWISE", {}).items() if kept not in (precision, "bf16")}
+    plan = recipes.plan(transformer, rules, precision)
+    assert stored == {layer.name: layer.precision for layer in plan.layers if layer.quantized}
 
 
 @pytest.mark.parametrize("model", catalog.MODELS)

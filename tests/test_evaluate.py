@@ -3,10 +3,13 @@
 import csv
 import itertools
 import json
+import os
+import random
 import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,6 +25,7 @@ from engine import catalog, evaluate, loading, media, metrics, prompts, report
 from engine.compare import Made, Studio
 from engine.errors import OutputError, RequestError
 from engine.evaluate import Settings
+from ui import quality, words
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = Settings(precisions=("mxfp8", "nvfp4"), recipes=("full",), steps=1)
@@ -201,29 +205,51 @@ def test_what_is_damaged_or_lost_is_made_again(spec, whole, tmp_path, calls):
     assert (tmp_path / "scores.csv").read_bytes() == scores
 
 
-def test_a_killed_process_loses_nothing(cache, tmp_path, prompt_file):
-    file = prompt_file("a cat on a red background\na rocket on a blue background\n")
-    line = [sys.executable, "-m", "engine", "evaluate", "--prompts", file, "--precision", "nvfp4", "--steps", "1"]
-    line += ["--device", "cpu", "--out", str(out := tmp_path / "killed")]
+TINY_CLI = """
+import sys
+from pathlib import Path
+import tiny
+from engine import catalog
+made = tiny.spec("flux.1-dev", Path(sys.argv.pop(1)))
+catalog.MODELS = {**catalog.MODELS, made.id: made}
+from engine.__main__ import main
+main()
+"""
+"""The real command line in a process of its own, which knows the tiny model too."""
+
+
+def test_three_kills_at_random_moments_lose_nothing_and_repeat_nothing(spec, cache, tmp_path, prompt_file):
+    file = prompt_file("".join(f"prompt {i}\n" for i in range(40)))
+    line = [sys.executable, "-c", TINY_CLI, spec.source, "evaluate", "--model", spec.id, "--prompts", file]
+    line += ["--precision", "nvfp4", "--recipe", "full", "--steps", "1", "--device", "cpu"]
+    line += ["--out", str(out := tmp_path / "killed")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
 
     def start():
-        return subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        options = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+        return subprocess.Popen(line, **options, text=True)
 
-    killed = start()
-    for said in killed.stderr:
-        if said.startswith("2 of 8"):
-            break
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    rows = {file: file.stat().st_mtime_ns for file in out.glob("pictures/*/*.json")}
-    assert 2 <= len(rows) < 8
-    again = start()
-    said = again.communicate()[1]
-    assert again.returncode == 0, said
-    assert all(file.stat().st_mtime_ns == when for file, when in rows.items())
-    settings = Settings(precisions=("nvfp4",), steps=1)
-    run(catalog.MINI_FLUX, tmp_path / "whole", settings, prompts.read(file))
+    draw, rows = random.Random(), {}
+    for _ in range(3):
+        killed = start()
+        more = draw.randrange(1, 45)  # of the 160 pictures
+        made = (said for said in killed.stderr if re.match(r"\d+ of 160", said))
+        for _ in itertools.islice(made, more):
+            pass
+        time.sleep(draw.uniform(0, 0.05))
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+        assert killed.returncode == -signal.SIGKILL
+        assert not (out / "scores.csv").exists()
+        assert all(row.stat().st_mtime_ns == when for row, when in rows.items())
+        rows = {row: row.stat().st_mtime_ns for row in out.glob("pictures/*/*.json")}
+    assert 3 <= len(rows) < 160
+    last = start()
+    said = last.communicate()[1]
+    assert last.returncode == 0, said
+    assert all(row.stat().st_mtime_ns == when for row, when in rows.items())
+    settings = Settings(precisions=("nvfp4",), recipes=("full",), steps=1)
+    run(replace(spec, recipes=("full",)), tmp_path / "whole", settings, prompts.read(file))
     for name in ("scores.csv", "rulers.csv"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -516,3 +542,14 @@ def _counted(original):
 
     distance.calls = []
     return distance
+
+
+def test_the_page_draws_an_evaluation(whole, tmp_path):
+    summary, out = whole
+    (tmp_path / "mine").symlink_to(out)
+    html = quality.page(tmp_path, [])
+    for row in summary["results"]:
+        mean = words.score(row["lpips"]["mean"])
+        assert f"<td>{mean}</td><td>{words.ends(row['lpips'])}</td>" in html
+    assert html.count('class="tf-dots"') == len(summary["results"])
+    assert html.count('class="tf-each"') == len(summary["results"])

@@ -18,7 +18,7 @@ from torch import nn
 from engine import hub, loading, precision, recipes
 from engine.catalog import ASSETS, MINI_FLUX, MODELS
 from engine.errors import LoadError
-from engine.loading import Source
+from engine.source import Source
 
 SHARDS = sorted(str(f.relative_to(MINI_FLUX.folder)) for f in MINI_FLUX.folder.rglob("*.safetensors"))
 SHARD = "transformer/diffusion_pytorch_model-00002-of-00005.safetensors"
@@ -430,13 +430,14 @@ def test_a_download_is_pinned_tells_its_progress_and_takes_only_what_diffusers_r
 
 def test_a_cancelled_job_leaves_its_download(answer, small, monkeypatch, tmp_path):
     from engine import catalog, events
+    from engine.device import Device
     from engine.request import CompareRequest
     from engine.worker import Job, Worker
 
     asked = answer(folder=small.folder)
     monkeypatch.setattr(catalog, "MODELS", {small.id: replace(small, memory_gb=None)})
     monkeypatch.setattr(Job, "cancelled", property(lambda job: len(asked) > 1))  # from the first byte on
-    worker = Worker(models=(small.id,), device="cpu")
+    worker = Worker((small.id,), Device("cpu"))
     job = worker.submit(CompareRequest.create("a cat", model=small.id, precisions="bf16"), tmp_path / "out")
     told = list(job.events())
     worker.close()

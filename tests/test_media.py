@@ -11,7 +11,7 @@ from av.video.reformatter import Colorspace
 from PIL import Image
 
 from engine.errors import OutputError
-from engine.media import read_recipe, save_mp4, save_png
+from engine.media import read_recipe, save_map, save_mp4, save_png
 
 RECIPE = {
     "request": {"prompt": 'a "cat" \\ 🐱\nkatzenähnlich', "seed": 2**32 - 1},
@@ -43,6 +43,17 @@ def test_a_picture_is_rounded_to_the_nearest_level(tmp_path, picture):
     error = np.abs(pixels(tmp_path / "a.png") / 255 - picture.permute(1, 2, 0).numpy())
     assert pixels(tmp_path / "a.png").shape == (40, 24, 3)
     assert error.max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_map_comes_back_from_its_levels_and_the_value_of_the_highest(tmp_path):
+    maps = torch.rand(3, 8, 6) * 0.4
+    top = save_map(maps, tmp_path / "map.png")
+    assert top == maps.max().item()
+    with Image.open(tmp_path / "map.png") as found:
+        assert (found.mode, found.size) == ("L", (6, 24))
+        back = torch.from_numpy(np.array(found)).reshape(3, 8, 6) / 255 * top
+    torch.testing.assert_close(back, maps, rtol=0, atol=top / 255)
+    assert save_map(torch.zeros(1, 2, 2), tmp_path / "map.png") == 0
 
 
 def test_values_outside_the_range_are_clamped(tmp_path):

@@ -21,7 +21,7 @@ from PIL import Image
 from engine import catalog, events
 from engine.errors import RequestError
 from engine.request import CompareRequest
-from tests.fake_engine import BLACKWELL, LAPTOP, NO_FP8, RULER, FakeWorker, record, served, until
+from tests.fake_engine import BLACKWELL, LAPTOP, NO_FP8, RULER, FakeWorker, open_tab, record, served, until
 from ui import benchmarks, cards, link, words
 from ui import view as views
 from ui.shelf import Shelf
@@ -30,36 +30,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "a rocket on a blue background"
 HOSTILE = "<img src=x onerror=window.hit=1><script>window.hit=1</script> ${window.hit=1} {{7*7}} \"'&amp;"
 BEYOND_THE_EDGE = """() => [...document.querySelectorAll('main *')].filter((e) => {
-  const inside = e.closest('.tf-scroll, #tf-examples > .gallery');
+  const inside = e.closest('.tf-scroll, #tf-examples > .gallery, .visually-hidden');
   return (!inside || inside === e) && e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1;
 }).map((e) => e.className || e.tagName)"""
 """Elements that stick out of the screen, other than in a box that scrolls by itself: clipped, or scrolling the page."""
 browser_test = pytest.mark.browser
-
-
-@pytest.fixture
-def visit(chromium):
-    """Opens an address in a fresh browser context; the test fails if the page logged an error."""
-    opened, errors = [], []
-
-    def open_page(url, width=1440, height=900, **options):
-        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
-        opened.append(context)
-        page = context.new_page()
-        page.set_default_timeout(8000)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.goto(url)
-        # Gradio mounts components one after another.
-        for part in ("#tf-go", "#tf-precisions label", "#tf-seed input", ".tf-verdict", "#tf-views input"):
-            page.wait_for_selector(part, state="attached")
-        return page
-
-    yield open_page
-    for context in opened:
-        context.close()
-    # The server of a test may be gone before its pages are.
-    assert not [error for error in errors if "ERR_CONNECTION" not in error and "Server stopped" not in error]
 
 
 @pytest.fixture(scope="module")
@@ -669,6 +644,26 @@ def test_the_curve_gives_the_score_of_each_frame(visit, theatre):
 
 
 @browser_test
+def test_the_curve_is_a_seek_bar_and_the_maps_follow_it(visit, theatre):
+    page = seated(visit, theatre)
+    page.get_by_label(words.DIFFERENCE, exact=True).check()
+    page.get_by_label(words.MAPS["lpips"], exact=True).check()
+    pair = page.locator(".tf-pair:visible")
+    assert until(lambda: "LPIPS" in pair.locator(".tf-worst").inner_text())
+    plot = pair.locator(".tf-plot")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + 5, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 24 / 48, box["y"] + 20, steps=4)
+    page.mouse.move(box["x"] + box["width"] * 40 / 48, box["y"] + 90, steps=4)
+    page.mouse.up()
+    assert "frame 41 of 49" in pair.locator(".tf-time").inner_text()
+    told = pair.locator(".tf-value[data-precision=mxfp8] b").inner_text()
+    assert until(lambda: f"{float(told):.3f} over the whole frame" in pair.locator(".tf-worst").inner_text())
+
+
+@browser_test
 def test_one_clip_of_a_batch_is_compared_at_a_time(visit, theatre):
     page = seated(visit, theatre)
     page.locator("#tf-stage .tf-clip").get_by_label("2", exact=True).check()
@@ -834,7 +829,7 @@ def test_the_benchmarks_tab_keeps_quoted_and_measured_apart(visit, tmp_path):
     (tmp_path / "h200.json").write_text(json.dumps(benchmark()))
     with served(FakeWorker(), measured=tmp_path) as url:
         page = visit(url, width=390, height=844)
-        page.get_by_role("tab", name=words.BENCHMARKS).click()
+        open_tab(page, words.BENCHMARKS)
         measured, quoted = page.locator(".tf-half").all()
         assert "Fake H200" in measured.inner_text()
         assert words.MEASURED_BADGE in measured.inner_text()
@@ -939,7 +934,7 @@ def test_all_pictures_zoom_and_move_together(visit, quick):
     finished(page)
     page.get_by_label(words.SIDE, exact=True).check()
     assert [each[2] for each in shown(page)] == [zoom] * 3, "a new run forgets the zoom"
-    page.get_by_label(words.ZOOM_RESET).click()
+    page.get_by_role("button", name=words.ZOOM_RESET).click()
     assert shown(page) == [[0, 0, 1]] * 3
 
 
@@ -1012,6 +1007,52 @@ def test_the_difference_finds_the_one_spot_that_differs(visit, marked):
     page.get_by_label(words.SIDE, exact=True).check()
     page.get_by_role("button", name=words.TO_WORST).click()
     assert shown(page) == [[-0.75, -2.0 - 0.25, 4]] * 2
+
+
+@browser_test
+def test_the_lpips_map_is_the_other_choice_with_a_legend_of_its_own(visit, marked):
+    page = visit(marked)
+    page.get_by_label(words.DIFFERENCE, exact=True).check()
+    assert page.locator(".tf-colours:visible").inner_text().split("\n")[-1] == words.MAP_ENDS["pixels"]
+    page.get_by_label(words.MAPS["lpips"], exact=True).check()
+    said = page.locator(".tf-worst:visible")
+    assert until(lambda: "LPIPS" in said.inner_text())
+    shown_score = card_score(page)
+    worst, whole = (float(number) for number in re.findall(r"\b0\.\d+", said.inner_text()))
+    assert whole == pytest.approx(shown_score, abs=0.0006)
+    assert worst == pytest.approx(4 * whole, rel=0.02), "the map of the fake engine is four times the score there"
+    assert page.locator(".tf-spot").first.evaluate("(s) => [s.style.left, s.style.top]") == ["0%", "0%"]
+    inside, outside = page.evaluate(
+        """() => { const map = document.querySelector('.tf-map'), context = map.getContext('2d');
+             return [0.2, 0.8].map((part) => [...context.getImageData(part * map.width, part * map.height, 1, 1).data]
+               .slice(0, 3)); }"""
+    )
+    assert outside == [0, 0, 0]
+    assert sum(inside) > 60
+    assert page.locator(".tf-colours:visible").inner_text().split("\n")[-1] == words.MAP_ENDS["lpips"]
+    page.get_by_role("button", name=words.TO_WORST).click()
+    assert until(lambda: shown(page, ".tf-pair:not([hidden])")[0][2] == 4)
+    assert shown(page, ".tf-pair:not([hidden])") == [[0, 0, 4]]
+
+
+def card_score(page):
+    """LPIPS of NVFP4 as it stands beside the pair."""
+    return float(page.locator(".tf-pair:not([hidden]) .tf-lpips dd").inner_text().split()[0])
+
+
+@browser_test
+def test_a_recorded_run_without_maps_offers_none(visit, tmp_path):
+    record(tmp_path / "old")
+    file = tmp_path / "old" / "comparison.json"
+    saved = json.loads(file.read_text())
+    for result in saved["results"]:
+        del result["lpips_maps"]
+    file.write_text(json.dumps(saved))
+    with served(FakeWorker(), tmp_path) as url:
+        page = visit(url)
+        page.get_by_label(words.DIFFERENCE, exact=True).check()
+        assert until(lambda: page.locator(".tf-worst:visible").inner_text())
+        assert page.get_by_label(words.MAPS["lpips"], exact=True).count() == 0
 
 
 @browser_test
@@ -1193,7 +1234,8 @@ def comparison(tmp_path, support=LAPTOP, **changes):
 def test_the_verdict_on_one_native_precision(tmp_path):
     said = words.verdict(comparison(tmp_path, BLACKWELL, precisions=["nvfp4"]))
     assert said == (
-        "NVFP4 is 1.44× faster and needs 36% less memory. You would need to look closely to see the difference."
+        "NVFP4 is 1.44× faster, needs 36% less memory and is different only up close: 17% of the way from bf16's own "
+        "noise to another seed."
     )
 
 
@@ -1205,8 +1247,8 @@ def test_the_verdict_never_speaks_of_an_emulated_speed(tmp_path):
     )
     said = words.verdict(comparison(tmp_path, precisions=["mxfp8"]))
     assert said == (
-        "MXFP8 needs 31% less memory for its weights. The pictures are hard to tell apart. "
-        "It is emulated, so its speed is not compared."
+        "MXFP8 needs 31% less memory for its weights and is hard to tell from bf16: 1% of the way from bf16's own "
+        "noise to another seed. It is emulated, so its speed is not compared."
     )
 
 
@@ -1222,7 +1264,7 @@ def test_the_verdict_never_speaks_of_an_emulated_speed(tmp_path):
     ],
 )
 def test_a_score_is_put_into_words_by_its_place_on_the_ruler(lpips, phrase):
-    assert words.closeness(lpips, RULER, "picture")[0] == phrase
+    assert words.closeness(lpips, RULER, "picture")[1] == phrase
 
 
 def test_a_view_never_shows_a_picture_of_an_earlier_run(tmp_path):
@@ -1271,11 +1313,11 @@ def test_the_shelf_outlives_a_cleaned_temporary_folder_and_sweeps_only_what_is_o
 
 
 def start(*arguments, code="import app; app.main()", **options):
-    """`python app.py`, with fakes in the place of engine.worker and engine.loading, which need torch."""
+    """`python app.py`, with fakes in the place of the worker and of the child process that needs torch."""
     code = (
         "import sys, types; from tests import fake_engine; fake = types.ModuleType('engine.worker');"
         "fake.Worker = lambda *_, **options: fake_engine.FakeWorker(); sys.modules['engine.worker'] = fake;"
-        "fake.Source = types.SimpleNamespace(create=lambda *_: None); sys.modules['engine.loading'] = fake;" + code
+        "fake.Process = types.SimpleNamespace(from_arguments=lambda _: None); sys.modules['engine.process'] = fake;" + code
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, **pipes, **options)

@@ -15,7 +15,7 @@ from torchao.quantization.quantize_.common import KernelPreference
 from engine import precision
 from engine.emulation import EmulatedFP8Tensor, EmulatedNVFP4Tensor
 from engine.errors import UnsupportedError
-from engine.precision import Machine, Support, quantize_linear_modules, stored_precision, support
+from engine.precision import Machine, Support, detect, quantize_linear_modules, stored_precision, support
 from engine.request import PRECISIONS
 
 B200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
@@ -93,16 +93,16 @@ def test_unknown_precision():
 
 
 def test_detects_the_cpu():
-    machine = Machine.detect("cpu")
+    machine = detect("cpu")
     assert machine.kind == "cpu" and machine.capability is None and not machine.mslk
     assert machine.name.strip() == machine.name != ""
 
 
 def test_detect_refuses_devices_that_are_not_there():
     with pytest.raises(UnsupportedError, match="cuda:99"):
-        Machine.detect("cuda:99")
+        detect("cuda:99")
     with pytest.raises(UnsupportedError, match="mps"):
-        Machine.detect("mps")
+        detect("mps")
 
 
 CPU_TENSORS = {"fp8": EmulatedFP8Tensor, "mxfp8": MXTensor, "nvfp4": EmulatedNVFP4Tensor}
@@ -229,7 +229,7 @@ def test_support_is_hashable_and_frozen():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", CPU_TENSORS)
 def test_gpu_runs_what_it_says_it_can(net, name):
-    found = support(name, Machine.detect("cuda"))
+    found = support(name, detect("cuda"))
     if found.execution == "unavailable":
         pytest.skip(found.reason)
     x = torch.randn(2, 33, 64).to(torch.bfloat16)
@@ -246,7 +246,7 @@ def test_gpu_runs_what_it_says_it_can(net, name):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_native_fp8_is_close_to_emulated_fp8(net):
-    machine = Machine.detect("cuda")
+    machine = detect("cuda")
     if support("fp8", machine).execution != "native":
         pytest.skip(support("fp8", machine).reason)
     other = quantize_linear_modules(copy.deepcopy(net).cuda(), {"first"}, support("fp8", CPU))

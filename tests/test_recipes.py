@@ -9,7 +9,7 @@ from diffusers import FluxTransformer2DModel, LTX2VideoTransformer3DModel, QwenI
 from torch import nn
 from torchao.utils import get_model_size_in_bytes
 
-from engine import catalog, loading, recipes
+from engine import catalog, loading, recipes, tuned
 from engine.errors import RequestError
 from engine.precision import Machine, support
 from engine.recipes import RECIPES, PlanMismatchError, Recipe, plan, recipe, verify
@@ -242,13 +242,14 @@ def test_inspect_json(mini):
     assert values["bytes"] == {"bf16": planned.bf16_bytes, "quantized": planned.quantized_bytes}
     assert values["bytes"]["quantized"] < 0.5 * values["bytes"]["bf16"]
     first = values["layers"][0]
-    assert first.keys() == {"name", "in", "out", "quantized", "reason"}
+    assert first.keys() == {"name", "in", "out", "quantized", "precision", "bytes", "parts", "reason"}
     assert mini.get_submodule(first["name"]).in_features == first["in"]
 
 
 def test_catalog_offers_exactly_the_recipes_that_exist():
     for spec in catalog.MODELS.values():
-        assert set(spec.recipes) == {r for f, r in RECIPES if f == spec.family}
+        files = {found.id for found in tuned.read(spec.family)}
+        assert set(spec.recipes) == {r for f, r in RECIPES if f == spec.family} | files
         for recipe_id in spec.recipes:
             assert recipe(spec.family, recipe_id).id == recipe_id
 

@@ -1,5 +1,7 @@
 """Results as JSON and on disk: the command line's contract, and everything back as it was."""
 
+import csv
+import io
 import json
 import math
 from dataclasses import replace
@@ -8,7 +10,7 @@ import pytest
 
 from engine.errors import OutputError
 from engine.request import CompareRequest
-from engine.results import Comparison, Generation, Latency, LayerCounts, Memory, Metrics, Ruler
+from engine.results import Comparison, Generation, Latency, LayerCounts, LpipsMap, Memory, Metrics, Ruler
 
 CONTRACT = {"model", "device", "versions", "request", "results", "ruler"}
 RESULT_CONTRACT = {
@@ -100,8 +102,18 @@ def test_every_frames_lpips_comes_back(comparison):
 def test_a_comparison_recorded_before_there_were_clips_still_loads(comparison):
     values = comparison.to_json()
     for result in values["results"]:
-        del result["lpips_frames"]
+        del result["lpips_frames"], result["lpips_maps"]
     assert Comparison.from_json(values) == comparison
+
+
+def test_lpips_maps_come_back_and_move_with_the_folder(comparison, tmp_path):
+    (tmp_path / "old").mkdir()
+    made = generation("fp8", tmp_path / "old", metrics=Metrics(lpips=(0.1, 0.2), psnr_db=(30.0, 29.0)))
+    maps = tuple(LpipsMap(file=str(tmp_path / "old" / f"fp8-{i}-lpips.png"), top=i / 4) for i in (1, 2))
+    replace(comparison, results=(comparison.results[0], replace(made, lpips_maps=maps))).save(tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    found = Comparison.load(tmp_path / "new").results[1].lpips_maps
+    assert found == tuple(replace(m, file=m.file.replace("/old/", "/new/")) for m in maps)
 
 
 def test_json_without_a_ruler_comes_back_equal(comparison):
@@ -171,3 +183,13 @@ def test_a_save_that_fails_leaves_nothing(comparison, tmp_path):
     with pytest.raises(OutputError):
         comparison.save(tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == ["comparison.json"]
+
+
+def test_a_table_has_a_row_for_each_precision_and_no_speed_of_an_emulation(comparison):
+    rows = list(csv.DictReader(io.StringIO(comparison.to_csv())))
+    assert [row["precision"] for row in rows] == [g.precision for g in comparison.results]
+    assert {row["prompt"] for row in rows} == {comparison.request.prompt}
+    for row, made in zip(rows, comparison.results, strict=True):
+        assert (row["latency_total_s"] != "") is made.latency_comparable
+        assert (row["memory_peak_gb"] == "") is (made.execution == "emulated")
+        assert (row["lpips"] == "") is (made.metrics is None)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from engine import catalog, events
-from engine.compare import CancelledRun
+from engine.device import Device
 from engine.door import Door, Limits, Visitor
-from engine.errors import LoadError, OutputError, RefusedError, RequestError, UnsupportedError
+from engine.errors import CancelledRun, LoadError, OutputError, RefusedError, RequestError, UnsupportedError
 from engine.logs import OneLine
 from engine.worker import Worker, writable
 from tests.fake_engine import served
@@ -30,7 +30,7 @@ def kinds(stream):
 @pytest.fixture
 def stub(cache, monkeypatch):
     """A worker whose studio does nothing but wait at a gate, so that the queue can be looked at."""
-    worker = Worker(device="cpu")
+    worker = Worker(("mini-flux",), Device("cpu"))
     gate, began = threading.Semaphore(0), []
 
     def compare(request, out, tell, stop):
@@ -40,8 +40,8 @@ def stub(cache, monkeypatch):
                 raise CancelledRun
         return SimpleNamespace(seed=request.seed, request=request, results=())
 
-    monkeypatch.setattr(worker._studio, "compare", compare)
-    yield SimpleNamespace(worker=worker, gate=gate, began=began, studio=worker._studio)
+    monkeypatch.setattr(worker.device.studio, "compare", compare)
+    yield SimpleNamespace(worker=worker, gate=gate, began=began, studio=worker.device.studio)
     worker.close()
 
 
@@ -131,18 +131,18 @@ def test_an_unavailable_precision_is_refused_with_its_reason(stub, ask, tmp_path
 
 
 def test_a_model_that_is_not_offered_here(cache, ask, tmp_path):
-    worker = Worker(models=(), device="cpu")
+    worker = Worker((), Device("cpu"))
     with pytest.raises(UnsupportedError, match="mini-flux is not offered here"):
         worker.submit(ask(), tmp_path)
     worker.close()
     with pytest.raises(RequestError, match="no model 'maxi-flux'"):
-        Worker(models=("maxi-flux",), device="cpu")
+        Worker(("maxi-flux",), Device("cpu"))
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "meta", "mps", "banana"])
 def test_a_device_that_is_not_there(cache, device):
     with pytest.raises(UnsupportedError) as caught:
-        Worker(device=device).close()
+        Device(device)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -391,7 +391,7 @@ def test_closing_ends_a_waiting_preload(stub, ask, tmp_path, until):
 
 
 def test_closing_an_idle_worker_takes_no_time(cache):
-    worker = Worker(device="cpu")
+    worker = Worker(("mini-flux",), Device("cpu"))
     began = time.monotonic()
     worker.close()
     assert time.monotonic() - began < 10 and not worker._thread.is_alive()
@@ -410,7 +410,7 @@ def test_cancelling_in_mid_run_stops_within_a_step_and_the_next_job_runs(worker,
     assert isinstance(stream[-1], events.Cancelled)
     assert max(e.index for e in stream if isinstance(e, events.Step)) <= 4
     assert list((tmp_path / "a").iterdir()) == []
-    pipeline = worker._studio.rendition(catalog.MINI_FLUX, "bf16", "seed", lambda _: None).pipeline
+    pipeline = worker.device.studio.rendition(catalog.MINI_FLUX, "bf16", "seed", lambda _: None).pipeline
     assert "encode_prompt" not in vars(pipeline) and "decode" not in vars(pipeline.vae)  # no clock left behind
     stream = read(worker.submit(ask(precisions=["bf16"]), tmp_path / "b"))
     assert isinstance(stream[-1], events.Completed)

@@ -1,4 +1,8 @@
-"""The one public endpoint, `/compare`: a request's fields in, the command line's JSON out, files to fetch in it."""
+"""The one public endpoint, `/compare`: a request's fields in, the command line's JSON out, files to fetch in it.
+
+With `--mcp` Gradio offers it to MCP clients as a tool, by asking it like any other client: same queue, same door, where
+all of them together count as one visitor.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,21 @@ def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
         recipe: str | None = None,
         http: gr.Request | None = None,
     ) -> dict:
-        """Make a picture or clip in bf16 and in each other precision from the same noise; measure what differs."""
+        """Make a picture or clip in bf16 and in each other precision from the same noise; measure what differs.
+
+        Args:
+            prompt: what to draw.
+            model: the model's id; by default the bundled miniature.
+            precisions: of bf16, fp8, mxfp8, nvfp4; bf16 always takes part.
+            seed: of the noise; picture i of a batch uses seed + i.
+            num_inference_steps: denoising steps.
+            guidance_scale: how strongly the prompt is followed.
+            height: pixels.
+            width: pixels.
+            num_frames: of a clip.
+            batch_size: pictures or clips per precision.
+            recipe: which layers are quantized, such as seed or full.
+        """
         try:
             asked = CompareRequest.create(
                 prompt,
@@ -83,6 +101,8 @@ def answer(comparison: Comparison) -> dict:
     said = comparison.to_json()
     for result in said["results"]:
         result["files"] = [gr.FileData(path=file).model_dump() for file in result["files"]]
+        for found in result["lpips_maps"]:
+            found["file"] = gr.FileData(path=found["file"]).model_dump()
     return said
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from engine import catalog
-from engine.request import PRECISIONS, REFERENCE
+from engine.request import PRECISIONS, REFERENCE, CompareRequest
 from ui import words
+from ui.tables import head, table
 
 log = logging.getLogger(__name__)
 
@@ -70,20 +71,22 @@ def _measurement(found: Mapping, post: Mapping) -> str:
         f'<article class="tf-bench"><h3>{escape(_name(model))}</h3>'
         f'<p class="tf-facts-line"><span class="tf-badge tf-measured">{words.MEASURED_BADGE}</span>'
         f" {escape(' · '.join(facts))}</p>"
-        f"{_plots(model, times, peaks)}{_measured_table(rows)}{_beside_the_post(model, rows, post)}</article>"
+        f"{_plots(model, times, peaks)}{_measured_table(rows, words.measured(_name(model), rows))}"
+        f"{_beside_the_post(model, rows, post)}</article>"
     )
 
 
-def _measured_table(rows: Sequence[Row]) -> str:
+def _measured_table(rows: Sequence[Row], label: str) -> str:
     batches, methods = {row["batch_size"] for row in rows}, {row["method"] for row in rows}
     heads = [
-        ("Batch", ""), ("Precision", ""), ("Method", ""), ("Text", "s"), ("Denoise", "s"), ("Decode", "s"),
-        ("Total", "s"), ("10–90%", "s"), ("vs bf16", ""), ("Step", "ms"), ("Weights", "GB"), ("Peak", "GB"),
-        ("vs bf16", ""), ("First call", "s"),
+        ("Batch", ""), ("Precision", ""), ("Method", ""), ("Text", "s", "stages"), ("Denoise", "s", "stages"),
+        ("Decode", "s", "stages"), ("Total", "s", "median"), ("10–90%", "s", "spread"), ("vs bf16", "", "speedup"),
+        ("Step", "ms", "step"), ("Weights", "GB", "weights"), ("Peak", "GB", "peak"), ("vs bf16", "", "saving"),
+        ("First call", "s", "first call"),
     ]  # fmt: skip
     keep = [len(batches) > 1, True, len(methods) > 1, *[True] * (len(heads) - 3)]
     body = "".join(_measured_row(row, _reference(rows, row), keep) for row in rows)
-    return _table([head for head, kept in zip(heads, keep, strict=True) if kept], body, "Measured by this project")
+    return table([of for of, kept in zip(heads, keep, strict=True) if kept], body, label)
 
 
 def _measured_row(row: Row, reference: Row | None, keep: Sequence[bool]) -> str:
@@ -153,7 +156,8 @@ def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping) -> str:
         for r in ours
     )
     heads = [("Batch", ""), ("Measured", "GB"), ("Post, B200", "GB"), ("Difference", "")]
-    return f"<h4>{words.PEAK_BESIDE}</h4>{_table(heads, body, words.PEAK_BESIDE)}"
+    label = f"{words.PEAK_BESIDE}: {words.measured(_name(model), ours)}"
+    return f"<h4>{words.PEAK_BESIDE}</h4>{table(heads, body, label)}"
 
 
 # What the post measured
@@ -175,7 +179,7 @@ def _quoted_model(model: str, post: Mapping) -> str:
     batches = sorted({row["batch_size"] for row in rows})
     found = {(row["precision"], row["batch_size"]): row for row in rows}
     groups = "".join(f'<th colspan="3" scope="colgroup">Batch {batch}</th>' for batch in batches)
-    heads = "".join(_head(*head) for _ in batches for head in (("Latency", "s"), ("Speedup", ""), ("Peak", "GB")))
+    heads = "".join(head(*of) for _ in batches for of in (("Latency", "s"), ("Speedup", ""), ("Peak", "GB")))
     body = "".join(
         f'<tr><th scope="row">{words.NAMES[precision]}</th>'
         + "".join(_quoted_cells(found[precision, batch]) for batch in batches)
@@ -212,7 +216,7 @@ def _quoted_lpips(found: Mapping[str, Mapping[str, float]]) -> str:
     heads = [("Model", ""), *((words.NAMES[p], "") for p in precisions)]
     return (
         f'<article class="tf-bench"><h3>{words.QUOTED_LPIPS}</h3>{_quoted_badge()}'
-        f"{_table(heads, body, words.QUOTED_LPIPS)}</article>"
+        f"{table(heads, body, words.QUOTED_LPIPS)}</article>"
     )
 
 
@@ -226,7 +230,7 @@ def _quoted_selective(rows: Sequence[Row]) -> str:
     heads = [("Precision", ""), ("Quantization", ""), ("LPIPS", ""), ("Latency", "s"), ("Memory", "GB")]
     return (
         f'<article class="tf-bench"><h3>{words.QUOTED_SELECTIVE}</h3>{_quoted_badge()}'
-        f"{_table(heads, body, words.QUOTED_SELECTIVE)}</article>"
+        f"{table(heads, body, words.QUOTED_SELECTIVE)}</article>"
     )
 
 
@@ -234,22 +238,35 @@ def _quoted_badge() -> str:
     return f'<p class="tf-facts-line"><span class="tf-badge tf-quoted">{words.QUOTED_BADGE}</span></p>'
 
 
+def quote(asked: CompareRequest, precision: str) -> Row | None:
+    """What the post measured of the same call, with `saving`, the part of bf16's peak memory; None if it did not."""
+    post = json.loads(POST.read_text(encoding="utf-8"))
+    theirs = post["settings"].get(asked.model, {})
+    ours = {
+        "height": asked.height,
+        "width": asked.width,
+        "num_inference_steps": asked.num_inference_steps,
+        "num_frames": asked.num_frames,
+        "guidance_scale": asked.guidance_scale,
+        "true_cfg_scale": asked.guidance_scale,
+    }
+    found = {
+        row["precision"]: row
+        for row in post["performance"]
+        if (row["model"], row["batch_size"]) == (asked.model, asked.batch_size)
+    }
+    same = all(theirs[name] == value for name, value in ours.items() if name in theirs)
+    if precision not in found or asked.recipe != "seed" or not same:
+        return None
+    row = found[precision]
+    return row | {"saving": 1 - row["peak_memory_gb"] / found[REFERENCE]["peak_memory_gb"]}
+
+
 # Parts of both
 
 
 def _name(model: str) -> str:
     return catalog.MODELS[model].name if model in catalog.MODELS else model
-
-
-def _table(heads: Iterable[tuple[str, str]], body: str, label: str) -> str:
-    return (
-        f'<div class="tf-scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table class="tf-figures">'
-        f"<thead><tr>{''.join(_head(*head) for head in heads)}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _head(text: str, unit: str) -> str:
-    return f'<th scope="col">{text}{f" <small>{unit}</small>" if unit else ""}</th>'
 
 
 Point = tuple[str, int, float]

@@ -7,6 +7,8 @@ an `html_template`, where `${...}` would run as JavaScript.
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -15,8 +17,8 @@ from urllib.parse import quote
 from engine import catalog
 from engine.request import REFERENCE, CompareRequest
 from engine.results import Generation, Ruler
+from ui import benchmarks, words
 from ui import link as links
-from ui import words
 from ui.view import Column, View
 
 THEME_JS = """
@@ -58,6 +60,18 @@ def _outside(address: str, text: str) -> str:
     return f'<a href="{escape(address)}" target="_blank" rel="noopener">{escape(text)}</a>'
 
 
+def stage_keys() -> str:
+    """The keys of the stage, and what they do; ui/stage.js answers them, and the list as well."""
+    keys = "".join(
+        f'<button type="button" data-key="{key}"><kbd>{key.upper()}</kbd>{said}</button>'
+        for key, said in words.STAGE_KEYS.items()
+    )
+    return (
+        f'<button type="button" class="tf-ask-keys" data-key="?" aria-label="{words.KEYS}">?</button>'
+        f'<div id="tf-keys" popover role="group" aria-label="{words.KEYS}">{keys}</div>'
+    )
+
+
 def hints(spec: catalog.ModelSpec, support: Mapping[str, object], weights: str) -> str:
     """What to know before pressing Generate; empty if nothing.
 
@@ -84,8 +98,44 @@ def headline(view: View) -> str:
     detail = f'<span class="tf-detail">{escape(view.detail)}</span>' if view.detail else ""
     kind = "tf-headline" if view.request else "tf-headline tf-welcome"
     return (
-        f'<div class="{kind}"><p class="tf-verdict">{busy}<span aria-live="polite">{escape(view.headline)}</span>'
-        f"{detail}</p>{_origin(view)}</div>"
+        f'<div class="{kind}"{_made(view)}><p class="tf-verdict">{busy}'
+        f'<span aria-live="polite">{_said(view)}</span>'
+        f"{detail}</p>{_quotes(view)}{_origin(view)}</div>"
+    )
+
+
+def _said(view: View) -> str:
+    """The headline; a verdict sentence by sentence, each with a mark of how far its precision is from bf16."""
+    if view.comparison is None or view.headline != words.verdict(view.comparison):
+        return escape(view.headline)
+    return " ".join(
+        f'<span data-tone="{tone}"{_why("verdict")}>{escape(said)}</span>'
+        for tone, said in words.verdicts(view.comparison)
+    )
+
+
+def _quotes(view: View) -> str:
+    """What the post measured of those precisions that are only emulated here."""
+    emulated = [g.precision for g in view.finished if g.execution == "emulated"] if view.folder is not None else []
+    found = {precision: benchmarks.quote(view.request, precision) for precision in emulated}
+    said = "; ".join(words.quoted(p, row["speedup"], row["saving"]) for p, row in found.items() if row)
+    if not said:
+        return ""
+    return (
+        f'<p class="tf-small"><span class="tf-badge tf-quoted">{words.QUOTED_BADGE}</span> '
+        f"{words.QUOTED_HERE} {said}.</p>"
+    )
+
+
+def _made(view: View) -> str:
+    """Attributes from which ui/history.js remembers a comparison that was made here."""
+    if view.folder is None or view.recorded:
+        return ""
+    pair = (view.comparison.reference, view.finished[-1])
+    files = json.dumps([link(g.files[0]) for g in pair])
+    return (
+        f' data-made="{escape(view.created)}" data-query="{escape(links.query(view.request))}"'
+        f' data-words="{escape(words.tile(view.comparison))}" data-files="{escape(files)}"'
     )
 
 
@@ -99,14 +149,18 @@ def _origin(view: View) -> str:
     where = f"{escape(view.device)}, {words.when(view.created)}" if view.recorded else escape(view.device)
     download = ""
     if view.folder is not None:
-        download = f' · <a href="{link(view.folder / "comparison.json")}" download>comparison.json</a>'
+        table = f"data:text/csv;charset=utf-8,{quote(view.comparison.to_csv())}"
+        download = (
+            f' · <a href="{link(view.folder / "comparison.json")}" download>comparison.json</a>'
+            f' · <a href="{table}" download="comparison.csv">CSV</a>'
+        )
     copy = (
         f' · <button type="button" class="tf-copy" data-copy="{escape(links.query(asked))}" title="{words.LINK_HINT}">'
         f"{words.LINK}</button>"
     )
     return (
         f'<p class="tf-origin">{badge}<q>{escape(asked.prompt)}</q> {escape(words.settings(asked, model))} · {where}'
-        f"{download}{copy}</p>"
+        f'<span class="tf-links">{download}{copy}</span></p>'
     )
 
 
@@ -116,14 +170,20 @@ def views() -> str:
     said = (words.SIDE, words.SLIDER, words.FLICKER, words.DIFFERENCE, words.TABLE)
     acts = (
         ("out", "−", words.ZOOM_OUT),
-        ("reset", '<span class="tf-zoomed">1×</span>', words.ZOOM_RESET),
+        (
+            "reset",
+            f'<span class="tf-zoomed">1×</span><span class="tf-unseen"> {words.ZOOM_RESET}</span>',
+            words.ZOOM_RESET,
+        ),
         ("in", "+", words.ZOOM_IN),
         ("worst", words.TO_WORST, words.TO_WORST_HINT),
     )
     return (
         f'<div class="tf-bar">{_choices("tf-view", words.VIEW_LABEL, list(zip(names, said, strict=True)))}'
         f'<div class="tf-zoom" role="group" aria-label="{words.ZOOM}" title="{words.ZOOM_HINT}">'
-        f"{''.join(_act(*act) for act in acts)}</div></div>"
+        f"{''.join(_act(*act) for act in acts)}"
+        f'<button type="button" class="tf-act" data-key="p" title="{words.STAGE_HINT}">{words.STAGE}</button>'
+        "</div></div>"
         f'<div id="tf-note" popover role="status"></div>'
         f'<span id="tf-said" role="status" data-copied="{words.COPIED}" data-failed="{words.NOT_COPIED}"></span>'
     )
@@ -131,7 +191,7 @@ def views() -> str:
 
 def _act(act: str, shown: str, hint: str) -> str:
     """A button that ui/viewer.js answers."""
-    label = "" if shown[0].isalpha() else f' aria-label="{hint}"'
+    label = f' aria-label="{hint}"' if len(shown) == 1 else ""  # a sign is no name
     return f'<button type="button" class="tf-act" data-act="{act}" title="{hint}"{label}>{shown}</button>'
 
 
@@ -142,8 +202,13 @@ def stage(view: View) -> str:
     moving = _moving(view.request)
     cards = "".join(_card(view, column) for column in view.columns)
     controls = _transport(view, view.finished, "side") if moving else ""
-    grid = f'<div class="tf-stage" style="--n:{len(view.columns)}">{cards}{controls}</div>'
+    grid = f'<div class="tf-stage" style="--n:{len(view.columns)};{_shape(view.request)}">{cards}{controls}</div>'
     return _player(view.request, grid) if moving else grid
+
+
+def _shape(asked: CompareRequest) -> str:
+    """Width over height, for what has to fit a screen."""
+    return f"--shape:{asked.width / asked.height:.3f}"
 
 
 def _card(view: View, column: Column) -> str:
@@ -170,8 +235,13 @@ def _blank(asked: CompareRequest, column: Column) -> str:
         bar = (
             f'<progress max="1" value="{column.progress:.3f}" aria-label="{words.NAMES[column.precision]}"></progress>'
         )
-    shape = f"aspect-ratio:{asked.width}/{asked.height}"
-    return f'<div class="tf-blank" style="{shape}"><span>{escape(column.note or "waiting")}</span>{bar}</div>'
+    shape, note = f"aspect-ratio:{asked.width}/{asked.height}", column.note or "waiting"
+    preview = ""
+    if column.preview is not None:
+        packed = base64.b64encode(column.preview).decode()
+        alt = escape(words.preview_alt(column.precision, note))
+        preview = f'<img class="tf-preview" src="data:image/jpeg;base64,{packed}" alt="{alt}">'
+    return f'<div class="tf-blank" style="{shape}">{preview}<span>{escape(note)}</span>{bar}</div>'
 
 
 def _pictures(asked: CompareRequest, made: Generation) -> str:
@@ -210,12 +280,12 @@ def _numbers(view: View, made: Generation) -> str:
         latency = _stat("Latency", "latency", took, words.factor(speedup) if speedup else "")
         stages = f'<p class="tf-stages" title="{words.WHY["stages"]}">{words.stages(made.latency)}</p>'
     else:
-        latency = ""
-        stages = f'<p class="tf-stages">{words.EMULATED_NOTE}</p>'
+        latency = _absent("Latency", "previews", words.NOT_TIMED_SHORT) if native else ""
+        stages = f'<p class="tf-stages">{words.NOT_TIMED_NOTE if native else words.EMULATED_NOTE}</p>'
     if native:
         peak = _stat("Peak memory", "peak", words.size(made.memory.peak), peak)
     else:
-        peak = _absent("Latency, peak memory")
+        peak = _absent("Latency, peak memory", "emulated", words.NOT_COMPARABLE, wide=True)
     weights = _stat("Weights", "weights", words.size(made.memory.weights), weights)
     return f'<dl class="tf-stats">{latency}{peak}{weights}</dl>{stages}{_lpips(view.request, made, view.ruler)}'
 
@@ -235,12 +305,10 @@ def _asked(label: str) -> str:
     return f'<button type="button" class="tf-why">{label}</button>'
 
 
-def _absent(label: str) -> str:
-    """What stands in the place of two numbers that an emulation cannot give."""
-    return (
-        f'<div class="tf-wide"{_why("emulated")}><dt>{_asked(label)}</dt>'
-        f'<dd class="tf-absent">{words.NOT_COMPARABLE}</dd></div>'
-    )
+def _absent(label: str, why: str, said: str, *, wide: bool = False) -> str:
+    """What stands in the place of a number, or if wide of two, that a run cannot give."""
+    kind = ' class="tf-wide"' if wide else ""
+    return f'<div{kind}{_why(why)}><dt>{_asked(label)}</dt><dd class="tf-absent">{said}</dd></div>'
 
 
 def _lpips(asked: CompareRequest, made: Generation, ruler: Ruler | None) -> str:
@@ -309,13 +377,17 @@ def pairs(view: View) -> str:
     choices = _choices("tf-other", words.OTHER_LABEL, [(g.precision, words.NAMES[g.precision]) for g in others])
     if count > 1:
         choices += _choices("tf-picture", words.thing(view.request).capitalize(), _numbered(count))
+    if any(g.lpips_maps for g in others):
+        kinds = _choices("tf-kind", words.MAP_LABEL, list(words.MAPS.items()))
+        choices += f'<div data-for="difference">{kinds}</div>'
     figures = "".join(
         _pair(view, reference, other, index, hidden=(position, index) != (0, 0))
         for position, other in enumerate(others)
         for index in range(count)
     )
     choices += _act("flip", words.FLIP, words.FLIP_HINT)
-    return f'<div class="tf-overlay"><div class="tf-choices">{choices}</div>{figures}</div>'
+    shape = _shape(view.request)
+    return f'<div class="tf-overlay" style="{shape}"><div class="tf-choices">{choices}</div>{figures}</div>'
 
 
 def _choices(name: str, label: str, choices: Sequence[tuple[str, str]]) -> str:
@@ -335,7 +407,8 @@ def _pair(view: View, below: Generation, above: Generation, index: int, *, hidde
         f'<div class="tf-layer"><div class="tf-move">{draw(asked, below, index)}</div></div>'
         f'<div class="tf-layer tf-above"><div class="tf-move">{draw(asked, above, index)}</div></div>'
         f'<div class="tf-layer tf-heat"><div class="tf-move"><canvas class="tf-map" role="img"'
-        f' width="{asked.width}" height="{asked.height}" aria-label="Difference between bf16 and {name}"></canvas>'
+        f' width="{asked.width}" height="{asked.height}"{_lpips_map(above, index)}'
+        f' aria-label="Difference between bf16 and {name}"></canvas>'
         '<span class="tf-spot"></span></div></div>'
         f'{_corner(below)}<span class="tf-corner tf-right">{name}</span>'
         f'<input type="range" class="tf-split" min="0" max="100" value="50" aria-label="Split between bf16 and {name}">'
@@ -343,6 +416,9 @@ def _pair(view: View, below: Generation, above: Generation, index: int, *, hidde
     )
     hints = "".join(
         f'<p class="tf-small" data-for="{mode}">{hint}</p>' for mode, hint in words.pair_hints(asked).items()
+    ) + "".join(
+        f'<p class="tf-small" data-for="difference" data-kind="{kind}">{hint}</p>'
+        for kind, hint in words.map_hints(asked).items()
     )
     if _moving(asked):
         controls = _transport(view, (below, above), f"{above.precision}-{index}", index)
@@ -353,6 +429,16 @@ def _pair(view: View, below: Generation, above: Generation, index: int, *, hidde
     )
 
 
+def _lpips_map(made: Generation, index: int) -> str:
+    """Attributes by which ui/viewer.js finds the LPIPS map of a picture or clip, and its score, a frame each."""
+    if not made.lpips_maps:
+        return ""
+    found, metrics = made.lpips_maps[index], made.metrics
+    scores = metrics.lpips_frames[index] if metrics.lpips_frames else (metrics.lpips[index],)
+    said = ",".join(f"{score:.5f}" for score in scores)
+    return f' data-lpips="{link(found.file)}" data-top="{found.top:.5f}" data-scores="[{said}]"'
+
+
 def _closer(asked: CompareRequest, name: str) -> str:
     """The worst spot of two pictures side by side, magnified, and the colour scale of their difference."""
     crops = "".join(
@@ -361,10 +447,14 @@ def _closer(asked: CompareRequest, name: str) -> str:
         for which in (words.NAMES[REFERENCE], name)
     )
     live = "off" if _moving(asked) else "polite"  # a clip that plays changes it all the time
+    said = "".join(f' data-{kind}="{text}"' for kind, text in words.worst(asked, name).items())
+    legends = "".join(
+        f'<p class="tf-colours" data-kind="{kind}"><span>0</span><i></i><span>{end}</span></p>'
+        for kind, end in words.MAP_ENDS.items()
+    )
     return (
         f'<div class="tf-closer" data-for="difference"><div class="tf-crops">{crops}</div>'
-        f'<p class="tf-small tf-worst" aria-live="{live}" data-said="{words.worst(asked, name)}"></p>'
-        '<p class="tf-colours"><span>0</span><i></i><span>64 levels of 255, or more</span></p></div>'
+        f'<p class="tf-small tf-worst" aria-live="{live}"{said}></p>{legends}</div>'
     )
 
 
@@ -476,8 +566,16 @@ def table(view: View) -> str:
     return (
         '<div class="tf-scroll" tabindex="0" role="region" aria-label="Table of results"><table class="tf-table">'
         f'<thead><tr><th scope="col">Precision</th><th scope="col">Ran</th>{cells}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f"<tbody>{rows}</tbody></table></div>{_licence(view)}"
     )
+
+
+def _licence(view: View) -> str:
+    """Beside what was made: whoever takes it along has to know what its model's licence forbids."""
+    spec = catalog.model(view.request.model)
+    if not (restricted := words.licence(spec)):
+        return ""
+    return f'<p class="tf-small">{escape(restricted)} {_outside(spec.licence_url, spec.licence)}</p>'
 
 
 def _row(view: View, made: Generation) -> str:
@@ -489,7 +587,7 @@ def _row(view: View, made: Generation) -> str:
         times.append(words.factor(speedup) if speedup else "–")
         latency = "".join(f"<td>{v}</td>" for v in times)
     else:
-        latency = f'<td colspan="5" class="tf-absent">{words.NOT_COMPARABLE}</td>'
+        latency = f'<td colspan="5" class="tf-absent">{words.no_latency(made)}</td>'
     peak = " ".join(words.size(made.memory.peak)) if made.execution == "native" else "–"
     lpips = words.mean_lpips(made)
     psnr = words.psnr(sum(made.metrics.psnr_db) / len(made.metrics.psnr_db)) if made.metrics else "–"
@@ -566,7 +664,7 @@ def _layers(made: Generation) -> str:
 
 def _measured(made: Generation) -> str:
     said = f"{words.seconds(made.latency.total)} s ({words.stages(made.latency)})"
-    return said if made.latency_comparable else f"{said}, {words.NOT_COMPARABLE}"
+    return said if made.latency_comparable else f"{said}, {words.no_latency(made)}"
 
 
 def _peak(made: Generation) -> str:

@@ -11,10 +11,15 @@ import json
 import logging
 import re
 import secrets
+import sys
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import gradio as gr
+from anyio import to_thread
+from gradio.exceptions import ComponentProcessingError, InvalidPathError
 from gradio.route_utils import FnIndexInferError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -22,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.door import Visitor
 from engine.errors import RequestError
+from ui import bodies
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +40,12 @@ CLOSED = re.compile(
 """Gradio's routes that this app has no use for: uploads, proxies, streams, editors, statistics."""
 LARGEST_BODY = 1_000_000
 """Bytes; a request of ours is a few hundred, and recorded settings travel along."""
+LONGEST_NAME = 255
+"""Bytes of one part of a path, beyond which asking a file system is an error."""
+THEIRS = (ComponentProcessingError, InvalidPathError)
+"""What Gradio raises when a component is sent what it cannot hold: the page does not, so somebody else did."""
+_their_mistake: ContextVar[bool] = ContextVar("their_mistake", default=False)
+"""The request that is being answered failed by what it held."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +106,8 @@ class Doors:
 
     def middleware(self, worker: object) -> Middleware:
         """For `launch(app_kwargs={"middleware": [...]})`; `worker` tells its health and metrics."""
+        # Gradio prints the traceback of a handler that failed; our log is one JSON object a line.
+        gr.queueing.traceback = gr.routes.traceback = SimpleNamespace(print_exc=_log_failure)
         return Middleware(_Gate, doors=self, worker=worker)
 
     def lets_in(self, authorization: str) -> bool:
@@ -127,36 +141,35 @@ class _Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, read = False, 0
-
-        async def measured() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > LARGEST_BODY:
-                raise HTTPException(413, "The request is too large.")
-            return message
+        path, started = scope["path"].rstrip("/") or "/", False
+        _their_mistake.set(False)
 
         async def guarded(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                if message["status"] == 500 and _their_mistake.get():
+                    message = message | {"status": 422}
                 ours = {name for name, _ in self._headers}
                 kept = [pair for pair in message["headers"] if pair[0].lower() not in ours]
                 message = message | {"headers": [*kept, *self._headers]}
             await send(message)
 
-        path = scope["path"].rstrip("/") or "/"
+        content = await _body(receive)
         if own := self._own.get(path):
-            await _answer(guarded, *own(scope))
-        elif CLOSED.match(path):
+            await _answer(guarded, *await to_thread.run_sync(own, scope))
+        elif CLOSED.match(path) or any(len(name.encode()) > LONGEST_NAME or "\0" in name for name in path.split("/")):
             await _refuse(guarded, 404, "There is nothing here.")
+        elif content is None:
+            await _refuse(guarded, 413, "The request is too large.")
+        elif scope["method"] == "POST" and path.startswith("/gradio_api/") and (said := bodies.wrong(content)):
+            await _refuse(guarded, 422, said)
         else:
             try:
-                await self._app(scope, measured, guarded)
+                await self._app(scope, _replayed(content, receive), guarded)
             except Exception as error:
-                if not started and _unknown(error, path):
-                    await _refuse(guarded, 404, "There is no such endpoint: the public one is /compare.")
+                if not started and (refusal := _refusal(error, path)):
+                    await _refuse(guarded, *refusal)
                     return
                 if isinstance(error.__cause__, HTTPException):  # refused by a route that had begun to answer
                     log.info("refused: %s", error.__cause__.detail, extra={"path": path})
@@ -178,11 +191,47 @@ class _Gate:
         return 200, "text/plain; version=0.0.4; charset=utf-8", self._worker.metrics().encode()
 
 
-def _unknown(error: Exception, path: str) -> bool:
-    """Whether Gradio means that there is no such endpoint, event or function."""
-    return isinstance(error, FnIndexInferError) or (
-        isinstance(error, KeyError) and path.startswith(("/gradio_api/call/", "/gradio_api/queue/"))
-    )
+def _refusal(error: Exception, path: str) -> tuple[int, str] | None:
+    """What to answer where Gradio raises instead: that there is no such endpoint, event, function or parameter."""
+    calls = path.startswith(("/gradio_api/call/", "/gradio_api/queue/", "/gradio_api/run/", "/gradio_api/api/"))
+    if isinstance(error, FnIndexInferError) or (isinstance(error, KeyError) and calls):
+        return 404, "There is no such endpoint: the public one is /compare."
+    if isinstance(error, TypeError) and path.startswith("/gradio_api/call/v2/"):
+        return 422, "The endpoint has no such parameters: they are listed at /gradio_api/info."
+    return None
+
+
+def _log_failure() -> None:
+    """In the place of `traceback.print_exc`, where Gradio handles what a handler or a component raised."""
+    error = sys.exc_info()[1]
+    # A function that runs in the browser has nothing to call here, which an IndexError says.
+    if isinstance(error, THEIRS) or (isinstance(error, IndexError) and "no backend method" in str(error)):
+        _their_mistake.set(True)
+        log.info("refused: %s", type(error).__name__)
+    else:
+        log.exception("a handler failed")
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The whole body of a request; None if it is too large."""
+    content = b""
+    while True:
+        message = await receive()
+        content += message.get("body", b"")
+        if len(content) > LARGEST_BODY:
+            return None
+        if not message.get("more_body", False):
+            return content
+
+
+def _replayed(content: bytes, receive: Receive) -> Receive:
+    """`receive` for whoever comes next: the body that was read, then whatever follows."""
+    waiting = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def again() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return again
 
 
 def _header(scope: Scope, name: bytes) -> str:

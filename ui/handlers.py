@@ -7,13 +7,14 @@ session, so that Stop and a closed tab reach it.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, fields
 
 import gradio as gr
 
-from engine import catalog, events
+from engine import catalog, events, record
 from engine.errors import RequestError, TwinframeError
+from engine.record import Bundle
 from engine.request import REFERENCE, CompareRequest
 from engine.results import Comparison
 from ui import cards, doors, link, words
@@ -39,6 +40,7 @@ class Form:
     num_frames: gr.Slider
     batch_size: gr.Slider
     recipe: gr.Radio
+    previews: gr.Checkbox
 
     def components(self) -> set[gr.components.Component]:
         return {getattr(self, field.name) for field in fields(self)}
@@ -60,6 +62,7 @@ class Form:
 class Parts:
     """The components that handlers write to, besides the form."""
 
+    tabs: gr.Tabs
     form: Form
     examples: gr.Dataset
     about: gr.HTML
@@ -72,6 +75,8 @@ class Parts:
     pairs: gr.HTML
     table: gr.HTML
     ran: gr.HTML
+    on_stage: gr.HTML
+    """Its value is empty, but for on stage (ui/stage.js)."""
     asked: gr.State
     """The validated request on its way from the button to the queue."""
     shown: gr.State
@@ -90,14 +95,21 @@ class _Run:
 class Handlers:
     """The page's event handlers, around one worker."""
 
-    def __init__(self, worker: object, shelf: Shelf, models: tuple[str, ...]):
+    def __init__(self, worker: object, shelf: Shelf, models: tuple[str, ...], bundles: Mapping[str, Bundle]):
         self._worker = worker
         self._shelf = shelf
         self._models = models
+        self._bundles = bundles
+        self._recordings = {name: self._recorded(bundle) for name, bundle in bundles.items()}
+        """Drawn up before anybody asks: on stage they are the net, so that nothing may be needed for them then."""
         self._runs: dict[str, _Run | CompareRequest] = {}
         """By browser session; from the press until the queue gets to it what was asked for."""
         self._stopped: set[str] = set()
         """Sessions whose run was ended by Stop, which Gradio reports to `broken` as a failure."""
+
+    def first_view(self) -> View:
+        """What the page shows before anything was made: a recorded comparison of what is offered, or a welcome."""
+        return next((view for view in self._recordings.values() if view.request.model in self._models), View())
 
     def attach(self, parts: Parts) -> None:
         """Tell the handlers which components to write to."""
@@ -136,7 +148,7 @@ class Handlers:
             job = self._worker.submit(asked, folder, doors.visitor(http))
         except TwinframeError as error:
             self._runs.pop(session)
-            yield self._end(before, str(error))
+            yield self._net(values, str(error)) or self._end(before, str(error))
             return
         run = self._runs[session] = _Run(job, views.begin(asked, self._worker.machine.name), before)
         try:
@@ -144,8 +156,12 @@ class Handlers:
         finally:
             # Reached as well when the browser goes away or Stop closes this generator. Harmless to a job that ended.
             job.cancel()
-            if self._runs.get(session) is run:
+            left = self._runs.get(session) is not run
+            if not left:
                 self._runs.pop(session)
+        if left:  # Stop or a recording has taken the page over
+            yield gr.skip()
+            return
         match ending:
             case events.Completed(comparison):
                 view = views.of(comparison, folder, recorded=False, programs=programs(self._worker, comparison))
@@ -153,9 +169,9 @@ class Handlers:
             case events.Cancelled():
                 yield self._ended_early(run, words.STOPPED_KEPT, "")
             case events.Failed(reason):
-                yield self._ended_early(run, words.FAILED_KEPT, reason)
+                yield self._net(values, reason) or self._ended_early(run, words.FAILED_KEPT, reason)
             case _:
-                yield self._ended_early(run, words.FAILED_KEPT, words.BROKEN)
+                yield self._net(values, words.BROKEN) or self._ended_early(run, words.FAILED_KEPT, words.BROKEN)
 
     def _redraw(self, run: _Run) -> Generator[dict, None, events.Event | None]:
         """Yield what each event changes on the page; returns the event that ended the stream."""
@@ -187,13 +203,34 @@ class Handlers:
         if isinstance(run, _Run):
             run.job.cancel()
 
+    def back_to_recorded(self, values: dict, http: gr.Request) -> dict:
+        """The recorded run of what the form says, or the nearest: shown, and what runs is ended."""
+        self._leave_run(http.session_hash)
+        try:
+            bundle = record.nearest(self._parts.form.request(values), self._bundles.values())
+        except RequestError:  # an empty prompt, say: any recording will do
+            bundle = next(iter(self._bundles.values()), None)
+        if bundle is None:
+            return {self._parts.notice: cards.notice(f"{words.NO_RECORDINGS} {words.RECORD_COMMAND}")}
+        return self._open(bundle.name)
+
+    def _net(self, values: dict, reason: str) -> dict | None:
+        """On stage, what stands in for a run that failed: a recorded run, which says so. None elsewhere."""
+        asked = values[self._parts.asked]
+        bundle = record.nearest(asked, self._bundles.values()) if values[self._parts.on_stage] and asked else None
+        if bundle is None:
+            return None
+        view = self._recordings[bundle.name]
+        said = words.fell_back(reason, asked, bundle.comparison.request)
+        return {self._parts.shown: view, **self._end(view, said)}
+
     def broken(self, values: dict, http: gr.Request) -> dict:
         """The run ended with something nobody foresaw, or the queue is full; or Stop ended it, and all is said."""
         self._runs.pop(http.session_hash, None)
         if http.session_hash in self._stopped:
             self._stopped.discard(http.session_hash)
             return gr.skip()
-        return self._end(values[self._parts.shown], words.BROKEN)
+        return self._net(values, words.BROKEN) or self._end(values[self._parts.shown], words.BROKEN)
 
     def choose_model(self, model_id: str, prompt: str) -> dict:
         """Set the form to another model's limits and defaults; a prompt that was no example stays."""
@@ -206,18 +243,56 @@ class Handlers:
         }
 
     def open_link(self, http: gr.Request) -> dict:
-        """The page was opened: set the form as the address says, and start nothing."""
-        parts, form = self._parts, self._parts.form
+        """The page was opened: set the form, or show the recording, as the address says, and start nothing."""
+        parts = self._parts
+        if link.RECORDED in http.query_params:
+            opened = self._open(http.query_params[link.RECORDED])
+            return self._settings_of(opened.get(parts.shown)) | opened
         try:
             asked = link.read(http.query_params, self._models)
             for precision in asked.precisions if asked else ():
-                if self._worker.support[precision].execution == "unavailable":
+                if not self._runs_here(precision):
                     raise RequestError(words.unavailable(precision, self._worker.support[precision].reason))
         except RequestError as error:
             return {parts.notice: cards.notice(words.link_wrong(str(error)))}
-        if asked is None:
-            return gr.skip()
-        spec = catalog.model(asked.model)
+        return gr.skip() if asked is None else self._controls(asked)
+
+    def open_recorded(self, event: gr.EventData, http: gr.Request) -> dict:
+        """A recording was chosen in the gallery: show it, and end what runs."""
+        self._leave_run(http.session_hash)
+        return self._open(event.recorded)
+
+    def _open(self, name: str) -> dict:
+        parts = self._parts
+        if name not in self._bundles:
+            return {parts.notice: cards.notice(words.no_recording(name))}
+        view = self._recordings[name]
+        notice = "" if view.request.model in self._models else words.not_offered_here(view.request)
+        return self._end(view, notice) | {parts.shown: view, parts.tabs: gr.Tabs(selected=words.COMPARE)}
+
+    def restore(self, values: dict) -> dict:
+        """Set the form to what is shown; apart from showing it, as this may have to wait for the engine."""
+        return self._settings_of(values[self._parts.shown]) or gr.skip()
+
+    def _settings_of(self, view: View | None) -> dict:
+        offered = view is not None and view.request is not None and view.request.model in self._models
+        return self._controls(view.request) if offered else {}
+
+    def _recorded(self, bundle: Bundle) -> View:
+        made = bundle.comparison
+        return views.of(made, bundle.folder, recorded=True, programs=programs(self._worker, made))
+
+    def _leave_run(self, session: str) -> None:
+        """End a session's run, running or still in the queue, because something else is to be shown."""
+        run = self._runs.pop(session, None)
+        if run is not None:
+            self._stopped.add(session)
+        if isinstance(run, _Run):
+            run.job.cancel()
+
+    def _controls(self, asked: CompareRequest) -> dict:
+        """Every control as a request has it; precisions that this machine cannot run are left out."""
+        form, spec = self._parts.form, catalog.model(asked.model)
         fields = settings(spec, self._worker)
         size = (f"{asked.width} × {asked.height}", f"{asked.width}x{asked.height}")
         if size not in fields["size"]["choices"]:
@@ -226,9 +301,12 @@ class Handlers:
         return self._around(spec) | {
             form.model: asked.model,
             form.prompt: gr.Textbox(asked.prompt, placeholder=words.prompt_hint(spec)),
-            form.precisions: [p for p in asked.precisions if p != REFERENCE],
+            form.precisions: [p for p in asked.precisions if p != REFERENCE and self._runs_here(p)],
             **{getattr(form, name): gr.update(**(of | {"value": values[name]})) for name, of in fields.items()},
         }
+
+    def _runs_here(self, precision: str) -> bool:
+        return self._worker.support[precision].execution != "unavailable"
 
     def _around(self, spec: catalog.ModelSpec) -> dict:
         """What stands around the form for a model."""

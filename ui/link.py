@@ -22,6 +22,8 @@ NUMBERS = {
     "batch": "batch_size",
 }
 """Name in the address -> field of the request."""
+RECORDED = "recorded"
+"""Name in the address of a recorded comparison to be opened."""
 NAMES = ("prompt", "model", "precisions", "size", "recipe", *NUMBERS)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import time
 from dataclasses import dataclass
@@ -11,20 +9,17 @@ from pathlib import Path
 
 import gradio as gr
 
-from engine import catalog
+from engine import catalog, record
 from engine.request import PRECISIONS, REFERENCE
-from engine.results import Comparison
-from ui import api, benchmarks, cards, style, words
-from ui import view as views
+from ui import api, benchmarks, blind, cards, gallery, how, quality, recipe, style, words
 from ui.doors import Doors
-from ui.handlers import Form, Handlers, Parts, draw, programs, settings
+from ui.handlers import Form, Handlers, Parts, draw, settings
 from ui.shelf import Shelf
 from ui.view import View
 
-log = logging.getLogger(__name__)
-
-RECORDED = catalog.ASSETS / "recorded"
 BENCHMARKS = catalog.ASSETS / "benchmarks"
+QUALITY = catalog.ASSETS / "quality"
+BLIND = catalog.ASSETS / "blind"
 DEVICE = {"concurrency_limit": None}
 """What makes pictures waits in the worker's queue, which knows positions and limits, not in Gradio's."""
 THREADS = 128
@@ -52,8 +47,9 @@ class Page:
         share: bool = False,
         quiet: bool = False,
         doors: Doors | None = None,
+        mcp: bool = False,
     ) -> str:
-        """Start serving in the background; returns the local address.
+        """Start serving in the background, for MCP clients too if `mcp` says so; returns the local address.
 
         Raises:
             OSError: the port is taken.
@@ -73,6 +69,7 @@ class Page:
             run_history=False,
             ssr_mode=False,
             footer_links=["api"],
+            mcp_server=mcp,
             theme=style.theme(),
             head=style.head(),
             auth=doors.auth,
@@ -100,30 +97,56 @@ def build_page(
     worker: object,
     *,
     models: tuple[str, ...] = ("mini-flux",),
-    recorded: Path = RECORDED,
+    recorded: Path = record.FOLDER,
     measured: Path = BENCHMARKS,
+    scored: Path = QUALITY,
+    unseen: Path = BLIND,
 ) -> Page:
     """The page and the API around a worker.
 
-    `recorded` holds one folder a recorded comparison; the first one that can be read fills the page at first.
+    `recorded` holds one folder a recorded comparison: they fill the gallery, and the first of them the page at first.
     `measured` holds what `python -m engine bench` wrote, for the Benchmarks tab.
+    `scored` holds how far recipes are from bf16, for the Quality and Recipe tabs.
+    `unseen` holds recorded comparisons for the blind test alone, which the page shows nowhere else.
     """
     shelf = Shelf.from_environment(os.environ)
-    handlers = Handlers(worker, shelf, models)
-    first = _first_view(worker, shelf, recorded)
+    bundles = gallery.collect(recorded, shelf)
+    handlers = Handlers(worker, shelf, models, bundles)
+    first = handlers.first_view()
     with gr.Blocks(title=words.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         gr.HTML(
             cards.header(words.machine(worker.machine.name, worker.support)),
             js_on_load=cards.THEME_JS,
             apply_default_css=False,
         )
-        with gr.Tabs(elem_id="tf-tabs"):
-            with gr.Tab(words.COMPARE):
-                parts = _compare(worker, models, first)
+        on_stage = gr.HTML(
+            html_template=cards.stage_keys(),
+            js_on_load=cards.script("stage"),
+            apply_default_css=False,
+            elem_id="tf-on-stage",
+        )
+        with gr.Tabs(elem_id="tf-tabs") as tabs:
+            with gr.Tab(words.COMPARE, id=words.COMPARE):
+                parts = _compare(worker, models, first, tabs=tabs, on_stage=on_stage)
+            with gr.Tab(words.BLIND):
+                blind.tab(demo, worker, shelf, models, unseen)
+            with gr.Tab(words.GALLERY):
+                tiles = gr.HTML(
+                    gallery.page(bundles),
+                    js_on_load=f"{{\n{cards.script('gallery')}}}\n{{\n{cards.script('history')}}}\n",
+                    apply_default_css=False,
+                    elem_id="tf-gallery",
+                )
+            with gr.Tab(words.QUALITY):
+                gr.HTML(quality.page(scored, models), apply_default_css=False, elem_id="tf-quality")
+            with gr.Tab(words.RECIPE) as opened:
+                recipe.tab(worker, parts.form, opened, scored)
             with gr.Tab(words.BENCHMARKS):
                 gr.HTML(benchmarks.page(measured), apply_default_css=False, elem_id="tf-benchmarks")
+            with gr.Tab(words.HOW) as opened:
+                how.tab(worker, parts, opened)
         handlers.attach(parts)
-        _wire(demo, parts, handlers)
+        _wire(demo, parts, handlers, tiles)
         gr.api(api.endpoint(worker, shelf), api_name="compare", **DEVICE)
     # Private events can still be called by name at /gradio_api/call/<name>: without a name there is nothing to call.
     for event in demo.fns.values():
@@ -132,20 +155,8 @@ def build_page(
     return Page(demo, shelf, worker)
 
 
-def _first_view(worker: object, shelf: Shelf, recorded: Path) -> View:
-    """The first recorded comparison that can be read, or a welcome."""
-    for file in sorted(recorded.glob("*/comparison.json")):
-        try:
-            folder = shelf.pin(file.parent)
-            comparison = Comparison.load(folder)
-            return views.of(comparison, folder, recorded=True, programs=programs(worker, comparison))
-        except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
-            log.warning("Recorded comparison %s cannot be shown: %s", file, error)
-    return View()
-
-
-def _compare(worker: object, models: tuple[str, ...], first: View) -> Parts:
-    """The Compare tab."""
+def _compare(worker: object, models: tuple[str, ...], first: View, **outside: gr.blocks.Block) -> Parts:
+    """The Compare tab; `outside` are those of its `Parts` that lie elsewhere."""
     spec = catalog.model(models[0])
     fields = settings(spec, worker)
     with gr.Column(elem_classes="tf-form"):
@@ -188,7 +199,7 @@ def _compare(worker: object, models: tuple[str, ...], first: View) -> Parts:
         hints = gr.HTML(known, visible=bool(known), apply_default_css=False, elem_id="tf-hints")
     notice = gr.HTML(cards.notice(""), apply_default_css=False)
     with gr.Column(elem_id="tf-results"):
-        headline = gr.HTML(apply_default_css=False, elem_id="tf-headline")
+        headline = gr.HTML(apply_default_css=False, elem_id="tf-headline", js_on_load=cards.script("history"))
         gr.HTML(cards.views(), js_on_load=cards.script("toolbar"), apply_default_css=False, elem_id="tf-views")
         stage = gr.HTML(apply_default_css=False, elem_id="tf-stage", js_on_load=cards.script("player"))
         pairs = gr.HTML(
@@ -216,6 +227,7 @@ def _compare(worker: object, models: tuple[str, ...], first: View) -> Parts:
         ran=ran,
         asked=gr.State(None),
         shown=gr.State(first),
+        **outside,
     )
     for part, value in draw(parts, first).items():
         part.value = value
@@ -247,12 +259,13 @@ def _more_settings(fields: dict[str, dict]) -> dict[str, gr.components.Component
             "batch_size": gr.Slider(**fields["batch_size"], step=1, elem_id="tf-batch"),
             "size": gr.Dropdown(**fields["size"], label=words.SIZE_LABEL, filterable=False, elem_id="tf-size"),
             "recipe": gr.Radio(**fields["recipe"], label=words.RECIPE_LABEL, elem_id="tf-recipe"),
+            "previews": gr.Checkbox(label=words.PREVIEWS_LABEL, info=words.PREVIEWS_HINT, elem_id="tf-previews"),
         }
     return more
 
 
-def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
-    """Generate, Stop, the model's choice and the closed tab."""
+def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers, tiles: gr.HTML) -> None:
+    """Generate, Stop, the model's choice, what is opened, and the closed tab."""
     form = parts.form
     drawn = [parts.notice, parts.go, parts.stop, parts.headline, parts.stage, parts.pairs, parts.table, parts.ran]
     pressed = gr.on(
@@ -264,10 +277,9 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
         concurrency_limit=None,
         **PRIVATE,
     )
-    run = pressed.success(
-        handlers.run, inputs={parts.asked, parts.shown}, outputs=[*drawn, parts.shown], **DEVICE, **PRIVATE
-    )
-    run.failure(handlers.broken, inputs={parts.shown}, outputs=drawn, queue=False, **PRIVATE)
+    kept = {parts.asked, parts.shown, parts.on_stage}
+    run = pressed.success(handlers.run, inputs=kept, outputs=[*drawn, parts.shown], **DEVICE, **PRIVATE)
+    run.failure(handlers.broken, inputs=kept, outputs=[*drawn, parts.shown], queue=False, **PRIVATE)
     parts.stop.click(
         handlers.stop, inputs={parts.shown}, outputs=[*drawn, parts.shown], cancels=[run], queue=False, **PRIVATE
     )
@@ -280,5 +292,13 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
         queue=False,
         **PRIVATE,
     )
-    demo.load(handlers.open_link, None, [*around, parts.notice, *form.components()], queue=False, **PRIVATE)
+    around += form.components()
+    opened = [*drawn, parts.shown, parts.tabs]
+    demo.load(handlers.open_link, None, [*around, *opened], queue=False, **PRIVATE)
+    quick = {"queue": False, **PRIVATE}
+    for chosen in (
+        tiles.select(handlers.open_recorded, None, opened, cancels=[run], **quick),
+        parts.on_stage.select(handlers.back_to_recorded, form.components(), opened, cancels=[run], **quick),
+    ):
+        chosen.then(handlers.restore, {parts.shown}, around, **quick)
     demo.unload(handlers.leave)

@@ -205,13 +205,19 @@ const frameAt = (event) => {
   return Math.min(last, Math.max(0, Math.round(((event.clientX - box.left) / box.width) * last)));
 };
 
-element.addEventListener('pointermove', (event) => playerOf(event.target)?.hover(frameAt(event)));
+element.addEventListener('pointermove', (event) => {
+  const [player, frame] = [playerOf(event.target), frameAt(event)];
+  if (frame !== null && event.buttons === 1) player.seek(frame);
+  player?.hover(frame);
+});
 element.addEventListener('pointerleave', () => {
   element.querySelectorAll('.tf-player').forEach((root) => playerOf(root).hover(null));
 });
 element.addEventListener('pointerdown', (event) => {
   const frame = frameAt(event);
-  if (frame !== null) playerOf(event.target).seek(frame);
+  if (frame === null || event.button !== 0) return;
+  event.target.closest('.tf-plot').setPointerCapture(event.pointerId); // so that it goes on beyond the curve's ends
+  playerOf(event.target).seek(frame);
 });
 
 // Media events do not bubble.

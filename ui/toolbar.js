@@ -1,9 +1,10 @@
-/* The small buttons of the results: copy a link or a program, and explain a number.
+/* The small buttons of the results: copy a link or a program; and on every tab, explain a number.
 
    Runs as js_on_load of the gr.HTML above the results, where `element` is its outermost element. What is copied or
    said is read from the page and set as text alone. */
 
 const results = element.closest('#tf-results');
+const app = element.closest('.gradio-container');
 const note = element.querySelector('#tf-note');
 const said = element.querySelector('#tf-said');
 
@@ -37,7 +38,7 @@ const copied = async (button) => {
 };
 
 const explain = (what) => {
-  note.textContent = what.title;
+  note.textContent = what.getAttribute('title') ?? what.querySelector('title').textContent; // or of a drawing
   note.showPopover();
   const [box, mine] = [what.getBoundingClientRect(), note.getBoundingClientRect()];
   const below = box.bottom + 8 + mine.height < innerHeight;
@@ -47,8 +48,11 @@ const explain = (what) => {
 
 results.addEventListener('click', (event) => {
   const button = event.target.closest('.tf-copy');
-  const what = event.target.closest('[data-why]');
   if (button) copied(button);
-  else if (what) explain(what);
+});
+app.append(note); // out of the tab, which hides it together with the rest
+app.addEventListener('click', (event) => {
+  const what = event.target.closest('[data-why]');
+  if (what) explain(what);
 });
 addEventListener('scroll', () => { if (note.matches(':popover-open')) note.hidePopover(); }, true);

@@ -25,6 +25,8 @@ class Column:
     """What is going on, in words, while there is none."""
     progress: float | None = None
     """0 to 1 while denoising."""
+    preview: bytes | None = None
+    """A JPEG of how far it is, while denoising, where previews were asked for."""
     generation: Generation | None = None
 
 
@@ -106,10 +108,11 @@ def advance(view: View, event: events.Event) -> View:
             return replace(view, headline=words.DOWNLOADING, detail=words.downloading(what, done, total))
         case events.Warming(precision):
             return _working(view, precision, "warming up", None)
-        case events.Step(precision, index, total, left):
+        case events.Step(precision, index, total, left, preview):
+            view = _with(view, precision, preview=preview) if preview is not None else view
             return _working(view, precision, words.step(index, total, left), index / total)
         case events.Finished(precision, generation):
-            return _with(view, precision, generation=generation, note="", progress=None)
+            return _with(view, precision, generation=generation, note="", progress=None, preview=None)
         case events.Compared(precision, metrics):
             made = next(c.generation for c in view.columns if c.precision == precision)
             return _with(view, precision, generation=replace(made, metrics=metrics))
@@ -122,7 +125,9 @@ def advance(view: View, event: events.Event) -> View:
 
 def stopped(view: View, headline: str) -> View:
     """A run that ended early: finished pictures stay, the others say so."""
-    columns = tuple(c if c.generation else replace(c, note=words.STOPPED_BEFORE, progress=None) for c in view.columns)
+    columns = tuple(
+        c if c.generation else replace(c, note=words.STOPPED_BEFORE, progress=None, preview=None) for c in view.columns
+    )
     return replace(view, columns=columns, headline=headline, detail="", busy=False)
 
 

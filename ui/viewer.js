@@ -8,7 +8,7 @@
 const results = element.closest('#tf-results');
 const MOST = 16; // times
 const BLOCK = 8; // a side has this many windows; the worst of all such windows is looked for
-const BRIGHTEST = 64; // of 255, the difference at the end of the colour scale
+const BRIGHTEST = { pixels: 64, lpips: 0.5 }; // of 255, and LPIPS: what is at the end of the colour scale
 const zoomed = { zoom: 1, x: 0, y: 0 }; // x, y: where the upper left corner lies, in widths and heights of a frame
 const kept = {};
 
@@ -166,6 +166,7 @@ const chosen = (name) => {
 const sync = () => {
   const key = `${chosen('tf-other')}/${chosen('tf-picture')}`;
   element.querySelectorAll('.tf-pair').forEach((pair) => { pair.hidden = pair.dataset.pair !== key; });
+  results.dataset.kind = chosen('tf-kind') || 'pixels';
   measure();
 };
 
@@ -173,7 +174,7 @@ const sync = () => {
 results.addEventListener('change', (event) => {
   const { name, value } = event.target;
   if (name === 'tf-view') show(value);
-  else if (name === 'tf-other' || name === 'tf-picture') {
+  else if (['tf-other', 'tf-picture', 'tf-kind'].includes(name)) {
     kept[name] = value;
     sync();
   }
@@ -202,18 +203,23 @@ const colour = (part) => {
   const low = Math.min(STOPS.length - 2, Math.floor(at));
   return STOPS[low].map((from, i) => from + (STOPS[low + 1][i] - from) * (at - low));
 };
-const SCALE = Array.from({ length: 256 }, (_, level) => colour(level / BRIGHTEST));
+const SCALE = Array.from({ length: 256 }, (_, level) => colour(level / 255));
 
-/* |a - b| averaged over red, green and blue, a pixel each, and the window of 1/BLOCK of each side where it is largest. */
+/* |a - b| averaged over red, green and blue, a pixel each. */
 const difference = (a, b) => {
-  const { width, height } = a;
-  const each = new Float32Array(width * height);
+  const each = new Float32Array(a.width * a.height);
+  for (let i = 0, at = 0; i < each.length; i += 1, at += 4) {
+    each[i] = (Math.abs(a.data[at] - b.data[at]) + Math.abs(a.data[at + 1] - b.data[at + 1])
+      + Math.abs(a.data[at + 2] - b.data[at + 2])) / 3;
+  }
+  return each;
+};
+
+/* A map's mean, and the window of 1/BLOCK of each side where it is largest. */
+const weighed = (each, width, height) => {
   const sums = new Float64Array((width + 1) * (height + 1)); // sums over all that is above and left
   for (let y = 0, i = 0; y < height; y += 1) {
     for (let x = 0, row = 0; x < width; x += 1, i += 1) {
-      const at = 4 * i;
-      each[i] = (Math.abs(a.data[at] - b.data[at]) + Math.abs(a.data[at + 1] - b.data[at + 1])
-        + Math.abs(a.data[at + 2] - b.data[at + 2])) / 3;
       row += each[i];
       sums[(y + 1) * (width + 1) + x + 1] = sums[y * (width + 1) + x + 1] + row;
     }
@@ -239,14 +245,58 @@ const sources = (pair) => {
   return both.every((one) => (one.tagName === 'IMG' ? one.complete && one.naturalWidth : one.readyState > 1)) && both;
 };
 
+/* LPIPS maps, those of a clip's frames one below the other, by their address; `coming`: those asked for. */
+const maps = new Map();
+const coming = new Map();
+const fetched = async (address) => {
+  const image = Object.assign(new Image(), { src: address });
+  await image.decode();
+  maps.set(address, pixels(image));
+  measure();
+};
+const loaded = (pair) => {
+  const { lpips } = pair.querySelector('.tf-map').dataset;
+  if (lpips && !coming.has(lpips)) coming.set(lpips, fetched(lpips).catch(console.warn));
+  return coming.get(lpips);
+};
+
+/* Which frame of a clip is shown; 0 of a picture. */
+const frameShown = (pair, source) => {
+  const player = pair.querySelector('.tf-player');
+  if (!player) return 0;
+  return Math.min(player.dataset.frames - 1, Math.floor(source.currentTime * player.dataset.rate + 0.01));
+};
+
+/* The LPIPS map of the frame that is shown; null while it is on its way. */
+const felt = (pair, frame) => {
+  const { lpips, top, scores } = pair.querySelector('.tf-map').dataset;
+  const all = maps.get(lpips);
+  if (!all) return null;
+  const [width, count] = [all.width, JSON.parse(scores)];
+  const height = all.height / count.length;
+  const each = new Float32Array(width * height);
+  for (let i = 0, at = 4 * frame * each.length; i < each.length; i += 1, at += 4) each[i] = (all.data[at] * top) / 255;
+  return { ...weighed(each, width, height), mean: count[frame] };
+};
+
 const compared = new WeakMap();
 const compare = (pair) => {
   const both = sources(pair);
   if (!both) return null;
-  const key = both.map((one) => one.currentSrc + (one.currentTime ?? '')).join();
+  const { kind } = results.dataset;
+  const key = both.map((one) => one.currentSrc + (one.currentTime ?? '')).join() + kind;
   if (compared.get(pair)?.key !== key) {
-    const [a, b] = both.map(pixels);
-    compared.set(pair, { key, ...difference(a, b) });
+    let found = null;
+    if (kind === 'lpips') found = felt(pair, frameShown(pair, both[0]));
+    else {
+      const [a, b] = both.map(pixels);
+      found = weighed(difference(a, b), a.width, a.height);
+    }
+    if (!found) {
+      loaded(pair);
+      return null;
+    }
+    compared.set(pair, { key, ...found });
   }
   return compared.get(pair);
 };
@@ -268,8 +318,9 @@ const measure = () => {
   if (map.key === key) return;
   Object.assign(map, { width, height, key });
   const image = new ImageData(width, height);
+  const { kind } = results.dataset;
   for (let i = 0; i < each.length; i += 1) {
-    const [red, green, blue] = SCALE[Math.round(each[i])];
+    const [red, green, blue] = SCALE[Math.min(255, Math.round((255 * each[i]) / BRIGHTEST[kind]))];
     image.data.set([red, green, blue, 255], 4 * i);
   }
   map.getContext('2d').putImageData(image, 0, 0);
@@ -281,17 +332,21 @@ const measure = () => {
     height: `${(100 * worst.h) / height}%`,
   });
   const both = sources(pair);
-  pair.querySelectorAll('.tf-crop').forEach((canvas, i) => crop(canvas, both[i], worst));
-  pair.querySelector('.tf-worst').textContent = pair.querySelector('.tf-worst').dataset.said
-    .replace('{worst}', worst.mean.toFixed(1)).replace('{mean}', mean.toFixed(1))
-    .replace('{size}', `${worst.w} × ${worst.h}`);
+  const of = (both[0].naturalWidth ?? both[0].videoWidth) / width; // pixels of the picture, for one of the map
+  const [x, y, w, h] = [worst.x, worst.y, worst.w, worst.h].map((one) => Math.round(one * of));
+  pair.querySelectorAll('.tf-crop').forEach((canvas, i) => crop(canvas, both[i], { x, y, w, h }));
+  const said = pair.querySelector('.tf-worst');
+  const digits = (value) => value.toFixed(kind === 'pixels' ? 1 : 3);
+  said.textContent = said.dataset[kind].replace('{worst}', digits(worst.mean)).replace('{mean}', digits(mean))
+    .replace('{size}', `${w} × ${h}`);
 };
 
 /* Zoom to the worst spot: of the pair that is shown, or side by side of all pairs. */
-const toWorst = () => {
+const toWorst = async () => {
   const one = pairShown();
   const side = results.dataset.view === 'side' || !results.dataset.view;
   const pairs = side ? [...element.querySelectorAll('.tf-pair')] : [one];
+  if (results.dataset.kind === 'lpips') await Promise.all(pairs.filter(Boolean).map(loaded));
   const found = pairs.filter(Boolean).map(compare).filter(Boolean);
   if (!found.length) return;
   const { worst, width, height } = found.reduce((a, b) => (b.worst.mean > a.worst.mean ? b : a));

@@ -108,6 +108,7 @@ def follow(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> No
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) with the update scaled to AdamW's (Liu et al. 2025), equal shapes in one batch.
 
+    A convolution's kernels are taken as one matrix, a row for each output channel, as its authors do.
     torch.optim.Muon walks the matrices one by one: on an H100 that took longer than the model's own step.
     """
 
@@ -124,14 +125,14 @@ class Muon(torch.optim.Optimizer):
                 shapes.setdefault(tuple(p.shape), []).append(p)
             for shape, same in shapes.items():
                 state = self.state[same[0]]
-                grad = torch.stack([p.grad for p in same])
+                grad = torch.stack([p.grad.flatten(1) for p in same])
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(grad)
                 state["momentum"].lerp_(grad, 1 - group["momentum"])
                 update = orthogonalise(grad.lerp(state["momentum"], group["momentum"])).to(grad.dtype)
-                scale = 0.2 * math.sqrt(max(shape)) * group["lr"]
+                scale = 0.2 * math.sqrt(max(grad.shape[1:])) * group["lr"]
                 torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_sub_(same, list((update * scale).unbind()))
+                torch._foreach_sub_(same, list((update * scale).unflatten(2, shape[1:]).unbind()))
 
 
 def orthogonalise(x: torch.Tensor, steps: int = 5) -> torch.Tensor:

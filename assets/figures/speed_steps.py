@@ -1,0 +1,442 @@
+"""What each step towards a faster denoiser gains: FLUX.1-dev in bf16 and FP8, random weights, one step at a time.
+
+python -m assets.figures.speed_steps OUT [--tiny]
+
+OUT is written anew after every measurement. A variant that fails says why and the rest goes on; none begins that would
+not end within `LIMIT` seconds. Every variant's output is compared with the uncompiled one of its precision on the same input; what
+the seed post's own compile differs by is the noise floor beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from torch import Tensor, nn
+from torch.fx import Graph
+from torch._inductor.custom_graph_pass import CustomGraphPass
+
+from engine import catalog, compilation, fusion, loading, profile, recipes
+from engine.compare import versions
+from engine.precision import detect, quantize_linear_modules, support
+
+LIMIT = 480.0
+SPEC = catalog.MODELS["flux.1-dev"]
+BEGAN = time.monotonic()
+
+
+class Some(CustomGraphPass):
+    """A few of the rewrites, without the longer registers-only reductions."""
+
+    def __init__(self, *names: str):
+        self.names = names
+
+    def __call__(self, graph: Graph) -> None:
+        for name in self.names:
+            getattr(fusion, name)(graph)
+
+    def uuid(self) -> str:
+        return "-".join(self.names)
+
+
+SHARED = Some("real_rotations", "share", "flatten_quantized", "share", "keep_quantized")
+PERSISTENT = type(
+    "Persistent", (fusion.Rewrites,), {"__call__": lambda self, graph: SHARED(graph), "uuid": lambda self: "persistent"}
+)()
+
+
+@dataclass(frozen=True)
+class Variant:
+    name: str
+    mode: str = compilation.DEFAULT
+    options: dict = field(default_factory=dict)
+    fused: bool = False
+    side: int = 1024
+    needs: float = 25.0
+    """Seconds it may take."""
+
+
+ALL = dict(fusion.options())
+QUANTIZED = "+ shared quantization"
+"""Changes nothing in bf16."""
+VARIANTS = [
+    Variant("seed: blocks compiled, defaults"),
+    Variant("seed with a CUDA graph of each block", compilation.GRAPHS),
+    Variant(QUANTIZED, options={"post_grad_custom_pre_pass": SHARED}),
+    Variant("+ one pass over a row", options={"post_grad_custom_pre_pass": PERSISTENT, "split_reductions": False}),
+    Variant(
+        "+ exponential GELU",
+        options={"post_grad_custom_pre_pass": fusion.Rewrites(), "split_reductions": False},
+    ),
+    Variant("+ fewer intermediates (all rewrites)", options=ALL),
+    Variant("+ CUDA graph of the step", compilation.STEP, ALL),
+    Variant("+ fused QKV", compilation.STEP, ALL, fused=True),
+    Variant("512: seed", side=512),
+    Variant("512: all rewrites", options=ALL, side=512),
+    Variant("512: all rewrites, CUDA graph of the step", compilation.STEP, ALL, side=512),
+    Variant(
+        "all rewrites, graph, GEMMs autotuned",
+        compilation.STEP,
+        {**ALL, "max_autotune_gemm": True, "triton.enable_persistent_tma_matmul": True},
+        needs=110,
+    ),
+]
+PROFILED = ("seed: blocks compiled, defaults", "+ CUDA graph of the step", "512: all rewrites")
+
+
+class Sweep:
+    def __init__(self, out: Path, tiny: bool):
+        self.out, self.tiny = out, tiny
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.cuda = self.device.type == "cuda"
+        self.machine = detect(self.device)
+        self.result = {
+            "device": self.machine.name,
+            "versions": versions(),
+            "model": SPEC.id + (" (tiny)" if tiny else ""),
+            "weights": "random",
+            "rows": [],
+            "profiles": {},
+            "errors": {},
+        }
+        self.denoisers: dict[tuple[str, bool], nn.Module] = {}
+        self.truth: dict[tuple, Tensor] = {}
+        self.best: dict[str, Variant] = {}
+
+    def say(self, text: str) -> None:
+        print(f"[{time.monotonic() - BEGAN:5.0f}s] {text}", flush=True)
+
+    def write(self) -> None:
+        self.result["seconds"] = time.monotonic() - BEGAN
+        self.out.write_text(json.dumps(self.result, indent=1) + "\n")
+
+    def guarded(self, name: str, run: Callable[[], object], needs: float = 25.0) -> None:
+        if time.monotonic() - BEGAN + needs > LIMIT:
+            self.result["errors"][name] = "not begun: out of time"
+        else:
+            try:
+                run()
+            except Exception as error:  # the others shall run
+                traceback.print_exc()
+                self.result["errors"][name] = f"{type(error).__name__}: {error}"[:2000]
+                gc.collect()
+                if self.cuda:
+                    torch.cuda.empty_cache()
+        self.write()
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def denoiser(self, precision: str, fused: bool) -> nn.Module:
+        key = (precision, fused)
+        if key in self.denoisers:
+            return self.denoisers[key]
+        for other in [k for k in self.denoisers if k[1]]:  # fused ones one at a time
+            del self.denoisers[other]
+        how = support(precision, self.machine)
+        spec = SPEC
+        if self.tiny:
+            small = {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 64}
+            small |= {"joint_attention_dim": 64, "pooled_projection_dim": 32, "axes_dims_rope": (16, 24, 24)}
+            spec = replace(SPEC, overrides={"transformer": small})
+        source = loading.Source(random=True)
+        empty = loading.empty_transformer(spec)
+        rule = recipes.recipe(spec.family, "full" if self.tiny else "seed")
+        plan = recipes.plan(empty, rule, precision)
+        if not fused:
+            made = loading.load_transformer(spec, self.device, source, place=recipes.quantizer(plan, how))
+        else:
+            made = loading.load_transformer(spec, self.device, source)
+            made.fuse_qkv_projections()
+            names = set(plan.names)
+            for name, module in list(made.named_modules()):
+                for fresh, old in (
+                    ("to_qkv", ("to_q", "to_k", "to_v")),
+                    ("to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj")),
+                ):
+                    if hasattr(module, fresh) and hasattr(module, old[0]):
+                        for part in old:
+                            delattr(module, part)
+                            names.discard(f"{name}.{part}")
+                        names.add(f"{name}.{fresh}")
+                        getattr(module, fresh).to(torch.bfloat16).requires_grad_(False)
+            if precision != "bf16":
+                quantize_linear_modules(made, names, how)
+            made.eval()
+        self.denoisers[key] = made
+        return made
+
+    def inputs(self, denoiser: nn.Module, side: int) -> dict:
+        """What FluxPipeline gives its transformer in the middle of a run."""
+        side = 64 if self.tiny else side
+        generator = torch.Generator("cpu").manual_seed(1)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(self.device, torch.bfloat16)
+
+        config, height = denoiser.config, side // 16
+        text = 32 if self.tiny else 512
+        return {
+            "hidden_states": normal(1, height * height, config.in_channels),
+            "timestep": torch.full((1,), 0.6, device=self.device, dtype=torch.bfloat16),
+            "guidance": torch.full((1,), 3.5, device=self.device),
+            "pooled_projections": normal(1, config.pooled_projection_dim),
+            "encoder_hidden_states": normal(1, text, config.joint_attention_dim),
+            "txt_ids": torch.zeros(text, 3, device=self.device, dtype=torch.bfloat16),
+            "img_ids": FluxPipeline._prepare_latent_image_ids(1, height, height, self.device, torch.bfloat16),
+            "joint_attention_kwargs": {},
+            "return_dict": False,
+        }
+
+    def timed(self, call: Callable[[], object], rounds: int = 3, calls: int = 8) -> list[float]:
+        if not self.cuda:
+            rounds, calls = 1, 1
+        found = []
+        for _ in range(rounds):
+            if self.cuda:
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            for _ in range(calls):
+                call()
+            if self.cuda:
+                torch.cuda.synchronize()
+            found.append(1000 * (time.perf_counter() - began) / calls)
+        return found
+
+    def variant(self, precision: str, v: Variant) -> None:
+        denoiser = self.denoiser(precision, v.fused)
+        given = self.inputs(denoiser, v.side)
+        torch.compiler.reset()
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+        blocks = compilation.Blocks(denoiser, dynamic=False, options=v.options)
+        blocks.use(compilation.EAGER)
+        key = (precision, v.side)
+        if key not in self.truth:
+            self.truth[key] = denoiser(**given)[0].float()
+            eager = self.timed(lambda: denoiser(**given), rounds=1, calls=3)
+            self.row(precision, Variant("eager", compilation.EAGER, side=v.side), eager, 0.0, 0.0, 0)
+        before = torch.cuda.memory_reserved() if self.cuda else 0
+        blocks.use(v.mode)
+        began = time.perf_counter()
+        for _ in range(compilation.WARM_UP_STEPS[v.mode] + 1):
+            made = denoiser(**given)[0].float()
+        if self.cuda:
+            torch.cuda.synchronize()
+        first = time.perf_counter() - began
+        found = self.timed(lambda: denoiser(**given))
+        away = ((made - self.truth[key]).norm() / self.truth[key].norm()).item()
+        reserved = torch.cuda.memory_reserved() - before if self.cuda else 0
+        self.row(precision, v, found, first, away, reserved)
+        if self.cuda and v.name in PROFILED:
+            self.guarded(
+                f"profile {precision} {v.name}",
+                lambda: self.result["profiles"].update(
+                    {f"{precision}: {v.name}": profile.table(lambda: denoiser(**given), self.device)}
+                ),
+            )
+        blocks.use(compilation.EAGER)
+        blocks.forget()
+
+    def row(self, precision: str, v: Variant, found: list[float], first: float, away: float, reserved: int) -> None:
+        self.result["rows"].append(
+            {
+                "precision": precision,
+                "variant": v.name,
+                "side": v.side,
+                "mode": v.mode,
+                "step_ms": median(found),
+                "rounds_ms": found,
+                "first_calls_s": first,
+                "relative_l2_from_eager": away,
+                "reserved_gb": reserved / 1e9,
+            }
+        )
+        self.say(f"{precision} {v.side} {v.name}: {median(found):.2f} ms, first {first:.1f} s, away {away:.5f}")
+
+    def trajectory(self, precision: str, names: tuple[str, ...]) -> None:
+        """28 steps of the real pipeline by some variants: how far their last latents lie apart."""
+        denoiser = self.denoiser(precision, False)
+        given = self.inputs(denoiser, 1024)
+        pipeline = FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+            vae=None,
+            text_encoder=None,
+            tokenizer=None,
+            text_encoder_2=None,
+            tokenizer_2=None,
+            transformer=denoiser,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        side = 64 if self.tiny else 1024
+
+        def run() -> tuple[Tensor, float]:
+            began = time.perf_counter()
+            latents = pipeline(
+                prompt_embeds=given["encoder_hidden_states"],
+                pooled_prompt_embeds=given["pooled_projections"],
+                num_inference_steps=2 if self.tiny else 28,
+                guidance_scale=3.5,
+                height=side,
+                width=side,
+                generator=torch.Generator("cpu").manual_seed(7),
+                output_type="latent",
+            ).images.float()
+            if self.cuda:
+                torch.cuda.synchronize()
+            return latents, time.perf_counter() - began
+
+        torch.compiler.reset()
+        last: dict[str, Tensor] = {}
+        for v in [Variant("eager", compilation.EAGER), *(v for v in VARIANTS if v.name in names)]:
+            blocks = compilation.Blocks(denoiser, dynamic=False, options=v.options)
+            blocks.use(v.mode)
+            for _ in range(1 if v.mode == compilation.EAGER else 2):
+                last[v.name], seconds = run()
+            self.say(f"{precision} 28 steps by {v.name}: {seconds:.3f} s")
+            rows = self.result.setdefault("trajectories", [])
+            for other in last:
+                if other != v.name:
+                    away = ((last[v.name] - last[other]).norm() / last[other].norm()).item()
+                    rows.append(
+                        {"precision": precision, "a": other, "b": v.name, "relative_l2": away, "seconds_b": seconds}
+                    )
+            blocks.use(compilation.EAGER)
+            blocks.forget()
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def products(self) -> None:
+        """Rates of the products of a step: bf16, row-wise FP8, FP8 with one scale; and one row, as modulation has."""
+        rows, found = 4608, []
+        for m, k, n in [
+            (rows, 3072, 3072),
+            (rows, 3072, 9216),
+            (rows, 3072, 12288),
+            (rows, 3072, 21504),
+            (rows, 15360, 3072),
+            (4096, 12288, 3072),
+            (512, 3072, 3072),
+            (512, 3072, 9216),
+            (512, 3072, 12288),
+            (1, 3072, 9216),
+            (1, 3072, 18432),
+            (8192, 8192, 8192),
+        ]:
+            x, w = torch.randn(m, k, device="cuda").bfloat16(), torch.randn(n, k, device="cuda").bfloat16() / k**0.5
+            bias = torch.randn(n, device="cuda").bfloat16()
+            a, b = x.to(torch.float8_e4m3fn), (w * 64).to(torch.float8_e4m3fn).t()
+            ra, rb = torch.ones(m, 1, device="cuda"), torch.ones(1, n, device="cuda")
+            one = torch.ones((), device="cuda")
+            mm = partial(torch._scaled_mm, a, b, out_dtype=torch.bfloat16, use_fast_accum=True)
+            calls = {
+                "bf16": lambda: nn.functional.linear(x, w, bias),
+                "fp8 rows": lambda: mm(scale_a=ra, scale_b=rb, bias=bias),
+                "fp8 rows without bias": lambda: mm(scale_a=ra, scale_b=rb),
+                "fp8 one scale": lambda: mm(scale_a=one, scale_b=one, bias=bias),
+            }
+            entry = {"m": m, "k": k, "n": n}
+            for name, call in calls.items():
+                try:
+                    ms = profile.milliseconds(call, self.device)
+                    entry[name] = {"ms": ms, "tflops": 2 * m * k * n / ms / 1e9}
+                except Exception as error:
+                    entry[name] = f"{type(error).__name__}: {error}"[:200]
+            found.append(entry)
+            self.say(json.dumps(entry))
+        self.result["products"] = found
+
+    def attention(self) -> None:
+        """FLUX's attention by every backend that is here."""
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        found = {}
+        for tokens in (4608, 1536):
+            q, k, v = (torch.randn(1, tokens, 24, 128, device="cuda").bfloat16().transpose(1, 2) for _ in range(3))
+            for backend in (
+                SDPBackend.CUDNN_ATTENTION,
+                SDPBackend.FLASH_ATTENTION,
+                SDPBackend.EFFICIENT_ATTENTION,
+                None,
+            ):
+                name = f"{tokens} {backend.name if backend else 'chosen by PyTorch'}"
+                try:
+                    if backend:
+                        with sdpa_kernel(backend):
+                            ms = profile.milliseconds(
+                                lambda: nn.functional.scaled_dot_product_attention(q, k, v), self.device
+                            )
+                    else:
+                        ms = profile.milliseconds(
+                            lambda: nn.functional.scaled_dot_product_attention(q, k, v), self.device
+                        )
+                    found[name] = {"ms": ms, "tflops": 4 * 24 * tokens * tokens * 128 / ms / 1e9}
+                except Exception as error:
+                    found[name] = f"{type(error).__name__}: {error}"[:200]
+        for package in ("flash_attn", "flash_attn_interface", "flash_attn.cute", "kernels", "sageattention", "mslk"):
+            try:
+                __import__(package)
+                found[package] = "here"
+            except Exception as error:
+                found[package] = f"{type(error).__name__}"
+        self.result["attention"] = found
+        self.say(json.dumps(found))
+
+    def floors(self) -> None:
+        for precision in ("bf16", "fp8"):
+            denoiser = self.denoiser(precision, False)
+            with profile.counted(denoiser) as work:
+                denoiser(**self.inputs(denoiser, 1024))
+            found = profile.floor(work, self.device)
+            found |= {"gemm_tflop": work.gemm_flops / 1e12, "attention_tflop": work.attention_flops / 1e12}
+            self.result.setdefault("floors", {})[precision] = found
+            self.say(
+                f"floor {precision}: {found['floor_ms']:.2f} ms = {found['gemm_ms']:.2f} + {found['attention_ms']:.2f}"
+            )
+
+    def run(self) -> None:
+        self.write()
+        if self.cuda:
+            self.guarded("products", self.products)
+            self.guarded("attention", self.attention)
+            self.guarded("floors", self.floors)
+        slow = [v for v in VARIANTS if v.needs > 25]
+        self.variants([v for v in VARIANTS if v not in slow])
+        for precision in ("fp8", "bf16"):
+            self.guarded(
+                f"trajectory {precision}",
+                partial(self.trajectory, precision, ("seed: blocks compiled, defaults", "+ CUDA graph of the step")),
+            )
+        again = [replace(v, name=f"again, warm: {v.name}") for v in (VARIANTS[0], VARIANTS[6])]
+        self.variants(again)  # drift, and the time to start from warm caches
+        self.variants(slow)
+
+    def variants(self, variants: list[Variant]) -> None:
+        for v in variants:
+            for precision in ("fp8", "bf16"):
+                if precision == "fp8" or v.name != QUANTIZED:
+                    self.guarded(f"{precision} {v.name}", partial(self.variant, precision, v), v.needs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    compilation.configure()
+    with torch.inference_mode():
+        Sweep(args.out, args.tiny).run()
+
+
+if __name__ == "__main__":
+    main()

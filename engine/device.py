@@ -1,0 +1,181 @@
+"""One device, and all that is asked of it: comparisons, preloads, and what can be told of models without running them.
+
+The same interface whether the device is in this process, as here, or in a child (engine/process.py). Every failure
+leaves as one sentence with what the log needs, and with whether the device can still be used. Knows no queue and no
+page.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from engine import catalog, code, events, inspection, loading, recipes, timing
+from engine.compare import Studio
+from engine.content import NO_FILTER, Filter
+from engine.errors import CancelledRun, FaultError, LoadError, TwinframeError
+from engine.machine import Machine, Support
+from engine.request import CompareRequest
+from engine.results import Comparison
+from engine.source import BUNDLED_OR_HUB, Source
+
+Tell = Callable[[events.Event], None]
+Stop = Callable[[], bool]
+Result = TypeVar("Result")
+
+_BROKEN_LIBRARIES = ("CUBLAS_STATUS_", "CUDNN_STATUS_", "cuDNN error")
+"""What PyTorch says when cuBLAS or cuDNN fails, after which their handles are of no use."""
+
+
+class Device:
+    """A device of this process.
+
+    Args:
+        name: a torch device name; None takes CUDA where there is one, else the CPU.
+        source: where weights come from.
+        filtered: what prompts and outputs have to pass; where it applies there are no previews, which nothing checks.
+
+    Raises:
+        UnsupportedError: there is no such device.
+    """
+
+    ready = True
+    """Requests can be carried out at once."""
+
+    def __init__(self, name: str | None = None, source: Source = BUNDLED_OR_HUB, filtered: Filter = NO_FILTER):
+        self._filter = filtered
+        self.studio = Studio(name or ("cuda" if torch.cuda.is_available() else "cpu"), source, filtered)
+
+    @property
+    def machine(self) -> Machine:
+        return self.studio.machine
+
+    @property
+    def support(self) -> Mapping[str, Support]:
+        """How this machine runs each precision."""
+        return self.studio.support
+
+    def compare(self, request: CompareRequest, out: Path, tell: Tell, stop: Stop) -> Comparison:
+        """`Studio.compare`.
+
+        Raises:
+            TwinframeError: in one sentence; a `FaultError` if it was no mistake of the user's.
+            CancelledRun: `stop` said so.
+        """
+        if self._filter.applies(catalog.model(request.model)):
+            request = replace(request, previews=False)
+        return self._carry_out(self.studio.compare, request, out, _ending_downloads(tell, stop), stop)
+
+    def prepare(self, model_id: str, tell: Tell, stop: Stop) -> None:
+        """Load a model in its default precisions, warm its default shape and measure its ruler.
+
+        Raises:
+            TwinframeError, CancelledRun: as `compare`.
+        """
+        self._carry_out(self._prepare, model_id, _ending_downloads(tell, stop), stop)
+
+    def _prepare(self, model_id: str, tell: Tell, stop: Stop) -> None:
+        spec, request = catalog.model(model_id), CompareRequest.create("warm-up", model=model_id)
+        for name in request.precisions:
+            rendition = self.studio.rendition(spec, name, request.recipe, tell)
+            self.studio.warm(rendition, spec, request, tell, stop)
+        self.studio.ruler(spec, request, tell, stop)
+
+    def about_weights(self, model_id: str) -> str:
+        """What to know before a model is used, in a sentence or two: that its weights are not here, damaged or random,
+        and whether a safety filter is on; empty if there is nothing to know."""
+        spec = catalog.model(model_id)
+        return " ".join(filter(None, (self._weights(spec), self._filter.about(spec))))
+
+    def _weights(self, spec: catalog.ModelSpec) -> str:
+        if self.studio.source.random:
+            return "The weights are random: speed and memory are those of the real model, what it makes is noise."
+        try:
+            loading.check(spec, self.studio.source)
+        except LoadError as error:
+            return str(error)
+        return ""
+
+    def recipes(self, model_id: str) -> Mapping[str, str]:
+        """The recipes of a model and what each of them quantizes, in words; the default first."""
+        spec = catalog.model(model_id)
+        return {name: recipes.recipe(spec.family, name).summary for name in spec.recipes}
+
+    def plan(self, model_id: str, precision: str, recipe: str) -> dict:
+        """`engine.inspection.inspect`."""
+        return inspection.inspect(model_id, precision, recipe)
+
+    def code(self, request: CompareRequest, precision: str, execution: str) -> str:
+        """`engine.code.code`."""
+        return code.code(request, precision, execution)
+
+    def gauges(self) -> dict[str, float]:
+        """Memory on a GPU right now, for the metrics: name -> bytes."""
+        device = self.studio.device
+        if device.type != "cuda":
+            return {}
+        return {
+            "twinframe_device_memory_allocated_bytes": torch.cuda.memory_allocated(device),
+            "twinframe_device_memory_reserved_bytes": torch.cuda.memory_reserved(device),
+        }
+
+    def watch(self, lost: Callable[[str], None]) -> None:
+        """In this process a device that is lost stays lost: there is nothing to tell."""
+
+    def renew(self) -> None:
+        """Nor can it be replaced."""
+
+    def close(self) -> None:
+        """It ends with the process."""
+
+    def _carry_out(self, work: Callable[..., Result], *args: object) -> Result:
+        fault = None
+        try:
+            with torch.inference_mode():
+                return work(*args)
+        except (TwinframeError, CancelledRun):
+            raise
+        except Exception as error:  # noqa: BLE001 - raised below, once the frames that hold its tensors are gone
+            fault = self._fault(error)
+        timing.free(self.studio.device)
+        raise fault
+
+    def _fault(self, error: Exception) -> FaultError:
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            sentence = "The device ran out of memory: choose a smaller batch or size and retry."
+            return FaultError(sentence, kind="OutOfMemoryError", trace=trace)
+        kind, lost = type(error).__name__, self._lost(error)
+        if lost:
+            sentence = f"The device failed ({kind}) and is being started again: please retry in a minute."
+        else:
+            sentence = f"The engine failed ({kind}): its log says more; please retry."
+        return FaultError(sentence, kind=kind, trace=trace, lost=lost)
+
+    def _lost(self, error: Exception) -> bool:
+        """Whether the CUDA context went with the error: all that comes after would fail as well."""
+        if isinstance(error, torch.AcceleratorError) or any(said in str(error) for said in _BROKEN_LIBRARIES):
+            return True
+        if self.studio.device.type != "cuda":
+            return False
+        try:
+            torch.ones(8, device=self.studio.device).sum().item()
+        except RuntimeError:
+            return True
+        return False
+
+
+def _ending_downloads(tell: Tell, stop: Stop) -> Tell:
+    """Tells on; raises out of a download, which takes longest and asks nobody, when `stop` says so."""
+
+    def told(event: events.Event) -> None:
+        if isinstance(event, events.Downloading) and stop():
+            raise CancelledRun
+        tell(event)
+
+    return told

@@ -1,0 +1,338 @@
+"""What Inductor is told besides its defaults, so that it reads and writes each activation once: rewrites of a graph.
+
+A block as PyTorch hands it over quantizes one activation anew for every layer that takes it, takes an amax and a cast
+apart into two passes over memory, and multiplies rotary embeddings as complex numbers, for which Inductor has no code.
+Each rewrite here keeps the arithmetic (the same operations on the same values, in fp32 where they were) and none knows
+a model or a precision, so all sides of a comparison are compiled alike.
+
+Inductor keeps its settings by thread: install this on the thread that compiles.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from torch._inductor import config, inductor_prims
+from torch._inductor.choices import InductorChoices
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch._inductor.virtualized import V
+from torch.fx import Graph, Node
+
+aten, prims = torch.ops.aten, torch.ops.prims
+
+PERSISTENT = 16384
+"""Elements of a row that one kernel keeps in registers between its amax and its cast; Inductor's own limit is 1024,
+and beyond it every pass reads the row again. FLUX.1-dev's longest row is 15,360."""
+
+_CAST = prims.convert_element_type.default
+_ELEMENTWISE = frozenset({_CAST, aten.clamp_min.default, aten.clamp_max.default, aten.div.Tensor})
+"""What a row-wise quantization is made of, behind its amax."""
+_VIEWS = (aten.view.default, aten.reshape.default)
+_FP8 = torch.float8_e4m3fn
+
+
+class Rewrites(CustomGraphPass):
+    """All rewrites in turn, on the graph of one block before Inductor's own passes."""
+
+    def __call__(self, graph: Graph) -> None:
+        real_rotations(graph)
+        cast_before_view(graph)
+        turned_pairs(graph)
+        logistic_gelu(graph)
+        share(graph)
+        flatten_quantized(graph)
+        multiply_and_saturate(graph)
+        share(graph)
+        keep_quantized(graph)
+
+    def uuid(self) -> bytes:
+        return get_hash_for_files((__file__,))
+
+
+def options() -> Mapping[str, object]:
+    """Settings for `torch.compile`; they key its caches, with the text of this file."""
+    return MappingProxyType(
+        {
+            "post_grad_custom_pre_pass": Rewrites(),
+            "split_reductions": False,
+            # How much may be computed anew rather than written to memory. Inductor's defaults, 4, 8 and 30, write what
+            # a norm makes before the rotary embedding reads it.
+            "realize_reads_threshold": 16,
+            "realize_acc_reads_threshold": 32,
+            "realize_opcount_threshold": 200,
+        }
+    )
+
+
+def install() -> None:
+    """Let this thread's Inductor ask `_Choices`; graphs that are compiled without `options` are not touched."""
+    V.set_choices_handler(_Choices())
+
+
+class _Choices(InductorChoices):
+    @staticmethod
+    def should_use_persistent_reduction(features: object, cooperative_reduction: bool) -> bool:
+        if isinstance(config.post_grad_custom_pre_pass, Rewrites) and V.graph.sizevars.statically_known_leq(
+            features.reduction_numel, PERSISTENT
+        ):
+            return True
+        return InductorChoices.should_use_persistent_reduction(features, cooperative_reduction)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rewrites
+
+
+def share(graph: Graph) -> int:
+    """Compute what is computed twice once; gives how many nodes that removes.
+
+    AOTAutograd does this only for training.
+    """
+    first: dict[tuple, Node] = {}
+    removed = 0
+    for node in list(graph.nodes):
+        if not _pure(node):
+            continue
+        key = (node.target, repr(node.args), repr(sorted(node.kwargs.items())))
+        if key in first:
+            node.replace_all_uses_with(first[key])
+            graph.erase_node(node)
+            removed += 1
+        else:
+            first[key] = node
+    return removed
+
+
+def _pure(node: Node) -> bool:
+    """Whether the same arguments always give the same values, and nothing else happens."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace not in ("aten", "prims", "ao"):
+        return False
+    fresh = target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
+    return not fresh and "empty" not in target._schema.name
+
+
+def flatten_quantized(graph: Graph) -> int:
+    """Where a quantized (B, S, K) activation is viewed as (B * S, K), quantize the view; gives how many.
+
+    The layers then take the result of the cast itself, which can be kept in memory once, instead of a view of it, which
+    Inductor writes anew for every layer.
+    """
+    flattened = 0
+    for view in list(graph.nodes):
+        if view.target not in _VIEWS:
+            continue
+        cast, shape = view.args[0], view.meta["val"].shape
+        if cast.target is not _CAST or cast.meta["val"].dtype != _FP8 or len(cast.users) > 1:
+            continue
+        if len(shape) != 2 or shape[1] != cast.meta["val"].shape[-1]:
+            continue
+        with graph.inserting_before(view):
+            view.replace_all_uses_with(_in_rows(graph, cast, cast.meta["val"].shape, {}))
+        graph.erase_node(view)
+        flattened += 1
+    graph.eliminate_dead_code()
+    return flattened
+
+
+def _in_rows(graph: Graph, node: object, full: torch.Size, made: dict[Node, Node]) -> object:
+    """The same value as `node`, computed on rows: its elementwise operations moved behind a view."""
+    if not isinstance(node, Node) or node.meta["val"].ndim < len(full):
+        return node
+    if node not in made:
+        value = node.meta["val"]
+        if node.target in _ELEMENTWISE and value.shape == full:
+            moved = tuple(_in_rows(graph, argument, full, made) for argument in node.args)
+            made[node] = _add(graph, node.target, *moved)
+        else:
+            rows = value.numel() // value.shape[-1]
+            made[node] = _add(graph, aten.reshape.default, node, [rows, value.shape[-1]])
+    return made[node]
+
+
+def keep_quantized(graph: Graph) -> int:
+    """Write a quantized activation that several layers take to memory once; gives how many there are.
+
+    A layer asks for its input's strides, and Inductor answers with a copy for each unless the strides are settled.
+    """
+    kept = 0
+    for cast in list(graph.nodes):
+        if cast.target is _CAST and cast.meta["val"].dtype == _FP8 and len(cast.users) > 1:
+            with graph.inserting_after(cast):
+                settled = _add(graph, inductor_prims.force_stride_order, cast, list(cast.meta["val"].stride()))
+            cast.replace_all_uses_with(settled, delete_user_cb=lambda user, settled=settled: user is not settled)
+            kept += 1
+    return kept
+
+
+def multiply_and_saturate(graph: Graph) -> int:
+    """Quantize with one multiplication: x / scale clamped to 448 and cast is x * (1 / scale) cast; gives how many.
+
+    The quotient passes 448 by a rounding of the scale at most, and what is below 464 is cast to 448. The reciprocal is
+    taken once a row; Triton's own division is as far from the exact quotient as the product.
+    """
+    found = 0
+    for cast in list(graph.nodes):
+        if cast.target is not _CAST or cast.meta["val"].dtype != _FP8:
+            continue
+        clamps, quotient = [], cast.args[0]
+        while quotient.target in (aten.clamp_min.default, aten.clamp_max.default) and abs(quotient.args[1]) == 448:
+            clamps.append(quotient)
+            quotient = quotient.args[0]
+        if len(clamps) != 2 or quotient.target is not aten.div.Tensor or not isinstance(quotient.args[1], Node):
+            continue
+        value, scale = quotient.args
+        if scale.meta["val"].shape[-1] != 1:
+            continue
+        with graph.inserting_before(cast):
+            cast.args = (_times(graph, value, _add(graph, aten.reciprocal.default, scale)), cast.args[1])
+        found += 1
+    graph.eliminate_dead_code()
+    return found
+
+
+def logistic_gelu(graph: Graph) -> int:
+    """GELU by tanh as x / (1 + 2^(x (c + d x^2))), which it is; gives how many.
+
+    0.5 (1 + tanh u) = 1 / (1 + exp(-2u)) with u = sqrt(2 / pi) (x + 0.044715 x^3) (PyTorch, `nn.GELU`). CUDA's tanhf
+    and what surrounds it take several times the instructions, which is more time than reading and writing x.
+    """
+    found = 0
+    for tanh in [node for node in graph.nodes if node.target is aten.tanh.default]:
+        x, gelu = _gelu_around(tanh)
+        if gelu is None:
+            continue
+        square_root, log2_e = 0.7978845608028654, 1.4426950408889634
+        with graph.inserting_before(gelu):
+            bent = _add(graph, aten.mul.Tensor, _times(graph, x, x), -2 * log2_e * square_root * 0.044715)
+            power = _times(graph, x, _add(graph, aten.add.Tensor, bent, -2 * log2_e * square_root))
+            divisor = _add(graph, aten.add.Tensor, _add(graph, aten.exp2.default, power), 1.0)
+            gelu.replace_all_uses_with(_add(graph, aten.div.Tensor, x, divisor))
+        graph.erase_node(gelu)
+        found += 1
+    graph.eliminate_dead_code()
+    return found
+
+
+def _gelu_around(tanh: Node) -> tuple[Node, Node] | tuple[None, None]:
+    """x and GELU(x) of the tanh in it, as PyTorch takes it apart in fp32: (x * 0.5) * (tanh((x + x^3 * a) * b) + 1)."""
+    inner, outer = tanh.args[0], next(iter(tanh.users))
+    if inner.target is not aten.mul.Tensor or abs(inner.args[1] - 0.7978845608028654) > 1e-9:
+        return None, None
+    bent, gelu = inner.args[0], next(iter(outer.users))
+    if bent.target is not aten.add.Tensor or tanh.meta["val"].dtype != torch.float32:
+        return None, None
+    x, cube = bent.args
+    whole = outer.target is aten.add.Tensor and outer.args[1] == 1 and len(tanh.users) == len(outer.users) == 1
+    if not whole or cube.target is not aten.mul.Tensor or cube.args[1] != 0.044715:
+        return None, None
+    half = gelu.args[0] if gelu.target is aten.mul.Tensor else None
+    if half is None or half.target is not aten.mul.Tensor or half.args != (x, 0.5):
+        return None, None
+    return x, gelu
+
+
+def turned_pairs(graph: Graph) -> int:
+    """stack([-b, a]) of pairs (a, b) is the reversed pair times (-1, 1): nothing is put together. Gives how many.
+
+    As diffusers writes FLUX's rotary embedding (`apply_rotary_emb`).
+    """
+    found = 0
+    for turned in list(graph.nodes):
+        if turned.target is not aten.cat.default or len(turned.args[0]) != 2:
+            continue
+        first, second = turned.args[0]
+        if first.target is not aten.unsqueeze.default or second.target is not aten.unsqueeze.default:
+            continue
+        negative, a = first.args[0], second.args[0]
+        b = negative.args[0] if negative.target is aten.neg.default else None
+        if b is None or not (_part(a, 0) is _part(b, 1) is not None):
+            continue
+        pairs = _part(a, 0)
+        if pairs.meta["val"].shape != turned.meta["val"].shape:
+            continue
+        with graph.inserting_before(turned):
+            value = turned.meta["val"]
+            place = graph.call_function(
+                prims.iota.default,
+                (2,),
+                {"start": 0, "step": 1, "dtype": torch.int32, "device": value.device, "requires_grad": False},
+            )
+            place.meta["val"] = value.new_empty(2, dtype=torch.int32)
+            sign = _add(graph, aten.sub.Tensor, _add(graph, aten.mul.Tensor, place, 2), 1)
+            reverse = _add(graph, prims.rev.default, pairs, [value.ndim - 1])
+            turned.replace_all_uses_with(_times(graph, reverse, _add(graph, _CAST, sign, value.dtype)))
+        graph.erase_node(turned)
+        found += 1
+    graph.eliminate_dead_code()
+    return found
+
+
+def _part(node: Node, index: int) -> Node | None:
+    """What `node` is the part `index` of, taken apart along its last dimension into two."""
+    if node.target is not operator.getitem or node.args[1] != index:
+        return None
+    parts = node.args[0]
+    if parts.target is not aten.unbind.int or parts.args[1:] not in ((-1,), (parts.args[0].meta["val"].ndim - 1,)):
+        return None
+    return parts.args[0] if parts.args[0].meta["val"].shape[-1] == 2 else None
+
+
+def real_rotations(graph: Graph) -> int:
+    """(a + bi)(c + di) = (ac - bd) + (bc + ad)i, on real tensors of pairs; gives how many products that were.
+
+    As (a, b) times (c, c) plus (b, a) times (-d, d), so that nothing large is put together from parts. Only for
+    products of `view_as_complex` whose result is viewed as real again, as rotary embeddings are written.
+    """
+    rotated = 0
+    for real in list(graph.nodes):
+        product = real.args[0] if real.target is aten.view_as_real.default else None
+        if product is None or product.target is not aten.mul.Tensor or len(product.users) > 1:
+            continue
+        pairs, turns = product.args
+        if pairs.target is not aten.view_as_complex.default or not turns.meta["val"].is_complex():
+            continue
+        with graph.inserting_before(real):
+            x, turn = pairs.args[0], _add(graph, aten.view_as_real.default, turns)
+            cosine, sine = (_add(graph, aten.slice.Tensor, turn, -1, part, part + 1) for part in (0, 1))
+            signed = _add(graph, aten.cat.default, [_add(graph, aten.neg.default, sine), sine], -1)
+            kept = _add(graph, aten.mul.Tensor, x, cosine)
+            crossed = _add(graph, aten.mul.Tensor, _add(graph, prims.rev.default, x, [x.meta["val"].ndim - 1]), signed)
+            real.replace_all_uses_with(_add(graph, aten.add.Tensor, kept, crossed))
+        graph.erase_node(real)
+        rotated += 1
+    graph.eliminate_dead_code()
+    return rotated
+
+
+def cast_before_view(graph: Graph) -> int:
+    """Where a view is cast to a smaller type, cast first: Inductor writes what is viewed to memory. Gives how many."""
+    moved = 0
+    for cast in list(graph.nodes):
+        view = cast.args[0] if cast.target is _CAST else None
+        if view is None or view.target not in _VIEWS or len(view.users) > 1:
+            continue
+        source, dtype = view.args[0], cast.args[1]
+        if dtype.itemsize >= source.meta["val"].dtype.itemsize:
+            continue
+        with graph.inserting_before(cast):
+            small = _add(graph, _CAST, source, dtype)
+            cast.replace_all_uses_with(_add(graph, aten.reshape.default, small, list(view.meta["val"].shape)))
+        graph.erase_node(cast)
+        moved += 1
+    graph.eliminate_dead_code()
+    return moved
+
+
+def _times(graph: Graph, a: Node, b: Node) -> Node:
+    return _add(graph, aten.mul.Tensor, a, b)
+
+
+def _add(graph: Graph, target: object, *args: object) -> Node:
+    """A new node, with the shape and type that its value will have."""
+    node = graph.call_function(target, args)
+    node.meta["val"] = target(*torch.fx.map_arg(args, lambda argument: argument.meta["val"]))
+    return node

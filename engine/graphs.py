@@ -1,0 +1,96 @@
+"""One CUDA graph of a whole denoising step: the host launches once instead of some thousand times.
+
+A recorded step reads its inputs where they lay when it was recorded, so every call copies its own there, and hands out
+copies of what it made, which the next replay overwrites. Weights are read where they lie: forget the recordings when
+they move. Knows nothing of what the call computes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+KEPT = 8
+"""Recordings of one denoiser, one a shape; the one used longest ago gives way."""
+PLAIN_CALLS = 2
+"""Calls of a shape that run as they are before one is recorded: they compile, tune and fill the libraries' caches,
+which cannot be done while recording."""
+
+
+class StepGraph:
+    """`call`, recorded once for each shape of its arguments and replayed from then on.
+
+    Tensors may change between calls of one shape, everything else in the arguments is part of the shape. Arguments with
+    a tensor outside the GPU are never recorded.
+
+    Args:
+        call: takes and gives tensors in any nesting of tuples, lists and dictionaries; it neither waits for the GPU nor
+            draws random numbers.
+    """
+
+    def __init__(self, call: Callable):
+        self._call = call
+        self._plain: dict[tuple, int] = {}
+        self._recorded: OrderedDict[tuple, _Recording] = OrderedDict()
+        self._pool: tuple | None = None
+        """Of memory, for all recordings: they never run side by side. It ends with the last of them."""
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        leaves, nesting = tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not tensors or not all(tensor.is_cuda for tensor in tensors):
+            return self._call(*args, **kwargs)
+        key = (str(nesting), *map(_shape, leaves))
+        if key not in self._recorded:
+            if self._plain.get(key, 0) < PLAIN_CALLS:
+                self._plain[key] = self._plain.get(key, 0) + 1
+                return self._call(*args, **kwargs)
+            self._record(key, args, kwargs)
+        self._recorded.move_to_end(key)
+        return self._recorded[key].replay(tensors)
+
+    def forget(self) -> None:
+        """Drop all recordings; the next calls run plainly and record anew."""
+        self._plain.clear()
+        self._recorded.clear()
+        self._pool = None
+
+    def _record(self, key: tuple, args: tuple, kwargs: dict) -> None:
+        while len(self._recorded) >= KEPT:
+            self._plain.pop(self._recorded.popitem(last=False)[0], None)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        self._recorded[key] = _Recording(self._call, args, kwargs, self._pool)
+
+
+class _Recording:
+    """One recorded call, its inputs and its outputs."""
+
+    def __init__(self, call: Callable, args: tuple, kwargs: dict, pool: tuple):
+        self._inputs: list[Tensor] = []
+
+        def own(tensor: Tensor) -> Tensor:
+            self._inputs.append(tensor.clone())
+            return self._inputs[-1]
+
+        args, kwargs = tree_map_only(Tensor, own, (args, kwargs))
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads may ask the driver things that may not be asked while this one records.
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            self._outputs = call(*args, **kwargs)
+
+    def replay(self, tensors: list[Tensor]) -> object:
+        for own, given in zip(self._inputs, tensors, strict=True):
+            own.copy_(given)
+        self._graph.replay()
+        return tree_map_only(Tensor, torch.clone, self._outputs)
+
+
+def _shape(leaf: object) -> object:
+    if isinstance(leaf, Tensor):
+        return (tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device)
+    return leaf

@@ -1,0 +1,198 @@
+"""Where a denoising step goes: kernels by kind, gaps between them, and the floor that the hardware leaves.
+
+Kinds are told by the kernels' names: cuBLAS's, cuDNN's and CUTLASS's own, and those that Inductor puts together from
+the operations inside. The floor is the step's products and attention, each shape timed alone on the same device in the
+same format, and nothing else: no norm, no activation, no copy. Knows a denoiser only by its Linear layers and its calls
+of scaled_dot_product_attention.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
+
+KINDS: tuple[tuple[str, re.Pattern], ...] = (
+    ("GEMM", re.compile(r"^triton_tem|^(?!triton).*(gemm|gemv|nvjet|cutlass|cublas|xmma|splitk)", re.I)),
+    ("attention", re.compile(r"^(?!triton).*(flash|fmha|sdpa|attention)", re.I)),
+    ("quantize", re.compile(r"^triton.*amax", re.I)),
+    ("norm and rotary", re.compile(r"^triton.*(norm|rsqrt|stack|complex)", re.I)),
+    ("copies", re.compile(r"^(?!triton).*(memcpy|memset|copy|catarray)", re.I)),
+)
+"""What a kernel does -> how its name tells; the first that fits counts, and `REST` is what none fits."""
+REST = "other elementwise"
+_TIMED = 20
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product, (m, k) by (k, n), of a Linear layer."""
+
+    m: int
+    k: int
+    n: int
+    kind: str
+    """Type of the stored weight."""
+
+
+@dataclass
+class Work:
+    """What one step multiplies."""
+
+    products: Counter = field(default_factory=Counter)
+    layers: dict[Product, nn.Linear] = field(default_factory=dict)
+    """A layer of each product."""
+    attentions: Counter = field(default_factory=Counter)
+    """By (batch, heads, queries, keys, features of a head)."""
+
+    @property
+    def gemm_flops(self) -> int:
+        return sum(2 * p.m * p.k * p.n * times for p, times in self.products.items())
+
+    @property
+    def attention_flops(self) -> int:
+        return sum(4 * b * h * q * k * d * times for (b, h, q, k, d), times in self.attentions.items())
+
+
+@contextmanager
+def counted(denoiser: nn.Module) -> Iterator[Work]:
+    """Counts the products and attentions of the eager calls inside."""
+    work, attention = Work(), F.scaled_dot_product_attention
+
+    def linear(layer: nn.Linear, args: tuple, made: Tensor) -> None:
+        product = Product(
+            args[0].numel() // layer.in_features,
+            layer.in_features,
+            layer.out_features,
+            type(layer.weight.data).__name__,
+        )
+        work.products[product] += 1
+        work.layers.setdefault(product, layer)
+
+    def attend(query: Tensor, key: Tensor, *args: object, **kwargs: object) -> Tensor:
+        batch, heads, queries, features = query.shape
+        work.attentions[batch, heads, queries, key.shape[2], features] += 1
+        return attention(query, key, *args, **kwargs)
+
+    hooks = [m.register_forward_hook(linear) for m in denoiser.modules() if isinstance(m, nn.Linear)]
+    F.scaled_dot_product_attention = attend  # diffusers looks it up at each call
+    try:
+        yield work
+    finally:
+        F.scaled_dot_product_attention = attention
+        for hook in hooks:
+            hook.remove()
+
+
+def floor(work: Work, device: torch.device) -> dict:
+    """Milliseconds that the step's products and attentions take alone, each shape at its own measured rate.
+
+    An activation is quantized before the clock starts where the layer quantizes it: the product alone is timed.
+    """
+    gemm = []
+    for product, times in work.products.items():
+        alone = milliseconds(_alone(work.layers[product], product.m, device), device)
+        gemm.append(
+            {
+                "m": product.m,
+                "k": product.k,
+                "n": product.n,
+                "weight": product.kind,
+                "times": times,
+                "ms": alone,
+                "tflops": 2 * product.m * product.k * product.n / alone / 1e9,
+            }
+        )
+    attention = []
+    for (b, h, q, k, d), times in work.attentions.items():
+        # Laid out as diffusers does: (batch, tokens, heads, features), seen as (batch, heads, tokens, features).
+        tensors = [torch.randn(b, n, h, d, device=device, dtype=torch.bfloat16).transpose(1, 2) for n in (q, k, k)]
+        alone = milliseconds(lambda tensors=tensors: F.scaled_dot_product_attention(*tensors), device)
+        attention.append(
+            {"shape": [b, h, q, k, d], "times": times, "ms": alone, "tflops": 4 * b * h * q * k * d / alone / 1e9}
+        )
+    parts = {
+        "gemm_ms": sum(g["ms"] * g["times"] for g in gemm),
+        "attention_ms": sum(a["ms"] * a["times"] for a in attention),
+    }
+    return parts | {"floor_ms": sum(parts.values()), "gemm": gemm, "attention": attention}
+
+
+def _alone(layer: nn.Linear, rows: int, device: torch.device) -> Callable[[], object]:
+    """The layer's product on random rows; row-wise FP8's without the quantization of its activation."""
+    x = torch.randn(rows, layer.in_features, device=device, dtype=torch.bfloat16)
+    weight = layer.weight.data
+    if type(weight).__name__ != "Float8Tensor":
+        return lambda: layer(x)
+    scale = x.abs().amax(1, keepdim=True).float() / torch.finfo(torch.float8_e4m3fn).max
+    codes = (x / scale).to(torch.float8_e4m3fn)
+    columns, scales = weight.qdata.t(), weight.scale.t()
+    return lambda: torch._scaled_mm(
+        codes, columns, scale, scales, bias=layer.bias, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+
+
+def milliseconds(call: Callable[[], object], device: torch.device) -> float:
+    """Of one call, the mean of some in a row on the GPU, after a few untimed ones."""
+    for _ in range(3):
+        call()
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    began.record()
+    for _ in range(_TIMED):
+        call()
+    ended.record()
+    torch.cuda.synchronize(device)
+    return began.elapsed_time(ended) / _TIMED
+
+
+def table(call: Callable[[], object], device: torch.device, calls: int = 3) -> dict:
+    """Run `call` under the profiler: milliseconds of one call by kind and by kernel, and what of its span is idle.
+
+    Returns:
+        {"span_ms", "busy_ms", "gaps_ms", "kinds": {kind: ms}, "kernels": [{"name", "kind", "ms", "times"}]}.
+    """
+    call()
+    torch.cuda.synchronize(device)
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as record:
+        for _ in range(calls):
+            call()
+        torch.cuda.synchronize(device)
+    events = [e for e in record.events() if e.device_type == DeviceType.CUDA]
+    return summed([(e.name, e.time_range.start, e.time_range.end) for e in events], calls)
+
+
+def summed(events: list[tuple[str, float, float]], calls: int) -> dict:
+    """The table of some calls' kernels: (name, start, end), in microseconds."""
+    spent, times, kinds = Counter(), Counter(), Counter()
+    busy, free_from = 0.0, float("-inf")
+    for name, start, end in sorted(events, key=lambda event: event[1]):
+        spent[name] += end - start
+        times[name] += 1
+        kinds[kind_of(name)] += end - start
+        busy += max(0.0, end - max(start, free_from))
+        free_from = max(free_from, end)
+    span = max((end for _, _, end in events), default=0.0) - min((start for _, start, _ in events), default=0.0)
+    scale = 1 / 1000 / calls
+    return {
+        "span_ms": span * scale,
+        "busy_ms": busy * scale,
+        "gaps_ms": (span - busy) * scale,
+        "kinds": {kind: ms * scale for kind, ms in kinds.most_common()},
+        "kernels": [
+            {"name": name, "kind": kind_of(name), "ms": ms * scale, "times": times[name] / calls}
+            for name, ms in spent.most_common()
+        ],
+    }
+
+
+def kind_of(kernel: str) -> str:
+    """What a kernel with this name does."""
+    return next((kind for kind, pattern in KINDS if pattern.search(kernel)), REST)

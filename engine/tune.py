@@ -1,0 +1,347 @@
+"""A better recipe than the seed's: which precision each group of layers gets for so many bytes, and what it is worth.
+
+Groups are as in engine/sensitivity.py, whose drift says what each costs in NVFP4. Squared drifts add up, as the errors
+of layers point in unrelated directions, so a choice is a knapsack: every group takes the precision with the least
+damage + price * bytes, and the price is the lowest at which the whole keeps to its budget. Candidates are chosen and
+compared on one half of the prompts; the best is then reported on the other half, as are each remedy alone, the recipe
+`full`, and MXFP8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from types import MappingProxyType
+
+from torch import nn
+
+from engine import recipes, sensitivity, tuned
+from engine.errors import RequestError
+from engine.evaluate import estimate
+from engine.files import write_whole
+from engine.lab import Bench, Quality
+from engine.recipes import FORMATS, LayerPlan, Plan, Recipe
+from engine.remedies import ProtectedSteps
+from engine.tuned import TunedRecipe, Tuning
+
+PRECISION = sensitivity.PRECISION
+SPEED = {"bf16": 1.0, "fp8": 1 / 2, "mxfp8": 1 / 2, "nvfp4": 1 / 4}
+"""Time of a matrix product on a B200 as a share of bf16's, by its published peak rates; the real ones are not known
+here, and quantizing activations takes time of its own."""
+PROTECTED = (2, 1)
+"""First and last steps that the remedy of that name keeps in bf16."""
+CHOOSING = 16
+"""Prompts, of the half that chooses, over which candidates are compared."""
+WORST = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lane:
+    """One recipe in one precision, under a name."""
+
+    id: str
+    label: str
+    recipe: Recipe
+    precision: str = PRECISION
+    protected: tuple[int, int] = (0, 0)
+    parts: tuple[str, ...] = ()
+
+
+def choose(
+    groups: Sequence[Mapping], layers: Mapping[str, LayerPlan], shares: Mapping[str, float], budget: int
+) -> dict[str, str]:
+    """The precision of every layer that keeps the sum of squared drifts least for at most `budget` bytes of weights.
+
+    Args:
+        groups: cells of a sensitivity: `names` and `drift`.
+        layers: those names' shapes.
+        shares: precision -> what it leaves of NVFP4's squared drift.
+        budget: for all these layers together.
+
+    Raises:
+        RequestError: even the smallest precision takes more.
+    """
+    options = []
+    for group in groups:
+        shapes = [(layers[name].in_features, layers[name].out_features) for name in group["names"]]
+        options.append(
+            [
+                (group["drift"] ** 2 * share, sum(FORMATS[name].size(*shape) for shape in shapes), name)
+                for name, share in (shares | {PRECISION: 1.0}).items()
+            ]
+        )
+
+    def at(price: float) -> list[tuple[float, int, str]]:
+        return [min(some, key=lambda option: option[0] + price * option[1]) for some in options]
+
+    def size(chosen: Sequence[tuple[float, int, str]]) -> int:
+        return sum(size for _, size, _ in chosen)
+
+    if size([min(some, key=lambda option: option[1]) for some in options]) > budget:
+        raise RequestError(f"No choice of precisions fits into {budget} bytes: allow more with --budget.")
+    low, high = 0.0, max(damage for some in options for damage, _, _ in some) + 1.0
+    for _ in range(200):  # halved until neighbours among floating-point numbers
+        price = (low + high) / 2
+        low, high = (low, price) if size(at(price)) <= budget else (price, high)
+    chosen = at(high)
+    return {name: option[2] for group, option in zip(groups, chosen, strict=True) for name in group["names"]}
+
+
+def run(bench: Bench, quality: Quality, budget: float, recipe_file: Path, probes: int, steps: int) -> dict:
+    """Search, write the recipe, and measure what is not known yet; `quality` is written after every score.
+
+    Args:
+        budget: bytes of the denoiser beyond the seed recipe's, in percent.
+        probes, steps: as for `sensitivity.run`, which is run first where it has not been.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        RequestError: nothing fits into the budget.
+        UnsupportedError, OutputError, LoadError: in one sentence.
+    """
+    held = quality["sensitivity"]
+    probe = sensitivity.run(bench, quality, probes, steps, held["lpips_prompts"] if held else 0)
+    search = _Search(bench, quality, budget, probe.rows)
+    best = search.best()
+    _write_recipe(recipe_file, search.rules.id, best, quality, budget)
+    search.report(best)
+    return quality.content
+
+
+class _Search:
+    """The lanes, and the rows of what was measured."""
+
+    def __init__(self, bench: Bench, quality: Quality, budget: float, rows: Mapping[str, int]):
+        self.bench, self.quality, self.budget, self.rows = bench, quality, budget, rows
+        self.rules = recipes.recipe(bench.spec.family, bench.spec.recipes[0])
+        self.seed = Lane(id="seed", label="Seed", recipe=self.rules)
+        self.seed_bytes = self._plan(self.seed).quantized_bytes
+        self._loaded: tuple[str, nn.Module] | None = None
+
+    # Candidates
+
+    def best(self) -> Lane:
+        """The candidate with the least mean LPIPS on prompts of the half that chooses."""
+        candidates = [self._searched(), self._mixed(self.budget)]
+        some = self.quality["prompts"]["search"][:CHOOSING]
+        scores = {lane.id: fmean(self._scores(lane, some)) for lane in (self.seed, *candidates)}
+        found = min(candidates, key=lambda lane: scores[lane.id])
+        self.bench.say(f"best on {len(some)} prompts: {found.label}, LPIPS {scores[found.id]:.4f}")
+        self.frontier = [self.seed, candidates[0], self._mixed(self.budget / 2), candidates[1]]
+        return found
+
+    def _searched(self) -> Lane:
+        return self._lane("scales", "Searched scales", Tuning(searched=True), "searched block scales")
+
+    def _mixed(self, percent: float, searched: bool = True) -> Lane:
+        part = self.quality["sensitivity"]
+        layers = {layer.name: layer for layer in self._plan(self.seed).layers}
+        measured = [name for cell in part["cells"] for name in cell["names"]]
+        seed = sum(layers[name].bytes for name in measured)
+        budget = seed + int(self.seed_bytes * percent / 100)
+        chosen = choose(part["cells"], layers, part["shares"], budget)
+        # Only what differs from the rules is data.
+        changed = {name: stored for name, stored in chosen.items() if layers[name].precision != stored}
+        kinds = " + ".join(sorted({*changed.values()} - {PRECISION}))
+        scales = ("searched block scales",) if searched else ()
+        name = f"mixed-{percent:g}" + ("" if searched else "-plain")
+        label = f"Mixed, +{percent:g}%" + ("" if searched else ", usual scales")
+        return self._lane(name, label, Tuning(layers=changed, searched=searched), f"layers in {kinds}", *scales)
+
+    def _lane(self, name: str, label: str, tuning: Tuning, *parts: str) -> Lane:
+        recipe = replace(self.rules, id=name, tunings=MappingProxyType({PRECISION: tuning}))
+        return Lane(id=name, label=label, recipe=recipe, parts=parts)
+
+    # Remedies
+
+    def _low_rank(self) -> Lane:
+        """Branches of one rank beside every NVFP4 layer, as large as the budget allows."""
+        names = [layer for layer in self._plan(self.seed).layers if layer.quantized]
+        each = sum(2 * (layer.in_features + layer.out_features) for layer in names)
+        rank = max(1, int(self.seed_bytes * self.budget / 100) // each)
+        tuning = Tuning(low_rank={layer.name: rank for layer in names})
+        return self._lane(f"low-rank-{rank}", f"Low rank {rank}", tuning, f"low-rank branch {rank}")
+
+    def _remedies(self) -> list[tuple[str, str, Lane]]:
+        steps = "the first {} and the last {} steps in bf16".format(*PROTECTED)
+        protected = Lane(
+            id="protected", label="Protected steps", recipe=self.rules, protected=PROTECTED, parts=(steps,)
+        )
+        return [
+            ("Searched scales", "Block scales of the weights by least squared error; the format is the same.",
+             self._searched()),
+            ("Mixed precision", "Groups that drift most in FP8, some that the seed keeps in bf16 in FP8 or NVFP4.",
+             self._mixed(self.budget, searched=False)),
+            ("Low-rank branch", "A bf16 branch beside every NVFP4 layer, from the SVD of its weight's error.",
+             self._low_rank()),
+            ("Protected steps", f"{steps.capitalize()}, whose weights are kept too.", protected),
+        ]  # fmt: skip
+
+    # Measuring
+
+    def report(self, best: Lane) -> None:
+        """Measure seed and best on the other half, then each remedy, `full` and MXFP8 on both, and write the rows."""
+        both = [*self.quality["prompts"]["search"], *self.quality["prompts"]["report"]]
+        full = recipes.recipe(self.bench.spec.family, "full")
+        ablation = [
+            replace(self.seed, precision=p, id=r.id, label=f"{r.id.capitalize()}, {p.upper()}", recipe=r)
+            for p in ("mxfp8", "nvfp4")
+            for r in (self.rules, full)
+        ]
+        remedies = self._remedies()
+        others = [*(lane for _, _, lane in remedies), *self.frontier, *reversed(ablation)]
+        # What matters most first, should the run be ended early.
+        work = [(lane, self.quality["prompts"]["report"]) for lane in (self.seed, best)]
+        for lane, prompts in work + [(lane, both) for lane in (self.seed, best, *others)]:
+            self._scores(lane, prompts)
+            self._write(best, ablation, remedies)
+
+    def _write(self, best: Lane, ablation: Sequence[Lane], remedies: Sequence[tuple]) -> None:
+        shown = [
+            replace(lane, label="Tuned") if lane.id == best.id else lane for lane in (*self.frontier, ablation[-1])
+        ]
+        names = {self.seed.id: self.rules.id, "full": "full", best.id: "tuned"}
+        rows = [self._row(lane, names.get(lane.id)) for lane in shown]
+        seed_flops = self._time(self._plan(self.seed))
+        self.quality.put(
+            bytes={"bf16": self._plan(self.seed).bf16_bytes, "seed": self.seed_bytes},
+            frontier=sorted(rows, key=lambda row: row["weight_bytes"]),
+            remedies=[
+                {
+                    "name": name,
+                    "what": what,
+                    "alone": (row := self._row(lane, None)),
+                    "added_bytes_percent": row["bytes_over_seed_percent"],
+                    "added_flops_percent": 100 * (self._flops(lane) - 1),
+                    "added_gemm_time_percent": 100 * (row["gemm_time_of_bf16"] / seed_flops - 1),
+                    "basis": "derived",
+                }
+                for name, what, lane in remedies
+            ],
+            ablation=[self._row(lane, lane.id) for lane in ablation],
+            worst=self._worst(best),
+        )
+
+    def _scores(self, lane: Lane, prompts: Sequence[str]) -> list[float]:
+        return self.quality.score(_key(lane), prompts, lambda prompt: self._measure(lane, prompt), self.bench.say)
+
+    def _measure(self, lane: Lane, prompt: str) -> float:
+        key = _key(lane)
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None  # before the next one takes its room
+            self._loaded = (key, self.bench.quantized(lane.recipe, lane.precision)[0])
+        transformer = self._loaded[1]
+        if lane.protected == (0, 0):
+            return self.bench.lpips(transformer, prompt)
+        exact = {name: self.bench.exact.get_submodule(name).weight for name in self._plan(lane).names}
+        self.bench.reference(prompt)
+        count = self.bench.request(prompt).num_inference_steps
+        with ProtectedSteps(transformer, exact, count, *lane.protected):
+            return self.bench.lpips(transformer, prompt)
+
+    # Rows
+
+    def _plan(self, lane: Lane) -> Plan:
+        return recipes.plan(self.bench.exact, lane.recipe, lane.precision)
+
+    def _row(self, lane: Lane, recipe_id: str | None) -> dict:
+        plan, known = self._plan(lane), self.quality["scores"].get(_key(lane), {})
+        each = {half: [known[p] for p in self.quality["prompts"][half] if p in known] for half in ("search", "report")}
+        size = plan.quantized_bytes
+        if lane.protected != (0, 0):
+            size += sum(2 * layer.in_features * layer.out_features for layer in plan.layers if layer.quantized)
+        return {
+            "id": "tuned" if recipe_id == "tuned" else lane.id,
+            "recipe": recipe_id,
+            "label": lane.label,
+            "precision": lane.precision,
+            "parts": list(lane.parts),
+            "weight_bytes": size,
+            "bytes_over_seed_percent": 100 * (size / self.seed_bytes - 1),
+            "gemm_time_of_bf16": self._time(plan, lane.protected),
+            "lpips": {half: estimate(values) for half, values in each.items()}
+            | {"both": estimate(each["search"] + each["report"])},
+            "each": {half: [round(value, 4) for value in values] for half, values in each.items()},
+            "offered": recipe_id is not None,
+        }
+
+    def _time(self, plan: Plan, protected: tuple[int, int] = (0, 0)) -> float:
+        """Matrix products of all Linear layers in a picture, as a share of bf16's time at the rates of `SPEED`."""
+        total = spent = 0.0
+        for layer in plan.layers:
+            rows = self.rows.get(layer.name, 0)
+            product = rows * layer.in_features * layer.out_features
+            total += product
+            spent += product * SPEED[layer.precision] + rows * layer.rank * (layer.in_features + layer.out_features)
+        steps = self.bench.spec.defaults.num_inference_steps
+        share = sum(protected) / steps
+        return share + (1 - share) * spent / total
+
+    def _flops(self, lane: Lane) -> float:
+        """Multiplications of all Linear layers as a multiple of the bf16 model's."""
+        layers = self._plan(lane).layers
+        total = sum(self.rows.get(x.name, 0) * x.in_features * x.out_features for x in layers)
+        added = sum(self.rows.get(x.name, 0) * x.rank * (x.in_features + x.out_features) for x in layers)
+        return 1 + added / total
+
+    def _worst(self, best: Lane) -> list[dict]:
+        known, report = self.quality["scores"].get(_key(best), {}), self.quality["prompts"]["report"]
+        ordered = sorted((p for p in report if p in known), key=lambda prompt: -known[prompt])
+        seed = self.bench.request(report[0]).seed
+        shared = {"seed": seed, "precision": PRECISION, "recipe": "tuned"}
+        return [{"prompt": prompt, **shared, "lpips": known[prompt]} for prompt in ordered[:WORST]]
+
+
+def _key(lane: Lane) -> str:
+    """What a lane's scores are kept under: all that decides them, a tuning as a digest."""
+    tuning = lane.recipe.tunings.get(lane.precision)
+    if tuning is None:
+        return f"{lane.precision} {lane.id}"
+    said = json.dumps([tuning.searched, sorted(tuning.layers.items()), sorted(tuning.low_rank.items())])
+    return f"{lane.precision} {lane.id} {hashlib.sha256(said.encode()).hexdigest()[:8]}"
+
+
+def _write_recipe(file: Path, rules: str, best: Lane, quality: Quality, budget: float) -> None:
+    tuning: Tuning = best.recipe.tunings[PRECISION]
+    stored = ", ".join(sorted({name.upper() for name in tuning.layers.values() if name != PRECISION}))
+    summary = f"The rules of {rules} with searched block scales"
+    summary += f", and {len(tuning.layers)} layers in another precision ({stored})" if tuning.layers else ""
+    recipe = TunedRecipe(
+        id="tuned",
+        base=rules,
+        summary=f"{summary}; changes NVFP4 alone, other precisions follow {rules}.",
+        tunings={PRECISION: tuning},
+    )
+    chosen = {
+        "by": "python -m engine tune",
+        "model": quality["model"],
+        "prompts": f"every other one of {quality['prompts']['source']}",
+        "budget_percent": budget,
+        "weights": quality["weights"],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, tuned.write(file, recipe, chosen))
+
+
+HEADER = f"{'recipe':22} {'MB':>8} {'over seed':>9} {'LPIPS chosen':>24} {'LPIPS reported':>24}"
+
+
+def line(row: Mapping) -> str:
+    """A row of the file as one line of a table below `HEADER`."""
+
+    def score(found: Mapping | None) -> str:
+        if found is None:
+            return "-"
+        ends = "" if found["low"] is None else f" ({found['low']:.4f} - {found['high']:.4f})"
+        return f"{found['mean']:.4f}{ends}"
+
+    return (
+        f"{row['label']:22} {row['weight_bytes'] / 1e6:8.2f} {row['bytes_over_seed_percent']:+8.2f}% "
+        f"{score(row['lpips']['search']):>24} {score(row['lpips']['report']):>24}"
+    )

@@ -1,0 +1,20 @@
+"""Each fault once, at a random point of the real app; `python -m tests.load faults` strikes each twenty times."""
+
+from tests import faults
+
+RESTARTING = {"a segmentation fault", faults.KILLED}
+"""To the parent like the poisoned context, and each takes another start of torch; see tests/test_process.py."""
+
+
+def test_each_fault_fails_one_request_in_one_sentence_and_the_next_succeeds(tmp_path):
+    kinds = tuple(kind for kind in faults.FURTHEST if kind not in RESTARTING)
+    found = faults.run(tmp_path, 1, kinds, seed=1)
+    fine = {"times": 1, "one_sentence": 1, "next_succeeded": 1, "broken_files": 0}
+    assert found["kinds"] == dict.fromkeys(kinds, fine)
+    said = found["said"]
+    assert all("ran out of memory" in said[kind] for kind in kinds if "out of memory" in kind)
+    assert "being started again" in said["a poisoned CUDA context"] and found["engine_restarts"] == 1
+    assert "being changed" in said["a checkpoint that changes while it is read"]
+    assert "disk is full" in said["a full disk"] and str(tmp_path) not in said["a full disk"]
+    assert "ExternalError" in said["a failing video encoder"]
+    assert "hub cannot be reached" in said[faults.UNREACHABLE]
