@@ -6,7 +6,7 @@ precision is never timed: its rows carry memory alone.
 
 Methods: `engine` is what a comparison does; `bare` is the same pipeline called without the engine around it, for the
 engine's own cost; `seed` is the post's method, torchao's configurations with their defaults, `quantize_` and
-`compile_repeated_blocks(fullgraph=True)`, CUDA graphs with cloned outputs for one picture.
+`compile_repeated_blocks(fullgraph=True)`, everything else as it is by default.
 """
 
 from __future__ import annotations
@@ -328,7 +328,7 @@ class _Bench:
             pipeline=pipeline,
             weights=timing.weight_bytes(*modules) / timing.GB,
             load_s=time.monotonic() - began,
-            blocks=compilation.Blocks(transformer, dynamic=None, options=SEED_OPTIONS.get(name)),
+            blocks=compilation.Blocks(transformer, dynamic=None, options=SEED_OPTIONS.get(name, {})),
         )
 
     def _guarded(self, lane: _Lane, step: Callable[[], None]) -> None:
@@ -345,7 +345,7 @@ class _Bench:
     def _warm_up(self, lane: _Lane, request: CompareRequest) -> None:
         native = lane.execution == "native"
         lane.mode = compilation.mode(self.spec, request.batch_size, native, self.device)
-        if lane.method == "seed" and lane.mode == compilation.EAGER:  # the post compiles, come what may
+        if lane.method == "seed":  # the post compiles, come what may
             lane.mode = compilation.DEFAULT
         few = replace(request, num_inference_steps=compilation.WARM_UP_STEPS[lane.mode])
         timing.free(self.device)
@@ -466,7 +466,7 @@ def _settings(
     spec: ModelSpec, settings: Settings, request: CompareRequest, groups: Sequence[Sequence[tuple[str, str]]]
 ) -> dict:
     asked = request.to_json()
-    for name in ("model", "precisions", "batch_size"):
+    for name in ("model", "precisions", "batch_size", "previews"):
         del asked[name]
     return asked | {
         "frame_rate": spec.defaults.frame_rate or None,

@@ -59,7 +59,7 @@ class Trial:
     pair: Pair
     mode: str
     answer: str
-    """ "A" or "B": where bf16 is, or what X is."""
+    """Where bf16 is, or what X is: A or B."""
     files: dict[str, Path]
     """What is shown as A, B and, in ABX, X."""
     bf16: str
@@ -76,7 +76,7 @@ class Given:
     execution: str
     mode: str
     source: str
-    """ "recorded" or "fresh"."""
+    """Whether the pair was recorded or fresh."""
     prompt: str
     seed: int
     lpips: float

@@ -161,7 +161,7 @@ MINI_FLUX = ModelSpec(
         batch_size=(1, 4),
         prompt_characters=150,
     ),
-    recipes=("seed", "full"),
+    recipes=("seed", "tuned", "full"),
     guidance_argument="true_cfg_scale",
     tokenizer="tokenizer_2",
     call=MappingProxyType({"max_sequence_length": 32, "negative_prompt": "", "guidance_scale": 1.0}),

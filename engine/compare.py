@@ -255,6 +255,8 @@ class Studio:
         key = move.key
         if self._shelf.place(key) == residency.GONE:
             return  # it went with what it shared
+        if key in self._renditions:  # CUDA graphs refer to addresses, so what was warm is not any more
+            self._renditions[key].blocks.forget()
         if move.to == residency.GONE:
             self._forget(key)
         elif move.to == residency.HOST:
@@ -271,7 +273,6 @@ class Studio:
             del self._waiting[key]
             self._arrived[key] = (self._shelf.gigabytes(key), timing.now(self.device) - began)
             self._shelf.done(move)
-        # CUDA graphs refer to addresses, so what was warm is not any more.
         self._warm = {warm: value for warm, value in self._warm.items() if warm[:3] != key}
 
     def _parts(self, key: residency.Key) -> list[torch.nn.Module]:
@@ -576,8 +577,9 @@ class Studio:
             compiled = "off (eager), for every precision"
             warm_up = "a warm-up step"
         else:
+            recorded = ", one CUDA graph a step" if mode == compilation.GRAPHS else ""
             compiled = (
-                f"repeated blocks, fullgraph, mode {mode!r}; {warm.graphs} graphs compiled in a first call of "
+                f"repeated blocks, fullgraph{recorded}, settings of engine/fusion.py; {warm.graphs} graphs compiled in a first call of "
                 f"{warm.seconds:.1f} s, {recompiled} in the timed one"
             )
             warm_up = f"{compilation.WARM_UP_STEPS[mode]} warm-up steps"

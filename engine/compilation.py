@@ -15,21 +15,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-from torch.utils._pytree import tree_map_only
 
 from engine import fusion
 from engine.catalog import ModelSpec
 from engine.files import cache_folder
-from engine.graphs import StepGraph
+from engine.graphs import PLAIN_CALLS, StepGraph
 
-EAGER, DEFAULT, GRAPHS, STEP = "eager", "default", "reduce-overhead", "step graph"
-"""Not compiled; compiled; compiled with a CUDA graph of each block; compiled, and one CUDA graph of the whole step.
-The second and third are names of torch.compile's modes."""
-WARM_UP_STEPS: Mapping[str, int] = {EAGER: 1, DEFAULT: 2, GRAPHS: 3, STEP: 3}
-"""Denoising steps until nothing new happens: a second one meets tensors with other strides; CUDA graphs run once
-outside a graph and are recorded the second time."""
+EAGER, DEFAULT, GRAPHS = "eager", "default", "step graph"
+"""Not compiled; compiled; compiled, and recorded as one CUDA graph a step."""
+WARM_UP_STEPS: Mapping[str, int] = {EAGER: 1, DEFAULT: 2, GRAPHS: PLAIN_CALLS + 1}
+"""Denoising steps until nothing new happens: a second one meets tensors with other strides, and a graph is recorded
+after that."""
 
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _RECOMPILE_LIMIT = 128
@@ -49,7 +47,7 @@ class WarmUp:
 
 
 def mode(spec: ModelSpec, batch_size: int, native: bool, device: torch.device) -> str:
-    """How the blocks run: CUDA graphs pay where launching kernels takes a good part of a step, at one picture."""
+    """How the blocks run: a CUDA graph pays where launching kernels takes a good part of a step, at one picture."""
     if device.type != "cuda":
         return EAGER
     return GRAPHS if native and batch_size == 1 and spec.modality == "image" else DEFAULT
@@ -83,38 +81,26 @@ class Blocks:
     """
 
     def __init__(self, denoiser: nn.Module, dynamic: bool | None = False, options: Mapping[str, object] | None = None):
-        self._denoiser, self._dynamic, self._options = denoiser, dynamic, dict(options or {})
+        self._denoiser, self._dynamic = denoiser, dynamic
+        self._options = dict(fusion.options() if options is None else options)
         self._blocks = [m for m in denoiser.modules() if type(m).__name__ in denoiser._repeated_blocks]
-        self._calls: dict[str, list[Callable | None]] = {EAGER: [None] * len(self._blocks)}
+        self._compiled_calls: list[Callable] | None = None
         self._step = StepGraph(denoiser._call_impl)
 
     def use(self, mode: str) -> None:
-        """Run in `mode` from now on; what was compiled for another mode is kept."""
-        blocks = DEFAULT if mode == STEP else mode
-        if blocks not in self._calls:
-            self._calls[blocks] = self._compiled(blocks)
-        for block, call in zip(self._blocks, self._calls[blocks], strict=True):
+        """Run in `mode` from now on; what was compiled or recorded is kept."""
+        if mode != EAGER and self._compiled_calls is None:
+            self._compiled_calls = self._compiled()
+        calls = [None] * len(self._blocks) if mode == EAGER else self._compiled_calls
+        for block, call in zip(self._blocks, calls, strict=True):
             block._compiled_call_impl = call  # where nn.Module.compile() keeps it
-        self._denoiser._compiled_call_impl = self._step if mode == STEP else None
+        self._denoiser._compiled_call_impl = self._step if mode == GRAPHS else None
 
     def forget(self) -> None:
         """The weights have moved: what was recorded with their addresses is of no use any more."""
         self._step.forget()
 
-    def _compiled(self, mode: str) -> list[Callable]:
+    def _compiled(self) -> list[Callable]:
         configure()
-        how = {"mode": mode}
-        if self._options:  # torch.compile takes a mode or options; this option is what the mode consists of
-            how = {"options": self._options | {"triton.cudagraphs": mode == GRAPHS}}
-        self._denoiser.compile_repeated_blocks(fullgraph=True, dynamic=self._dynamic, **how)
-        calls = [block._compiled_call_impl for block in self._blocks]
-        return [_cloning(call) for call in calls] if mode == GRAPHS else calls
-
-
-def _cloning(call: Callable) -> Callable:
-    """All blocks' graphs share one memory pool, so a later replay overwrites what a block gave back."""
-
-    def run(*args: object, **kwargs: object) -> object:
-        return tree_map_only(Tensor, torch.clone, call(*args, **kwargs))
-
-    return run
+        self._denoiser.compile_repeated_blocks(fullgraph=True, dynamic=self._dynamic, options=self._options)
+        return [block._compiled_call_impl for block in self._blocks]

@@ -24,6 +24,10 @@ class OutputError(TwinframeError, OSError):
     """Results cannot be written where they were asked for."""
 
 
+UNWRITABLE = "What is made cannot be kept here, as the disk is full or broken: please tell who runs this app."
+"""An `OutputError` as a visitor is told it, who chose no folder and need not know which it is."""
+
+
 class RefusedError(TwinframeError, RuntimeError):
     """Not now: the queue is full, a budget is spent, or the app is shutting down."""
 

@@ -318,7 +318,7 @@ def _manifest(
     spec: ModelSpec, asked: CompareRequest, lanes: Sequence[Lane], prompts: PromptSet, studio: Studio
 ) -> dict:
     request = asked.to_json()
-    for name in ("prompt", "precisions", "recipe", "model"):
+    for name in ("prompt", "precisions", "recipe", "model", "previews"):
         del request[name]
     return {
         "format": FORMAT,

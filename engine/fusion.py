@@ -148,8 +148,7 @@ def _in_rows(graph: Graph, node: object, full: torch.Size, made: dict[Node, Node
             moved = tuple(_in_rows(graph, argument, full, made) for argument in node.args)
             made[node] = _add(graph, node.target, *moved)
         else:
-            rows = value.numel() // value.shape[-1]
-            made[node] = _add(graph, aten.reshape.default, node, [rows, value.shape[-1]])
+            made[node] = _add(graph, aten.reshape.default, node, [-1, value.shape[-1]])
     return made[node]
 
 
@@ -160,7 +159,9 @@ def keep_quantized(graph: Graph) -> int:
     """
     kept = 0
     for cast in list(graph.nodes):
-        if cast.target is _CAST and cast.meta["val"].dtype == _FP8 and len(cast.users) > 1:
+        if cast.target is not _CAST or cast.meta["val"].dtype != _FP8 or len(cast.users) == 1:
+            continue
+        if all(isinstance(stride, int) for stride in cast.meta["val"].stride()):
             with graph.inserting_after(cast):
                 settled = _add(graph, inductor_prims.force_stride_order, cast, list(cast.meta["val"].stride()))
             cast.replace_all_uses_with(settled, delete_user_cb=lambda user, settled=settled: user is not settled)
@@ -320,7 +321,7 @@ def cast_before_view(graph: Graph) -> int:
             continue
         with graph.inserting_before(cast):
             small = _add(graph, _CAST, source, dtype)
-            cast.replace_all_uses_with(_add(graph, aten.reshape.default, small, list(view.meta["val"].shape)))
+            cast.replace_all_uses_with(_add(graph, aten.reshape.default, small, view.args[1]))
         graph.erase_node(cast)
         moved += 1
     graph.eliminate_dead_code()

@@ -42,7 +42,7 @@ class StepGraph:
     def __call__(self, *args: object, **kwargs: object) -> object:
         leaves, nesting = tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if not tensors or not all(tensor.is_cuda for tensor in tensors):
+        if not _recordable(tensors):
             return self._call(*args, **kwargs)
         key = (str(nesting), *map(_shape, leaves))
         if key not in self._recorded:
@@ -88,6 +88,10 @@ class _Recording:
             own.copy_(given)
         self._graph.replay()
         return tree_map_only(Tensor, torch.clone, self._outputs)
+
+
+def _recordable(tensors: list[Tensor]) -> bool:
+    return bool(tensors) and all(tensor.is_cuda for tensor in tensors)
 
 
 def _shape(leaf: object) -> object:

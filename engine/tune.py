@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ PROTECTED = (2, 1)
 """First and last steps that the remedy of that name keeps in bf16."""
 CHOOSING = 16
 """Prompts, of the half that chooses, over which candidates are compared."""
+AT_ONCE = 8
+"""Prompts that seed and tuned recipe make in turn, so that a run that is ended early has as many of both."""
 WORST = 8
 
 
@@ -122,7 +125,8 @@ class _Search:
         self.rules = recipes.recipe(bench.spec.family, bench.spec.recipes[0])
         self.seed = Lane(id="seed", label="Seed", recipe=self.rules)
         self.seed_bytes = self._plan(self.seed).quantized_bytes
-        self._loaded: tuple[str, nn.Module] | None = None
+        self._loaded: dict[str, nn.Module] = {}
+        """The two denoisers that were needed last."""
 
     # Candidates
 
@@ -197,7 +201,9 @@ class _Search:
         remedies = self._remedies()
         others = [*(lane for _, _, lane in remedies), *self.frontier, *reversed(ablation)]
         # What matters most first, should the run be ended early.
-        work = [(lane, self.quality["prompts"]["report"]) for lane in (self.seed, best)]
+        half = self.quality["prompts"]["report"]
+        some = [half[begin : begin + AT_ONCE] for begin in range(0, len(half), AT_ONCE)]
+        work = [(lane, prompts) for prompts in some for lane in (self.seed, best)]
         for lane, prompts in work + [(lane, both) for lane in (self.seed, best, *others)]:
             self._scores(lane, prompts)
             self._write(best, ablation, remedies)
@@ -233,10 +239,10 @@ class _Search:
 
     def _measure(self, lane: Lane, prompt: str) -> float:
         key = _key(lane)
-        if self._loaded is None or self._loaded[0] != key:
-            self._loaded = None  # before the next one takes its room
-            self._loaded = (key, self.bench.quantized(lane.recipe, lane.precision)[0])
-        transformer = self._loaded[1]
+        if key not in self._loaded:
+            self._loaded = dict([*self._loaded.items()][-1:])  # before the next one takes the room
+            self._loaded[key] = self.bench.quantized(lane.recipe, lane.precision)[0]
+        transformer = self._loaded[key]
         if lane.protected == (0, 0):
             return self.bench.lpips(transformer, prompt)
         exact = {name: self.bench.exact.get_submodule(name).weight for name in self._plan(lane).names}
@@ -309,9 +315,9 @@ def _key(lane: Lane) -> str:
 
 def _write_recipe(file: Path, rules: str, best: Lane, quality: Quality, budget: float) -> None:
     tuning: Tuning = best.recipe.tunings[PRECISION]
-    stored = ", ".join(sorted({name.upper() for name in tuning.layers.values() if name != PRECISION}))
-    summary = f"The rules of {rules} with searched block scales"
-    summary += f", and {len(tuning.layers)} layers in another precision ({stored})" if tuning.layers else ""
+    stored = Counter(tuning.layers.values())
+    changed = [f"{count} layers in {name.upper()} instead" for name, count in stored.most_common()]
+    summary = " and ".join(filter(None, [f"The rules of {rules} with searched block scales", ", ".join(changed)]))
     recipe = TunedRecipe(
         id="tuned",
         base=rules,
@@ -321,7 +327,7 @@ def _write_recipe(file: Path, rules: str, best: Lane, quality: Quality, budget: 
     chosen = {
         "by": "python -m engine tune",
         "model": quality["model"],
-        "prompts": f"every other one of {quality['prompts']['source']}",
+        "prompts": f"from every other one of {quality['prompts']['source']}",
         "budget_percent": budget,
         "weights": quality["weights"],
     }

@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING
 
 from engine import catalog, events, files, logs
 from engine.door import Door, Visitor
-from engine.errors import CancelledRun, FaultError, OutputError, RefusedError, TwinframeError, UnsupportedError
+from engine.errors import (
+    UNWRITABLE,
+    CancelledRun,
+    FaultError,
+    OutputError,
+    RefusedError,
+    TwinframeError,
+    UnsupportedError,
+)
 from engine.machine import Machine, Support
 from engine.request import CompareRequest
 from engine.telemetry import Health, Telemetry, resident_bytes
@@ -454,14 +462,13 @@ class Worker:
 
 @contextmanager
 def _visitors(visitor: Visitor | None) -> Iterator[None]:
-    """That nothing can be written is no mistake of a visitor's, who chose no folder and need not know which it is."""
+    """That nothing can be written is no mistake of a visitor's."""
     try:
         yield
     except OutputError as error:
         if visitor is None:
             raise
-        sentence = "What was made cannot be kept here, as the disk is full or broken: please tell who runs this app."
-        raise FaultError(sentence, kind="OutputError", trace=str(error)) from error
+        raise FaultError(UNWRITABLE, kind="OutputError", trace=str(error)) from error
 
 
 def writable(folder: Path) -> None:

@@ -334,6 +334,43 @@ def test_the_table_compares_with_bf16_and_with_the_seeds_method(measured):
     assert "vs seed" not in plots.table(measured(row()))
 
 
+def cells(section):
+    """A Markdown table's rows, by head."""
+    heads, _, *lines = [line for line in section.splitlines() if line.startswith("|")]
+    split = [[cell.strip() for cell in line.strip("|").split("|")] for line in (heads, *lines)]
+    return [dict(zip(split[0], line, strict=True)) for line in split[1:]]
+
+
+def test_a_section_sets_the_engine_beside_the_posts_method_and_the_bare_pipeline(measured):
+    rows = [row(), row("fp8", seconds=2.0), row(method="seed", seconds=5.0), row("fp8", method="seed", seconds=3.0)]
+    rows = [r | {"repeats": 3, "from_seed": {"lpips": 0.0123}} for r in [*rows, row(method="bare", seconds=3.9)]]
+    section = plots.section([measured(*rows), measured(row() | {"repeats": 1})])
+    first, second, third = cells(section)
+    assert (first["precision"], first["step, ms"], first["faster than it"]) == ("bf16", "400.0", "1.25x")
+    assert first["over the bare pipeline"] == "+2.6%" and first["LPIPS from the post's"] == "0.0123"
+    assert (second["faster than it"], second["faster than bf16"]) == ("1.50x", "2.00x")
+    assert third["faster than it"] == "–"
+    assert "median of 3 calls" in section and "median of 1 call." in section
+
+
+def test_the_readmes_benchmarks_are_what_the_tool_makes_of_the_files(capsys, monkeypatch):
+    """`python -m engine bench --table assets/benchmarks/*.json`, between its two marks."""
+    readme = (catalog.ASSETS.parent / "README.md").read_text()
+    files = sorted(str(file) for file in (catalog.ASSETS / "benchmarks").glob("*.json"))
+    monkeypatch.setattr(sys, "argv", ["engine", "bench", "--table", *files])
+    __main__.main()
+    shown = readme.split("<!-- benchmarks -->")[1].split("<!-- /benchmarks -->")[0]
+    assert shown.strip() == capsys.readouterr().out.strip()
+
+
+def test_a_file_that_is_no_result_is_one_sentence(tmp_path, capsys, monkeypatch):
+    (tmp_path / "b.json").write_text("no")
+    monkeypatch.setattr(sys, "argv", ["engine", "bench", "--table", str(tmp_path / "b.json")])
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 2 and "is no result of a benchmark" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("file", sorted((catalog.ASSETS / "benchmarks").glob("*.json")), ids=lambda file: file.stem)
 def test_every_recorded_benchmark_can_be_drawn(file, tmp_path):
     recorded = json.loads(file.read_text())

@@ -319,7 +319,8 @@ def test_a_fresh_pair_is_made_for_the_question_and_its_files_stay_on_the_server(
 @browser_test
 @pytest.mark.parametrize("how", ["fails", "is stopped"])
 def test_a_fresh_pair_that_does_not_come_leaves_a_usable_tab(visit, unseen, how):
-    worker = FakeWorker(fail_at="nvfp4" if how == "fails" else None, failure="Out of memory.", step_seconds=0.05)
+    slow = 0.05 if how == "fails" else 0.5
+    worker = FakeWorker(fail_at="nvfp4" if how == "fails" else None, failure="Out of memory.", step_seconds=slow)
     with served(worker, unseen=unseen) as url:
         page = enter(visit, url)
         page.get_by_label(words.BLIND_SOURCES["fresh"], exact=True).check()

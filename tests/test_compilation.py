@@ -7,8 +7,9 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import nn
 
-from engine import catalog, compilation
-from engine.compilation import DEFAULT, EAGER, GRAPHS, Blocks
+from engine import catalog, compilation, fusion
+from engine.compilation import DEFAULT, EAGER, GRAPHS, WARM_UP_STEPS, Blocks
+from engine.graphs import PLAIN_CALLS, StepGraph
 from engine.precision import Machine, quantize_linear_modules, support
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -103,47 +104,50 @@ def test_a_compiled_emulated_layer_makes_the_same_bits(precision, own_cache, com
 
 
 def stub(denoiser, asked):
-    """Compiles to a function that gives back one and the same tensor, as a CUDA graph does."""
-    buffer = torch.zeros(2)
-
     def compile_repeated_blocks(**how):
         asked.append(how)
         for block in denoiser.blocks:
-            block._compiled_call_impl = lambda x: (buffer.add_(1), {"x": buffer})
+            block._compiled_call_impl = lambda x: x + 1
 
     denoiser.compile_repeated_blocks = compile_repeated_blocks
-    return buffer
 
 
-@pytest.mark.parametrize(("mode", "own"), [(DEFAULT, False), (GRAPHS, True)])
-def test_what_a_graph_gives_back_is_cloned(mode, own, own_cache, compiler_settings):
-    denoiser = Denoiser(1)
-    buffer = stub(denoiser, [])
-    Blocks(denoiser).use(mode)
-    first, named = denoiser.blocks[0](None)
-    assert (first.data_ptr() != buffer.data_ptr()) == own
-    assert (named["x"].data_ptr() != buffer.data_ptr()) == own
-    denoiser.blocks[0](None)
-    assert first.tolist() == ([1, 1] if own else [2, 2])
-
-
-def test_blocks_are_compiled_whole_and_once_a_mode(own_cache, compiler_settings):
+def test_blocks_are_compiled_whole_and_once_with_the_same_settings_for_every_mode(own_cache, compiler_settings):
     asked, denoiser = [], Denoiser()
     stub(denoiser, asked)
     blocks = Blocks(denoiser, dynamic=None)
     for mode in (DEFAULT, GRAPHS, DEFAULT, EAGER, GRAPHS):
         blocks.use(mode)
-    assert asked == [{"fullgraph": True, "dynamic": None, "mode": mode} for mode in (DEFAULT, GRAPHS)]
+    (how,) = asked
+    assert (how["fullgraph"], how["dynamic"]) == (True, None)
+    assert how["options"].keys() == fusion.options().keys()
 
 
-def test_options_replace_the_mode_and_keep_its_graphs(own_cache, compiler_settings):
+@pytest.mark.parametrize("options", [{}, {"coordinate_descent_tuning": True}])
+def test_the_seeds_method_keeps_its_own_settings(options, own_cache, compiler_settings):
     asked, denoiser = [], Denoiser()
     stub(denoiser, asked)
-    blocks = Blocks(denoiser, options={"coordinate_descent_tuning": True})
-    blocks.use(GRAPHS)
-    assert asked[0]["options"] == {"coordinate_descent_tuning": True, "triton.cudagraphs": True}
-    assert "mode" not in asked[0]
+    Blocks(denoiser, options=options).use(DEFAULT)
+    assert asked[0]["options"] == options
     torch.compile(nn.Identity(), options=asked[0]["options"])  # raises for an option that does not exist
+
+
+def test_a_step_graph_is_used_in_its_mode_alone(own_cache, compiler_settings):
+    denoiser = Denoiser()
+    stub(denoiser, [])
+    blocks = Blocks(denoiser)
+    x = torch.zeros(4, 32)
+    for mode in (GRAPHS, DEFAULT):
+        blocks.use(mode)
+        assert isinstance(denoiser._compiled_call_impl, StepGraph) == (mode == GRAPHS)
+        assert torch.equal(denoiser(x), x + 2)  # both blocks, either way: nothing is recorded on a CPU
+    blocks.use(EAGER)
+    assert denoiser._compiled_call_impl is None
+    assert all(block._compiled_call_impl is None for block in denoiser.blocks)
+
+
+def test_the_warm_up_reaches_the_first_replay():
+    assert WARM_UP_STEPS[GRAPHS] > PLAIN_CALLS
 
 
 def test_only_repeated_blocks_are_touched(own_cache, compiler_settings):

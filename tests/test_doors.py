@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 import socket
 import threading
 import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import httpx
 import pytest
+from gradio.state_holder import StateHolder
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
@@ -323,3 +327,24 @@ def test_a_refusal_reaches_the_client_as_the_doors_sentence():
 
     with served(Shut()) as url, pytest.raises(AppError, match=r"^The queue is full \(0 are waiting\): try again"):
         Client(url, verbose=False).predict(prompt=PROMPT, api_name="/compare")
+
+
+def test_a_disk_that_takes_nothing_is_said_in_one_sentence_without_the_path(monkeypatch):
+    with served(FakeWorker()) as url:
+        monkeypatch.setattr(
+            "ui.shelf.tempfile.mkdtemp", Mock(side_effect=OSError(errno.ENOSPC, "No space left", "/tmp/x"))
+        )
+        with pytest.raises(
+            AppError, match=r"^What is made cannot be kept here, as the disk is full or broken: please tell"
+        ):
+            Client(url, verbose=False).predict(prompt=PROMPT, api_name="/compare")
+
+
+def test_what_gradio_keeps_of_each_call_is_bounded(monkeypatch):
+    monkeypatch.setattr("ui.page.SESSIONS", 5)
+    with served(FakeWorker()) as url:
+        for _ in range(12):
+            event = httpx.post(f"{url}/gradio_api/call/compare", json={"data": ["a cat"]}).json()["event_id"]
+            httpx.get(f"{url}/gradio_api/call/compare/{event}", timeout=30)
+        ours = [o for o in gc.get_objects() if isinstance(o, StateHolder) and f":{o.blocks.server_port}" in url]
+        assert max(len(one.session_data) for one in ours) == 5

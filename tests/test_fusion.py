@@ -1,19 +1,26 @@
 """Rewrites of a block's graph: less work, the same values."""
 
+from types import MappingProxyType
+
 import pytest
+import tiny
 import torch
+from torch._dynamo.backends.common import aot_autograd
 from torch._inductor import config
+from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from engine import fusion
+from engine import catalog, fusion, loading
+from engine.compare import call, finished
 from engine.fusion import aten
+from engine.request import CompareRequest
 
 FP8 = torch.float8_e4m3fn
 
 
 def traced(function, *given):
-    return make_fx(function, tracing_mode="fake")(*given)
+    return make_fx(function, decomposition_table=select_decomp_table(), tracing_mode="fake")(*given)
 
 
 def count(graph, *targets):
@@ -62,34 +69,80 @@ def test_what_draws_or_changes_is_never_shared():
     assert rewritten(graph, fusion.share) == [0]
 
 
-def test_tanh_by_exponentials_is_tanh():
-    x = torch.cat([torch.linspace(-20, 20, 4001), torch.tensor([float("inf"), float("-inf"), 0.0, -0.0])])
-    graph = traced(lambda x: aten.tanh(x), x)
-    assert rewritten(graph, fusion.exponential_tanh) == [1]
+def gelu(x):
+    """As PyTorch takes `nn.GELU(approximate="tanh")` apart."""
+    wide = x.float()
+    inner = 0.7978845608028654 * (wide + 0.044715 * (wide * wide * wide))
+    return wide * 0.5 * (aten.tanh(inner) + 1)
+
+
+def test_gelu_is_a_logistic():
+    x = torch.cat([torch.linspace(-12, 12, 40001), torch.tensor([100.0, -100.0, 3e38, -3e38, 0.0])])
+    graph = traced(gelu, x)
+    assert rewritten(graph, fusion.logistic_gelu) == [1]
     assert count(graph, aten.tanh.default) == 0
-    torch.testing.assert_close(graph(x), x.tanh(), rtol=0, atol=2.5e-7)
+    exact = torch.nn.functional.gelu(x.double(), approximate="tanh")
+    torch.testing.assert_close(graph(x).double(), exact, rtol=2e-6, atol=2e-7)
     assert graph(torch.tensor([float("nan")])).isnan().all()
 
 
-def test_a_gelu_in_bf16_moves_by_no_more_than_its_rounding():
-    def gelu(x):
-        wide = x.float()
-        inner = 0.7978845608028654 * (wide + 0.044715 * wide * wide * wide)
-        return (0.5 * wide * (1 + aten.tanh(inner))).to(torch.bfloat16)
-
-    x = torch.linspace(-9, 9, 20001).to(torch.bfloat16)
-    graph = traced(gelu, x)
-    before = graph(x).float()
-    rewritten(graph, fusion.exponential_tanh)
-    away = (graph(x).float() - before).abs()
-    assert (away <= 2.0**-8 * before.abs() + 1e-6).all()
+def test_the_gelu_that_pytorch_hands_over_is_found():
+    """In the very form in which Inductor gets it."""
+    x = torch.randn(4, 8, dtype=torch.bfloat16)
+    graph = traced(lambda x: torch.nn.functional.gelu(x, approximate="tanh"), x)
+    before = graph(x)
+    assert rewritten(graph, fusion.logistic_gelu) == [1]
+    torch.testing.assert_close(graph(x), before, rtol=2.0**-7, atol=1e-6)
 
 
-def test_a_half_precision_tanh_is_left_alone():
-    x = torch.ones(3, dtype=torch.bfloat16)
-    graph = traced(lambda x: aten.tanh(x), x)
-    rewritten(graph, fusion.exponential_tanh)
-    assert count(graph, aten.tanh.default) == 1
+def test_another_tanh_is_left_alone():
+    x = torch.ones(3)
+    graph = traced(lambda x: (aten.tanh(x * 0.5) + 1) * x, x)
+    assert rewritten(graph, fusion.logistic_gelu) == [0]
+
+
+def quantized_like_torchao(x):
+    scale = (x.abs().amax(-1, keepdim=True).float().clamp(min=1e-12).to(torch.bfloat16) / 448).float()
+    return aten.clamp_max(aten.clamp_min(x.float() / scale, -448.0), 448.0).to(FP8).view(torch.uint8)
+
+
+def test_quantizing_by_multiplication_is_quantizing():
+    torch.manual_seed(0)
+    x = torch.randn(64, 3072).to(torch.bfloat16)
+    x[0] = 0
+    graph = traced(quantized_like_torchao, x)
+    before = graph(x)
+    assert rewritten(graph, fusion.multiply_and_saturate) == [1]
+    assert count(graph, aten.div.Tensor) == 1 and count(graph, aten.clamp_max.default) == 0
+    after = graph(x)
+    assert (after != before).float().mean() < 1e-4  # ties that the last bit of a quotient decides
+    codes = after.view(FP8).float()
+    assert codes.isfinite().all() and codes.abs().max() == 448
+
+
+def turned(x):
+    """As diffusers writes it for FLUX."""
+    a, b = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    return torch.stack([-b, a], dim=-1).flatten(3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_turned_pairs_are_turned_pairs(dtype):
+    x = torch.randn(1, 5, 3, 8).to(dtype)
+    graph = traced(turned, x)
+    before = graph(x)
+    assert rewritten(graph, fusion.turned_pairs) == [1]
+    assert count(graph, aten.cat.default, aten.stack.default) == 0
+    assert torch.equal(graph(x), before)
+
+
+def test_other_stacks_are_left_alone():
+    def function(x):
+        a, b = x.unbind(-1)
+        return torch.stack([-a, b], dim=-1), torch.stack([b, a], dim=-1)
+
+    graph = traced(function, torch.randn(3, 2))
+    assert rewritten(graph, fusion.turned_pairs) == [0]
 
 
 def rotary(x, turns):
@@ -164,3 +217,39 @@ def test_the_settings_exist_and_key_the_caches(tmp_path, monkeypatch):
     changed.write_text("# another text")
     monkeypatch.setattr(fusion, "__file__", str(changed))
     assert passes.uuid() != first
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        ("flux.1-dev", {"logistic_gelu", "turned_pairs", "share"}),
+        ("qwen-image", {"logistic_gelu", "real_rotations", "cast_before_view", "share"}),
+        ("ltx-2", {"logistic_gelu", "cast_before_view", "share"}),
+    ],
+)
+def test_a_models_rewritten_blocks_make_what_they_made(model, found, tmp_path, monkeypatch):
+    """The very graphs that Inductor would get, run operator by operator."""
+    spec = tiny.spec(model, tiny.checkpoint(model, tmp_path))
+    monkeypatch.setattr(catalog, "MODELS", MappingProxyType({**catalog.MODELS, spec.id: spec}))
+    pipeline = loading.load_pipeline(spec, torch.device("cpu"))
+    used = set()
+    for name in ("logistic_gelu", "turned_pairs", "share", "real_rotations", "cast_before_view"):
+        rewrite = getattr(fusion, name)
+        monkeypatch.setattr(fusion, name, lambda graph, n=name, do=rewrite: used.update({n} if do(graph) else ()))
+
+    def rewritten_only(graph, _):
+        fusion.Rewrites()(graph.graph)
+        graph.graph.lint()
+        graph.recompile()
+        return graph
+
+    request = CompareRequest.create("a cat", model=spec.id, num_inference_steps=2)
+    backend = aot_autograd(fw_compiler=rewritten_only, decompositions=select_decomp_table())
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        before = finished(pipeline, spec, call(pipeline, spec, request, 7)).pixels
+        pipeline.transformer.compile_repeated_blocks(fullgraph=True, dynamic=None, backend=backend)
+        after = finished(pipeline, spec, call(pipeline, spec, request, 7)).pixels
+    torch._dynamo.reset()
+    assert used == found
+    assert (after - before).float().pow(2).mean().sqrt() < 0.01

@@ -100,7 +100,7 @@ def seen(worker, ask, tmp_path_factory):
 
     def carry_out(**fields):
         out = tmp_path_factory.mktemp("out")
-        return list(worker.submit(ask(precisions=["nvfp4"], num_inference_steps=8, **fields), out).events())
+        return list(worker.submit(ask(precisions=["nvfp4"], **fields), out).events())
 
     return SimpleNamespace(plain=carry_out(), live=carry_out(previews=True))
 

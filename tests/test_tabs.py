@@ -39,7 +39,7 @@ def row(label, weight_bytes, mean, precision="nvfp4", half="report", **changes):
 def measured(**changes):
     """assets/quality/mini-flux.json, made up."""
     offered = {"recipe": "seed", "offered": True, "gemm_time_of_bf16": 0.3}
-    each = {"each": [0.01, 0.05, 0.09]}
+    each = {"each": {"search": [], "report": [0.01, 0.05, 0.09]}}
     return {
         "format": 1,
         "model": "mini-flux",
@@ -64,6 +64,7 @@ def measured(**changes):
             row("seed", 13_200_000, 0.058, **offered, **each),
             row("three <groups> in bf16", 14_000_000, 0.031, half="search"),
             row("tried", 15_000_000, 0.02, half="search", parts=["low rank 16"]),
+            row("not yet scored", 16_000_000, 0.0, lpips={"search": None, "report": None}),
         ],
         "remedies": [
             {
@@ -73,7 +74,8 @@ def measured(**changes):
                 "added_bytes_percent": 5.2,
                 "added_flops_percent": 2.1,
                 "basis": "derived",
-            }
+            },
+            {"name": "scales", "alone": row("scales", 1, 0.0, lpips={"search": None}), "basis": "derived"},
         ],
         "ablation": [row("full", 12_000_000, 0.071, recipe="full", **each)],
         "worst": [{"prompt": "a “drum” & bass", "seed": 11, "precision": "nvfp4", "recipe": "full", "lpips": 0.31}],
@@ -233,13 +235,15 @@ def test_the_quality_tab_draws_what_was_measured(visit, app):
     frontier = tab.get_by_role("region", name=words.SCORES).first.inner_text()
     assert "0.058" in frontier and "0.052–0.064" in frontier and "3 held out" in frontier
     assert "tried + low rank 16" in frontier
-    assert "+5.2%" in tab.get_by_role("region", name=words.REMEDIES).inner_text()
+    remedies = tab.get_by_role("region", name=words.REMEDIES).locator("tbody tr")
+    assert "0.041\t0.037–0.045\t+5.2%" in remedies.first.inner_text()
+    assert remedies.last.inner_text().split("\t") == ["scales", "–", "–", "–", "–", "–", "derived"]
     assert tab.locator(".tf-dots").count() == 2
     assert tab.locator(".tf-each").first.get_attribute("d").count("M") == 3
     tab.get_by_role("button", name="95%").first.click()
     assert page.inner_text("#tf-note") == words.WHY["interval"]
     plots.first.locator("circle").last.click()
-    assert page.inner_text("#tf-note") == f"{words.RECIPES['seed']}, NVFP4: LPIPS 0.058, 95% 0.052–0.064"
+    assert page.inner_text("#tf-note") == f"{words.RECIPES['seed']}, NVFP4: LPIPS 0.058, 95% 0.052–0.064, 3 held out"
 
 
 @browser_test
@@ -259,6 +263,7 @@ def test_a_worst_pair_opens_in_compare(visit, app):
 def test_sensitivity_is_a_map_of_role_and_depth_in_the_recipe_tab(visit, app):
     page = opened(visit, app, words.RECIPE)
     heat = page.get_by_role("region", name=words.MEASURES["drift"])
+    heat.wait_for()
     cells = heat.locator("tbody tr").first.locator("th, td")
     assert cells.all_inner_texts() == ["attention q", "2.00", "8.00"]
     red = cells.nth(1).evaluate("(e) => getComputedStyle(e).backgroundColor")
@@ -287,7 +292,7 @@ def test_parts_that_were_not_measured_are_left_out(tmp_path):
     absent = dict.fromkeys(("sensitivity", "frontier", "remedies", "ablation", "worst"))
     (tmp_path / "mini-flux.json").write_text(json.dumps(measured(**absent)))
     html = quality.page(tmp_path, ["mini-flux"])
-    assert "Fake &lt;H100&gt;" in html
+    assert "Fake &lt;H100&gt;" in html and words.SENSITIVITY_ELSEWHERE not in html
     assert "<table" not in html and "<svg" not in html
     assert quality.sensitivity(tmp_path, "mini-flux") == ""
 

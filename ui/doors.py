@@ -38,6 +38,8 @@ CLOSED = re.compile(
     r"|custom_component/|profiling/|runs|run-history|deep_link|dev/)|/monitoring|/openapi\.json"
 )
 """Gradio's routes that this app has no use for: uploads, proxies, streams, editors, statistics."""
+JSON = re.compile(r"/gradio_api/(?!mcp)")
+"""Routes that take JSON of ours; MCP's messages are checked by its own server."""
 LARGEST_BODY = 1_000_000
 """Bytes; a request of ours is a few hundred, and recorded settings travel along."""
 LONGEST_NAME = 255
@@ -162,7 +164,7 @@ class _Gate:
             await _refuse(guarded, 404, "There is nothing here.")
         elif content is None:
             await _refuse(guarded, 413, "The request is too large.")
-        elif scope["method"] == "POST" and path.startswith("/gradio_api/") and (said := bodies.wrong(content)):
+        elif scope["method"] == "POST" and JSON.match(path) and (said := bodies.wrong(content)):
             await _refuse(guarded, 422, said)
         else:
             try:

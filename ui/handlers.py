@@ -143,8 +143,8 @@ class Handlers:
             # Stopped while it waited, before the browser knew of a place in the queue to give up.
             yield gr.skip()
             return
-        folder = self._shelf.new()
         try:
+            folder = self._shelf.new()
             job = self._worker.submit(asked, folder, doors.visitor(http))
         except TwinframeError as error:
             self._runs.pop(session)

@@ -24,6 +24,8 @@ DEVICE = {"concurrency_limit": None}
 """What makes pictures waits in the worker's queue, which knows positions and limits, not in Gradio's."""
 THREADS = 128
 """For what waits: each comparison in the queue holds one."""
+SESSIONS = 300
+"""Browser tabs and API calls whose state Gradio keeps, 0.16 MB each; its own 10,000 would grow to 1.6 GB."""
 DELIVERY_SECONDS = 5.0
 """How long the app, told to stop, waits for its last answers to be read."""
 FETCH_SECONDS = 2.0
@@ -74,6 +76,7 @@ class Page:
             head=style.head(),
             auth=doors.auth,
             max_threads=THREADS,
+            state_session_capacity=SESSIONS,
             app_kwargs={"middleware": [doors.middleware(self.worker)]},
         )
         return address

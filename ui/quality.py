@@ -85,7 +85,7 @@ def _of_evaluation(summary: Mapping, folder: Path) -> dict:
                 "precision": row["precision"],
                 "lpips": {"report": row["lpips"]},
                 "weight_bytes": round(row["memory_gb"]["transformer"] * 1e9),
-                "each": each[row["precision"], row["recipe"]],
+                "each": {"report": each[row["precision"], row["recipe"]]},
             }
             for row in results
         ],
@@ -115,10 +115,11 @@ def _section(found: Mapping, models: Sequence[str]) -> str:
         words.bench_settings(found["settings"]),
         versions,
     ]
-    frontier, ablation, remedies = (found.get(part) or () for part in ("frontier", "ablation", "remedies"))
+    frontier, ablation = ([row for row in found.get(part) or () if _score(row)] for part in ("frontier", "ablation"))
+    remedies = found.get("remedies") or ()
     ruler = found.get("ruler") or {}
-    # The same recipe may be in both.
-    told = {_label(row): row for row in (*ablation, *frontier) if row.get("each")}
+    offered = [row for row in frontier if row.get("offered")]
+    told = {_label(row): row for row in (*ablation, *offered) if _each(row)}  # a recipe may be in both
     parts = [
         _part(words.FRONTIER, words.FRONTIER_NOTE, _frontier(frontier, ruler)) if frontier else "",
         _part(words.ABLATION, words.ABLATION_NOTE, _scores(ablation)) if ablation else "",
@@ -148,13 +149,19 @@ def _label(row: Row) -> str:
     return f"{' + '.join([_name(row), *row.get('parts', ())])}, {words.NAMES[row['precision']]}"
 
 
-def _score(row: Row) -> Score:
-    """Over the prompts that nothing was chosen on, where it was scored on those."""
-    return row["lpips"].get("report") or row["lpips"]["search"]
-
-
 def _half(row: Row) -> str:
+    """Over which prompts it is judged: those that nothing was chosen on, once it was scored on those."""
     return "report" if row["lpips"].get("report") else "search"
+
+
+def _score(row: Row) -> Score | None:
+    """None while it has not been scored at all."""
+    return row["lpips"].get(_half(row))
+
+
+def _each(row: Row) -> Sequence[float]:
+    """Its score prompt by prompt, where that was kept."""
+    return row.get("each", {}).get(_half(row), ())
 
 
 # The frontier
@@ -169,6 +176,8 @@ def _frontier(rows: Sequence[Row], ruler: Mapping[str, Score]) -> str:
         f'<span><i class="tf-key" data-precision="{p}"></i>{words.NAMES[p]}</span>'
         for p in dict.fromkeys(row["precision"] for row in rows)
     )
+    if floor:
+        keys += f"<span>{words.FLOOR_KEY}</span>"
     return (
         f'<p class="tf-keys">{keys}<span>{words.OFFERED_KEY}</span></p><div class="tf-two">{plots}</div>'
         f"<details><summary>{words.every_point(len(rows))}</summary>{_scores(rows)}</details>"
@@ -183,7 +192,7 @@ def _point(row: Row, x: float) -> Point:
         low=score["low"],
         high=score["high"],
         precision=row["precision"],
-        said=f"{_label(row)}: LPIPS {words.interval(score)}",
+        said=f"{_label(row)}: LPIPS {words.interval(score)}, {words.over(score, _half(row))}",
         name=_name(row) if row.get("offered") else "",
     )
 
@@ -197,7 +206,7 @@ def _scores(rows: Sequence[Row]) -> str:
         ((words.RECIPE_COLUMN, None), lambda row: _word(" + ".join([_name(row), *row.get("parts", ())]))),
         ((words.PRECISION_LABEL, None), lambda row: _word(words.NAMES[row["precision"]])),
         *_lpips(_score),
-        ((words.PROMPTS, None), lambda row: _word(f"{_score(row)['n']} {words.HALVES[_half(row)]}")),
+        ((words.PROMPTS, None), lambda row: _word(words.over(_score(row), _half(row)))),
         ((words.WEIGHTS_OF, "MB", "denoiser"), lambda row: _cell(words.megabytes(row["weight_bytes"]))),
         ((words.OVER_SEED, ""), lambda row: _optional(row, "bytes_over_seed_percent", words.percent)),
         ((words.GEMMS, "", "gemms"), lambda row: _optional(row, "gemm_time_of_bf16", "{:.2f}".format)),
@@ -212,15 +221,16 @@ def _remedies(rows: Sequence[Row]) -> str:
         *_lpips(lambda row: _score(row["alone"])),
         ((words.MORE_BYTES, ""), lambda row: _optional(row, "added_bytes_percent", words.percent)),
         ((words.MORE_WORK, ""), lambda row: _optional(row, "added_flops_percent", words.percent)),
+        ((words.GEMMS, "", "gemms"), lambda row: _optional(row, "added_gemm_time_percent", words.percent)),
         ((words.BASIS, None), lambda row: _word(row["basis"]) if row.get("basis") else ""),
     ]
     return _filled(columns, rows, words.REMEDIES)
 
 
-def _lpips(score: Callable[[Row], Score]) -> list[Column]:
+def _lpips(score: Callable[[Row], Score | None]) -> list[Column]:
     return [
-        (("LPIPS", "", "mean_lpips"), lambda row: _cell(words.score(score(row)["mean"]))),
-        (("95%", "", "interval"), lambda row: _cell(words.ends(score(row)))),
+        (("LPIPS", "", "mean_lpips"), lambda row: _cell(words.score(score(row)["mean"])) if score(row) else ""),
+        (("95%", "", "interval"), lambda row: _cell(words.ends(score(row))) if score(row) else ""),
     ]
 
 
@@ -252,7 +262,7 @@ def _distributions(rows: Sequence[Row], ruler: Mapping[str, Score]) -> str:
     """Every prompt's score as a dot, a line a recipe, on one scale; where the means are, and bf16's own noise."""
     if not rows:
         return ""
-    top = 1.04 * max(max(row["each"]) for row in rows)
+    top = 1.04 * max(max(_each(row)) for row in rows)
 
     def at(value: float) -> str:
         return f"{1000 * value / top:.0f}"
@@ -265,13 +275,14 @@ def _distributions(rows: Sequence[Row], ruler: Mapping[str, Score]) -> str:
     lines = "".join(
         f'<div class="tf-dots"><p>{escape(_label(row))}</p>'
         f'<svg data-precision="{row["precision"]}" viewBox="0 0 1000 10" preserveAspectRatio="none" role="img"'
-        f' aria-label="{escape(words.spread(row["each"]))}">{marks}'
-        f'<path class="tf-each" d="{"".join(f"M{at(value)} 5h0" for value in row["each"])}"/>'
+        f' aria-label="{escape(words.spread(_each(row)))}">{marks}'
+        f'<path class="tf-each" d="{"".join(f"M{at(value)} 5h0" for value in _each(row))}"/>'
         f'<path class="tf-mean" d="M{at(_score(row)["mean"])} 0v10"/></svg>'
-        f"<p>{words.spread(row['each'])}</p></div>"
+        f"<p>{words.spread(_each(row))}</p></div>"
         for row in rows
     )
-    return _part(words.DISTRIBUTIONS, words.DISTRIBUTIONS_NOTE, f'<div class="tf-spread">{lines}</div>')
+    note = f"{words.DISTRIBUTIONS_NOTE} {words.DISTRIBUTIONS_ENDS}" if ruler else words.DISTRIBUTIONS_NOTE
+    return _part(words.DISTRIBUTIONS, note, f'<div class="tf-spread">{lines}</div>')
 
 
 def _worst(model: str, found: Mapping, models: Sequence[str]) -> str:

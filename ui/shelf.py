@@ -7,6 +7,7 @@ repository or the machine has to be opened to the web.
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import tempfile
 import threading
@@ -17,6 +18,9 @@ from pathlib import Path
 from gradio.utils import get_upload_folder
 
 from engine.door import positive
+from engine.errors import UNWRITABLE, OutputError
+
+log = logging.getLogger(__name__)
 
 KEPT_HOURS = 24.0
 KEPT_GB = 5.0
@@ -52,12 +56,20 @@ class Shelf:
         return cls(hours, positive(environment, "TWINFRAME_OUTPUTS_GB", KEPT_GB))
 
     def new(self) -> Path:
-        """An empty folder; sweeps what nobody can be looking at any more."""
-        # Systems clean their temporary folders by themselves, which must not end a long-running app.
-        self.root.mkdir(parents=True, exist_ok=True)
-        with self._sweeping:
-            self._sweep(time.time())
-        return Path(tempfile.mkdtemp(dir=self.root))
+        """An empty folder; sweeps what nobody can be looking at any more.
+
+        Raises:
+            OutputError: none can be made.
+        """
+        try:
+            # Systems clean their temporary folders by themselves, which must not end a long-running app.
+            self.root.mkdir(parents=True, exist_ok=True)
+            with self._sweeping:
+                self._sweep(time.time())
+            return Path(tempfile.mkdtemp(dir=self.root))
+        except OSError as error:
+            log.error("no folder for a comparison: %s", error)
+            raise OutputError(UNWRITABLE) from error
 
     def pin(self, folder: Path) -> Path:
         """A copy of `folder` that is never swept."""

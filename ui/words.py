@@ -253,7 +253,7 @@ def map_hints(asked: CompareRequest) -> dict[str, str]:
     box = "The box marks the worst spot."
     return {
         "pixels": f"|a − b| of each pixel, averaged over its three colours{of_files}. {box}",
-        "lpips": f"Where LPIPS comes from{of_tensors}: its mean over the picture is the score. {box}",
+        "lpips": f"Where LPIPS comes from{of_tensors}: its mean over the whole is the score. {box}",
     }
 
 
@@ -689,18 +689,19 @@ EVALUATE_COMMAND = (
 )
 FRONTIER = "Closeness against size"
 FRONTIER_NOTE = (
-    "Each point is a recipe, with the 95% interval of its mean LPIPS: lower is closer to bf16, left is smaller. "
-    "The dashed line is bf16's own noise."
+    "Each point is a recipe, with the 95% interval of its mean LPIPS: lower is closer to bf16, left is smaller."
 )
 BY_BYTES = "LPIPS against the denoiser's weights, MB"
 BY_SPEED = "LPIPS against the time of the matrix products, bf16 = 1: derived from FLOPs, not measured"
 OFFERED_KEY = "Filled and named: offered in Compare"
-FLOOR = "bf16's own noise"
+FLOOR, FLOOR_KEY = "bf16's own noise", "Dashed: bf16's own noise"
+SENSITIVITY_ELSEWHERE = "How sensitive each group of layers is stands in the Recipe tab."
 ABLATION, ABLATION_NOTE = "Every layer against selective", "The post's question, measured here."
 REMEDIES = "Remedies, each alone"
 REMEDIES_NOTE = "What each adds to the selective recipe, and what it costs."
 DISTRIBUTIONS = "Prompt by prompt"
-DISTRIBUTIONS_NOTE = "A dot a prompt; the stroke is the mean. Dashed: bf16's own noise, and another seed where it fits."
+DISTRIBUTIONS_NOTE = "A dot a prompt; the stroke is the mean."
+DISTRIBUTIONS_ENDS = "Dashed: bf16's own noise, and another seed where that fits."
 WORST = "Worst pairs"
 WORST_NOTE = "The prompts that suffer most; a link opens the pair in Compare, where Generate makes it."
 OPEN_PAIR = "Open in Compare"
@@ -719,6 +720,11 @@ def prompts(found: Mapping[str, Sequence]) -> str:
     """Over how many prompts something was found and reported."""
     parts = [f"{len(found[half])} prompts {HALVES[half]}" for half in HALVES if found.get(half)]
     return " · ".join(parts) if len(parts) > 1 else f"{len(next(filter(None, found.values()), ()))} prompts"
+
+
+def over(score: Mapping[str, float], half: str) -> str:
+    """How many prompts a mean is over, and of which half."""
+    return f"{score['n']} {HALVES[half]}"
 
 
 def every_point(count: int) -> str:

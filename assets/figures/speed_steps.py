@@ -28,9 +28,10 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from engine import catalog, compilation, fusion, loading, profile, recipes
 from engine.compare import versions
-from engine.precision import detect, quantize_linear_modules, support
+from engine.precision import detect, support
+from engine.source import Source
 
-LIMIT = 480.0
+LIMIT = 300.0
 SPEC = catalog.MODELS["flux.1-dev"]
 BEGAN = time.monotonic()
 
@@ -49,9 +50,17 @@ class Some(CustomGraphPass):
         return "-".join(self.names)
 
 
-SHARED = Some("real_rotations", "share", "flatten_quantized", "share", "keep_quantized")
-PERSISTENT = type(
-    "Persistent", (fusion.Rewrites,), {"__call__": lambda self, graph: SHARED(graph), "uuid": lambda self: "persistent"}
+SHARED = Some("share", "flatten_quantized", "share", "keep_quantized")
+ROWS = type("Rows", (fusion.Rewrites,), {"__call__": lambda self, graph: SHARED(graph), "uuid": lambda self: "rows"})()
+GELU = type(
+    "Gelu",
+    (fusion.Rewrites,),
+    {
+        "__call__": lambda self, graph: Some(
+            "logistic_gelu", "share", "flatten_quantized", "multiply_and_saturate", "share", "keep_quantized"
+        )(graph),
+        "uuid": lambda self: "gelu",
+    },
 )()
 
 
@@ -60,38 +69,29 @@ class Variant:
     name: str
     mode: str = compilation.DEFAULT
     options: dict = field(default_factory=dict)
-    fused: bool = False
     side: int = 1024
-    needs: float = 25.0
-    """Seconds it may take."""
+    precisions: tuple[str, ...] = ("fp8", "bf16")
 
 
 ALL = dict(fusion.options())
-QUANTIZED = "+ shared quantization"
-"""Changes nothing in bf16."""
+SEED, BEST = "seed's compile", "+ CUDA graph of the step"
 VARIANTS = [
-    Variant("seed: blocks compiled, defaults"),
-    Variant("seed with a CUDA graph of each block", compilation.GRAPHS),
-    Variant(QUANTIZED, options={"post_grad_custom_pre_pass": SHARED}),
-    Variant("+ one pass over a row", options={"post_grad_custom_pre_pass": PERSISTENT, "split_reductions": False}),
+    Variant(SEED),
+    Variant("+ shared quantization", options={"post_grad_custom_pre_pass": SHARED}, precisions=("fp8",)),
     Variant(
-        "+ exponential GELU",
-        options={"post_grad_custom_pre_pass": fusion.Rewrites(), "split_reductions": False},
+        "+ one pass over a row",
+        options={"post_grad_custom_pre_pass": ROWS, "split_reductions": False},
+        precisions=("fp8",),
     ),
-    Variant("+ fewer intermediates (all rewrites)", options=ALL),
-    Variant("+ CUDA graph of the step", compilation.STEP, ALL),
-    Variant("+ fused QKV", compilation.STEP, ALL, fused=True),
-    Variant("512: seed", side=512),
-    Variant("512: all rewrites", options=ALL, side=512),
-    Variant("512: all rewrites, CUDA graph of the step", compilation.STEP, ALL, side=512),
     Variant(
-        "all rewrites, graph, GEMMs autotuned",
-        compilation.STEP,
-        {**ALL, "max_autotune_gemm": True, "triton.enable_persistent_tma_matmul": True},
-        needs=110,
+        "+ logistic GELU, multiplied casts", options={"post_grad_custom_pre_pass": GELU, "split_reductions": False}
     ),
+    Variant("+ turned pairs (all rewrites)", options=ALL),
+    Variant(BEST, compilation.GRAPHS, ALL),
+    Variant(SEED, side=512),
+    Variant("+ turned pairs (all rewrites)", options=ALL, side=512),
+    Variant(BEST, compilation.GRAPHS, ALL, side=512),
 ]
-PROFILED = ("seed: blocks compiled, defaults", "+ CUDA graph of the step", "512: all rewrites")
 
 
 class Sweep:
@@ -109,9 +109,8 @@ class Sweep:
             "profiles": {},
             "errors": {},
         }
-        self.denoisers: dict[tuple[str, bool], nn.Module] = {}
+        self.denoisers: dict[str, nn.Module] = {}
         self.truth: dict[tuple, Tensor] = {}
-        self.best: dict[str, Variant] = {}
 
     def say(self, text: str) -> None:
         print(f"[{time.monotonic() - BEGAN:5.0f}s] {text}", flush=True)
@@ -120,8 +119,8 @@ class Sweep:
         self.result["seconds"] = time.monotonic() - BEGAN
         self.out.write_text(json.dumps(self.result, indent=1) + "\n")
 
-    def guarded(self, name: str, run: Callable[[], object], needs: float = 25.0) -> None:
-        if time.monotonic() - BEGAN + needs > LIMIT:
+    def guarded(self, name: str, run: Callable[[], object]) -> None:
+        if time.monotonic() - BEGAN > LIMIT:
             self.result["errors"][name] = "not begun: out of time"
         else:
             try:
@@ -136,44 +135,18 @@ class Sweep:
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def denoiser(self, precision: str, fused: bool) -> nn.Module:
-        key = (precision, fused)
-        if key in self.denoisers:
-            return self.denoisers[key]
-        for other in [k for k in self.denoisers if k[1]]:  # fused ones one at a time
-            del self.denoisers[other]
-        how = support(precision, self.machine)
-        spec = SPEC
-        if self.tiny:
-            small = {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 64}
-            small |= {"joint_attention_dim": 64, "pooled_projection_dim": 32, "axes_dims_rope": (16, 24, 24)}
-            spec = replace(SPEC, overrides={"transformer": small})
-        source = loading.Source(random=True)
-        empty = loading.empty_transformer(spec)
-        rule = recipes.recipe(spec.family, "full" if self.tiny else "seed")
-        plan = recipes.plan(empty, rule, precision)
-        if not fused:
-            made = loading.load_transformer(spec, self.device, source, place=recipes.quantizer(plan, how))
-        else:
-            made = loading.load_transformer(spec, self.device, source)
-            made.fuse_qkv_projections()
-            names = set(plan.names)
-            for name, module in list(made.named_modules()):
-                for fresh, old in (
-                    ("to_qkv", ("to_q", "to_k", "to_v")),
-                    ("to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj")),
-                ):
-                    if hasattr(module, fresh) and hasattr(module, old[0]):
-                        for part in old:
-                            delattr(module, part)
-                            names.discard(f"{name}.{part}")
-                        names.add(f"{name}.{fresh}")
-                        getattr(module, fresh).to(torch.bfloat16).requires_grad_(False)
-            if precision != "bf16":
-                quantize_linear_modules(made, names, how)
-            made.eval()
-        self.denoisers[key] = made
-        return made
+    def denoiser(self, precision: str) -> nn.Module:
+        if precision not in self.denoisers:
+            spec = SPEC
+            if self.tiny:
+                small = {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 64}
+                small |= {"joint_attention_dim": 64, "pooled_projection_dim": 32, "axes_dims_rope": (16, 24, 24)}
+                spec = replace(SPEC, overrides={"transformer": small})
+            rule = recipes.recipe(spec.family, "full" if self.tiny else "seed")
+            plan = recipes.plan(loading.empty_transformer(spec), rule, precision)
+            place = recipes.quantizer(plan, support(precision, self.machine))
+            self.denoisers[precision] = loading.load_transformer(spec, self.device, Source(random=True), place=place)
+        return self.denoisers[precision]
 
     def inputs(self, denoiser: nn.Module, side: int) -> dict:
         """What FluxPipeline gives its transformer in the middle of a run."""
@@ -213,7 +186,7 @@ class Sweep:
         return found
 
     def variant(self, precision: str, v: Variant) -> None:
-        denoiser = self.denoiser(precision, v.fused)
+        denoiser = self.denoiser(precision)
         given = self.inputs(denoiser, v.side)
         torch.compiler.reset()
         gc.collect()
@@ -238,13 +211,9 @@ class Sweep:
         away = ((made - self.truth[key]).norm() / self.truth[key].norm()).item()
         reserved = torch.cuda.memory_reserved() - before if self.cuda else 0
         self.row(precision, v, found, first, away, reserved)
-        if self.cuda and v.name in PROFILED:
-            self.guarded(
-                f"profile {precision} {v.name}",
-                lambda: self.result["profiles"].update(
-                    {f"{precision}: {v.name}": profile.table(lambda: denoiser(**given), self.device)}
-                ),
-            )
+        if self.cuda and v.name in (SEED, BEST):
+            name = f"{precision} {v.side} {v.name}"
+            self.result["profiles"][name] = profile.table(lambda: denoiser(**given), self.device)
         blocks.use(compilation.EAGER)
         blocks.forget()
 
@@ -264,9 +233,9 @@ class Sweep:
         )
         self.say(f"{precision} {v.side} {v.name}: {median(found):.2f} ms, first {first:.1f} s, away {away:.5f}")
 
-    def trajectory(self, precision: str, names: tuple[str, ...]) -> None:
+    def trajectory(self, precision: str) -> None:
         """28 steps of the real pipeline by some variants: how far their last latents lie apart."""
-        denoiser = self.denoiser(precision, False)
+        denoiser = self.denoiser(precision)
         given = self.inputs(denoiser, 1024)
         pipeline = FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
@@ -298,7 +267,7 @@ class Sweep:
 
         torch.compiler.reset()
         last: dict[str, Tensor] = {}
-        for v in [Variant("eager", compilation.EAGER), *(v for v in VARIANTS if v.name in names)]:
+        for v in [Variant("eager", compilation.EAGER), VARIANTS[0], VARIANTS[5]]:
             blocks = compilation.Blocks(denoiser, dynamic=False, options=v.options)
             blocks.use(v.mode)
             for _ in range(1 if v.mode == compilation.EAGER else 2):
@@ -394,7 +363,7 @@ class Sweep:
 
     def floors(self) -> None:
         for precision in ("bf16", "fp8"):
-            denoiser = self.denoiser(precision, False)
+            denoiser = self.denoiser(precision)
             with profile.counted(denoiser) as work:
                 denoiser(**self.inputs(denoiser, 1024))
             found = profile.floor(work, self.device)
@@ -410,22 +379,15 @@ class Sweep:
             self.guarded("products", self.products)
             self.guarded("attention", self.attention)
             self.guarded("floors", self.floors)
-        slow = [v for v in VARIANTS if v.needs > 25]
-        self.variants([v for v in VARIANTS if v not in slow])
+        self.variants(VARIANTS)
         for precision in ("fp8", "bf16"):
-            self.guarded(
-                f"trajectory {precision}",
-                partial(self.trajectory, precision, ("seed: blocks compiled, defaults", "+ CUDA graph of the step")),
-            )
-        again = [replace(v, name=f"again, warm: {v.name}") for v in (VARIANTS[0], VARIANTS[6])]
-        self.variants(again)  # drift, and the time to start from warm caches
-        self.variants(slow)
+            self.guarded(f"trajectory {precision}", partial(self.trajectory, precision))
+        self.variants([replace(v, name=f"again: {v.name}") for v in (VARIANTS[0], VARIANTS[5])])  # drift, warm caches
 
     def variants(self, variants: list[Variant]) -> None:
         for v in variants:
-            for precision in ("fp8", "bf16"):
-                if precision == "fp8" or v.name != QUANTIZED:
-                    self.guarded(f"{precision} {v.name}", partial(self.variant, precision, v), v.needs)
+            for precision in v.precisions:
+                self.guarded(f"{precision} {v.side} {v.name}", partial(self.variant, precision, v))
 
 
 def main() -> None:

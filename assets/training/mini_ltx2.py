@@ -357,7 +357,7 @@ def vae_optimizers(vae: AutoencoderKLLTX2Video) -> list[torch.optim.Optimizer]:
     inner, rest = [], []
     for name, parameter in vae.named_parameters():
         (inner if parameter.ndim == 5 and not name.startswith(ends) else rest).append(parameter)
-    return [Muon(inner, lr=torch.tensor(1.5e-3, device=DEVICE)), adam(rest, 1e-3)]
+    return [Muon(inner, lr=torch.tensor(1e-3, device=DEVICE)), adam(rest, 1e-3)]
 
 
 def train_vae(data: Path, run: Path, seconds: float, batch: int, limit: int | None) -> None:
