@@ -579,8 +579,8 @@ class Studio:
         else:
             recorded = ", one CUDA graph a step" if mode == compilation.GRAPHS else ""
             compiled = (
-                f"repeated blocks, fullgraph{recorded}, settings of engine/fusion.py; {warm.graphs} graphs compiled in a first call of "
-                f"{warm.seconds:.1f} s, {recompiled} in the timed one"
+                f"repeated blocks, fullgraph{recorded}, settings of engine/fusion.py; {warm.graphs} graphs compiled in "
+                f"a first call of {warm.seconds:.1f} s, {recompiled} in the timed one"
             )
             warm_up = f"{compilation.WARM_UP_STEPS[mode]} warm-up steps"
         spoilt = f"{not_numbers} values are not numbers and are shown as 0: do not trust this output"

@@ -12,6 +12,7 @@ import tiny
 import torch
 from torchao.quantization.utils import recommended_inductor_config_setter
 
+from assets.figures import speed_steps
 from engine import __main__, bench, catalog, compilation, loading, plots, precision
 from engine.errors import OutputError, RequestError
 from engine.precision import Machine
@@ -40,7 +41,7 @@ def spec(tmp_path_factory):
 @pytest.fixture
 def eager(monkeypatch):
     """Compiling for a CPU takes minutes and is not what is tested."""
-    monkeypatch.setattr(compilation.Blocks, "_compiled", lambda self, mode: [None] * len(self._blocks))
+    monkeypatch.setattr(compilation.Blocks, "_compiled", lambda self: [None] * len(self._blocks))
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def test_a_lane_that_fails_says_why_and_the_others_go_on(measure, monkeypatch):
     def fails(self, lane, request):
         if request.batch_size == 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
-        original(self, lane, request)
+        return original(self, lane, request)
 
     monkeypatch.setattr(bench._Bench, "_call", fails)
     one, two, three = measure(batch_sizes=(1, 2, 3))["rows"]
@@ -188,7 +189,7 @@ def test_a_target_that_cannot_be_written_is_found_before_measuring(measure, tmp_
 @pytest.mark.parametrize("name", ["mxfp8", "nvfp4"])
 def test_the_native_configurations_are_the_posts(name):
     b200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
-    engines, posts = precision._config(precision.support(name, b200)), bench.SEED_CONFIGS[name]()
+    engines, posts = precision._config(precision.support(name, b200), False), bench.SEED_CONFIGS[name]()
     assert type(engines) is type(posts)
     assert vars(engines) == vars(posts)
 
@@ -353,14 +354,23 @@ def test_a_section_sets_the_engine_beside_the_posts_method_and_the_bare_pipeline
     assert "median of 3 calls" in section and "median of 1 call." in section
 
 
-def test_the_readmes_benchmarks_are_what_the_tool_makes_of_the_files(capsys, monkeypatch):
-    """`python -m engine bench --table assets/benchmarks/*.json`, between its two marks."""
+def marked(name):
+    """What the README holds between two marks."""
     readme = (catalog.ASSETS.parent / "README.md").read_text()
+    return readme.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
+
+
+def test_the_readmes_steps_are_what_the_script_makes_of_its_file():
+    result = json.loads((catalog.ASSETS / "figures" / "speed-steps.json").read_text())
+    assert marked("steps") == speed_steps.table(result).strip()
+
+
+def test_the_readmes_benchmarks_are_what_the_tool_makes_of_the_files(capsys, monkeypatch):
+    """`python -m engine bench --table assets/benchmarks/*.json`."""
     files = sorted(str(file) for file in (catalog.ASSETS / "benchmarks").glob("*.json"))
     monkeypatch.setattr(sys, "argv", ["engine", "bench", "--table", *files])
     __main__.main()
-    shown = readme.split("<!-- benchmarks -->")[1].split("<!-- /benchmarks -->")[0]
-    assert shown.strip() == capsys.readouterr().out.strip()
+    assert marked("benchmarks") == capsys.readouterr().out.strip()
 
 
 def test_a_file_that_is_no_result_is_one_sentence(tmp_path, capsys, monkeypatch):

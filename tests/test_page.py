@@ -1317,7 +1317,8 @@ def start(*arguments, code="import app; app.main()", **options):
     code = (
         "import sys, types; from tests import fake_engine; fake = types.ModuleType('engine.worker');"
         "fake.Worker = lambda *_, **options: fake_engine.FakeWorker(); sys.modules['engine.worker'] = fake;"
-        "fake.Process = types.SimpleNamespace(from_arguments=lambda _: None); sys.modules['engine.process'] = fake;" + code
+        "fake.Process = types.SimpleNamespace(from_arguments=lambda _: None); sys.modules['engine.process'] = fake;"
+        + code
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, **pipes, **options)

@@ -1,10 +1,11 @@
 """What each step towards a faster denoiser gains: FLUX.1-dev in bf16 and FP8, random weights, one step at a time.
 
 python -m assets.figures.speed_steps OUT [--tiny]
+python -m assets.figures.speed_steps --table assets/figures/speed-steps.json
 
-OUT is written anew after every measurement. A variant that fails says why and the rest goes on; none begins that would
-not end within `LIMIT` seconds. Every variant's output is compared with the uncompiled one of its precision on the same input; what
-the seed post's own compile differs by is the noise floor beside it.
+OUT is written anew after every measurement. A variant that fails says why and the rest goes on; none begins after
+`LIMIT` seconds. Every variant's output is compared with the uncompiled one of its precision on the same input; how far
+the seed post's own compile is from that is the noise floor. `--table` prints a result as Markdown.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from statistics import median
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from torch import Tensor, nn
-from torch.fx import Graph
 from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch.fx import Graph
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine import catalog, compilation, fusion, loading, profile, recipes
 from engine.compare import versions
@@ -125,7 +127,7 @@ class Sweep:
         else:
             try:
                 run()
-            except Exception as error:  # the others shall run
+            except Exception as error:  # noqa: BLE001 (the others shall run)
                 traceback.print_exc()
                 self.result["errors"][name] = f"{type(error).__name__}: {error}"[:2000]
                 gc.collect()
@@ -309,55 +311,31 @@ class Sweep:
             one = torch.ones((), device="cuda")
             mm = partial(torch._scaled_mm, a, b, out_dtype=torch.bfloat16, use_fast_accum=True)
             calls = {
-                "bf16": lambda: nn.functional.linear(x, w, bias),
-                "fp8 rows": lambda: mm(scale_a=ra, scale_b=rb, bias=bias),
-                "fp8 rows without bias": lambda: mm(scale_a=ra, scale_b=rb),
-                "fp8 one scale": lambda: mm(scale_a=one, scale_b=one, bias=bias),
+                "bf16": partial(nn.functional.linear, x, w, bias),
+                "fp8 rows": partial(mm, scale_a=ra, scale_b=rb, bias=bias),
+                "fp8 rows without bias": partial(mm, scale_a=ra, scale_b=rb),
+                "fp8 one scale": partial(mm, scale_a=one, scale_b=one, bias=bias),
             }
             entry = {"m": m, "k": k, "n": n}
             for name, call in calls.items():
-                try:
-                    ms = profile.milliseconds(call, self.device)
-                    entry[name] = {"ms": ms, "tflops": 2 * m * k * n / ms / 1e9}
-                except Exception as error:
-                    entry[name] = f"{type(error).__name__}: {error}"[:200]
+                ms = profile.milliseconds(call, self.device)
+                entry[name] = {"ms": ms, "tflops": 2 * m * k * n / ms / 1e9}
             found.append(entry)
             self.say(json.dumps(entry))
         self.result["products"] = found
 
     def attention(self) -> None:
-        """FLUX's attention by every backend that is here."""
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
+        """FLUX's attention by PyTorch's kernels."""
         found = {}
         for tokens in (4608, 1536):
-            q, k, v = (torch.randn(1, tokens, 24, 128, device="cuda").bfloat16().transpose(1, 2) for _ in range(3))
-            for backend in (
-                SDPBackend.CUDNN_ATTENTION,
-                SDPBackend.FLASH_ATTENTION,
-                SDPBackend.EFFICIENT_ATTENTION,
-                None,
-            ):
-                name = f"{tokens} {backend.name if backend else 'chosen by PyTorch'}"
-                try:
-                    if backend:
-                        with sdpa_kernel(backend):
-                            ms = profile.milliseconds(
-                                lambda: nn.functional.scaled_dot_product_attention(q, k, v), self.device
-                            )
-                    else:
-                        ms = profile.milliseconds(
-                            lambda: nn.functional.scaled_dot_product_attention(q, k, v), self.device
-                        )
-                    found[name] = {"ms": ms, "tflops": 4 * 24 * tokens * tokens * 128 / ms / 1e9}
-                except Exception as error:
-                    found[name] = f"{type(error).__name__}: {error}"[:200]
-        for package in ("flash_attn", "flash_attn_interface", "flash_attn.cute", "kernels", "sageattention", "mslk"):
-            try:
-                __import__(package)
-                found[package] = "here"
-            except Exception as error:
-                found[package] = f"{type(error).__name__}"
+            shape = (1, tokens, 24, 128)
+            tensors = [torch.randn(shape, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(3)]
+            attend = partial(nn.functional.scaled_dot_product_attention, *tensors)
+            for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
+                with sdpa_kernel(backend):
+                    ms = profile.milliseconds(attend, self.device)
+                found[f"{tokens} {backend.name}"] = {"ms": ms, "tflops": 4 * 24 * tokens * tokens * 128 / ms / 1e9}
+            found[f"{tokens} chosen by PyTorch"] = {"ms": profile.milliseconds(attend, self.device)}
         self.result["attention"] = found
         self.say(json.dumps(found))
 
@@ -390,11 +368,38 @@ class Sweep:
                 self.guarded(f"{precision} {v.side} {v.name}", partial(self.variant, precision, v))
 
 
+def table(result: dict) -> str:
+    """The steps of a result as Markdown: milliseconds of one denoising step, and how far it is from uncompiled."""
+    heads = ("size", "step", *(f"{name}{what}" for name in ("bf16", "FP8") for what in (", ms", ": relative L2")))
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    found = {(row["side"], row["variant"], row["precision"]): row for row in result["rows"]}
+    for side, variant in dict.fromkeys((side, variant) for side, variant, _ in found):
+        if variant.startswith("again"):
+            continue
+        rows = [found.get((side, variant, precision)) for precision in ("bf16", "fp8")]
+        cells = [
+            c for r in rows for c in ((f"{r['step_ms']:.1f}", f"{r['relative_l2_from_eager']:.4f}") if r else "––")
+        ]
+        lines.append(f"| {' | '.join([f'{side}x{side}', variant, *cells])} |")
+    for precision in ("bf16", "fp8"):
+        floor = result["floors"][precision]
+        lines.append(
+            f"\nFloor in {precision}: {floor['floor_ms']:.1f} ms, {floor['gemm_ms']:.1f} of it matrix products and "
+            f"{floor['attention_ms']:.1f} attention, each shape timed alone on the same {result['device']}."
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("out", type=Path)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("out", type=Path, nargs="?")
+    what.add_argument("--table", type=Path)
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(args.table.read_text())), end="")
+        return
     compilation.configure()
     with torch.inference_mode():
         Sweep(args.out, args.tiny).run()
