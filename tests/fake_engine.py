@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import av
@@ -144,7 +145,7 @@ class FakeJob:
             versions={"torch": "0.0", "diffusers": "0.0"},
             results=tuple(results),
             ruler=RULER,
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            created=datetime.now(UTC).isoformat(),
         )
         comparison.save(self.out)
         yield events.Completed(comparison)

@@ -251,7 +251,7 @@ BAD = {
     "unknown model": (["--model", "maxi-flux"], ["'maxi-flux'", "mini-flux"]),
     "unknown precision": (["--precision", "bf16", "int4"], ["'int4'", *PRECISIONS]),
     "no precision": (["--precision", ""], PRECISIONS),
-    "unknown recipe": (["--recipe", "half"], ["'half'", "seed or full"]),
+    "unknown recipe": (["--recipe", "half"], ["'half'", "seed", "tuned", "full"]),
     "empty prompt": (["--prompt", ""], ["empty"]),
     "blank prompt": (["--prompt", " \t\n"], ["empty"]),
     "long prompt": (["--prompt", "x" * 151], ["151", "150"]),

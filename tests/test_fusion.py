@@ -58,7 +58,10 @@ def test_one_activation_is_quantized_once_for_all_its_layers():
     casts = [n for n in graph.graph.nodes if "val" in n.meta and n.meta["val"].dtype == FP8]
     assert count(graph, aten.amax.default) == 1
     assert {tuple(node.meta["val"].shape) for node in casts} <= {(10, 32), (2, 5, 32)}
-    assert all(torch.equal(a, b) for a, b in zip(graph(x), before, strict=True))
+    for a, b in zip(graph(x), before, strict=True):
+        # A product with the reciprocal and a quotient may fall on two sides of a tie: one step of e4m3, and seldom.
+        torch.testing.assert_close(a, b, rtol=0.13, atol=0)
+        assert (a != b).float().mean() < 0.02
 
 
 def test_what_draws_or_changes_is_never_shared():

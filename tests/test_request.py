@@ -194,7 +194,7 @@ def test_precisions_of_the_wrong_type(precisions):
 @pytest.mark.parametrize("recipe", ["half", "", 1, ["seed"], "seed\n", False])
 def test_unknown_recipes(recipe):
     text = refused(recipe=recipe)
-    assert repr(recipe) in text and "seed or full" in text
+    assert repr(recipe) in text and "seed or tuned or full" in text
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t  \r\n", "\u3000"])
