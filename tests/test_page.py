@@ -1329,7 +1329,7 @@ def start(*arguments, code="import app; app.main()", **options):
     [
         (["--models", "flux.9"], f"There is no model 'flux.9': choose one of {', '.join(catalog.MODELS)}."),
         (["--models", ","], f"--models names no model: choose from {', '.join(catalog.MODELS)}."),
-        (["--preload", "other"], "--preload other is not among --models mini-flux."),
+        (["--preload", "other"], "--preload other is not among --models mini-flux,mini-qwen."),
         (["--port", "abc"], "Argument --port: invalid int value: 'abc'. See app.py --help."),
         (["--port", "70000"], "Port 70000 does not exist: choose one from 1 to 65535."),
     ],
