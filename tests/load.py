@@ -228,50 +228,50 @@ def table(figures: dict) -> str:
     if found := figures.get("crowd"):
         ends = ", ".join(f"{n} {kind}" for kind, n in sorted(found["outcomes"].items(), key=lambda kv: -kv[1]))
         page = found["page_s"]
-        rows += [
+        rows.append(
             (
                 f"{found['clients']} clients at once for {found['minutes']:g} minutes",
                 f"{ends}; anything else or hung: {found['other_outcomes']}; the page answered within "
                 f"{page['most']:.2f} s (median {page['median']:.3f} s)",
             )
-        ]
+        )
     if found := figures.get("hostile"):
         answers = ", ".join(f"{n} {kind}" for kind, n in sorted(found["answers"].items()))
-        rows += [
+        rows.append(
             (
                 f"{found['calls']:,} malformed and hostile calls to every route",
                 f"{answers}; {len(found['failures'])} of 5xx, with a traceback or a file outside; memory "
                 f"{found['growth_percent']:+.1f}%",
             )
-        ]
+        )
     if found := figures.get("cancels"):
         freed = found["freed_s"]
-        rows += [
+        rows.append(
             (
                 f"{found['times']} clients that went away at random moments",
                 f"the worker was free after {freed['median']:.2f} s (at most {freed['most']:.2f} s; a denoising step "
                 f"took up to {found['step_s']['most']:.2f} s); memory {_change(found):+.0f} MB; next request: "
                 f"{found['next_request']}",
             )
-        ]
+        )
     if found := figures.get("faults"):
         for name, one in found["kinds"].items():
-            rows += [
+            rows.append(
                 (
                     f"{name}, {one['times']} times",
                     f"{one['one_sentence']} ended in one sentence, {one['next_succeeded']} next requests succeeded, "
                     f"{one['broken_files']} broken files",
                 )
-            ]
+            )
     if found := figures.get("soak"):
         grown = found["per_hour"]
-        rows += [
+        rows.append(
             (
                 f"{found['minutes']:g} minutes of mixed load, {sum(found['outcomes'].values()):,} requests",
                 f"app {grown['app_mb']:+.0f} MB an hour, engine {grown['engine_mb']:+.0f} MB, files "
                 f"{grown['disk_mb']:+.0f} MB, threads {grown['threads']:+.1f}, open files {grown['files']:+.1f}",
             )
-        ]
+        )
     return "\n".join(["| | |", "|---|---|", *(f"| {what} | {came} |" for what, came in rows)])
 
 

@@ -128,14 +128,19 @@ def test_a_run_with_previews_is_not_timed_and_one_without_has_none(seen):
     assert live.reference.memory.peak == plain.reference.memory.peak
 
 
+def with_previews(page):
+    """Press Generate with live previews on; gives the page back."""
+    page.get_by_text(words.MORE).click()
+    page.get_by_label(words.PREVIEWS_LABEL).check()
+    page.click("#tf-go")
+    return page
+
+
 @browser_test
 def test_the_page_shows_previews_where_they_were_asked_for_and_says_that_nothing_was_timed(visit):
     worker = FakeWorker(step_seconds=0.08)
     with served(worker) as url:
-        page = visit(url)
-        page.get_by_text(words.MORE).click()
-        page.get_by_label(words.PREVIEWS_LABEL).check()
-        page.click("#tf-go")
+        page = with_previews(visit(url))
         preview = page.locator(".tf-preview").first
         preview.wait_for()
         assert preview.get_attribute("alt").startswith("bf16 so far, step ")
@@ -159,10 +164,7 @@ def test_the_page_shows_previews_where_they_were_asked_for_and_says_that_nothing
 def test_stop_ends_a_run_with_previews_within_a_step(visit):
     worker = FakeWorker(step_seconds=0.08)
     with served(worker) as url:
-        page = visit(url)
-        page.get_by_text(words.MORE).click()
-        page.get_by_label(words.PREVIEWS_LABEL).check()
-        page.click("#tf-go")
+        page = with_previews(visit(url))
         page.locator(".tf-preview").first.wait_for()
         page.click("#tf-stop")
         assert until(lambda: worker.jobs[0].outcome == "cancelled")
