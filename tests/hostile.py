@@ -83,9 +83,10 @@ class Findings:
 
     def note(self, method: str, path: str, status: int | str, body: str) -> None:
         self.calls += 1
+        full = path == "/health" and status == 503 and body.startswith('{"status": ')  # says so by design
         self.answers[f"{status // 100}xx" if isinstance(status, int) else status] += 1
         for wrong, holds in (
-            (f"answered {status}", not isinstance(status, int) or status >= 500),
+            (f"answered {status}", not full and (not isinstance(status, int) or status >= 500)),
             ("a traceback", "Traceback (most recent" in body),
             ("a file outside", SECRET in body or "root:x:0" in body),
         ):

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.fake_engine import FakeWorker, served
-from tests.hostile import SECRET, Hostile, routes, send
+from tests.hostile import SECRET, Findings, Hostile, routes, send
 from ui import bodies
 
 
@@ -91,3 +91,12 @@ def test_a_component_that_is_sent_nonsense_is_the_senders_mistake(app, caplog):
     body = {"data": ["nonsense"], "fn_index": quick[0]["id"], "session_hash": "x"}
     assert httpx.post(f"{app}/gradio_api/run/predict", json=body).status_code == 422
     assert [record.levelname for record in caplog.records if record.name == "ui.doors"] == []
+
+
+def test_health_may_say_that_the_queue_is_full_and_nothing_else_may_answer_503():
+    findings = Findings()
+    findings.note("GET", "/health", 503, '{"status": "busy", "queue": 20}')
+    assert findings.failures == []
+    findings.note("GET", "/gradio_api/info", 503, '{"status": "busy", "queue": 20}')
+    findings.note("GET", "/health", 503, "Service Unavailable")
+    assert findings.failures == ["GET /gradio_api/info: answered 503", "GET /health: answered 503"]
