@@ -72,8 +72,9 @@ def run(args: argparse.Namespace) -> int:
     from ui.page import build_page
 
     doors, door = Doors.from_environment(os.environ), Door(Limits.from_environment(os.environ))
+    shares = options.shares_results(args, os.environ)
     with (
-        closing(Worker(args.models, device, door)) as worker,
+        closing(Worker(args.models, device, door, shares)) as worker,
         closing(build_page(worker, models=args.models)) as page,
     ):
         page.serve(host=args.host, port=args.port, share=args.share, doors=doors, mcp=args.mcp)

@@ -33,7 +33,7 @@ from torchao.quantization.quantize_.common import KernelPreference
 
 from engine import compilation, events, loading, profile, recipes, residency, timing
 from engine.catalog import ModelSpec
-from engine.compare import Made, Progress, Studio, call, finished, versions
+from engine.compare import Made, Progress, Rendition, Studio, call, finished, versions
 from engine.errors import RequestError, UnsupportedError
 from engine.files import write_whole
 from engine.request import CompareRequest
@@ -122,6 +122,8 @@ class _Lane:
     load_s: float
     """Seconds until the denoiser was there, the first one with text encoders and VAE."""
     blocks: compilation.Blocks
+    rendition: Rendition | None = None
+    """The engine's; the seed's method has none."""
     mode: str = compilation.EAGER
     error: str | None = None
     first_call_s: float | None = None
@@ -249,8 +251,7 @@ class _Bench:
             yield [self._row(lane, request) for lane in lanes]
         timed = [lane for lane in lanes if lane.execution == "native"]
         for lane in timed:  # the allocator has been emptied for each lane's own figure: fill it again, untimed
-            few = replace(request, num_inference_steps=compilation.WARM_UP_STEPS[lane.mode])
-            self._guarded(lane, partial(self._call, lane, few))
+            self._guarded(lane, partial(self._few, lane, request))
         for done in range(self.settings.repeats):
             if done and deadline is not None and time.monotonic() > deadline:
                 break
@@ -301,6 +302,7 @@ class _Bench:
             weights=rendition.weights,
             load_s=self._load_s[name],
             blocks=rendition.blocks,
+            rendition=rendition,
         )
 
     def _loading(self, event: events.Event) -> None:
@@ -347,21 +349,20 @@ class _Bench:
         lane.mode = compilation.mode(self.spec, request.batch_size, native, self.device)
         if lane.method == "seed":  # the post compiles, come what may
             lane.mode = compilation.DEFAULT
-        few = replace(request, num_inference_steps=compilation.WARM_UP_STEPS[lane.mode])
         timing.free(self.device)
         graphs, began = compilation.graphs_compiled(), timing.now(self.device)
         if self.device.type == "cuda":
             before, reserved = torch.cuda.memory_allocated(self.device), torch.cuda.memory_reserved(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
-            self._call(lane, few)
+            self._few(lane, request)
             lane.first_call_s = timing.now(self.device) - began
             lane.kept = torch.cuda.memory_allocated(self.device) - before
             lane.warm_peak = torch.cuda.max_memory_allocated(self.device) - before
             lane.reserved = torch.cuda.max_memory_reserved(self.device) - reserved
         else:
-            self._call(lane, few)
+            self._few(lane, request)
             lane.first_call_s = timing.now(self.device) - began
-            lane.warm_peak = timing.added_bytes(lambda: self._call(lane, few), self.device)
+            lane.warm_peak = timing.added_bytes(lambda: self._few(lane, request), self.device)
         lane.peak = lane.warm_peak if not native else 0
         lane.graphs = compilation.graphs_compiled() - graphs
 
@@ -373,7 +374,8 @@ class _Bench:
         if lane.method == "bare":
             lane.blocks.use(lane.mode)
             began = timing.now(self.device)
-            output = call(lane.pipeline, self.spec, request, request.seed)
+            steps = lane.rendition.weight_only(request.num_inference_steps)
+            output = call(lane.pipeline, self.spec, request, request.seed, steps=steps)
             lane.latencies.append(Latency(text=0, denoise=0, decode=0, total=timing.now(self.device) - began))
         else:
             with timing.stages(lane.pipeline, self.device) as clock:
@@ -386,10 +388,17 @@ class _Bench:
             lane.peak = lane.warm_peak
         lane.recompiled += compilation.graphs_compiled() - graphs
 
-    def _call(self, lane: _Lane, request: CompareRequest) -> object:
+    def _few(self, lane: _Lane, request: CompareRequest) -> object:
+        """As few steps as warm everything up."""
+        rendition = lane.rendition
+        count = rendition.warm_up_steps(lane.mode) if rendition else compilation.WARM_UP_STEPS[lane.mode]
+        return self._call(lane, replace(request, num_inference_steps=count), warming=True)
+
+    def _call(self, lane: _Lane, request: CompareRequest, warming: bool = False) -> object:
         lane.blocks.use(lane.mode)
         progress = Progress(lane.precision, request.num_inference_steps, lambda _: None, lambda: False)
-        return call(lane.pipeline, self.spec, request, request.seed, progress)
+        steps = lane.rendition.weight_only(request.num_inference_steps, warming) if lane.rendition else None
+        return call(lane.pipeline, self.spec, request, request.seed, progress, steps)
 
     def profiles(self, request: CompareRequest) -> list[dict]:
         """The last group's denoisers, one step each taken apart; nothing on a CPU."""

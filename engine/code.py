@@ -71,7 +71,9 @@ def code(request: CompareRequest, precision: str, execution: str) -> str:
     parts = [_head(spec, precision, execution, recipe), _load(spec)]
     if precision != REFERENCE:
         parts += [chooser(recipe, precision), _quantize(precision, _others(recipe, precision))]
-    return "\n\n".join([*parts, _prepare(spec), _call(spec, request), _save(spec, request, precision)]) + "\n"
+    steps = recipe.weight_only_steps(precision)
+    parts += [_prepare(spec), *([_switch(steps, request.num_inference_steps)] if any(steps) else [])]
+    return "\n\n".join([*parts, _call(spec, request, any(steps)), _save(spec, request, precision)]) + "\n"
 
 
 def chooser(recipe: recipes.Recipe, precision: str) -> str:
@@ -126,6 +128,8 @@ def _head(spec: ModelSpec, precision: str, execution: str, recipe: recipes.Recip
             "# says so, which torchao does not: what this program makes is a little further from bf16.",
         ]
     own = dict.fromkeys(line for name in (precision, *_others(recipe, precision)) for line in _IMPORTS.get(name, ()))
+    if any(recipe.weight_only_steps(precision)):
+        own["from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor"] = None
     video = ("from diffusers.utils import encode_video",) if spec.modality == "video" else ()
     return "\n".join([*said, "import torch", f"from diffusers import {spec.pipeline}", *video, *own])
 
@@ -171,7 +175,30 @@ def _prepare(spec: ModelSpec) -> str:
     )
 
 
-def _call(spec: ModelSpec, request: CompareRequest) -> str:
+def _switch(weight_only: tuple[int, int], total: int) -> str:
+    """The source of what engine/remedies.py's `WeightOnlySteps` does."""
+    first, last = weight_only
+    return f"""linears = [module for module in pipe.transformer.modules() if isinstance(module, torch.nn.Linear)]
+weights = [linear.weight for linear in linears if isinstance(linear.weight, NVFP4Tensor)]
+quantizers = [weight.act_quant_kwargs for weight in weights]
+
+
+def before(step):
+    # Activations stay bf16 in the first {first} and the last {last} of {total} steps, and NVFP4 weights are unpacked.
+    plain = step < {first} or step >= {total - last}
+    for weight, quantizer in zip(weights, quantizers):
+        weight.act_quant_kwargs = None if plain else quantizer
+
+
+def ended(pipe, index, timestep, kwargs):
+    before(index + 1)
+    return {{}}
+
+
+before(0)"""
+
+
+def _call(spec: ModelSpec, request: CompareRequest, switched: bool) -> str:
     clip = {"num_frames": request.num_frames, "frame_rate": spec.defaults.frame_rate}
     further = {
         "height": request.height,
@@ -186,6 +213,7 @@ def _call(spec: ModelSpec, request: CompareRequest) -> str:
         repr(request.prompt),
         *(f"{name}={value!r}" for name, value in further.items()),
         f'generator=[torch.Generator("cpu").manual_seed((seed + i) % 2**32) for i in range({request.batch_size})]',
+        *(["callback_on_step_end=ended"] if switched else []),
         *(['output_type="np"'] if spec.modality == "video" else []),
     ]
     return "\n".join([f"seed = {request.seed}", "output = pipe(", *(f"    {a}," for a in arguments), ")"])

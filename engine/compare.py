@@ -38,6 +38,7 @@ from engine.catalog import ModelSpec
 from engine.errors import CancelledRun, UnsupportedError
 from engine.files import cache_folder, write_whole
 from engine.previews import Previewer
+from engine.remedies import WeightOnlySteps
 from engine.request import PRECISIONS, REFERENCE, CompareRequest
 from engine.results import Comparison, Generation, LayerCounts, LpipsMap, Memory, Metrics, Ruler
 
@@ -63,6 +64,19 @@ class Rendition:
     """GB of the denoiser as stored."""
     blocks: compilation.Blocks
     """The denoiser's, to be run eager or compiled."""
+    weight_only_steps: tuple[int, int]
+    """First and last steps in which activations stay bf16."""
+
+    def warm_up_steps(self, mode: str) -> int:
+        """Steps of a warm-up, in which all is done that a run in this mode may do."""
+        return compilation.WARM_UP_STEPS[mode] * (2 if any(self.weight_only_steps) else 1)
+
+    def weight_only(self, total: int, warming: bool = False) -> WeightOnlySteps | None:
+        """What leaves activations in bf16 in some steps of a call of `total`, or, `warming`, in every other half."""
+        if not any(self.weight_only_steps):
+            return None
+        steps = (total // 2, 0) if warming else self.weight_only_steps
+        return WeightOnlySteps(self.pipeline.transformer, steps, total, self.blocks.vary)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +134,9 @@ class Studio:
         self._arrived: dict[residency.Key, tuple[float, float]] = {}
         """GB and seconds of a part's last way from there to the device."""
         self._warm: dict[tuple, compilation.WarmUp] = {}
-        """By rendition and shape: a shape is warm once it is here."""
+        """By rendition and shape: a shape is warm once it is here, until a recording is dropped."""
+        self._compiled: dict[tuple, float] = {}
+        """Seconds of the first call that compiled for a rendition and a size; compiled code outlives moved weights."""
         self._rulers = RulerShelf()
         self._fingerprints: dict[str, str] = {}
 
@@ -204,7 +220,8 @@ class Studio:
             layers=recipes.verify(pipeline.transformer, plan),
             weights=timing.weight_bytes(*_modules(pipeline.components)) / timing.GB,
             transformer=stored,
-            blocks=compilation.Blocks(pipeline.transformer, dynamic=False if spec.text_padded else None),
+            blocks=compilation.Blocks(pipeline.transformer),
+            weight_only_steps=plan.recipe.weight_only_steps(name),
         )
 
     def shared(self, spec: ModelSpec, told: loading.Told | None = None) -> dict[str, object]:
@@ -341,7 +358,8 @@ class Studio:
         progress = Progress(name, request.num_inference_steps, tell, stop, preview)
         graphs = compilation.graphs_compiled()
         with timing.stages(rendition.pipeline, self.device) as clock:
-            output = call(rendition.pipeline, spec, request, request.seed, progress)
+            steps = rendition.weight_only(request.num_inference_steps)
+            output = call(rendition.pipeline, spec, request, request.seed, progress, steps)
         recompiled = compilation.graphs_compiled() - graphs
         made = finished(rendition.pipeline, spec, output)
         self._guard.outputs(spec, made.pixels)
@@ -427,20 +445,31 @@ class Studio:
             self._shelf.use(key, residency.shared_key(spec.id))
         mode = self.mode(rendition, spec, request)
         rendition.blocks.use(mode)
-        shape = (request.height, request.width, request.num_frames, request.batch_size, request.guidance_scale > 1)
+        shape = (request.height, request.width, request.num_frames, request.batch_size)
+        compiled = (*key, *shape)
+        shape += (request.guidance_scale > 1,)
         if mode != compilation.EAGER and not spec.text_padded:
             shape += (_tokens(rendition.pipeline, spec, request.prompt),)
         key = (*key, *shape)
-        if key not in self._warm:
-            tell(events.Warming(name))
-            few = replace(request, num_inference_steps=compilation.WARM_UP_STEPS[mode])
-            quiet = Progress(name, few.num_inference_steps, lambda _: None, stop)
+        if key not in self._warm or self._warm[key].dropped != rendition.blocks.dropped:
+            compiles = mode != compilation.EAGER and compiled not in self._compiled
+            tell(events.Warming(name, compiles, max(self._compiled.values(), default=None) if compiles else None))
+            count = rendition.warm_up_steps(mode)
+            few, steps = replace(request, num_inference_steps=count), rendition.weight_only(count, warming=True)
+            quiet = Progress(name, count, lambda _: None, stop)
             gc.collect()
             began, graphs = timing.now(self.device), compilation.graphs_compiled()
-            added = timing.added_bytes(lambda: call(rendition.pipeline, spec, few, request.seed, quiet), self.device)
-            self._warm[key] = compilation.WarmUp(
-                seconds=timing.now(self.device) - began, graphs=compilation.graphs_compiled() - graphs, added=added
+            added = timing.added_bytes(
+                lambda: call(rendition.pipeline, spec, few, request.seed, quiet, steps), self.device
             )
+            self._warm[key] = compilation.WarmUp(
+                seconds=timing.now(self.device) - began,
+                graphs=compilation.graphs_compiled() - graphs,
+                added=added,
+                dropped=rendition.blocks.dropped,
+            )
+            if compiles:
+                self._compiled[compiled] = self._warm[key].seconds
         return self._warm[key]
 
     def mode(self, rendition: Rendition, spec: ModelSpec, request: CompareRequest) -> str:
@@ -582,35 +611,39 @@ class Studio:
                 f"repeated blocks, fullgraph{recorded}, settings of engine/fusion.py; {warm.graphs} graphs compiled in "
                 f"a first call of {warm.seconds:.1f} s, {recompiled} in the timed one"
             )
-            warm_up = f"{compilation.WARM_UP_STEPS[mode]} warm-up steps"
+            warm_up = f"{rendition.warm_up_steps(mode)} warm-up steps"
         spoilt = f"{not_numbers} values are not numbers and are shown as 0: do not trust this output"
-        return {
-            "Device": self.machine.name,
-            "Weights": loading.described(spec, self.source),
-            "Execution": f"{support.execution}: {support.reason}",
-            "Linear layers": (
-                f"{layers.quantized} of {linears} quantized, {layers.skipped} skipped by the recipe, "
-                f"{layers.left} left in bf16 for their shape"
-            ),
-            "Prompt": _read(rendition.pipeline, spec, request.prompt),
-            "Recipe": f"{request.recipe}: {recipes.recipe(spec.family, request.recipe).summary}",
-            "GEMM": support.gemm,
-            "Attention": f"PyTorch scaled_dot_product_attention in bf16 (diffusers backend {ATTENTION!r})",
-            "Compile": compiled,
-            "Text encoders and VAE": "bf16, shared by all precisions",
-            "Residency": self._where(_key(spec, support.precision, request.recipe)),
-            "Scheduler": f"{type(rendition.pipeline.scheduler).__name__}, {request.num_inference_steps} steps",
-            "Noise": f"CPU generator, seed {request.seed}, the same for every precision",
-            "Timing": (
-                "not timed: previews were drawn between the steps"
-                if request.previews
-                else f"one pipeline call between device synchronisations, after {warm_up} of the same shape"
-            ),
-            "Memory": (
-                "weights as stored, plus the peak that the warm-up, with decoding, allocates"
-                + (" through PyTorch's CPU allocator" if self.device.type == "cpu" else " on the device")
-            ),
-        } | ({"Damage": spoilt} if not_numbers else {})
+        return (
+            {
+                "Device": self.machine.name,
+                "Weights": loading.described(spec, self.source),
+                "Execution": f"{support.execution}: {support.reason}",
+                "Linear layers": (
+                    f"{layers.quantized} of {linears} quantized, {layers.skipped} skipped by the recipe, "
+                    f"{layers.left} left in bf16 for their shape"
+                ),
+                "Prompt": _read(rendition.pipeline, spec, request.prompt),
+                "Recipe": f"{request.recipe}: {recipes.recipe(spec.family, request.recipe).summary}",
+                "GEMM": support.gemm,
+                "Attention": f"PyTorch scaled_dot_product_attention in bf16 (diffusers backend {ATTENTION!r})",
+                "Compile": compiled,
+                "Text encoders and VAE": "bf16, shared by all precisions",
+                "Residency": self._where(_key(spec, support.precision, request.recipe)),
+                "Scheduler": f"{type(rendition.pipeline.scheduler).__name__}, {request.num_inference_steps} steps",
+                "Noise": f"CPU generator, seed {request.seed}, the same for every precision",
+                "Timing": (
+                    "not timed: previews were drawn between the steps"
+                    if request.previews
+                    else f"one pipeline call between device synchronisations, after {warm_up} of the same shape"
+                ),
+                "Memory": (
+                    "weights as stored, plus the peak that the warm-up, with decoding, allocates"
+                    + (" through PyTorch's CPU allocator" if self.device.type == "cpu" else " on the device")
+                ),
+            }
+            | ({"Damage": spoilt} if not_numbers else {})
+            | _activations(rendition)
+        )
 
     def _where(self, key: residency.Key) -> str:
         """Where weights are while a precision runs, in words."""
@@ -660,6 +693,13 @@ class Progress:
         return {}
 
 
+def _activations(rendition: Rendition) -> dict[str, str]:
+    first, last = rendition.weight_only_steps
+    if not first and not last:
+        return {}
+    return {"Activations": f"bf16 in the first {first} and the last {last} steps, NVFP4 in between"}
+
+
 def _key(spec: ModelSpec, name: str, recipe: str) -> residency.Key:
     """Of a model's denoiser in one precision: bf16 has no recipe."""
     return (spec.id, name, recipe if name != REFERENCE else "")
@@ -683,12 +723,20 @@ def seed_of(seed: int, i: int) -> int:
 
 
 def call(
-    pipeline: DiffusionPipeline, spec: ModelSpec, request: CompareRequest, seed: int, progress: Progress | None = None
+    pipeline: DiffusionPipeline,
+    spec: ModelSpec,
+    request: CompareRequest,
+    seed: int,
+    progress: Progress | None = None,
+    steps: WeightOnlySteps | None = None,
 ) -> object:
     """The real pipeline call, and what it returns.
 
     Item i of a batch has the noise of seed + i, from a CPU generator, so that it can be made again alone and on any
     device.
+
+    Args:
+        steps: what leaves activations in bf16 in some of them.
 
     Raises:
         CancelledRun: `progress` said so.
@@ -696,21 +744,28 @@ def call(
     if progress is not None:
         progress.check()
     clip = {"num_frames": request.num_frames, "frame_rate": spec.defaults.frame_rate}
-    return pipeline(
-        request.prompt,
-        height=request.height,
-        width=request.width,
-        num_inference_steps=request.num_inference_steps,
-        generator=[torch.Generator("cpu").manual_seed(seed_of(seed, i)) for i in range(request.batch_size)],
-        output_type="pt",
-        callback_on_step_end=progress,
-        **{
-            **spec.call,
-            **(clip if spec.modality == "video" else {}),
-            spec.guidance_argument: request.guidance_scale,
-            spec.batch_argument: request.batch_size,
-        },
-    )
+
+    def ended(pipeline: DiffusionPipeline, index: int, timestep: Tensor, kwargs: dict) -> dict:
+        if steps is not None:
+            steps.ended(index + 1)
+        return {} if progress is None else progress(pipeline, index, timestep, kwargs)
+
+    with steps or contextlib.nullcontext():
+        return pipeline(
+            request.prompt,
+            height=request.height,
+            width=request.width,
+            num_inference_steps=request.num_inference_steps,
+            generator=[torch.Generator("cpu").manual_seed(seed_of(seed, i)) for i in range(request.batch_size)],
+            output_type="pt",
+            callback_on_step_end=None if progress is steps is None else ended,
+            **{
+                **spec.call,
+                **(clip if spec.modality == "video" else {}),
+                spec.guidance_argument: request.guidance_scale,
+                spec.batch_argument: request.batch_size,
+            },
+        )
 
 
 def finished(pipeline: DiffusionPipeline, spec: ModelSpec, output: object) -> Made:

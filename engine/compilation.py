@@ -34,6 +34,14 @@ _RECOMPILE_LIMIT = 128
 """Graphs of one block class; all precisions and shapes of all models with it share them, and torch's 8 are too few."""
 
 
+PROMPT: Mapping[str, Callable[[Mapping], tuple]] = {
+    "QwenImageTransformerBlock": lambda given: ((given["encoder_hidden_states"], 1), (given["image_rotary_emb"][1], 0)),
+}
+"""Class of a block -> the tensors of its arguments that are as long as the prompt, each with that dimension, for models
+whose prompts are not padded: one graph serves every prompt. Padding would need a mask, which FlashAttention has none
+for, and its pictures are others: on mini-qwen as far away as fused from unfused attention."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:
     """What the first run of a shape took."""
@@ -44,6 +52,8 @@ class WarmUp:
     """Graphs that were compiled."""
     added: int
     """The most bytes it allocated beyond what was there when it began."""
+    dropped: int = 0
+    """Recordings that had been given up by then (`Blocks.dropped`)."""
 
 
 def mode(spec: ModelSpec, batch_size: int, native: bool, device: torch.device) -> str:
@@ -75,8 +85,9 @@ class Blocks:
 
     Args:
         denoiser: a diffusers model whose class names its `_repeated_blocks`.
-        dynamic: torch.compile's argument. False gives every shape its own graph, the fastest; None lets a dimension
-            that changes become symbolic, for prompts that are not padded to one length.
+        dynamic: torch.compile's argument. False gives every shape its own graph, the fastest, but for the length of
+            prompts that are not padded, which is symbolic from the first (see `PROMPT`); None lets any dimension that
+            changes become symbolic, so that what a size runs as depends on which came before it.
         options: Inductor settings on top of the mode's own.
     """
 
@@ -96,6 +107,15 @@ class Blocks:
             block._compiled_call_impl = call  # where nn.Module.compile() keeps it
         self._denoiser._compiled_call_impl = self._step if mode == GRAPHS else None
 
+    def vary(self, variant: object) -> None:
+        """The blocks compute something else from now on, which this hashable names: it gets recordings of its own."""
+        self._step.variant = variant
+
+    @property
+    def dropped(self) -> int:
+        """Recorded steps that were given up for others so far: when it grows, what was warm may not be any more."""
+        return self._step.dropped
+
     def forget(self) -> None:
         """The weights have moved: what was recorded with their addresses is of no use any more."""
         self._step.forget()
@@ -103,4 +123,17 @@ class Blocks:
     def _compiled(self) -> list[Callable]:
         configure()
         self._denoiser.compile_repeated_blocks(fullgraph=True, dynamic=self._dynamic, options=self._options)
-        return [block._compiled_call_impl for block in self._blocks]
+        calls = [block._compiled_call_impl for block in self._blocks]
+        where = [PROMPT.get(type(block).__name__) for block in self._blocks]
+        if self._dynamic is not False:
+            return calls
+        return [_any_prompt(call, at) if at else call for call, at in zip(calls, where, strict=True)]
+
+
+def _any_prompt(call: Callable, where: Callable[[Mapping], tuple]) -> Callable:
+    def called(*args: object, **kwargs: object) -> object:
+        for tensor, dimension in where(kwargs):
+            torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+        return call(*args, **kwargs)
+
+    return called

@@ -15,7 +15,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from engine.catalog import ModelSpec
-from engine.errors import LoadError, RefusedError, RequestError
+from engine.door import switch
+from engine.errors import LoadError, RefusedError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,11 +52,8 @@ class Filter:
         Raises:
             RequestError: TWINFRAME_FILTER is neither.
         """
-        said = environment.get("TWINFRAME_FILTER", "")
-        if said not in ("", "on", "off"):
-            raise RequestError(f"TWINFRAME_FILTER must be on or off, not {said!r}.")
         chosen = cls(
-            on=said == "on" or (public and not said),
+            on=switch(environment, "TWINFRAME_FILTER", default=public),
             public=public,
             prompts=environment.get("TWINFRAME_FILTER_PROMPTS") or cls.prompts,
             pictures=environment.get("TWINFRAME_FILTER_PICTURES") or cls.pictures,

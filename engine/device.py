@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from engine import catalog, code, events, inspection, loading, recipes, timing
+from engine import catalog, code, compilation, events, inspection, loading, recipes, timing
 from engine.compare import Studio
 from engine.content import NO_FILTER, Filter
-from engine.errors import CancelledRun, FaultError, LoadError, TwinframeError
+from engine.errors import CancelledRun, FaultError, LoadError, TwinframeError, UnsupportedError
 from engine.machine import Machine, Support
 from engine.request import CompareRequest
 from engine.results import Comparison
@@ -72,7 +74,8 @@ class Device:
         return self._carry_out(self.studio.compare, request, out, _ending_downloads(tell, stop), stop)
 
     def prepare(self, model_id: str, tell: Tell, stop: Stop) -> None:
-        """Load a model in its default precisions, warm its default shape and measure its ruler.
+        """Load a model in its default precisions, warm its default shape and measure its ruler; then warm the other
+        sizes that it offers.
 
         Raises:
             TwinframeError, CancelledRun: as `compare`.
@@ -81,10 +84,25 @@ class Device:
 
     def _prepare(self, model_id: str, tell: Tell, stop: Stop) -> None:
         spec, request = catalog.model(model_id), CompareRequest.create("warm-up", model=model_id)
-        for name in request.precisions:
+        for index, name in enumerate(request.precisions, 1):
+            tell(events.Preparing(name, index, len(request.precisions)))
             rendition = self.studio.rendition(spec, name, request.recipe, tell)
             self.studio.warm(rendition, spec, request, tell, stop)
         self.studio.ruler(spec, request, tell, stop)
+        self._warm_sizes(spec, request, tell, stop)
+
+    def _warm_sizes(self, spec: catalog.ModelSpec, request: CompareRequest, tell: Tell, stop: Stop) -> None:
+        """Compile for every other size that is offered, so that nobody waits for it; sizes without room are left."""
+        sizes = [size for size in spec.limits.sizes if size != (request.height, request.width)]
+        wanted = list(product(request.precisions, sizes))
+        for index, (name, (height, width)) in enumerate(wanted, 1):
+            asked = replace(request, height=height, width=width)
+            rendition = self.studio.rendition(spec, name, request.recipe, tell)
+            if self.studio.mode(rendition, spec, asked) == compilation.EAGER:
+                continue
+            tell(events.Preparing(name, index, len(wanted), (height, width)))
+            with suppress(UnsupportedError):
+                self.studio.warm(rendition, spec, asked, tell, stop)
 
     def about_weights(self, model_id: str) -> str:
         """What to know before a model is used, in a sentence or two: that its weights are not here, damaged or random,

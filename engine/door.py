@@ -78,6 +78,18 @@ def positive(environment: Mapping[str, str], name: str, default: float | None) -
     return value
 
 
+def switch(environment: Mapping[str, str], name: str, default: bool) -> bool:
+    """A variable that is on or off; `default` where it is unset or empty.
+
+    Raises:
+        RequestError: it is neither.
+    """
+    said = environment.get(name, "")
+    if said not in ("", "on", "off"):
+        raise RequestError(f"{name} must be on or off, not {said!r}.")
+    return said == "on" if said else default
+
+
 class Door:
     """Admits or refuses. Not locked: the worker asks it while it holds its own lock.
 

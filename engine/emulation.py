@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
+from torchao.prototype.mx_formats.nvfp4_tensor import QuantizeTensorToNVFP4Kwargs
 from torchao.quantization import Float8Tensor, PerRow
 from torchao.quantization.quantize_.common import KernelPreference
 from torchao.quantization.transform_module import register_quantize_module_handler
@@ -68,6 +69,9 @@ def _multiply(input: Tensor, weight: _EmulatedTensor, bias: Tensor | None = None
 # NVFP4: e2m1 codes, one e4m3 scale a block of 16, one fp32 scale a tensor
 
 
+NVFP4_ACTIVATIONS = QuantizeTensorToNVFP4Kwargs(use_dynamic_per_tensor_scale=True)
+
+
 class EmulatedNVFP4Tensor(_EmulatedTensor):
     """An NVFP4 weight (N, K), logically bf16, that `F.linear` multiplies with dynamically quantized activations.
 
@@ -75,32 +79,44 @@ class EmulatedNVFP4Tensor(_EmulatedTensor):
         codes: uint8 (N, K / 2), two e2m1 values a byte, the even one in the low nibble.
         block_scales: float8_e4m3fn (N, K / 16).
         tensor_scale: float32 ().
+        act_quant_kwargs: as of torchao's `NVFP4Tensor`: None leaves activations in bf16 (`nvfp4_weight_only`).
     """
 
     tensor_data_names = ["codes", "block_scales", "tensor_scale"]  # noqa: RUF012 (torchao copies the list)
     tensor_attribute_names = []  # noqa: RUF012
+    optional_tensor_attribute_names = ["act_quant_kwargs"]  # noqa: RUF012
 
-    def __new__(cls, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor) -> EmulatedNVFP4Tensor:
+    def __new__(
+        cls, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor, act_quant_kwargs: object = NVFP4_ACTIVATIONS
+    ) -> EmulatedNVFP4Tensor:
         shape = (codes.shape[0], codes.shape[1] * 2)
         return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bfloat16, device=codes.device)
 
-    def __init__(self, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor) -> None:
+    def __init__(
+        self, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor, act_quant_kwargs: object = NVFP4_ACTIVATIONS
+    ) -> None:
         self.codes, self.block_scales, self.tensor_scale = codes, block_scales, tensor_scale
+        self.act_quant_kwargs = act_quant_kwargs
 
     @classmethod
-    def from_weight(cls, weight: Tensor, searched: bool = False) -> EmulatedNVFP4Tensor:
+    def from_weight(cls, weight: Tensor) -> EmulatedNVFP4Tensor:
         """Quantize a bf16 (N, K) weight on any device, by `nvfp4.quantize`.
 
         Raises:
             ValueError: not bf16, not 2D, or a dimension that is not a multiple of 16.
         """
-        packed = nvfp4.quantize(weight, searched)
-        _scaled_pairs(weight.device)  # built now, lest a CUDA graph's memory pool should come to own it
-        return cls(*packed)
+        return cls.from_packed(*nvfp4.quantize(weight))
+
+    @classmethod
+    def from_packed(cls, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor) -> EmulatedNVFP4Tensor:
+        """Take codes and scales as they are."""
+        _scaled_pairs(codes.device)  # built now, lest a CUDA graph's memory pool should come to own it
+        return cls(codes, block_scales, tensor_scale)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """bf16 (..., K) -> bf16 (..., N)."""
-        return nvfp4_linear(x, self.codes, self.block_scales, self.tensor_scale, bias)
+        multiply = nvfp4_weight_only if self.act_quant_kwargs is None else nvfp4_linear
+        return multiply(x, self.codes, self.block_scales, self.tensor_scale, bias)
 
 
 @torch.library.custom_op("twinframe::nvfp4_linear", mutates_args=())
@@ -182,7 +198,20 @@ def _scaled_pairs(device: torch.device) -> Tensor:
     return (scales[:, None, None] * pairs).to(torch.bfloat16).view(torch.int32).flatten()
 
 
+@torch.library.custom_op("twinframe::nvfp4_weight_only", mutates_args=())
+def nvfp4_weight_only(
+    x: Tensor, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    """x @ weight.T + bias with bf16 activations, the weight rounded to bf16 as `NVFP4Tensor.dequantize` rounds it.
+
+    Args, returns: as of `nvfp4_linear`.
+    """
+    weight = nvfp4.dequantize(codes, block_scales, tensor_scale).to(torch.bfloat16)
+    return F.linear(x, weight, bias)
+
+
 @nvfp4_linear.register_fake
+@nvfp4_weight_only.register_fake
 def _(x: Tensor, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
@@ -277,12 +306,15 @@ class EmulationConfig(AOBaseConfig):
     """`torchao.quantization.quantize_` config that replaces a Linear's bf16 weight by an emulated one."""
 
     tensor_class: type[EmulatedNVFP4Tensor] | type[EmulatedFP8Tensor]
-    searched: bool = False
-    """NVFP4 alone: search the block scales of weights."""
+    packed: nvfp4.Packed | None = None
+    """NVFP4 alone: codes, block scales and tensor scale, where they are not `nvfp4.quantize`'s usual ones."""
 
 
 @register_quantize_module_handler(EmulationConfig)
 def _emulate(module: nn.Linear, config: EmulationConfig) -> nn.Linear:
-    options = {"searched": True} if config.searched else {}
-    module.weight = nn.Parameter(config.tensor_class.from_weight(module.weight, **options), requires_grad=False)
+    if config.packed is None:
+        weight = config.tensor_class.from_weight(module.weight)
+    else:
+        weight = EmulatedNVFP4Tensor.from_packed(*config.packed)
+    module.weight = nn.Parameter(weight, requires_grad=False)
     return module

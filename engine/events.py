@@ -34,9 +34,26 @@ class Downloading:
 
 
 @dataclass(frozen=True)
-class Warming:
+class Preparing:
+    """A preload turns to one precision: what is loaded and warmed next is for it."""
+
     precision: str
-    """An untimed step of the same shape, so that the timed run finds everything in place."""
+    index: int
+    """1 to `total`."""
+    total: int
+    size: tuple[int, int] | None = None
+    """Height and width, of an offered size besides the default one: by then the model is ready."""
+
+
+@dataclass(frozen=True)
+class Warming:
+    """Untimed steps of the same shape, so that the timed run finds everything in place."""
+
+    precision: str
+    compiling: bool = False
+    """The blocks are compiled for this size, which happens once."""
+    seconds: float | None = None
+    """What the slowest compile took so far, with its steps; None if this is the first."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,7 @@ Event = (
     Queued
     | Loading
     | Downloading
+    | Preparing
     | Warming
     | Step
     | Finished

@@ -1,13 +1,19 @@
-"""Files that appear whole or not at all, and where the user's cache lies."""
+"""Files that appear whole or not at all, folders that belong to one process, and where the user's cache lies."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from engine.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def cache_folder() -> Path:
@@ -42,6 +48,35 @@ def whole(file: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def claim(folder: Path) -> int | None:
+    """Hold a folder as this process's own for as long as it lives, however it ends; None if that cannot be.
+
+    By a lock on the folder itself, which the kernel gives back with the process, and which systemd-tmpfiles respects
+    too. Returns its descriptor: closing that gives the folder back. None if another process holds it, if it is gone,
+    or if the system has no such locks (Windows).
+    """
+    if fcntl is None:
+        return None
+    try:
+        held = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    with contextlib.suppress(OSError):
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(held), folder.stat()):  # else it was removed just before
+            return held
+    os.close(held)
+    return None
+
+
+def remove_abandoned(folders: Iterable[Path]) -> None:
+    """Remove those that a process claimed which has ended since; nothing that anybody holds."""
+    for folder in folders:
+        if (held := claim(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
 
 
 def remove_partial(folder: Path) -> None:

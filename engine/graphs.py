@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-KEPT = 8
-"""Recordings of one denoiser, one a shape; the one used longest ago gives way."""
+KEPT = 16
+"""Recordings of one denoiser, one a shape: all sizes that a model offers, twice where it has a negative prompt. The one
+used longest ago gives way."""
 PLAIN_CALLS = 2
 """Calls of a shape that run as they are before one is recorded: they compile, tune and fill the libraries' caches,
 which cannot be done while recording."""
@@ -30,9 +31,15 @@ class StepGraph:
     Args:
         call: takes and gives tensors in any nesting of tuples, lists and dictionaries; it neither waits for the GPU nor
             draws random numbers.
+
+    Attributes:
+        dropped: recordings that gave way to others so far.
+        variant: hashable, set by whoever changes what `call` does besides through its arguments: part of the shape.
     """
 
     def __init__(self, call: Callable):
+        self.dropped = 0
+        self.variant: object = None
         self._call = call
         self._plain: dict[tuple, int] = {}
         self._recorded: OrderedDict[tuple, _Recording] = OrderedDict()
@@ -44,7 +51,7 @@ class StepGraph:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not _recordable(tensors):
             return self._call(*args, **kwargs)
-        key = (str(nesting), *map(_shape, leaves))
+        key = (self.variant, str(nesting), *map(_shape, leaves))
         if key not in self._recorded:
             if self._plain.get(key, 0) < PLAIN_CALLS:
                 self._plain[key] = self._plain.get(key, 0) + 1
@@ -62,6 +69,7 @@ class StepGraph:
     def _record(self, key: tuple, args: tuple, kwargs: dict) -> None:
         while len(self._recorded) >= KEPT:
             self._plain.pop(self._recorded.popitem(last=False)[0], None)
+            self.dropped += 1
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         self._recorded[key] = _Recording(self._call, args, kwargs, self._pool)

@@ -21,6 +21,7 @@ from engine.errors import OutputError, RequestError, UnsupportedError
 from engine.files import write_whole
 from engine.prompts import PromptSet
 from engine.recipes import Plan, Recipe
+from engine.remedies import WeightOnlySteps
 from engine.request import PRECISIONS, CompareRequest
 from engine.source import Source
 
@@ -70,10 +71,11 @@ class Bench:
         recipes.verify(transformer, plan)
         return transformer, plan
 
-    def make(self, transformer: nn.Module, prompt: str) -> Tensor:
+    def make(self, transformer: nn.Module, prompt: str, weight_only_steps: tuple[int, int] = (0, 0)) -> Tensor:
         """A picture (1, 3, H, W) or the frames of a clip (F, 3, H, W), float in [-1, 1], on the CPU."""
         pipeline, request = self.pipeline(transformer), self.request(prompt)
-        made = finished(pipeline, self.spec, call(pipeline, self.spec, request, request.seed))
+        steps = WeightOnlySteps(transformer, weight_only_steps, request.num_inference_steps)
+        made = finished(pipeline, self.spec, call(pipeline, self.spec, request, request.seed, steps=steps))
         return (made.pixels if self.spec.modality == "image" else made.pixels[0]).cpu() * 2 - 1
 
     def reference(self, prompt: str) -> Tensor:
@@ -82,10 +84,10 @@ class Bench:
             self._references[prompt] = self.make(self.exact, prompt)
         return self._references[prompt]
 
-    def lpips(self, transformer: nn.Module, prompt: str) -> float:
+    def lpips(self, transformer: nn.Module, prompt: str, weight_only_steps: tuple[int, int] = (0, 0)) -> float:
         """From the picture in bf16; of a clip the mean over its frames."""
-        reference = self.reference(prompt)
-        return metrics.clip_distance(self.make(transformer, prompt), reference, self.device)[0].mean().item()
+        reference, made = self.reference(prompt), self.make(transformer, prompt, weight_only_steps)
+        return metrics.clip_distance(made, reference, self.device)[0].mean().item()
 
 
 @contextmanager

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torchao.prototype.mx_formats.kernels import f4_unpacked_to_f32, f32_to_f4_unpacked, pack_uint4, unpack_uint4
 
+Packed = tuple[Tensor, Tensor, Tensor]
+"""Codes, block scales and tensor scale, as of `quantize`."""
 BLOCK = 16
 """Elements of K that share one block scale."""
 E2M1_MAX = 6.0
@@ -24,7 +26,7 @@ SEARCHED_STEPS = range(-4, 7)
 clipped, to 1.7, where it falls on a finer part of the grid. More steps find next to nothing on the miniature."""
 
 
-def quantize(weight: Tensor, searched: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def quantize(weight: Tensor, searched: bool = False) -> Packed:
     """Quantize a bf16 (N, K) weight; without the search, to the bits that torchao's config makes of it on a GPU.
 
     The usual algorithm is torchao 0.18's `nvfp4_quantize`: block scale = e4m3((block amax / 6) / tensor scale), not
@@ -49,7 +51,7 @@ def quantize(weight: Tensor, searched: bool = False) -> tuple[Tensor, Tensor, Te
     block_scales = (amax * (1 / E2M1_MAX) / tensor_scale).clamp_(E4M3_LEAST_NORMAL, E4M3_MAX)
     block_scales = block_scales.to(torch.float8_e4m3fn)
     if searched:
-        block_scales = _search(blocks, block_scales, tensor_scale)
+        block_scales = search(blocks, block_scales, tensor_scale)
     factors = tensor_scale.reciprocal() / block_scales.float()
     values = blocks.mul_(factors.unsqueeze(-1)).clamp_(-E2M1_MAX, E2M1_MAX)
     codes = pack_uint4(f32_to_f4_unpacked(values.view(weight.shape)))
@@ -74,7 +76,7 @@ def round_e2m1_(y: Tensor) -> Tensor:
     return y.add_(power, alpha=magic).sub_(power, alpha=magic)
 
 
-def _search(blocks: Tensor, usual: Tensor, tensor_scale: Tensor) -> Tensor:
+def search(blocks: Tensor, usual: Tensor, tensor_scale: Tensor) -> Tensor:
     """The block scales of least squared error among the neighbours of the usual ones, which win a tie.
 
     Choosing between two grids is Cook et al. 2025 ("Four Over Six"); here are eleven.

@@ -6,10 +6,12 @@ import argparse
 import importlib.util
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from engine import catalog
+from engine.door import switch
 from engine.errors import RequestError
 
 
@@ -72,6 +74,16 @@ def check_app(args: argparse.Namespace) -> None:
 def is_public(args: argparse.Namespace) -> bool:
     """Whether strangers can reach an app with these arguments."""
     return args.share or bool(os.environ.get("SPACE_ID")) or args.host not in ("127.0.0.1", "localhost", "::1")
+
+
+def shares_results(args: argparse.Namespace, environment: Mapping[str, str]) -> bool:
+    """TWINFRAME_SHARE_RESULTS: whether an identical request may get what was made for it before; by default where the
+    app is public.
+
+    Raises:
+        RequestError: it is neither on nor off.
+    """
+    return switch(environment, "TWINFRAME_SHARE_RESULTS", default=is_public(args))
 
 
 def check_address(host: str, port: int) -> None:

@@ -156,7 +156,9 @@ def _mslk_usable() -> bool:
 # Applying a precision
 
 
-def quantize_linear_modules(module: nn.Module, names: Set[str], support: Support, searched: bool = False) -> nn.Module:
+def quantize_linear_modules(
+    module: nn.Module, names: Set[str], support: Support, packed: nvfp4.Packed | None = None
+) -> nn.Module:
     """Quantize the Linear layers with these fully qualified names in place, on the device where they are.
 
     Activations are quantized dynamically in every precision. Call it under neither autocast nor compile.
@@ -165,7 +167,7 @@ def quantize_linear_modules(module: nn.Module, names: Set[str], support: Support
         module: holds bf16 Linear layers.
         names: exact names, as `named_modules` gives them; for bf16 nothing is done.
         support: how the precision runs on that device.
-        searched: search the block scales of NVFP4 weights for the least squared error (`nvfp4.quantize`).
+        packed: NVFP4's codes and scales, where they are not to be torchao's usual ones; for a single layer.
 
     Returns:
         The same module.
@@ -184,7 +186,7 @@ def quantize_linear_modules(module: nn.Module, names: Set[str], support: Support
         if not isinstance(layer, nn.Linear) or layer.weight.dtype != torch.bfloat16:
             raise ValueError(f"{name} is not a bf16 Linear layer.")
     # A filter by exact name: FqnToConfig raises inside diffusers, and its own exclusion list matches substrings.
-    quantize_(module, _config(support, searched), filter_fn=lambda _, name: name in names)
+    quantize_(module, _config(support, packed), filter_fn=lambda _, name: name in names)
     return module
 
 
@@ -237,15 +239,16 @@ def _to_rowwise_fp8(module: nn.Linear, config: _RowwiseFP8Config) -> nn.Linear:
 
 
 @dataclass
-class _SearchedNVFP4Config(AOBaseConfig):
-    """torchao's `NVFP4DynamicActivationNVFP4WeightConfig` with searched block scales: other values, the same layout."""
+class _PackedNVFP4Config(AOBaseConfig):
+    """torchao's `NVFP4DynamicActivationNVFP4WeightConfig` with codes and scales given: the same layout."""
 
+    packed: nvfp4.Packed
     use_triton_kernel: bool
 
 
-@register_quantize_module_handler(_SearchedNVFP4Config)
-def _to_searched_nvfp4(module: nn.Linear, config: _SearchedNVFP4Config) -> nn.Linear:
-    codes, block_scales, tensor_scale = nvfp4.quantize(module.weight, searched=True)
+@register_quantize_module_handler(_PackedNVFP4Config)
+def _to_packed_nvfp4(module: nn.Linear, config: _PackedNVFP4Config) -> nn.Linear:
+    codes, block_scales, tensor_scale = config.packed
     weight = NVFP4Tensor(
         codes,
         to_blocked(block_scales).view(hp_data_dims_to_swizzled_scale_dims_nvfp4(*module.weight.shape)),
@@ -262,7 +265,7 @@ def _to_searched_nvfp4(module: nn.Linear, config: _SearchedNVFP4Config) -> nn.Li
     return module
 
 
-def _config(support: Support, searched: bool) -> AOBaseConfig:
+def _config(support: Support, packed: nvfp4.Packed | None) -> AOBaseConfig:
     native = support.execution == "native"
     if support.precision == "mxfp8":
         return MXDynamicActivationMXWeightConfig(
@@ -270,8 +273,8 @@ def _config(support: Support, searched: bool) -> AOBaseConfig:
             weight_dtype=torch.float8_e4m3fn,
             kernel_preference=KernelPreference.AUTO if native else KernelPreference.EMULATED,
         )
-    if support.precision == "nvfp4" and native and searched:
-        return _SearchedNVFP4Config(use_triton_kernel=support.fused_quantizer)
+    if support.precision == "nvfp4" and native and packed is not None:
+        return _PackedNVFP4Config(packed, use_triton_kernel=support.fused_quantizer)
     if support.precision == "nvfp4" and native:
         return NVFP4DynamicActivationNVFP4WeightConfig(
             use_dynamic_per_tensor_scale=True, use_triton_kernel=support.fused_quantizer
@@ -280,4 +283,4 @@ def _config(support: Support, searched: bool) -> AOBaseConfig:
         return _RowwiseFP8Config()
     if support.precision == "fp8":
         return EmulationConfig(EmulatedFP8Tensor)
-    return EmulationConfig(EmulatedNVFP4Tensor, searched=searched)
+    return EmulationConfig(EmulatedNVFP4Tensor, packed)

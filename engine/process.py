@@ -52,6 +52,8 @@ ANSWER_SECONDS = 60.0
 AGAIN_SECONDS = (1.0, 60.0)
 """Between children that do not even start: the first wait, doubled up to the last."""
 
+NICE = 5
+"""Where the device is the CPU that the page is served from: how much it stands back, so that the page answers first."""
 LEAVING_SECONDS = 5.0
 """How long a child that was told to leave may take."""
 HELLO = 0
@@ -440,4 +442,7 @@ def serve(connection: Connection, make: Callable[..., object], *args: object) ->
 def _device(name: str | None, source: Source, filtered: Filter) -> object:
     from engine.device import Device  # brings torch, which the parent does without
 
-    return Device(name, source, filtered)
+    device = Device(name, source, filtered)
+    if device.machine.kind == "cpu":
+        os.nice(NICE)
+    return device

@@ -6,13 +6,14 @@ how a chosen layer is quantized is engine/precision.py's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 
 from torch import nn
 
-from engine import nvfp4, remedies, tuned
+from engine import gptq, nvfp4, remedies, tuned
 from engine import precision as precisions
 from engine.errors import LoadError, RequestError, TwinframeError
 from engine.machine import Support
@@ -57,6 +58,10 @@ class Recipe:
         if rows < self.min_rows:
             return f"It multiplies {rows} rows at the post's settings, fewer than {self.min_rows}."
         return None
+
+    def weight_only_steps(self, precision: str) -> tuple[int, int]:
+        """First and last steps in which activations stay bf16 when this precision is asked for."""
+        return self.tunings.get(precision, Tuning()).weight_only_steps
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -293,6 +298,8 @@ class LayerPlan:
     """Of the bf16 branch beside it; 0 without one."""
     searched: bool = False
     """The block scales of its NVFP4 weight are searched."""
+    calibrated: bool = False
+    """Its NVFP4 weight was calibrated."""
 
     @property
     def quantized(self) -> bool:
@@ -307,7 +314,8 @@ class LayerPlan:
     @property
     def parts(self) -> list[str]:
         """What it has besides its precision, in words."""
-        return ["searched block scales"] * self.searched + [f"low-rank branch {self.rank}"] * bool(self.rank)
+        rounding = ["calibrated weights"] if self.calibrated else ["searched block scales"] * self.searched
+        return rounding + [f"low-rank branch {self.rank}"] * bool(self.rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,6 +354,7 @@ class Plan:
             "left": counts.left,
             "unmatched": list(self.unmatched),
             "bytes": {"bf16": self.bf16_bytes, "quantized": self.quantized_bytes},
+            "weight_only_steps": list(self.recipe.weight_only_steps(self.precision)),
             "layers": [
                 {
                     "name": layer.name,
@@ -420,7 +429,10 @@ def _decide(name: str, in_features: int, out_features: int, recipe: Recipe, prec
             f"this layer is {in_features} x {out_features}."
         )
         return LayerPlan(**shape, precision="bf16", left=True, reason=reason)
-    extras = {"rank": tuning.low_rank.get(name, 0), "searched": tuning.searched} if wanted == "nvfp4" else {}
+    extras = {}
+    if wanted == "nvfp4":
+        calibrated = name in gptq.names(tuning.calibrated)
+        extras = {"rank": tuning.low_rank.get(name, 0), "searched": tuning.searched, "calibrated": calibrated}
     return LayerPlan(**shape, precision=wanted, reason=reason, **extras)
 
 
@@ -444,26 +456,30 @@ def quantizer(plan: Plan, support: Support) -> Callable[[str, nn.Module], None]:
 
     Raises:
         ValueError: `support` is for another precision.
+        LoadError: calibrated weights are missing, damaged or for other weights; when a layer is placed.
     """
     if support.precision != plan.precision:
         raise ValueError(f"A plan for {plan.precision} cannot be applied as {support.precision}.")
     planned = {layer.name: layer for layer in plan.layers if layer.quantized}
+    files = plan.recipe.tunings.get(plan.precision, Tuning()).calibrated
 
     def place(name: str, module: nn.Module) -> None:
         if name in planned:
-            _quantize(planned[name], module, support)
+            _quantize(planned[name], module, support, files)
 
     return place
 
 
-def _quantize(layer: LayerPlan, module: nn.Linear, support: Support) -> None:
+def _quantize(layer: LayerPlan, module: nn.Linear, support: Support, files: Sequence[Path]) -> None:
     if layer.precision != support.precision:
         support = precisions.support(layer.precision, support.machine)
     exact = module.weight
-    precisions.quantize_linear_modules(nn.ModuleDict({"layer": module}), {"layer"}, support, layer.searched)
+    packed = None
+    if layer.precision == "nvfp4" and (layer.calibrated or layer.searched or layer.rank):
+        packed = gptq.read(files, layer.name, exact) if layer.calibrated else nvfp4.quantize(exact, layer.searched)
+    precisions.quantize_linear_modules(nn.ModuleDict({"layer": module}), {"layer"}, support, packed)
     if layer.rank:
-        kept = nvfp4.dequantize(*nvfp4.quantize(exact, layer.searched))
-        remedies.add_low_rank(module, exact.float() - kept, layer.rank)
+        remedies.add_low_rank(module, exact.float() - nvfp4.dequantize(*packed), layer.rank)
 
 
 def verify(transformer: nn.Module, plan: Plan) -> LayerCounts:

@@ -1,4 +1,4 @@
-"""What lowers the error of a quantized denoiser besides wider formats: a low-rank branch, and protected steps.
+"""What lowers the error of a quantized denoiser besides wider formats: a low-rank branch, and weight-only steps.
 
 Better block scales, the third remedy, are part of the format (engine/nvfp4.py). Static activation scales, which
 torchao offers for speed, are none: NVFP4's per-tensor scale only sets where the e4m3 grid of the block scales ends, so
@@ -9,11 +9,17 @@ Knows nothing of recipes, which say where a remedy is used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
+
+from engine.emulation import EmulatedNVFP4Tensor
+
+_WEIGHTS = (NVFP4Tensor, EmulatedNVFP4Tensor)
+"""Both multiply plain activations while their `act_quant_kwargs` is None."""
 
 
 class LowRankLinear(nn.Linear):
@@ -62,40 +68,43 @@ def add_low_rank(layer: nn.Linear, error: Tensor, rank: int) -> LowRankLinear:
     return layer
 
 
-class ProtectedSteps:
-    """Runs the first and last steps of each picture with bf16 weights, which must be in memory too.
+class WeightOnlySteps:
+    """Leaves activations in bf16 in the first and last steps of a pipeline call: what decides the layout, and the last
+    touches, are then free of the error that changes with every step. NVFP4 weights stay as they are stored, and are
+    unpacked for a bf16 product. Other precisions go on as they are.
 
-    A context around pipeline calls of `steps` steps each. A step is told by the denoiser's `timestep`, since guidance
-    calls it twice a step.
+    A context around one call, told of the end of each step.
+
+    Args:
+        transformer: quantized.
+        steps: how many at the beginning and at the end.
+        total: steps of the call.
+        changed: is told with every change whether activations stay bf16 from now on.
     """
 
-    def __init__(self, transformer: nn.Module, exact: Mapping[str, Tensor], steps: int, first: int, last: int):
-        """
-        Args:
-            transformer: quantized.
-            exact: layer name -> its bf16 weight.
-        """
-        self._layers = {name: transformer.get_submodule(name) for name in exact}
-        self._weights = {True: exact, False: {name: layer.weight for name, layer in self._layers.items()}}
-        self._steps, self._first, self._last = steps, first, last
-        self._transformer, self._step, self._time = transformer, -1, None
+    def __init__(
+        self,
+        transformer: nn.Module,
+        steps: tuple[int, int],
+        total: int,
+        changed: Callable[[bool], None] = lambda weight_only: None,
+    ):
+        (self._first, self._last), self._total, self._changed = steps, total, changed
+        weights = [layer.weight for layer in transformer.modules() if isinstance(layer, nn.Linear)]
+        self._quantizers = [(weight, weight.act_quant_kwargs) for weight in weights if isinstance(weight, _WEIGHTS)]
 
-    def __enter__(self) -> ProtectedSteps:
-        self._hook = self._transformer.register_forward_pre_hook(self._enter, with_kwargs=True)
+    def __enter__(self) -> WeightOnlySteps:
+        self.ended(0)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._hook.remove()
         self._use(False)
 
-    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        time = kwargs["timestep"].flatten()[0].item()
-        if time != self._time:
-            self._step, self._time = (self._step + 1) % self._steps, time
-        self._use(self._step < self._first or self._step >= self._steps - self._last)
+    def ended(self, steps: int) -> None:
+        """So many steps have ended."""
+        self._use(steps < self._first or steps >= self._total - self._last)
 
-    def _use(self, exact: bool) -> None:
-        for name, layer in self._layers.items():
-            weight = self._weights[exact][name]
-            if layer.weight is not weight:
-                layer.weight = weight
+    def _use(self, weight_only: bool) -> None:
+        for weight, quantizer in self._quantizers:
+            weight.act_quant_kwargs = None if weight_only else quantizer
+        self._changed(weight_only)

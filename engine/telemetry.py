@@ -10,9 +10,10 @@ import os
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engine import events
 from engine.results import Comparison
 
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -32,6 +33,29 @@ class Health:
     """Comparisons that wait."""
     accepting: bool
     """Send more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preload:
+    """How far the preload of one model is, for whoever opens the page meanwhile."""
+
+    model: str
+    status: str = "waiting"
+    """waiting: for its turn, or because comparisons go first. running. failed: the next comparison of the model loads
+    it, or says why not."""
+    part: events.Preparing | None = None
+    """The precision it is at."""
+    doing: events.Event | None = None
+    """What it told last besides."""
+    ready: bool = False
+    """The default size is warm; further sizes are being warmed."""
+
+    def after(self, event: events.Event) -> Preload:
+        """The same, once it has told `event`."""
+        running = replace(self, status="running")
+        if not isinstance(event, events.Preparing):
+            return replace(running, doing=event)
+        return replace(running, part=event, doing=None, ready=self.ready or event.size is not None)
 
 
 class Histogram:

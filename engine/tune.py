@@ -14,28 +14,30 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
 
 from torch import nn
 
-from engine import recipes, sensitivity, tuned
+from engine import gptq, recipes, sensitivity, tuned
 from engine.errors import RequestError
 from engine.evaluate import estimate
 from engine.files import write_whole
 from engine.lab import Bench, Quality
 from engine.recipes import FORMATS, LayerPlan, Plan, Recipe
-from engine.remedies import ProtectedSteps
 from engine.tuned import TunedRecipe, Tuning
 
 PRECISION = sensitivity.PRECISION
 SPEED = {"bf16": 1.0, "fp8": 1 / 2, "mxfp8": 1 / 2, "nvfp4": 1 / 4}
 """Time of a matrix product on a B200 as a share of bf16's, by its published peak rates; the real ones are not known
 here, and quantizing activations takes time of its own."""
-PROTECTED = (2, 1)
-"""First and last steps that the remedy of that name keeps in bf16."""
-CHOOSING = 16
+WEIGHT_ONLY = (2, 0)
+"""First and last steps in which activations stay bf16, where they do."""
+CALIBRATING = 8
+"""Prompts, of the half that chooses, on whose activations weights are calibrated."""
+CHOOSING = 32
 """Prompts, of the half that chooses, over which candidates are compared."""
 AT_ONCE = 8
 """Prompts that seed and tuned recipe make in turn, so that a run that is ended early has as many of both."""
@@ -50,8 +52,11 @@ class Lane:
     label: str
     recipe: Recipe
     precision: str = PRECISION
-    protected: tuple[int, int] = (0, 0)
     parts: tuple[str, ...] = ()
+
+    @property
+    def weight_only_steps(self) -> tuple[int, int]:
+        return self.recipe.weight_only_steps(self.precision)
 
 
 def choose(
@@ -110,7 +115,7 @@ def run(bench: Bench, quality: Quality, budget: float, recipe_file: Path, probes
     """
     held = quality["sensitivity"]
     probe = sensitivity.run(bench, quality, probes, steps, held["lpips_prompts"] if held else 0)
-    search = _Search(bench, quality, budget, probe.rows)
+    search = _Search(bench, quality, budget, recipe_file, probe.rows)
     best = search.best()
     _write_recipe(recipe_file, search.rules.id, best, quality, budget)
     search.report(best)
@@ -120,8 +125,9 @@ def run(bench: Bench, quality: Quality, budget: float, recipe_file: Path, probes
 class _Search:
     """The lanes, and the rows of what was measured."""
 
-    def __init__(self, bench: Bench, quality: Quality, budget: float, rows: Mapping[str, int]):
+    def __init__(self, bench: Bench, quality: Quality, budget: float, recipe_file: Path, rows: Mapping[str, int]):
         self.bench, self.quality, self.budget, self.rows = bench, quality, budget, rows
+        self.recipe_file = recipe_file
         self.rules = recipes.recipe(bench.spec.family, bench.spec.recipes[0])
         self.seed = Lane(id="seed", label="Seed", recipe=self.rules)
         self.seed_bytes = self._plan(self.seed).quantized_bytes
@@ -132,13 +138,52 @@ class _Search:
 
     def best(self) -> Lane:
         """The candidate with the least mean LPIPS on prompts of the half that chooses."""
-        candidates = [self._searched(), self._mixed(self.budget)]
+        calibrated = self._calibrated()
+        candidates = [
+            self._searched(),
+            self._mixed(self.budget),
+            *(self._with_steps(self._with_files(lane, calibrated)) for lane in (self.seed, self._mixed(self.budget))),
+        ]
         some = self.quality["prompts"]["search"][:CHOOSING]
         scores = {lane.id: fmean(self._scores(lane, some)) for lane in (self.seed, *candidates)}
         found = min(candidates, key=lambda lane: scores[lane.id])
         self.bench.say(f"best on {len(some)} prompts: {found.label}, LPIPS {scores[found.id]:.4f}")
-        self.frontier = [self.seed, candidates[0], self._mixed(self.budget / 2), candidates[1]]
+        half = self._with_steps(self._with_files(self._mixed(self.budget / 2), calibrated))
+        self.frontier = [self.seed, *candidates, half]
         return found
+
+    def _calibrated(self) -> tuple[Path, ...]:
+        """Calibrate every layer that a candidate stores in NVFP4, and keep them beside the recipe's file, once."""
+        held = self.quality["calibration"]
+        if held is not None:
+            files = tuple(self.recipe_file.parent / name for name in held["files"])
+            if [_digest(file) for file in files if file.is_file()] == held["digests"]:
+                return files
+        search = self.quality["prompts"]["search"]
+        prompts = search[:: max(1, len(search) // CALIBRATING)][:CALIBRATING]
+        plans = [self._plan(lane) for lane in (self.seed, self._mixed(self.budget), self._mixed(self.budget / 2))]
+        names = sorted({layer.name for plan in plans for layer in plan.layers if layer.precision == PRECISION})
+        layers = {name: self.bench.exact.get_submodule(name) for name in names}
+        packed = {}
+        for portion in gptq.portions(layers):
+            self.bench.say(f"calibrating layers {len(packed) + 1} to {len(packed) + len(portion)} of {len(layers)}")
+            with gptq.second_moments(portion) as moments:
+                for prompt in prompts:
+                    self.bench.make(self.bench.exact, prompt)
+            packed |= {name: gptq.quantize(layer.weight, moments.pop(name)) for name, layer in portion.items()}
+        self.recipe_file.parent.mkdir(parents=True, exist_ok=True)
+        files = gptq.write(self.recipe_file.parent, self.recipe_file.stem, packed)
+        said = {"prompts": prompts, "files": [file.name for file in files], "digests": [_digest(f) for f in files]}
+        self.quality.put(calibration=said)
+        return files
+
+    def _with_files(self, lane: Lane, files: Sequence[Path]) -> Lane:
+        """The same with calibrated weights, whose block scales are searched too."""
+        tuning = lane.recipe.tunings.get(PRECISION, Tuning())
+        parts = [part for part in lane.parts if "scales" not in part]
+        name = f"{lane.id}-calibrated" if lane.parts else "calibrated"
+        label = f"{lane.label}, calibrated" if lane.parts else "Calibrated"
+        return self._lane(name, label, replace(tuning, searched=True, calibrated=tuple(files)), *parts, "calibrated")
 
     def _searched(self) -> Lane:
         return self._lane("scales", "Searched scales", Tuning(searched=True), "searched block scales")
@@ -158,6 +203,13 @@ class _Search:
         label = f"Mixed, +{percent:g}%" + ("" if searched else ", usual scales")
         return self._lane(name, label, Tuning(layers=changed, searched=searched), f"layers in {kinds}", *scales)
 
+    def _with_steps(self, lane: Lane) -> Lane:
+        """The same, with weight-only steps."""
+        first, last = WEIGHT_ONLY
+        tuning = replace(lane.recipe.tunings.get(PRECISION, Tuning()), weight_only_steps=WEIGHT_ONLY)
+        steps = f"bf16 activations in the first {first}" + (f" and last {last}" if last else "") + " steps"
+        return self._lane(f"{lane.id}-steps", f"{lane.label}, first steps", tuning, *lane.parts, steps)
+
     def _lane(self, name: str, label: str, tuning: Tuning, *parts: str) -> Lane:
         recipe = replace(self.rules, id=name, tunings=MappingProxyType({PRECISION: tuning}))
         return Lane(id=name, label=label, recipe=recipe, parts=parts)
@@ -173,25 +225,23 @@ class _Search:
         return self._lane(f"low-rank-{rank}", f"Low rank {rank}", tuning, f"low-rank branch {rank}")
 
     def _remedies(self) -> list[tuple[str, str, Lane]]:
-        steps = "the first {} and the last {} steps in bf16".format(*PROTECTED)
-        protected = Lane(
-            id="protected", label="Protected steps", recipe=self.rules, protected=PROTECTED, parts=(steps,)
-        )
         return [
             ("Searched scales", "Block scales of the weights by least squared error; the format is the same.",
              self._searched()),
+            ("Calibrated rounding", "GPTQ on the activations of a few prompts; the format is the same.",
+             self._with_files(self.seed, self._calibrated())),
             ("Mixed precision", "Groups that drift most in FP8, some that the seed keeps in bf16 in FP8 or NVFP4.",
              self._mixed(self.budget, searched=False)),
             ("Low-rank branch", "A bf16 branch beside every NVFP4 layer, from the SVD of its weight's error.",
              self._low_rank()),
-            ("Protected steps", f"{steps.capitalize()}, whose weights are kept too.", protected),
+            ("Weight-only steps", "Activations in bf16 while the layout is decided; the same weights, unpacked.",
+             self._with_steps(self.seed)),
         ]  # fmt: skip
 
     # Measuring
 
     def report(self, best: Lane) -> None:
-        """Measure seed and best on the other half, then each remedy, `full` and MXFP8 on both, and write the rows."""
-        both = [*self.quality["prompts"]["search"], *self.quality["prompts"]["report"]]
+        """Measure seed and best on the other half, then each remedy, `full` and MXFP8, and write the rows."""
         full = recipes.recipe(self.bench.spec.family, "full")
         ablation = [
             replace(self.seed, precision=p, id=r.id, label=f"{r.id.capitalize()}, {p.upper()}", recipe=r)
@@ -204,7 +254,7 @@ class _Search:
         half = self.quality["prompts"]["report"]
         some = [half[begin : begin + AT_ONCE] for begin in range(0, len(half), AT_ONCE)]
         work = [(lane, prompts) for prompts in some for lane in (self.seed, best)]
-        for lane, prompts in work + [(lane, both) for lane in (self.seed, best, *others)]:
+        for lane, prompts in work + [(lane, half) for lane in others]:
             self._scores(lane, prompts)
             self._write(best, ablation, remedies)
 
@@ -242,14 +292,7 @@ class _Search:
         if key not in self._loaded:
             self._loaded = dict([*self._loaded.items()][-1:])  # before the next one takes the room
             self._loaded[key] = self.bench.quantized(lane.recipe, lane.precision)[0]
-        transformer = self._loaded[key]
-        if lane.protected == (0, 0):
-            return self.bench.lpips(transformer, prompt)
-        exact = {name: self.bench.exact.get_submodule(name).weight for name in self._plan(lane).names}
-        self.bench.reference(prompt)
-        count = self.bench.request(prompt).num_inference_steps
-        with ProtectedSteps(transformer, exact, count, *lane.protected):
-            return self.bench.lpips(transformer, prompt)
+        return self.bench.lpips(self._loaded[key], prompt, lane.weight_only_steps)
 
     # Rows
 
@@ -260,8 +303,6 @@ class _Search:
         plan, known = self._plan(lane), self.quality["scores"].get(_key(lane), {})
         each = {half: [known[p] for p in self.quality["prompts"][half] if p in known] for half in ("search", "report")}
         size = plan.quantized_bytes
-        if lane.protected != (0, 0):
-            size += sum(2 * layer.in_features * layer.out_features for layer in plan.layers if layer.quantized)
         return {
             "id": "tuned" if recipe_id == "tuned" else lane.id,
             "recipe": recipe_id,
@@ -270,14 +311,14 @@ class _Search:
             "parts": list(lane.parts),
             "weight_bytes": size,
             "bytes_over_seed_percent": 100 * (size / self.seed_bytes - 1),
-            "gemm_time_of_bf16": self._time(plan, lane.protected),
+            "gemm_time_of_bf16": self._time(plan, lane.weight_only_steps),
             "lpips": {half: estimate(values) for half, values in each.items()}
             | {"both": estimate(each["search"] + each["report"])},
             "each": {half: [round(value, 4) for value in values] for half, values in each.items()},
             "offered": recipe_id is not None,
         }
 
-    def _time(self, plan: Plan, protected: tuple[int, int] = (0, 0)) -> float:
+    def _time(self, plan: Plan, weight_only: tuple[int, int] = (0, 0)) -> float:
         """Matrix products of all Linear layers in a picture, as a share of bf16's time at the rates of `SPEED`."""
         total = spent = 0.0
         for layer in plan.layers:
@@ -286,7 +327,7 @@ class _Search:
             total += product
             spent += product * SPEED[layer.precision] + rows * layer.rank * (layer.in_features + layer.out_features)
         steps = self.bench.spec.defaults.num_inference_steps
-        share = sum(protected) / steps
+        share = sum(weight_only) / steps
         return share + (1 - share) * spent / total
 
     def _flops(self, lane: Lane) -> float:
@@ -310,14 +351,29 @@ def _key(lane: Lane) -> str:
     if tuning is None:
         return f"{lane.precision} {lane.id}"
     said = json.dumps([tuning.searched, sorted(tuning.layers.items()), sorted(tuning.low_rank.items())])
+    if any(tuning.weight_only_steps):
+        said += json.dumps(tuning.weight_only_steps)
+    said += "".join(map(_digest, tuning.calibrated))
     return f"{lane.precision} {lane.id} {hashlib.sha256(said.encode()).hexdigest()[:8]}"
+
+
+def _digest(file: Path) -> str:
+    return _digest_at(file, file.stat().st_mtime_ns)
+
+
+@lru_cache
+def _digest_at(file: Path, changed: int) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _write_recipe(file: Path, rules: str, best: Lane, quality: Quality, budget: float) -> None:
     tuning: Tuning = best.recipe.tunings[PRECISION]
     stored = Counter(tuning.layers.values())
     changed = [f"{count} layers in {name.upper()} instead" for name, count in stored.most_common()]
-    summary = " and ".join(filter(None, [f"The rules of {rules} with searched block scales", ", ".join(changed)]))
+    first, last = tuning.weight_only_steps
+    steps = f"bf16 activations in the first {first} and the last {last} steps" if first or last else ""
+    weights = "calibrated weights" if tuning.calibrated else "searched block scales"
+    summary = " and ".join(filter(None, [f"The rules of {rules} with {weights}", ", ".join(changed), steps]))
     recipe = TunedRecipe(
         id="tuned",
         base=rules,

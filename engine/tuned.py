@@ -7,6 +7,7 @@ of transformers: whether a layer exists is seen when a plan is made (engine/reci
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,9 @@ from engine.errors import LoadError
 FOLDER = ASSETS / "recipes"
 PRECISIONS = ("bf16", "fp8", "mxfp8", "nvfp4")
 """In which a layer may be stored."""
+_TUNING = {"layers": {}, "low_rank": {}, "searched": False, "weight_only_steps": [0, 0], "calibrated": []}
+"""What a file may say of a precision, and what holds where it does not."""
+_FILE = re.compile(r"[\w.-]+\.safetensors$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,10 @@ class Tuning:
     """Name of a layer in NVFP4 -> rank of the bf16 branch beside it."""
     searched: bool = False
     """Block scales of NVFP4 weights are searched for the least squared error."""
+    weight_only_steps: tuple[int, int] = (0, 0)
+    """First and last steps of a picture in which activations stay bf16 (engine/remedies.py)."""
+    calibrated: tuple[Path, ...] = ()
+    """Files with NVFP4 weights that were calibrated (engine/gptq.py); a layer in them is not rounded anew."""
     source: str = ""
     """The file, for messages."""
 
@@ -67,7 +75,13 @@ def write(file: Path, recipe: TunedRecipe, chosen: Mapping[str, object]) -> byte
         "base": recipe.base,
         "summary": recipe.summary,
         "tunings": {
-            precision: {"searched": t.searched, "layers": dict(t.layers), "low_rank": dict(t.low_rank)}
+            precision: {
+                "searched": t.searched,
+                "weight_only_steps": list(t.weight_only_steps),
+                "calibrated": [path.name for path in t.calibrated],
+                "layers": dict(t.layers),
+                "low_rank": dict(t.low_rank),
+            }
             for precision, t in recipe.tunings.items()
         },
         "chosen": dict(chosen),
@@ -104,11 +118,17 @@ def _recipe(file: Path, content: object) -> TunedRecipe:
 def _tuning(file: Path, precision: str, content: object) -> Tuning:
     if precision not in PRECISIONS[1:]:
         raise _refused(file, f"there is no quantized precision {precision!r}")
-    if not isinstance(content, dict) or content.keys() - {"searched", "layers", "low_rank"}:
-        raise _refused(file, f"its tuning for {precision} holds other things than searched, layers and low_rank")
-    layers, ranks, searched = (content.get(k, d) for k, d in (("layers", {}), ("low_rank", {}), ("searched", False)))
+    if not isinstance(content, dict) or content.keys() - _TUNING.keys():
+        raise _refused(file, f"its tuning for {precision} holds other things than {', '.join(_TUNING)}")
+    layers, ranks, searched, steps, calibrated = (content.get(name, default) for name, default in _TUNING.items())
     if not isinstance(layers, dict) or not isinstance(ranks, dict) or not isinstance(searched, bool):
         raise _refused(file, "layers and low_rank are objects, and searched is true or false")
+    if not isinstance(steps, list) or [type(count) for count in steps] != [int, int] or min(steps) < 0:
+        raise _refused(file, "weight_only_steps is not two whole numbers from 0, of first and last steps")
+    if not isinstance(calibrated, list) or not all(isinstance(one, str) and _FILE.match(one) for one in calibrated):
+        raise _refused(file, "calibrated is not a list of names of .safetensors files beside it")
+    if (any(steps) or calibrated) and precision != "nvfp4":
+        raise _refused(file, f"it has weight-only steps or calibrated weights in {precision}, and not in nvfp4")
     for name, stored in layers.items():
         if stored not in PRECISIONS:
             raise _refused(file, f"{name} is to be stored in {stored!r}, which is no precision")
@@ -118,7 +138,12 @@ def _tuning(file: Path, precision: str, content: object) -> Tuning:
         if layers.get(name, precision) != "nvfp4":
             raise _refused(file, f"{name} has a low-rank branch but is not in nvfp4")
     return Tuning(
-        layers=MappingProxyType(layers), low_rank=MappingProxyType(ranks), searched=searched, source=file.name
+        layers=MappingProxyType(layers),
+        low_rank=MappingProxyType(ranks),
+        searched=searched,
+        weight_only_steps=tuple(steps),
+        calibrated=tuple(file.parent / name for name in calibrated),
+        source=file.name,
     )
 
 

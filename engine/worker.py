@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import queue
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -33,7 +35,8 @@ from engine.errors import (
 )
 from engine.machine import Machine, Support
 from engine.request import CompareRequest
-from engine.telemetry import Health, Telemetry, resident_bytes
+from engine.results import Comparison
+from engine.telemetry import Health, Preload, Telemetry, resident_bytes
 
 if TYPE_CHECKING:
     from engine.device import Device
@@ -45,6 +48,8 @@ TICK_SECONDS = 1.0
 """How often a waiting job says again how long it will wait; whoever went away is noticed then."""
 RECENT = 8
 """Jobs whose mean duration tells the expected wait."""
+SHARED = 1000
+"""Requests whose results may be shared; the oldest give way."""
 FAULTS_IN_A_ROW = 3
 """Failures of our own after which the app is degraded and the device is started again: one may have been that
 request's."""
@@ -206,6 +211,7 @@ class Worker:
         models: ids of the models that may be asked for.
         device: what runs them; the worker closes it.
         door: who may ask for how much; by default anybody for anything.
+        share: `earlier` gives what was made for the same request before.
 
     Raises:
         RequestError: an unknown model.
@@ -216,6 +222,7 @@ class Worker:
         models: Sequence[str],
         device: Device | Process,
         door: Door | None = None,
+        share: bool = False,
     ):
         self.models = tuple(catalog.model(name).id for name in models)
         self.device = device
@@ -228,9 +235,12 @@ class Worker:
         self._telemetry = Telemetry()
         self._durations: deque[float] = deque(maxlen=RECENT)
         self._faults_in_a_row = 0
-        self._warming: set[Job] = set()
+        self._preloads: dict[Job, Preload] = {}
+        """Those that have not ended, and those that failed, until their model was used after all."""
         self._preloaded: list[str] = []
         """Models to load again should the device be lost."""
+        self._made: OrderedDict[CompareRequest, Path] | None = OrderedDict() if share else None
+        """Where the last finished comparison of each request lies, as long as its files are kept."""
         self._restarts = 0
         device.watch(self._lost)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -289,13 +299,39 @@ class Worker:
             )
         )
 
+    def earlier(self, request: CompareRequest) -> tuple[Comparison, Path] | None:
+        """What this app made for the very same request before, and its folder, if results are shared and it is still
+        there: recorded, nothing in it was measured now. None where previews are wanted, which it cannot show."""
+        with self._change:
+            out = None if self._made is None or request.previews else self._made.get(request)
+        if out is None:
+            return None
+        try:
+            os.utime(out)  # which keeps it from expiring under whoever looks at it
+            found = Comparison.load(out)
+        except (OSError, ValueError):
+            with self._change:
+                self._made.pop(request, None)
+            return None
+        self._telemetry.outcome("shared")
+        return found, out
+
     def preload(self, model_id: str) -> Job:
-        """Load a model in its default precisions, warm its default shape and measure its ruler, while idle; again
-        whenever the device was lost."""
+        """Load a model in its default precisions, warm its default shape and measure its ruler, then warm the other
+        sizes that it offers, while idle; again whenever the device was lost."""
         model_id = catalog.model(model_id).id
         if model_id not in self._preloaded:
             self._preloaded.append(model_id)
-        return self._add(Job(lambda job: self._prepare(job, model_id), background=True))
+        job = Job(lambda job: self._prepare(job, model_id), background=True)
+        with self._change:
+            self._drop_preloads(model_id, "waiting", "running", "failed")
+            self._preloads[job] = Preload(model=model_id)
+        return self._add(job)
+
+    def preloads(self) -> tuple[Preload, ...]:
+        """How far each preload is that has not ended well, in their order."""
+        with self._change:
+            return tuple(self._preloads.values())
 
     def close(self, grace: float = 0) -> None:
         """Take no more jobs, cancel what waits, give what runs `grace` seconds to end, and end the thread."""
@@ -326,7 +362,8 @@ class Worker:
             elif working or waiting:
                 status = "busy"
             else:
-                status = "warming" if self._warming else "ready"
+                warming = any(preload.status != "failed" and not preload.ready for preload in self._preloads.values())
+                status = "warming" if warming else "ready"
             room = self._door.limits.waiting is None or waiting < self._door.limits.waiting
             return Health(status=status, queue=waiting, accepting=status in ("ready", "busy") and room)
 
@@ -349,18 +386,36 @@ class Worker:
         except FaultError:
             files.remove_partial(out)
             raise
+        if self._made is not None:
+            with self._change:
+                self._made[request] = out
+                self._made.move_to_end(request)
+                while len(self._made) > SHARED:
+                    self._made.popitem(last=False)
         job.tell(events.Completed(comparison))
 
     def _prepare(self, job: Job, model_id: str) -> None:
-        self.device.prepare(model_id, job.tell, lambda: job.cancelled or bool(self._jobs))
+        def told(event: events.Event) -> None:
+            job.tell(event)
+            with self._change:
+                if job in self._preloads:  # else another has taken its place
+                    self._preloads[job] = self._preloads[job].after(event)
+
+        self.device.prepare(model_id, told, lambda: job.cancelled or bool(self._jobs))
         job.tell(events.Prepared(model_id))
+
+    def _drop_preloads(self, model_id: str, *statuses: str) -> None:
+        """With the lock held."""
+        for job, preload in list(self._preloads.items()):
+            if preload.model == model_id and preload.status in statuses:
+                del self._preloads[job]
 
     def _lost(self, why: str) -> None:
         """The device was lost, whatever it was doing, and another is starting: what was loaded is loaded again."""
         with self._change:
             self._restarts += 1
             again = [] if self._closing or self._faults_in_a_row > FAULTS_IN_A_ROW else list(self._preloaded)
-            for job in (*self._idle, *([self._running] if self._running in self._warming else [])):
+            for job in (*self._idle, *([self._running] if self._running and self._running.background else [])):
                 job.cancel()
         for model_id in again:
             self.preload(model_id)
@@ -371,7 +426,6 @@ class Worker:
                 raise RefusedError("Twinframe is shutting down: try again when it is back.")
             if job.background:
                 self._idle.append(job)
-                self._warming.add(job)
             else:
                 self._admit(job)
                 self._jobs.append(job)
@@ -420,12 +474,15 @@ class Worker:
                 self._note(job)
             else:
                 self._idle.appendleft(job)
+                if job in self._preloads:
+                    self._preloads[job] = replace(self._preloads[job], status="waiting")
             for waiting in self._waiting():
                 waiting.tell(self._place(waiting))
 
     def _note(self, job: Job) -> None:
         """Remember how a job ended: for the expected wait, the health, the metrics and the log."""
-        self._warming.discard(job)
+        if (preload := self._preloads.pop(job, None)) and isinstance(job.ending, events.Failed):
+            self._preloads[job] = replace(preload, status="failed")
         if job.fault:
             self._faults_in_a_row += 1
             self._telemetry.fault(job.fault)
@@ -443,6 +500,7 @@ class Worker:
             if isinstance(job.ending, events.Cancelled):
                 took["freed"] = round(time.monotonic() - job.cancelled_at, 3)
         if isinstance(job.ending, events.Completed):
+            self._drop_preloads(job.ending.comparison.request.model, "failed")
             self._durations.append(seconds)
             self._telemetry.completed(job.ending.comparison)
         self._telemetry.outcome(job.outcome, seconds)

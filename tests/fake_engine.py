@@ -26,7 +26,7 @@ from engine.door import Visitor
 from engine.errors import UnsupportedError
 from engine.request import REFERENCE, CompareRequest
 from engine.results import Comparison, Generation, Latency, LayerCounts, LpipsMap, Memory, Metrics, Ruler
-from engine.telemetry import Health
+from engine.telemetry import Health, Preload
 
 COLOURS = {
     "blue": (92, 148, 230),
@@ -163,6 +163,7 @@ class FakeWorker:
         fail_at: str | None = None,
         failure: str = "The checkpoint shard transformer-00002.safetensors is cut short: fetch it again.",
         ruler_runs: int = 0,
+        share: bool = False,
     ):
         self.machine = Machine(device)
         self.support = dict(support)
@@ -170,11 +171,14 @@ class FakeWorker:
         self.fail_at = fail_at
         self.failure = failure
         self.ruler_runs = ruler_runs
+        self.share = share
         self.jobs: list[FakeJob] = []
         self.busy = self.most_at_once = 0
         self.turn = threading.Lock()
         """Held by the comparison that runs: the others wait for it, as in the worker's queue."""
         self.preloaded: list[str] = []
+        self.under_way: tuple[Preload, ...] = ()
+        """What `preloads` tells."""
         self.closed = False
 
     def submit(self, request: CompareRequest, out: Path, visitor: Visitor | None = None) -> FakeJob:
@@ -186,6 +190,10 @@ class FakeWorker:
         job = FakeJob(self, request, out)
         self.jobs.append(job)
         return job
+
+    def earlier(self, request: CompareRequest) -> tuple[Comparison, Path] | None:
+        made = [job for job in self.jobs if job.request == request and job.outcome == "completed"]
+        return (Comparison.load(made[0].out), made[0].out) if self.share and made else None
 
     def about_weights(self, model: str) -> str:
         return "" if catalog.model(model).bundled else f"The weights of {model} are not here."
@@ -201,6 +209,9 @@ class FakeWorker:
 
     def preload(self, model: str) -> None:
         self.preloaded.append(model)
+
+    def preloads(self) -> tuple[Preload, ...]:
+        return self.under_way
 
     def health(self) -> Health:
         return Health(status="busy" if self.busy else "ready", queue=0, accepting=True)

@@ -68,7 +68,8 @@ def routes() -> list[tuple[str, str]]:
         for inner in (route.original_router.routes if hasattr(route, "original_router") else [route])
     ]
     found = {(method, route.path) for route in flat for method in getattr(route, "methods", None) or ()}
-    ours = {("GET", "/health"), ("GET", "/metrics"), ("POST", "/gradio_api/call/compare"), ("GET", "/gradio_api/mcp/")}
+    ours = {("GET", path) for path in ("/health", "/warming", "/metrics", "/gradio_api/mcp/")}
+    ours.add(("POST", "/gradio_api/call/compare"))
     return sorted(found | ours)
 
 
@@ -167,7 +168,7 @@ class Hostile:
 
     def _asked(self, chance: random.Random) -> dict:
         """What looks like a comparison, one step in bf16 where nothing is wrong with it."""
-        data: list = [self._text(chance), None, ["bf16"], 7, 1, 1.0, None, None, None, None, None]
+        data: list = [self._text(chance), None, ["bf16"], 7, 1, 1.0, None, None, None, None, None, None]
         for _ in range(chance.randrange(3)):
             data[chance.randrange(len(data))] = self._value(chance)
         data[4] = data[4] if data[4] not in (None, True) else 1

@@ -206,7 +206,7 @@ def test_cancelling_frees_the_worker_within_a_step(slow_app):
 
 def test_a_client_that_goes_away_frees_the_worker(slow_app):
     url, worker = slow_app
-    data = [PROMPT, None, None, None, 50, None, None, None, None, None, None]
+    data = [PROMPT, None, None, None, 50, None, None, None, None, None, None, None]
     event = httpx.post(f"{url}/gradio_api/call/compare", json={"data": data}).json()["event_id"]
     with httpx.stream("GET", f"{url}/gradio_api/call/compare/{event}") as stream:
         said = (json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: "))

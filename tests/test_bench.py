@@ -146,10 +146,10 @@ def test_the_time_limit_ends_a_run_after_the_row_that_passes_it(measure):
 def test_a_lane_that_fails_says_why_and_the_others_go_on(measure, monkeypatch):
     original = bench._Bench._call
 
-    def fails(self, lane, request):
+    def fails(self, lane, request, **more):
         if request.batch_size == 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
-        return original(self, lane, request)
+        return original(self, lane, request, **more)
 
     monkeypatch.setattr(bench._Bench, "_call", fails)
     one, two, three = measure(batch_sizes=(1, 2, 3))["rows"]

@@ -20,16 +20,19 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.errors import PTXASError
 
 from engine import catalog, loading, recipes
 from engine.precision import quantize_linear_modules, support
+from engine.remedies import WeightOnlySteps
 from engine.results import LayerCounts
 from engine.tuned import Tuning
 from tests.blackwell import (
     B200,
+    DEQUANTIZE,
     QUANTIZE_NVFP4,
     SCALED_MM,
     SYSTEMS,
@@ -279,6 +282,28 @@ def test_blocks_of_a_mixed_recipe_compile_without_a_graph_break():
     torch._dynamo.reset()
     assert [tuple(output.shape) for output in outputs] == SYSTEMS["flux.1-dev"].outputs(1)
     assert len(graphs) == 3
+
+
+def test_a_weight_only_step_quantizes_nothing_and_compiles_beside_the_usual_one(monkeypatch):
+    monkeypatch.setattr(NVFP4Tensor, "dequantize", DEQUANTIZE)
+    graphs = []
+    backend = aot_autograd(fw_compiler=lambda graph, _: graphs.append(graph) or graph)
+    torch._dynamo.reset()
+    with FakeTensorMode(), torch.no_grad():
+        transformer, plan = quantized("flux.1-dev", "nvfp4", 1)
+        with WeightOnlySteps(transformer, (1, 0), 2):
+            shapes, recorder = step(transformer, "flux.1-dev", 1)
+        assert shapes == SYSTEMS["flux.1-dev"].outputs(1)
+        assert all({QUANTIZE_NVFP4, SCALED_MM}.isdisjoint(recorder.operators[name]) for name in plan.names)
+        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=backend)
+        with WeightOnlySteps(transformer, (2, 0), 4) as switch:
+            for done in range(4):
+                transformer(**SYSTEMS["flux.1-dev"].inputs(1), return_dict=False)
+                switch.ended(done + 1)
+    torch._dynamo.reset()
+    assert len(graphs) == 4, "a double and a single block, each with and without quantized activations, once"
+    calls = [Counter(n.target for n in graph.graph.nodes if n.op == "call_function") for graph in graphs]
+    assert [bool(graph[SCALED_MM]) for graph in calls] == [False, False, True, True]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

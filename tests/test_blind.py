@@ -225,7 +225,7 @@ def test_a_question_is_asked_answered_and_counted(visit, booth):
     page = enter(visit, booth[0])
     assert page.locator("#tf-blind-a").count() == 0
     next_pair(page)
-    assert page.inner_text(".tf-blind-said") == words.BLIND_ASKED["which"]
+    assert page.inner_text(".tf-blind-said") == words.blind.ASKED["which"]
     assert page.locator(".tf-blind figcaption").all_inner_texts() == ["A", "B"]
     page.get_by_role("button", name="A is bf16").click()
     said = answered(page)
@@ -235,11 +235,11 @@ def test_a_question_is_asked_answered_and_counted(visit, booth):
     assert dict(captions) == {bf16[2]: "bf16", "B" if bf16[2] == "A" else "A": "NVFP4"}
     right = int(bf16[1] == "Right")
     row = page.locator("#tf-blind-score tbody tr").inner_text()
-    for part in ("NVFP4", f"{right} of 1", words.p_value(0.5 if right else 1), words.blind_worth(0.5, 1)):
+    for part in ("NVFP4", f"{right} of 1", words.blind.p_value(0.5 if right else 1), words.blind.worth(0.5, 1)):
         assert part in row
     assert page.evaluate("document.activeElement.id") == "tf-blind-next", "the focus is lost"
     # The rest by keyboard.
-    page.get_by_label(words.BLIND_MODES["abx"], exact=True).check()
+    page.get_by_label(words.blind.MODES["abx"], exact=True).check()
     page.keyboard.press("n")
     page.wait_for_selector(".tf-blind[data-open=true]")
     assert page.locator(".tf-blind figcaption").all_inner_texts() == ["A", "B", "X"]
@@ -302,7 +302,7 @@ def test_page_and_network_say_nothing_before_the_answer(visit, booth):
 def test_a_fresh_pair_is_made_for_the_question_and_its_files_stay_on_the_server(visit, booth):
     url, worker = booth
     page = enter(visit, url)
-    page.get_by_label(words.BLIND_SOURCES["fresh"], exact=True).check()
+    page.get_by_label(words.blind.SOURCES["fresh"], exact=True).check()
     page.fill("#tf-blind-prompt textarea", "a green cactus")
     page.get_by_label("MXFP8", exact=True).last.check()
     next_pair(page)
@@ -323,7 +323,7 @@ def test_a_fresh_pair_that_does_not_come_leaves_a_usable_tab(visit, unseen, how)
     worker = FakeWorker(fail_at="nvfp4" if how == "fails" else None, failure="Out of memory.", step_seconds=slow)
     with served(worker, unseen=unseen) as url:
         page = enter(visit, url)
-        page.get_by_label(words.BLIND_SOURCES["fresh"], exact=True).check()
+        page.get_by_label(words.blind.SOURCES["fresh"], exact=True).check()
         page.click("#tf-blind-next")
         assert until(lambda: "step" in page.inner_text("#tf-blind-question"))
         if how == "is stopped":
@@ -332,7 +332,7 @@ def test_a_fresh_pair_that_does_not_come_leaves_a_usable_tab(visit, unseen, how)
         else:
             page.get_by_text("Out of memory.").wait_for()
         assert until(lambda: page.inner_text("#tf-blind-question") == "")
-        page.get_by_label(words.BLIND_SOURCES["recorded"], exact=True).check()
+        page.get_by_label(words.blind.SOURCES["recorded"], exact=True).check()
         next_pair(page)
 
 
@@ -341,7 +341,7 @@ def test_a_precision_without_recorded_pairs_is_said(visit, booth):
     page = enter(visit, booth[0])
     page.get_by_label("FP8", exact=True).last.check()
     page.click("#tf-blind-next")
-    page.get_by_text(words.blind_nothing("fp8")).wait_for()
+    page.get_by_text(words.blind.nothing("fp8")).wait_for()
 
 
 @browser_test
@@ -384,7 +384,7 @@ def test_clips_are_played_together_and_silently(visit, tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_tab_fits_a_phone(visit, booth, scheme):
     page = enter(visit, booth[0], width=390, height=844, color_scheme=scheme, has_touch=True, is_mobile=True)
-    page.get_by_label(words.BLIND_MODES["abx"], exact=True).check()
+    page.get_by_label(words.blind.MODES["abx"], exact=True).check()
     next_pair(page)
     page.get_by_role("button", name="X is A").tap()
     answered(page)

@@ -352,6 +352,54 @@ def test_bf16_is_warm_whatever_recipe_the_others_have(first, run):
     assert torch.equal(made, before)
 
 
+@pytest.fixture
+def compiling(monkeypatch, ask):
+    """A studio that believes its blocks are compiled, and makes nothing; what it tells when it warms a rendition."""
+    studio = Studio("cpu")
+    blocks = SimpleNamespace(use=lambda mode: None, dropped=0)
+    tokenizer = SimpleNamespace(prompt_template_encode="{}", tokenizer=lambda text: SimpleNamespace(input_ids=text))
+    rendition = SimpleNamespace(
+        support=studio.support["bf16"],
+        blocks=blocks,
+        warm_up_steps=lambda mode: 2,
+        weight_only=lambda *_, **__: None,
+        pipeline=tokenizer,
+    )
+    monkeypatch.setattr(studio, "mode", lambda *_: "default")
+    monkeypatch.setattr(compare, "call", lambda *_: None)
+
+    def warm(model="flux.1-dev", **fields):
+        told, spec = [], catalog.MODELS[model]
+        request = CompareRequest.create(**({"prompt": "a cat", "model": model} | fields))
+        studio.warm(rendition, spec, request, told.append, lambda: False)
+        return told
+
+    return SimpleNamespace(warm=warm, blocks=blocks)
+
+
+def test_only_a_new_size_compiles_and_says_so_with_what_it_took_before(compiling):
+    (first,) = compiling.warm()
+    assert (first.compiling, first.seconds) == (True, None)
+    assert compiling.warm(prompt="another prompt altogether", seed=8, num_inference_steps=3) == []
+    (second,) = compiling.warm(height=512, width=512)
+    assert second.compiling and second.seconds > 0
+    (batch,) = compiling.warm(batch_size=2)
+    assert batch.compiling
+    (guided,) = compiling.warm(model="qwen-image")
+    assert guided.compiling
+    (longer,) = compiling.warm(model="qwen-image", prompt="a longer prompt")
+    assert not longer.compiling, "one graph serves every prompt"
+    assert compiling.warm(model="qwen-image", prompt="a LONGER prompt") == []
+
+
+def test_what_was_recorded_and_dropped_is_warmed_again(compiling):
+    compiling.warm()
+    compiling.blocks.dropped += 1
+    (again,) = compiling.warm()
+    assert not again.compiling
+    assert compiling.warm() == []
+
+
 def test_a_batch_that_passes_the_largest_seed_begins_again_at_0(run):
     batch = results(run(precisions=["bf16"], batch_size=2, seed=2**32 - 1, num_inference_steps=2))["bf16"]
     assert [media.read_recipe(Path(f))["seed"] for f in batch.files] == [2**32 - 1, 0]

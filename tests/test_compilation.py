@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin, ModelMixin, QwenImageTransformer2DModel
 from torch import nn
 
 from engine import catalog, compilation, fusion
@@ -148,6 +148,25 @@ def test_a_step_graph_is_used_in_its_mode_alone(own_cache, compiler_settings):
 
 def test_the_warm_up_reaches_the_first_replay():
     assert WARM_UP_STEPS[GRAPHS] > PLAIN_CALLS
+
+
+def test_a_prompt_of_another_length_compiles_nothing_and_a_size_compiles_once(compiler_settings):
+    """Graphs are traced here, but not compiled further, which takes a GPU or minutes."""
+    small = {"num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 1, "joint_attention_dim": 16}
+    denoiser = QwenImageTransformer2DModel(**small, axes_dims_rope=(4, 6, 6)).eval()
+    compiled = denoiser.compile_repeated_blocks
+    denoiser.compile_repeated_blocks = lambda dynamic, **_: compiled(fullgraph=True, dynamic=dynamic, backend="eager")
+    blocks, sizes, before = Blocks(denoiser), set(), compilation.graphs_compiled()
+    for words, side in ((9, 4), (6, 4), (40, 4), (7, 6), (16, 6), (3, 4)):
+        given = [torch.randn(1, side * side, 64), torch.randn(1, words, 16), None, torch.full((1,), 0.5)]
+        made = []
+        for mode in (EAGER, DEFAULT):
+            blocks.use(mode)
+            with torch.inference_mode():
+                made.append(denoiser(*given, img_shapes=[[(1, side, side)]], return_dict=False)[0])
+        sizes.add(side)
+        assert torch.equal(*made)
+        assert compilation.graphs_compiled() - before == len(sizes)
 
 
 def test_only_repeated_blocks_are_touched(own_cache, compiler_settings):

@@ -4,15 +4,20 @@ import ast
 import functools
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchao.quantization import quantize_
 
 from engine import catalog, events, loading, recipes
 from engine.code import HARDWARE, chooser, code
+from engine.emulation import EmulatedNVFP4Tensor, EmulationConfig
 from engine.request import PRECISIONS, CompareRequest
+from engine.tuned import Tuning
 
 
 def test_the_program_makes_the_same_pixels_outside_the_project(worker, ask, tmp_path):
@@ -56,6 +61,24 @@ def test_the_program_quantizes_the_layers_that_the_engine_quantizes(model, recip
     stored |= {name: kept for name, kept in program.get("OTHERWISE", {}).items() if kept not in (precision, "bf16")}
     plan = recipes.plan(transformer, rules, precision)
     assert stored == {layer.name: layer.precision for layer in plan.layers if layer.quantized}
+
+
+def test_the_program_leaves_activations_in_bf16_in_the_weight_only_steps(monkeypatch):
+    """Its functions are taken out and run upon a layer whose weight is switched as torchao's is."""
+    steps = Tuning(weight_only_steps=(2, 1))
+    rules = replace(recipes.recipe("mini-flux", "seed"), tunings={"nvfp4": steps})
+    monkeypatch.setattr(recipes, "recipe", lambda *_: rules)
+    program = code(CompareRequest.create("a cat", precisions=["nvfp4"], num_inference_steps=6), "nvfp4", "native")
+    assert "callback_on_step_end=ended" in program
+    linear = torch.nn.Linear(64, 32, dtype=torch.bfloat16)
+    quantize_(linear, EmulationConfig(EmulatedNVFP4Tensor))
+    scope = {"torch": torch, "NVFP4Tensor": EmulatedNVFP4Tensor, "pipe": SimpleNamespace(transformer=linear)}
+    exec(program[program.index("linears = [") : program.index("seed = ")], scope)
+    plain = []
+    for index in range(6):
+        plain.append(linear.weight.act_quant_kwargs is None)
+        scope["ended"](None, index, None, {})
+    assert plain == [True, True, False, False, False, True]
 
 
 @pytest.mark.parametrize("model", catalog.MODELS)

@@ -6,6 +6,8 @@ import errno
 import gc
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -24,7 +26,7 @@ from engine.results import Comparison
 from engine.telemetry import Telemetry
 from tests.fake_engine import FakeWorker, record, served
 from ui.doors import LARGEST_BODY, Doors
-from ui.shelf import Shelf
+from ui.shelf import PREFIX, Shelf
 
 PROMPT = "a rocket on a blue background"
 ANN, BOB = Visitor(session="ann", address="10.0.0.1"), Visitor(session="bob", address="10.0.0.2")
@@ -191,6 +193,43 @@ def test_the_oldest_files_go_when_all_take_too_much_but_never_fresh_ones(tmp_pat
     shelf.new()
     assert not folders["fresh"].exists(), "too old"
     shelf.close()
+
+
+CLAIMING = """
+import pathlib, sys, time
+from engine import files
+files.claim(pathlib.Path(sys.argv[1]))
+print(flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_apps_files_go_when_the_next_one_starts_and_a_living_ones_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    alive, others = Shelf(), tmp_path / "somebody-elses"
+    theirs = tmp_path / f"{PREFIX}killed"
+    for folder in (others, theirs):
+        (folder / "comparison").mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", CLAIMING, theirs], stdout=subprocess.PIPE) as app:
+        app.stdout.readline()
+        Shelf().close()
+        assert theirs.exists(), "it belongs to a process that lives"
+        app.kill()
+        app.wait()
+    Shelf().close()
+    assert sorted(tmp_path.iterdir()) == sorted([others, alive.root])
+    alive.close()
+
+
+def test_a_folder_that_the_system_cleaned_away_is_made_and_claimed_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    shelf = Shelf()
+    shelf.root.rmdir()
+    folder = shelf.new()
+    Shelf().close()
+    assert folder.is_dir()
+    shelf.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 # Auth, health, metrics

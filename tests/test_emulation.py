@@ -23,6 +23,7 @@ from engine.emulation import (
     nvfp4_activation,
     nvfp4_weight,
 )
+from engine.remedies import WeightOnlySteps
 
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -247,7 +248,13 @@ def test_compiled_equals_eager_bit_for_bit(tensor_class):
     quantize_(model, EmulationConfig(tensor_class))
     x = torch.randn(2, 9, 64).to(torch.bfloat16)
     with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
-        assert torch.equal(torch.compile(model, fullgraph=True)(x), model(x))
+        compiled = torch.compile(model, fullgraph=True)
+        usual = model(x)
+        assert torch.equal(compiled(x), usual)
+        if tensor_class is EmulatedNVFP4Tensor:
+            with WeightOnlySteps(model, (1, 0), 2):
+                assert torch.equal(compiled(x), model(x)) and not torch.equal(model(x), usual)
+            assert torch.equal(compiled(x), usual)
 
 
 # --- FP8 and MXFP8 ---------------------------------------------------------------------------------------------------

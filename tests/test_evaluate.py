@@ -550,6 +550,6 @@ def test_the_page_draws_an_evaluation(whole, tmp_path):
     html = quality.page(tmp_path, [])
     for row in summary["results"]:
         mean = words.score(row["lpips"]["mean"])
-        assert f"<td>{mean}</td><td>{words.ends(row['lpips'])}</td>" in html
+        assert f"<td>{mean}</td><td>{words.quality.ends(row['lpips'])}</td>" in html
     assert html.count('class="tf-dots"') == len(summary["results"])
     assert html.count('class="tf-each"') == len(summary["results"])

@@ -79,10 +79,10 @@ def test_neither_has_what_opens_and_what_goes_wrong(visit, everything, axe):
 
     page.click("#tf-go")
     page.wait_for_selector("#tf-headline:not(:has(.tf-recorded)):not(:has(.tf-pulse))")
-    page.get_by_text(words.MORE).click()
-    page.get_by_text(words.RAN, exact=True).first.click()
-    page.get_by_text(words.CODE_SUMMARY, exact=True).click()
-    for view in (words.SIDE, words.DIFFERENCE, words.TABLE):
+    page.get_by_text(words.compare.MORE).click()
+    page.get_by_text(words.compare.RAN, exact=True).first.click()
+    page.get_by_text(words.compare.CODE_SUMMARY, exact=True).click()
+    for view in (words.compare.SIDE, words.compare.DIFFERENCE, words.compare.TABLE):
         page.get_by_label(view, exact=True).check()
         look(view)
     page.fill("#tf-prompt textarea", "")
@@ -105,7 +105,7 @@ def test_clips_and_their_player_have_no_violation_either(visit, tmp_path, axe):
     with served(FakeWorker(), tmp_path, models=("ltx-2",)) as url:
         page = visit(url)
         assert violations(axe, page) == []
-        page.get_by_label(words.DIFFERENCE, exact=True).check()
+        page.get_by_label(words.compare.DIFFERENCE, exact=True).check()
         assert violations(axe, page) == []
         names = page.eval_on_selector_all("video", "(all) => all.map((clip) => clip.getAttribute('aria-label'))")
         assert all("a steam train" in name for name in names)
@@ -115,7 +115,7 @@ def test_clips_and_their_player_have_no_violation_either(visit, tmp_path, axe):
 @browser_test
 def test_the_tab_key_reaches_whatever_can_be_used(visit, everything):
     page = visit(everything[0])
-    page.get_by_text(words.MORE).click()
+    page.get_by_text(words.compare.MORE).click()
     page.wait_for_timeout(500)
     page.evaluate("document.body.tabIndex = -1; document.body.focus()")
     count = page.evaluate(f"({REACHABLE})().forEach((e) => {{ e.wanted = true; }}); ({REACHABLE})().length")
@@ -139,7 +139,7 @@ def test_the_keyboard_alone_makes_looks_closer_and_changes_the_tab(visit, everyt
     page.focus("input[name=tf-view]:checked")
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    assert page.get_by_label(words.DIFFERENCE, exact=True).is_checked()
+    assert page.get_by_label(words.compare.DIFFERENCE, exact=True).is_checked()
     assert until(lambda: page.locator(".tf-worst:visible").inner_text())
     page.get_by_role("tab", name=words.COMPARE).focus()
     page.keyboard.press("Tab")

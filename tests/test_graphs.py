@@ -70,7 +70,9 @@ def test_only_so_many_are_kept_and_the_one_used_longest_ago_goes():
 
     assert [record(value) for value in range(KEPT)] == list(range(1, KEPT + 1))
     assert step(numbered(0), 0)[0] == 1  # used just now
+    assert step.dropped == 0
     record("one more")
+    assert step.dropped == 1
     assert step(numbered(0), 0)[0] == 1
     assert step(numbered(0), 1) == "plain"
 

@@ -12,7 +12,7 @@ from torch import nn
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 from torchao.utils import get_model_size_in_bytes
 
-from engine import catalog, lab, loading, nvfp4, precision, prompts, recipes, remedies, sensitivity, tune, tuned
+from engine import catalog, gptq, lab, loading, nvfp4, precision, prompts, recipes, remedies, sensitivity, tune, tuned
 from engine.errors import LoadError, OutputError, RequestError
 from engine.machine import Machine
 from engine.tuned import TunedRecipe, Tuning
@@ -71,14 +71,99 @@ def test_searched_scales_fill_torchaos_own_layout():
     weight = torch.randn(160, 96).to(torch.bfloat16)
     layer = nn.Linear(96, 160, bias=False).to(torch.bfloat16)
     layer.weight = nn.Parameter(weight, requires_grad=False)
-    precision.quantize_linear_modules(nn.ModuleDict({"x": layer}), {"x"}, support("nvfp4", B200), searched=True)
+    packed = nvfp4.quantize(weight, searched=True)
+    precision.quantize_linear_modules(nn.ModuleDict({"x": layer}), {"x"}, support("nvfp4", B200), packed)
     made, usual = layer.weight.data, NVFP4Tensor.to_nvfp4(weight, is_swizzled_scales=True)
     assert isinstance(made, NVFP4Tensor) and made.is_swizzled_scales and made.act_quant_kwargs.is_swizzled_scales
     for name in ("qdata", "scale"):
         a, b = getattr(made, name), getattr(usual, name)
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
-    expected = nvfp4.dequantize(*nvfp4.quantize(weight, searched=True))
-    assert torch.equal(made.dequantize(torch.float32), expected)
+    assert torch.equal(made.dequantize(torch.float32), nvfp4.dequantize(*packed))
+
+
+# Calibrated weights
+
+
+def correlated(rows, features):
+    """Activations of which a few directions hold most, as in a transformer."""
+    torch.manual_seed(0)
+    return torch.randn(rows, 8) @ torch.randn(8, features) + 0.1 * torch.randn(rows, features)
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_calibrated_rounding_loses_less_of_the_product_on_inputs_it_has_not_seen(dead):
+    x, weight = correlated(4000, 128), torch.randn(64, 128).to(torch.bfloat16)
+    if dead:  # a feature that is always 0 says nothing of its column
+        x[:, 5] = 0
+    seen, fresh = x[:2000], x[2000:]
+
+    def lost(packed):
+        return (fresh @ (nvfp4.dequantize(*packed) - weight.float()).t()).norm()
+
+    packed = gptq.quantize(weight, seen.t() @ seen)
+    usual = nvfp4.quantize(weight, searched=True)
+    assert lost(packed) < 0.6 * lost(usual)
+    for made, other in zip(packed, usual, strict=True):
+        assert (made.shape, made.dtype, made.is_contiguous()) == (other.shape, other.dtype, True)
+    scales = packed[1].float()
+    assert scales.isfinite().all() and (scales >= nvfp4.E4M3_LEAST_NORMAL).all()
+
+
+def test_an_input_without_preference_is_rounded_to_nearest():
+    weight = torch.randn(32, 64).to(torch.bfloat16)
+    made, usual = gptq.quantize(weight, torch.eye(64)), nvfp4.quantize(weight, searched=True)
+    assert torch.equal(nvfp4.dequantize(*made), nvfp4.dequantize(*usual))
+
+
+def test_second_moments_are_those_of_all_inputs_and_come_in_portions(monkeypatch):
+    held, x = layers(), torch.randn(2, 3, 64).to(torch.bfloat16)
+    with gptq.second_moments({"a": held["a"]}) as moments:
+        held["a"](x)
+        held["a"](2 * x)
+    rows = x.reshape(-1, 64).float()
+    torch.testing.assert_close(moments["a"], 5 * rows.t() @ rows)
+    held["a"](x)
+    torch.testing.assert_close(moments["a"], 5 * rows.t() @ rows)  # nothing listens any more
+    monkeypatch.setattr(gptq, "MOMENT_BYTES", 4 * (64**2 + 32**2))
+    assert [list(portion) for portion in gptq.portions(dict(held))] == [["a", "b"], ["c", "embed"]]
+
+
+@pytest.fixture
+def calibrated(tmp_path, monkeypatch):
+    """Three of the layers, in a file each."""
+    monkeypatch.setattr(gptq, "FILE_BYTES", 1000)
+    packed = {name: gptq.quantize(layer.weight, torch.eye(layer.in_features)) for name, layer in layers().items()}
+    del packed["embed"]
+    return SimpleNamespace(packed=packed, files=gptq.write(tmp_path, "some", packed))
+
+
+def test_calibrated_weights_come_back_as_they_were_written(calibrated):
+    assert len(calibrated.files) == 3 and gptq.names(calibrated.files) == {"a", "b", "c"}
+    for name, packed in calibrated.packed.items():
+        found = gptq.read(calibrated.files, name, layers()[name].weight)
+        assert all(torch.equal(one, other) for one, other in zip(found, packed, strict=True))
+
+
+def test_a_calibrated_plan_places_the_stored_weights(calibrated):
+    held = layers()
+    recipe = recipes.Recipe(id="t", summary="", tunings=tuning(searched=True, calibrated=calibrated.files))
+    plan = recipes.plan(held, recipe, "nvfp4")
+    assert {layer.name: layer.parts for layer in plan.layers} == {
+        "a": ["calibrated weights"], "b": ["calibrated weights"], "c": ["calibrated weights"],
+        "embed": ["searched block scales"],
+    }  # fmt: skip
+    recipes.verify(recipes.apply(held, plan, support("nvfp4")), plan)
+    assert torch.equal(held["b"].weight.codes, calibrated.packed["b"][0])
+
+
+def test_calibrated_weights_of_something_else_are_refused(calibrated):
+    with pytest.raises(LoadError, match=r"was calibrated for another weight of a: choose another recipe"):
+        gptq.read(calibrated.files, "a", torch.randn(32, 64).to(torch.bfloat16))
+    with pytest.raises(LoadError, match="another weight of a"):
+        gptq.read(calibrated.files, "a", torch.randn(32, 32).to(torch.bfloat16))
+    calibrated.files[0].write_bytes(b"nothing")
+    with pytest.raises(LoadError, match="missing or damaged"):
+        gptq.read(calibrated.files, "a", layers()["a"].weight)
 
 
 # Low rank
@@ -154,7 +239,8 @@ GOOD = {"id": "tuned", "base": "seed", "summary": "S.", "tunings": {"nvfp4": {"l
 def test_a_recipe_file_is_read_as_it_was_written(tmp_path):
     made = TunedRecipe(
         id="tuned", base="seed", summary="S.",
-        tunings={"nvfp4": Tuning(layers={"a": "fp8"}, low_rank={"b": 8}, searched=True)},
+        tunings={"nvfp4": Tuning(layers={"a": "fp8"}, low_rank={"b": 8}, searched=True, weight_only_steps=(2, 1),
+                                 calibrated=(tmp_path / "f-1.safetensors",))},
     )  # fmt: skip
     (tmp_path / "f.json").write_bytes(tuned.write(tmp_path / "f.json", made, {"by": "hand"}))
     (read,) = tuned.read("f", tmp_path)
@@ -171,6 +257,10 @@ def test_a_recipe_file_is_read_as_it_was_written(tmp_path):
         ({"tunings": {}}, "tunings is not an object"),
         ({"tunings": {"int4": {}}}, "there is no quantized precision 'int4'"),
         ({"tunings": {"nvfp4": {"rank": 3}}}, "other things"),
+        ({"tunings": {"nvfp4": {"weight_only_steps": 2}}}, "not two whole numbers"),
+        ({"tunings": {"nvfp4": {"weight_only_steps": [2, -1]}}}, "not two whole numbers"),
+        ({"tunings": {"fp8": {"weight_only_steps": [2, 0]}}}, "and not in nvfp4"),
+        ({"tunings": {"nvfp4": {"calibrated": ["../x.safetensors"]}}}, "names of .safetensors files"),
         ({"tunings": {"nvfp4": {"layers": {"a": "fp9"}}}}, "a is to be stored in 'fp9'"),
         ({"tunings": {"nvfp4": {"low_rank": {"a": 0}}}}, "the rank of a is 0"),
         ({"tunings": {"nvfp4": {"low_rank": {"a": 4}, "layers": {"a": "fp8"}}}}, "not in nvfp4"),
@@ -296,10 +386,11 @@ def test_tune_writes_recipe_and_rows_and_goes_on_where_it_was_killed(known, tmp_
     (best,) = (row for row in found["frontier"] if row["id"] == "tuned")
     assert best["lpips"]["report"]["n"] == best["lpips"]["search"]["n"] == 2 and best["offered"]
     assert best["bytes_over_seed_percent"] <= 8
-    least = min(row["lpips"]["search"]["mean"] for row in found["frontier"] if row["id"] not in ("seed", "full"))
+    tried = [row for row in found["frontier"] if row["id"] != "seed" and row["lpips"]["search"]]
+    least = min(row["lpips"]["search"]["mean"] for row in tried)
     assert best["lpips"]["search"]["mean"] == least
     assert {row["name"] for row in found["remedies"]} == {
-        "Searched scales", "Mixed precision", "Low-rank branch", "Protected steps"
+        "Searched scales", "Calibrated rounding", "Mixed precision", "Low-rank branch", "Weight-only steps"
     }  # fmt: skip
     assert {(row["precision"], row["recipe"]) for row in found["ablation"]} >= {("mxfp8", "full"), ("nvfp4", "full")}
     # The recipe that was written is the one that was measured.
@@ -332,15 +423,41 @@ def test_layers_are_bf16_again_after_a_group_was_quantized(known):
     assert made.exact.get_submodule(name).weight is before and probe.damage() == (0.0, 0.0)
 
 
-def test_protected_steps_are_exact_and_only_they(known):
+@pytest.mark.parametrize(("steps", "plain"), [((4, 0), [0, 1, 2, 3]), ((1, 0), [0]), ((1, 2), [0, 2, 3]), ((0, 0), [])])
+def test_activations_stay_bf16_in_the_weight_only_steps_and_in_no_other(known, steps, plain):
     made = bench(known, [])
     transformer, plan = made.quantized(recipes.recipe("mini-flux", "full"), "nvfp4")
-    exact = {name: made.exact.get_submodule(name).weight for name in plan.names}
-    with remedies.ProtectedSteps(transformer, exact, 2, 2, 0):
-        assert made.lpips(transformer, "a") == 0
-    with remedies.ProtectedSteps(transformer, exact, 2, 0, 1):
-        assert made.lpips(transformer, "a") > 0
+    name = sorted(plan.names)[0]
+    layer, seen, told = transformer.get_submodule(name), [], []
+    x = torch.randn(16, layer.in_features).to(torch.bfloat16)
+    usual = layer(x)
+    unpacked = torch.nn.functional.linear(x, nvfp4.dequantize(
+        layer.weight.codes, layer.weight.block_scales, layer.weight.tensor_scale).to(torch.bfloat16), layer.bias
+    )  # fmt: skip
+    assert not torch.equal(usual, unpacked)
+    with remedies.WeightOnlySteps(transformer, steps, 4, told.append) as switch:
+        for done in range(4):
+            seen.append(layer(x))
+            switch.ended(done + 1)
+    assert [step for step, output in enumerate(seen) if torch.equal(output, unpacked)] == plain
+    assert all(torch.equal(seen[step], usual) for step in range(4) if step not in plain)
+    assert [step for step, weight_only in enumerate(told[:4]) if weight_only] == plain and told[-1] is False
+    assert torch.equal(layer(x), usual)
     recipes.verify(transformer, plan)
+
+
+def test_a_weight_only_step_is_torchaos_own_on_a_blackwell_gpu():
+    """Both kinds of weight are switched by the same attribute, and then multiply the same numbers."""
+    torch.manual_seed(0)
+    linear, x = nn.Linear(64, 32).to(torch.bfloat16), torch.randn(8, 64).to(torch.bfloat16)
+    layers = nn.ModuleDict({"native": copy.deepcopy(linear), "emulated": copy.deepcopy(linear)})
+    native = replace(support("nvfp4", B200), fused_quantizer=False)
+    packed = nvfp4.quantize(linear.weight, searched=True)
+    precision.quantize_linear_modules(layers, {"native"}, native, packed)
+    precision.quantize_linear_modules(layers, {"emulated"}, support("nvfp4"), packed)
+    with remedies.WeightOnlySteps(layers, (1, 0), 2):
+        assert torch.equal(layers["native"](x), layers["emulated"](x))
+    assert layers["native"].weight.act_quant_kwargs is not None
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_without_a_recorded_comparison_the_page_says_what_to_do(visit, tmp_path)
     (broken / "comparison.json").write_text('{"request": ')
     with served(FakeWorker(), tmp_path) as url:
         page = visit(url)
-        assert words.WELCOME in page.inner_text("#tf-headline")
+        assert words.compare.WELCOME in page.inner_text("#tf-headline")
         assert pictures(page) == []
         generate(page)
         finished(page)
@@ -170,11 +170,11 @@ def test_stop_keeps_what_is_finished_and_frees_the_worker(visit, slow):
     page.wait_for_selector(".tf-blank progress")
     page.wait_for_selector("#tf-stage img")
     page.click("#tf-stop")
-    page.get_by_text(words.STOPPED_KEPT).wait_for()
+    page.get_by_text(words.run.STOPPED_KEPT).wait_for()
     assert until(lambda: worker.jobs[0].outcome == "cancelled")
     assert worker.jobs[0].steps < 45
     assert until(lambda: pictures(page) == ["bf16: a cat, seed 7"])
-    assert page.locator(".tf-blank").all_inner_texts() == [words.STOPPED_BEFORE] * 2
+    assert page.locator(".tf-blank").all_inner_texts() == [words.run.STOPPED_BEFORE] * 2
     assert page.inner_text(".tf-notice") == ""
     worker.step_seconds = 0
     generate(page, "a dog")
@@ -242,8 +242,8 @@ def test_closing_the_tab_frees_the_worker(chromium, slow):
 @browser_test
 def test_a_batch_shows_every_picture(visit, quick):
     page = visit(quick[0])
-    page.get_by_text(words.MORE).click()
-    label = words.batch_label(catalog.MINI_FLUX)
+    page.get_by_text(words.compare.MORE).click()
+    label = words.compare.batch_label(catalog.MINI_FLUX)
     number = page.get_by_label(f"number input for {label}")
     # Gradio builds the settings as they unfold, and a value typed into one that is not ready yet is lost.
     page.wait_for_timeout(500)
@@ -255,7 +255,7 @@ def test_a_batch_shows_every_picture(visit, quick):
     assert until(lambda: len(pictures(page)) == 12)
     assert len(set(pictures(page))) == 12
     assert quick[1].jobs[-1].request.batch_size == 4
-    page.get_by_label(words.SLIDER, exact=True).check()
+    page.get_by_label(words.compare.SLIDER, exact=True).check()
     page.get_by_label("3", exact=True).check()
     assert page.locator(".tf-pair:visible").get_attribute("data-pair") == "mxfp8/2"
 
@@ -269,7 +269,7 @@ def test_the_form_decides_what_is_asked(visit, quick):
     page.click("#tf-dice")
     assert until(lambda: page.input_value("#tf-seed input") != "7")
     seed = int(page.input_value("#tf-seed input"))
-    page.get_by_text(words.MORE).click()
+    page.get_by_text(words.compare.MORE).click()
     page.get_by_text(words.RECIPES["full"]).click()
     page.click("#tf-go")
     finished(page)
@@ -330,7 +330,7 @@ def test_a_failure_halfway_keeps_the_finished_picture(visit, recorded):
         generate(page, "a cat")
         assert notice(page) == "Out of memory."
         assert until(lambda: len(pictures(page)) == 2)
-        assert words.FAILED_KEPT in page.inner_text(".tf-verdict")
+        assert words.run.FAILED_KEPT in page.inner_text(".tf-verdict")
 
 
 @browser_test
@@ -363,9 +363,9 @@ def test_a_hostile_prompt_is_only_text(visit, quick):
     assert until(lambda: len(pictures(page)) == 3)
     assert page.inner_text(".tf-origin q").strip("“”\"'") == HOSTILE.strip("\"'")
     assert pictures(page)[0] == f"bf16: {HOSTILE}, seed 7"
-    for name in (words.SLIDER, words.FLICKER, words.DIFFERENCE, words.TABLE):
+    for name in (words.compare.SLIDER, words.compare.FLICKER, words.compare.DIFFERENCE, words.compare.TABLE):
         page.get_by_label(name, exact=True).check()
-    page.get_by_text(words.CODE_SUMMARY, exact=True).click()
+    page.get_by_text(words.compare.CODE_SUMMARY, exact=True).click()
     assert HOSTILE in ast.literal_eval(page.inner_text("#tf-program-bf16").split("prompt = ")[1])
     assert page.evaluate("window.hit") is None
 
@@ -384,11 +384,11 @@ def test_an_emulated_precision_has_no_latency_except_in_what_really_ran(visit, q
     assert "faster" not in page.inner_text(".tf-verdict")
     assert "speed is not compared" in page.inner_text(".tf-verdict")
     assert "2.10" in card(page, "bf16").inner_text()
-    page.get_by_text(words.TABLE, exact=True).click()
+    page.get_by_text(words.compare.TABLE, exact=True).click()
     row = page.locator("#tf-table tr").filter(has_text="MXFP8").inner_text()
     assert words.NOT_COMPARABLE in row
     assert "5.01" not in row
-    page.get_by_text(words.RAN, exact=True).first.click()
+    page.get_by_text(words.compare.RAN, exact=True).first.click()
     ran = page.inner_text("#tf-ran")
     assert "5.01 s" in ran
     assert "dequantize, then aten::mm" in ran
@@ -458,10 +458,10 @@ def set_field(page, name, value):
 @browser_test
 def test_the_form_follows_the_model(visit, many):
     page = visit(many[0])
-    page.get_by_text(words.MORE).click()
+    page.get_by_text(words.compare.MORE).click()
     for spec in (catalog.FLUX_DEV, catalog.LTX_2, catalog.FLUX_SCHNELL, catalog.MINI_FLUX):
         choose_model(page, spec.name)
-        steps = field(page, words.STEPS_LABEL)
+        steps = field(page, words.compare.STEPS_LABEL)
         assert until(lambda: steps.input_value() == str(spec.defaults.num_inference_steps)), spec.id  # noqa: B023
         limits = spec.limits
         shown = {
@@ -471,7 +471,7 @@ def test_the_form_follows_the_model(visit, many):
             "#tf-recipe": len(spec.recipes) > 1,
         }
         assert {part: page.locator(part).is_visible() for part in shown} == shown, spec.id
-        labels = [words.recipe(name, summary) for name, summary in many[1].recipes(spec.id).items()]
+        labels = [words.compare.recipe(name, summary) for name, summary in many[1].recipes(spec.id).items()]
         assert page.locator("#tf-recipe label").all_inner_texts() == labels
         assert page.locator("#tf-examples .gallery-item").count() == len(spec.examples)
         assert page.input_value("#tf-prompt textarea") == spec.examples[0]
@@ -567,7 +567,7 @@ def test_clips_play_together_with_the_sound_of_one(visit, theatre):
     assert until(lambda: frame_of(page) != first)
     page.locator("#tf-stage .tf-sound").get_by_label("NVFP4", exact=True).check()
     assert clips(page, "clip.muted") == [True, True, False]
-    page.locator("#tf-stage .tf-sound").get_by_label(words.SILENCE, exact=True).check()
+    page.locator("#tf-stage .tf-sound").get_by_label(words.compare.SILENCE, exact=True).check()
     assert clips(page, "clip.muted") == [True] * 3
     page.click("#tf-stage .tf-play")
     assert clips(page, "clip.paused") == [True] * 3
@@ -646,8 +646,8 @@ def test_the_curve_gives_the_score_of_each_frame(visit, theatre):
 @browser_test
 def test_the_curve_is_a_seek_bar_and_the_maps_follow_it(visit, theatre):
     page = seated(visit, theatre)
-    page.get_by_label(words.DIFFERENCE, exact=True).check()
-    page.get_by_label(words.MAPS["lpips"], exact=True).check()
+    page.get_by_label(words.compare.DIFFERENCE, exact=True).check()
+    page.get_by_label(words.compare.MAPS["lpips"], exact=True).check()
     pair = page.locator(".tf-pair:visible")
     assert until(lambda: "LPIPS" in pair.locator(".tf-worst").inner_text())
     plot = pair.locator(".tf-plot")
@@ -680,7 +680,7 @@ def test_the_slider_splits_two_clips_that_play_together(visit, theatre):
     page = seated(visit, theatre)
     page.click("#tf-stage .tf-play")
     assert until(lambda: clips(page, "clip.paused") == [False] * 3)
-    page.get_by_label(words.SLIDER, exact=True).check()
+    page.get_by_label(words.compare.SLIDER, exact=True).check()
     assert until(lambda: clips(page, "clip.paused") == [True] * 3), "a clip out of sight goes on, with its sound"
     page.get_by_role("radio", name="NVFP4").check()
     pair = ".tf-pair:not([hidden])"
@@ -688,7 +688,7 @@ def test_the_slider_splits_two_clips_that_play_together(visit, theatre):
     page.click(f"{pair} .tf-play")
     assert until(lambda: all(at > 0.1 for at in clips(page, "clip.currentTime", pair)))
     assert clips(page, "clip.muted", pair) == [False, True]
-    page.get_by_label(words.DIFFERENCE, exact=True).check()
+    page.get_by_label(words.compare.DIFFERENCE, exact=True).check()
     assert until(lambda: "NVFP4 is " in page.inner_text(f"{pair} .tf-worst"))
 
 
@@ -697,8 +697,8 @@ def test_clips_appear_as_each_precision_finishes_and_stay_in_place(visit, tmp_pa
     worker = FakeWorker(step_seconds=0.05)
     with served(worker, models=("ltx-2",)) as url:
         page = visit(url)
-        page.get_by_text(words.MORE).click()
-        set_field(page, words.frames_label(catalog.LTX_2), "25")
+        page.get_by_text(words.compare.MORE).click()
+        set_field(page, words.compare.frames_label(catalog.LTX_2), "25")
         generate(page, "waves on a teal background")
         page.wait_for_selector("#tf-stage video")
         page.evaluate("document.querySelector('#tf-stage video').kept = true")
@@ -802,8 +802,8 @@ def test_a_file_that_is_no_benchmark_is_named_and_the_others_are_shown(tmp_path)
     (tmp_path / "b.json").write_text(json.dumps({"rows": [1]}))
     (tmp_path / "c.json").write_text(json.dumps(benchmark(device="<b>device</b>")))
     html = benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text()))
-    assert words.unreadable("a.json") in html
-    assert words.unreadable("b.json") in html
+    assert words.benchmarks.unreadable("a.json") in html
+    assert words.benchmarks.unreadable("b.json") in html
     assert "&lt;b&gt;device" in html
     assert "<b>" not in html
 
@@ -819,8 +819,8 @@ def test_every_figure_of_the_post_is_quoted_and_every_table_says_so():
                 speedup = "–" if row["precision"] == "bf16" else f"{row['speedup']:.2f}×"
                 cells = [f"{row['latency_s']:.2f}", speedup, f"{row['peak_memory_gb']:.2f}"]
                 assert line[1 + 3 * [1, 4, 8].index(row["batch_size"]) :][:3] == cells
-    assert ["FLUX.1-dev", "0.11", "0.44"] in rows_of(html, words.QUOTED_LPIPS)
-    assert ["NVFP4", "full", "0.480", "2.11", "21.25"] in rows_of(html, words.QUOTED_SELECTIVE)
+    assert ["FLUX.1-dev", "0.11", "0.44"] in rows_of(html, words.benchmarks.QUOTED_LPIPS)
+    assert ["NVFP4", "full", "0.480", "2.11", "21.25"] in rows_of(html, words.benchmarks.QUOTED_SELECTIVE)
     assert html.count("<table") == html.count(words.QUOTED_BADGE) == 5
 
 
@@ -855,7 +855,7 @@ def test_without_measurements_the_tab_says_how_to_make_one(visit, quick):
 @browser_test
 def test_the_slider_splits_two_pictures_by_keyboard(visit, quick):
     page = visit(quick[0])
-    page.get_by_label(words.SLIDER, exact=True).check()
+    page.get_by_label(words.compare.SLIDER, exact=True).check()
     assert not page.locator("#tf-stage").is_visible()
     pair = page.locator(".tf-pair:visible")
     assert pair.get_attribute("data-pair") == "mxfp8/0"
@@ -880,7 +880,7 @@ def test_the_slider_splits_two_pictures_by_keyboard(visit, quick):
 @browser_test
 def test_the_slider_keeps_its_choice_over_a_new_run(visit, quick):
     page = visit(quick[0])
-    page.get_by_label(words.SLIDER, exact=True).check()
+    page.get_by_label(words.compare.SLIDER, exact=True).check()
     page.get_by_role("radio", name="NVFP4").check()
     generate(page, "a cat")
     finished(page)
@@ -928,13 +928,13 @@ def test_all_pictures_zoom_and_move_together(visit, quick):
     page.mouse.wheel(0, -200)
     zoom = shown(page)[0][2]
     assert zoom > 1.5
-    page.get_by_label(words.SLIDER, exact=True).check()
+    page.get_by_label(words.compare.SLIDER, exact=True).check()
     assert shown(page, ".tf-pair:not([hidden])")[0][2] == zoom, "another view shows another part"
     generate(page, "a cat")
     finished(page)
-    page.get_by_label(words.SIDE, exact=True).check()
+    page.get_by_label(words.compare.SIDE, exact=True).check()
     assert [each[2] for each in shown(page)] == [zoom] * 3, "a new run forgets the zoom"
-    page.get_by_role("button", name=words.ZOOM_RESET).click()
+    page.get_by_role("button", name=words.compare.ZOOM_RESET).click()
     assert shown(page) == [[0, 0, 1]] * 3
 
 
@@ -942,7 +942,7 @@ def test_all_pictures_zoom_and_move_together(visit, quick):
 def test_flicker_shows_one_or_the_other_in_the_same_place(visit, quick):
     page = visit(quick[0])
     page.locator("body").press("f")
-    assert page.get_by_label(words.FLICKER, exact=True).is_checked()
+    assert page.get_by_label(words.compare.FLICKER, exact=True).is_checked()
     page.get_by_role("radio", name="NVFP4").check()
 
     def seen():
@@ -959,7 +959,7 @@ def test_flicker_shows_one_or_the_other_in_the_same_place(visit, quick):
     assert (seen(), above()) == (["NVFP4"], "visible")
     page.locator(".tf-pair:not([hidden]) .tf-frame").click()
     assert (seen(), above()) == (["bf16"], "hidden")
-    page.get_by_role("button", name=words.FLIP, exact=True).click()
+    page.get_by_role("button", name=words.compare.FLIP, exact=True).click()
     assert (seen(), above()) == (["NVFP4"], "visible")
     page.fill("#tf-prompt textarea", "")
     page.locator("#tf-prompt textarea").press("f")
@@ -985,7 +985,7 @@ def marked(tmp_path_factory):
 @browser_test
 def test_the_difference_finds_the_one_spot_that_differs(visit, marked):
     page = visit(marked)
-    page.get_by_label(words.DIFFERENCE, exact=True).check()
+    page.get_by_label(words.compare.DIFFERENCE, exact=True).check()
     said = page.locator(".tf-worst:visible")
     assert until(lambda: said.inner_text())
     assert said.inner_text() == (
@@ -1004,17 +1004,17 @@ def test_the_difference_finds_the_one_spot_that_differs(visit, marked):
              [crop.width, ...crop.getContext('2d').getImageData(3, 3, 1, 1).data.slice(0, 3)])"""
     )
     assert crops == [[32, 100, 100, 100], [32, 160, 100, 100]]
-    page.get_by_label(words.SIDE, exact=True).check()
-    page.get_by_role("button", name=words.TO_WORST).click()
+    page.get_by_label(words.compare.SIDE, exact=True).check()
+    page.get_by_role("button", name=words.compare.TO_WORST).click()
     assert shown(page) == [[-0.75, -2.0 - 0.25, 4]] * 2
 
 
 @browser_test
 def test_the_lpips_map_is_the_other_choice_with_a_legend_of_its_own(visit, marked):
     page = visit(marked)
-    page.get_by_label(words.DIFFERENCE, exact=True).check()
-    assert page.locator(".tf-colours:visible").inner_text().split("\n")[-1] == words.MAP_ENDS["pixels"]
-    page.get_by_label(words.MAPS["lpips"], exact=True).check()
+    page.get_by_label(words.compare.DIFFERENCE, exact=True).check()
+    assert page.locator(".tf-colours:visible").inner_text().split("\n")[-1] == words.compare.MAP_ENDS["pixels"]
+    page.get_by_label(words.compare.MAPS["lpips"], exact=True).check()
     said = page.locator(".tf-worst:visible")
     assert until(lambda: "LPIPS" in said.inner_text())
     shown_score = card_score(page)
@@ -1029,8 +1029,8 @@ def test_the_lpips_map_is_the_other_choice_with_a_legend_of_its_own(visit, marke
     )
     assert outside == [0, 0, 0]
     assert sum(inside) > 60
-    assert page.locator(".tf-colours:visible").inner_text().split("\n")[-1] == words.MAP_ENDS["lpips"]
-    page.get_by_role("button", name=words.TO_WORST).click()
+    assert page.locator(".tf-colours:visible").inner_text().split("\n")[-1] == words.compare.MAP_ENDS["lpips"]
+    page.get_by_role("button", name=words.compare.TO_WORST).click()
     assert until(lambda: shown(page, ".tf-pair:not([hidden])")[0][2] == 4)
     assert shown(page, ".tf-pair:not([hidden])") == [[0, 0, 4]]
 
@@ -1050,9 +1050,9 @@ def test_a_recorded_run_without_maps_offers_none(visit, tmp_path):
     file.write_text(json.dumps(saved))
     with served(FakeWorker(), tmp_path) as url:
         page = visit(url)
-        page.get_by_label(words.DIFFERENCE, exact=True).check()
+        page.get_by_label(words.compare.DIFFERENCE, exact=True).check()
         assert until(lambda: page.locator(".tf-worst:visible").inner_text())
-        assert page.get_by_label(words.MAPS["lpips"], exact=True).count() == 0
+        assert page.get_by_label(words.compare.MAPS["lpips"], exact=True).count() == 0
 
 
 @browser_test
@@ -1067,7 +1067,7 @@ def test_any_number_is_explained_by_keyboard_and_touch(visit, quick):
     card(page, "bf16").locator("dd").first.click()
     assert note.inner_text() == words.WHY["latency"]
     assert card(page, "bf16").locator("[data-why]").first.get_attribute("title") == words.WHY["latency"]
-    page.get_by_label(words.TABLE, exact=True).check()
+    page.get_by_label(words.compare.TABLE, exact=True).check()
     page.get_by_role("button", name="PSNR").click()
     assert note.inner_text() == words.WHY["psnr"]
 
@@ -1103,15 +1103,15 @@ def test_a_copied_link_restores_every_control_and_starts_nothing(visit, many):
     page.click("#tf-go")
     finished(page)
     assert worker.jobs[-1].request == asked
-    page.get_by_role("button", name=words.LINK).click()
+    page.get_by_role("button", name=words.compare.LINK).click()
     assert until(lambda: page.evaluate("navigator.clipboard.readText()") == f"{url}/{link.query(asked)}")
-    assert words.COPIED in page.inner_text(".tf-origin")
+    assert words.compare.COPIED in page.inner_text(".tf-origin")
 
 
 @browser_test
 def test_a_wrong_link_is_one_sentence_and_the_defaults(visit, quick):
     page = visit(f"{quick[0]}/?prompt=a+fish&seed=-1")
-    assert notice(page) == words.link_wrong("seed is -1: it must lie between 0 and 4294967295.")
+    assert notice(page) == words.compare.link_wrong("seed is -1: it must lie between 0 and 4294967295.")
     assert page.input_value("#tf-prompt textarea") == PROMPT
     generate(page)
     finished(page)
@@ -1121,7 +1121,7 @@ def test_a_wrong_link_is_one_sentence_and_the_defaults(visit, quick):
 @browser_test
 def test_the_code_of_a_precision_is_copied(visit, quick):
     page = visit(quick[0], permissions=["clipboard-read", "clipboard-write"])
-    card(page, "NVFP4").get_by_role("button", name=words.CODE).click()
+    card(page, "NVFP4").get_by_role("button", name=words.compare.CODE).click()
     expected = f"# nvfp4, emulated\nprompt = {PROMPT!r}\n"
     assert until(lambda: page.evaluate("navigator.clipboard.readText()") == expected)
 
@@ -1156,7 +1156,7 @@ def test_an_address_that_asks_for_nothing_is_no_link():
 @browser_test
 def test_the_table_has_a_row_a_precision(visit, quick):
     page = visit(quick[0])
-    page.get_by_label(words.TABLE, exact=True).check()
+    page.get_by_label(words.compare.TABLE, exact=True).check()
     rows = page.locator("#tf-table tbody tr").all_inner_texts()
     assert [row.split()[0] for row in rows] == ["bf16", "MXFP8", "NVFP4"]
     assert "27.4" in rows[2]
@@ -1183,9 +1183,10 @@ def test_a_phone_needs_no_sideways_scrolling(visit, quick, scheme):
     page = visit(quick[0], width=390, height=844, color_scheme=scheme, has_touch=True, is_mobile=True)
     generate(page, "wide" * 36)
     finished(page)
-    page.get_by_text(words.MORE).click()
-    page.get_by_text(words.RAN, exact=True).first.click()
-    for name in (words.SIDE, words.SLIDER, words.FLICKER, words.DIFFERENCE, words.TABLE):
+    page.get_by_text(words.compare.MORE).click()
+    page.get_by_text(words.compare.RAN, exact=True).first.click()
+    said = words.compare
+    for name in (said.SIDE, said.SLIDER, said.FLICKER, said.DIFFERENCE, said.TABLE):
         page.get_by_label(name, exact=True).check()
         page.wait_for_timeout(150)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
@@ -1197,7 +1198,7 @@ def test_a_phone_needs_no_sideways_scrolling(visit, quick, scheme):
 @browser_test
 def test_light_and_dark_can_be_switched_and_stay(visit, quick):
     page = visit(quick[0], color_scheme="light")
-    page.get_by_label(words.THEME_TOGGLE).click()
+    page.get_by_label(words.compare.THEME_TOGGLE).click()
     assert page.evaluate("document.body.classList.contains('dark')")
     page.reload()
     page.wait_for_selector("#tf-go")
@@ -1232,7 +1233,7 @@ def comparison(tmp_path, support=LAPTOP, **changes):
 
 
 def test_the_verdict_on_one_native_precision(tmp_path):
-    said = words.verdict(comparison(tmp_path, BLACKWELL, precisions=["nvfp4"]))
+    said = words.verdict.verdict(comparison(tmp_path, BLACKWELL, precisions=["nvfp4"]))
     assert said == (
         "NVFP4 is 1.44× faster, needs 36% less memory and is different only up close: 17% of the way from bf16's own "
         "noise to another seed."
@@ -1240,12 +1241,12 @@ def test_the_verdict_on_one_native_precision(tmp_path):
 
 
 def test_the_verdict_never_speaks_of_an_emulated_speed(tmp_path):
-    said = words.verdict(comparison(tmp_path, precisions=["fp8", "nvfp4"]))
+    said = words.verdict.verdict(comparison(tmp_path, precisions=["fp8", "nvfp4"]))
     assert said == (
         "FP8: 1.27× faster, 25% less memory, hard to tell from bf16. "
         "NVFP4: 46% smaller weights, different only up close. NVFP4 is emulated, so its speed is not compared."
     )
-    said = words.verdict(comparison(tmp_path, precisions=["mxfp8"]))
+    said = words.verdict.verdict(comparison(tmp_path, precisions=["mxfp8"]))
     assert said == (
         "MXFP8 needs 31% less memory for its weights and is hard to tell from bf16: 1% of the way from bf16's own "
         "noise to another seed. It is emulated, so its speed is not compared."
@@ -1264,7 +1265,7 @@ def test_the_verdict_never_speaks_of_an_emulated_speed(tmp_path):
     ],
 )
 def test_a_score_is_put_into_words_by_its_place_on_the_ruler(lpips, phrase):
-    assert words.closeness(lpips, RULER, "picture")[1] == phrase
+    assert words.verdict.closeness(lpips, RULER, "picture")[1] == phrase
 
 
 def test_a_view_never_shows_a_picture_of_an_earlier_run(tmp_path):

@@ -130,8 +130,8 @@ def test_a_run_with_previews_is_not_timed_and_one_without_has_none(seen):
 
 def with_previews(page):
     """Press Generate with live previews on; gives the page back."""
-    page.get_by_text(words.MORE).click()
-    page.get_by_label(words.PREVIEWS_LABEL).check()
+    page.get_by_text(words.compare.MORE).click()
+    page.get_by_label(words.compare.PREVIEWS_LABEL).check()
     page.click("#tf-go")
     return page
 
@@ -150,12 +150,12 @@ def test_the_page_shows_previews_where_they_were_asked_for_and_says_that_nothing
         worker.step_seconds = 0
         page.wait_for_selector("a[href$='comparison.json']")
         assert page.locator(".tf-preview").count() == 0
-        assert words.PREVIEWED in page.inner_text(".tf-verdict")
+        assert words.verdict.PREVIEWED in page.inner_text(".tf-verdict")
         text = page.inner_text("#tf-stage .tf-card >> nth=0")
-        assert words.NOT_TIMED_SHORT in text and words.NOT_TIMED_NOTE in text
+        assert words.NOT_TIMED_SHORT in text and words.compare.NOT_TIMED_NOTE in text
         assert "2.10" not in text and "text 0.02" not in text
         assert "×" not in page.inner_text("#tf-stage")
-        page.get_by_label(words.TABLE, exact=True).check()
+        page.get_by_label(words.compare.TABLE, exact=True).check()
         assert words.NOT_TIMED in page.inner_text("#tf-table tr >> nth=1")
         assert worker.jobs[-1].request.previews
 

@@ -93,9 +93,9 @@ def test_the_gallery_shows_every_recording_and_opening_one_restores_every_contro
     assert until(lambda: loaded(page, "#tf-stage img") == 6)
     assert until(lambda: page.input_value("#tf-prompt textarea") == CAT)
     assert page.input_value("#tf-seed input") == "3"
-    page.get_by_text(words.MORE).click()
-    assert until(lambda: value(page, words.STEPS_LABEL) == "8")
-    assert value(page, words.GUIDANCE_LABEL) == "2.5"
+    page.get_by_text(words.compare.MORE).click()
+    assert until(lambda: value(page, words.compare.STEPS_LABEL) == "8")
+    assert value(page, words.compare.GUIDANCE_LABEL) == "2.5"
     assert page.get_by_role("radio", name=words.RECIPES["full"]).is_checked()
     checked = page.locator("#tf-precisions input:checked").evaluate_all("all => all.map(i => i.value || i.name)")
     assert len(checked) == 2
@@ -107,7 +107,7 @@ def test_a_recording_has_an_address(visit, quick):
     assert until(lambda: page.input_value("#tf-seed input") == "3")
     wrong = visit(f"{quick}/?recorded=<b>dog</b>")
     wrong.wait_for_selector(".tf-notice:not(:empty)")
-    assert wrong.inner_text(".tf-notice") == words.no_recording("<b>dog</b>")
+    assert wrong.inner_text(".tf-notice") == words.gallery.no_recording("<b>dog</b>")
 
 
 def test_a_recording_of_a_model_that_is_not_offered_can_be_looked_at(visit, quick):
@@ -144,11 +144,11 @@ def test_without_recordings_the_gallery_says_how_to_make_one(visit, tmp_path):
     with served(FakeWorker(), tmp_path) as url:
         page = visit(url)
         page.get_by_role("tab", name=words.GALLERY).click()
-        page.get_by_text(words.RECORD_COMMAND).wait_for()
+        page.get_by_text(words.gallery.RECORD_COMMAND).wait_for()
         page.keyboard.press("p")
         page.keyboard.press("r")
         page.wait_for_selector(".tf-notice:not(:empty)")
-        assert words.NO_RECORDINGS in page.inner_text(".tf-notice")
+        assert words.gallery.NO_RECORDINGS in page.inner_text(".tf-notice")
 
 
 # The stage
@@ -160,7 +160,7 @@ def test_the_stage_shows_the_prompt_the_verdict_and_the_pictures_alone(visit, qu
     if by == "key":
         page.keyboard.press("p")
     elif by == "button":
-        page.get_by_role("button", name=words.STAGE, exact=True).click()
+        page.get_by_role("button", name=words.stage.STAGE, exact=True).click()
     page.wait_for_selector("body[data-stage]")
     assert "stage=1" in page.url
     assert page.locator("#tf-prompt textarea").is_visible()
@@ -180,7 +180,7 @@ def test_the_stage_has_a_key_for_everything(visit, slow):
     page.wait_for_selector("body[data-stage]")
     view = "document.querySelector('#tf-results').dataset.view"
     page.keyboard.press("?")
-    assert page.locator("#tf-keys button").all_inner_texts()[0].endswith(words.STAGE_KEYS["g"])
+    assert page.locator("#tf-keys button").all_inner_texts()[0].endswith(words.stage.ACTS["g"])
     page.keyboard.press("Escape")
     page.wait_for_selector("#tf-keys", state="hidden")
     page.keyboard.press("s")
@@ -237,7 +237,7 @@ def test_a_run_that_fails_on_stage_falls_back_to_a_recording_and_says_so(visit, 
         asked = CompareRequest.create(prompt)
         shown = record.nearest(asked, record.read(recorded)).comparison.request
         assert (asked == shown) is same
-        assert page.inner_text(".tf-notice") == words.fell_back(worker.failure, asked, shown)
+        assert page.inner_text(".tf-notice") == words.stage.fell_back(worker.failure, asked, shown)
         assert origin(page).startswith("recorded")
         assert shown.prompt in origin(page)
         assert page.input_value("#tf-prompt textarea") == prompt, "to try again"
@@ -306,7 +306,7 @@ def test_what_was_made_is_kept_in_the_browser_until_it_is_forgotten(visit, quick
     page.wait_for_url("**/?prompt=*")
     assert until(lambda: page.input_value("#tf-seed input") == "5")
     gallery(page)
-    page.get_by_role("button", name=words.HISTORY_CLEAR).click()
+    page.get_by_role("button", name=words.gallery.HISTORY_CLEAR).click()
     page.wait_for_selector("#tf-mine", state="hidden")
     assert page.evaluate(count) == 0
 

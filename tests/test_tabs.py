@@ -124,7 +124,7 @@ def test_the_recipe_tab_shows_what_compare_has_chosen_and_any_other_model(visit,
     page.click("#tf-plan-model input")
     page.get_by_role("option", name="Qwen-Image", exact=True).click()
     assert until(lambda: "6 of the 7 Linear layers of Qwen-Image" in verdict.inner_text())
-    assert words.unmatched(["txt_mlp"]) in page.inner_text("#tf-plan")
+    assert words.recipe.unmatched(["txt_mlp"]) in page.inner_text("#tf-plan")
     open_tab(page, words.COMPARE)
     open_tab(page, words.RECIPE)
     page.wait_for_timeout(300)
@@ -136,16 +136,16 @@ def test_layers_are_filtered_by_word_name_and_kind_and_added_up(visit, app):
     page = opened(visit, app, words.RECIPE)
     said = page.locator("#tf-filter [role=status]")
     assert until(lambda: said.inner_text().startswith("7 of 7 layers"))
-    page.get_by_label(words.FILTER).fill("blocks TO_Q")
+    page.get_by_label(words.recipe.FILTER).fill("blocks TO_Q")
     assert until(lambda: shown(page).count() == 3)
     assert said.inner_text() == "3 of 7 layers · 0.61 → 0.17 MB"
-    page.get_by_label(words.FILTER).fill("blocks.1.*")
+    page.get_by_label(words.recipe.FILTER).fill("blocks.1.*")
     assert shown(page).locator("th").all_inner_texts() == ["blocks.1.attn.to_q", "blocks.1.ff.net.0.proj"]
-    page.get_by_label(words.SHOWN).select_option("kept")
-    assert said.inner_text() == words.FILTERED_NONE
-    page.get_by_label(words.FILTER).fill("")
+    page.get_by_label(words.recipe.SHOWN).select_option("kept")
+    assert said.inner_text() == words.recipe.FILTERED_NONE
+    page.get_by_label(words.recipe.FILTER).fill("")
     assert shown(page).locator("td").last.inner_text() == "Its name contains embed."
-    page.get_by_label(words.SHOWN).select_option("all")
+    page.get_by_label(words.recipe.SHOWN).select_option("all")
     page.get_by_role("button", name="ff.net.0.proj").press("Enter")
     assert page.input_value("#tf-filter input") == "blocks.*.ff.net.0.proj"
     assert shown(page).count() == 3
@@ -161,12 +161,12 @@ def test_a_thousand_layers_scroll_in_their_own_frame(visit):
     with served(worker) as url:
         page = opened(visit, url, words.RECIPE)
         assert until(lambda: page.inner_text("#tf-filter [role=status]").startswith("1371 of 1371"))
-        frame = page.get_by_role("region", name=words.LAYERS)
+        frame = page.get_by_role("region", name=words.recipe.LAYERS)
         assert frame.evaluate("(e) => e.scrollHeight > 5 * e.clientHeight")
         frame.evaluate("(e) => { e.scrollTop = 9000 }")
         head = frame.locator("thead th").first
         assert head.bounding_box()["y"] == pytest.approx(frame.bounding_box()["y"], abs=1), "the head stays in sight"
-        page.get_by_label(words.FILTER).fill("blocks.684.*")
+        page.get_by_label(words.recipe.FILTER).fill("blocks.684.*")
         assert shown(page).count() == 2
 
 
@@ -189,7 +189,7 @@ def test_reasons_add_up_to_the_whole_and_names_are_only_text():
     made = plan("mini-flux", "nvfp4", "seed")
     made["layers"][0] |= {"name": "<b>x</b>", "reason": "<i>why</i>"}
     html = recipe.summary(made, "What it takes.", "") + recipe.layers(made["layers"])
-    reasons = html.split(f'aria-label="{words.REASONS}"')[1].split("</table>")[0]
+    reasons = html.split(f'aria-label="{words.recipe.REASONS}"')[1].split("</table>")[0]
     counts = [int(cells[0]) for cells in (re.findall(r"<td>([\d,.]+)</td>", r) for r in reasons.split("<tr")) if cells]
     assert counts[-1] == sum(counts[:-1]) == made["linears"]
     assert "<b>" not in html and "<i>" not in html
@@ -200,8 +200,8 @@ def test_a_strip_shows_where_in_depth_a_role_is_quantized():
     made = plan("mini-flux", "nvfp4", "seed", blocks=4)
     made["layers"][-1]["precision"] = "bf16"  # the last block's ff
     html = recipe.summary(made, "", "")
-    assert words.run("ff.net.0.proj", 0, 2, "nvfp4") in html
-    assert words.run("ff.net.0.proj", 3, 3, "bf16") in html
+    assert words.recipe.run("ff.net.0.proj", 0, 2, "nvfp4") in html
+    assert words.recipe.run("ff.net.0.proj", 3, 3, "bf16") in html
 
 
 @pytest.mark.parametrize("model", catalog.MODELS)
@@ -231,11 +231,11 @@ def test_the_quality_tab_draws_what_was_measured(visit, app):
     assert plots.first.locator("circle").count() == 3
     assert plots.first.locator("[data-named] text").all_text_contents() == [words.RECIPES["seed"]]
     assert "derived from FLOPs, not measured" in plots.last.inner_text()
-    tab.get_by_text(words.every_point(3)).click()
-    frontier = tab.get_by_role("region", name=words.SCORES).first.inner_text()
+    tab.get_by_text(words.quality.every_point(3)).click()
+    frontier = tab.get_by_role("region", name=words.quality.SCORES).first.inner_text()
     assert "0.058" in frontier and "0.052–0.064" in frontier and "3 held out" in frontier
     assert "tried + low rank 16" in frontier
-    remedies = tab.get_by_role("region", name=words.REMEDIES).locator("tbody tr")
+    remedies = tab.get_by_role("region", name=words.quality.REMEDIES).locator("tbody tr")
     assert "0.041\t0.037–0.045\t+5.2%" in remedies.first.inner_text()
     assert remedies.last.inner_text().split("\t") == ["scales", "–", "–", "–", "–", "–", "derived"]
     assert tab.locator(".tf-dots").count() == 2
@@ -262,14 +262,14 @@ def test_a_worst_pair_opens_in_compare(visit, app):
 @browser_test
 def test_sensitivity_is_a_map_of_role_and_depth_in_the_recipe_tab(visit, app):
     page = opened(visit, app, words.RECIPE)
-    heat = page.get_by_role("region", name=words.MEASURES["drift"])
+    heat = page.get_by_role("region", name=words.recipe.MEASURES["drift"])
     heat.wait_for()
     cells = heat.locator("tbody tr").first.locator("th, td")
     assert cells.all_inner_texts() == ["attention q", "2.00", "8.00"]
     red = cells.nth(1).evaluate("(e) => getComputedStyle(e).backgroundColor")
     assert red != cells.nth(2).evaluate("(e) => getComputedStyle(e).backgroundColor")
     assert heat.locator("tbody tr").last.locator("td").all_inner_texts() == ["4.00", ""]
-    assert page.get_by_role("region", name=words.MEASURES["lpips"]).count() == 0, "nothing was measured of it"
+    assert page.get_by_role("region", name=words.recipe.MEASURES["lpips"]).count() == 0, "nothing was measured of it"
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0.08), (0.0, 1.0), (11.3, 23.1), (-3, 3), (1e-5, 9e-5), (0, 41_000)])
@@ -292,7 +292,7 @@ def test_parts_that_were_not_measured_are_left_out(tmp_path):
     absent = dict.fromkeys(("sensitivity", "frontier", "remedies", "ablation", "worst"))
     (tmp_path / "mini-flux.json").write_text(json.dumps(measured(**absent)))
     html = quality.page(tmp_path, ["mini-flux"])
-    assert "Fake &lt;H100&gt;" in html and words.SENSITIVITY_ELSEWHERE not in html
+    assert "Fake &lt;H100&gt;" in html and words.quality.SENSITIVITY_ELSEWHERE not in html
     assert "<table" not in html and "<svg" not in html
     assert quality.sensitivity(tmp_path, "mini-flux") == ""
 
@@ -302,8 +302,8 @@ def test_a_damaged_file_is_named_and_the_others_are_shown(tmp_path):
     (tmp_path / "odd.json").write_text(json.dumps(measured(frontier=[{"label": 1}])))
     (tmp_path / "mini-flux.json").write_text(json.dumps(measured()))
     html = quality.page(tmp_path, ["mini-flux"])
-    assert words.no_measurements("bad.json") in html
-    assert words.no_measurements("odd.json") in html
+    assert words.quality.no_measurements("bad.json") in html
+    assert words.quality.no_measurements("odd.json") in html
     assert html.count("<h2>") == 1
     assert "three &lt;groups&gt; in bf16" in html
     assert quality.sensitivity(tmp_path, "bad") == quality.sensitivity(tmp_path, "none") == ""
@@ -326,14 +326,14 @@ def test_an_evaluation_is_drawn_as_well(tmp_path):
     table = 'prompt,precision,recipe,lpips\n"a, cat",nvfp4,full,0.07\na dog,nvfp4,full,0.03\n'
     (tmp_path / "mine" / "scores.csv").write_text(table)
     html = quality.page(tmp_path, ["mini-flux"])
-    assert words.ABLATION in html and words.FRONTIER not in html
-    assert "12.0" in html and words.spread([0.07, 0.03]) in html
+    assert words.quality.ABLATION in html and words.quality.FRONTIER not in html
+    assert "12.0" in html and words.quality.spread([0.07, 0.03]) in html
     assert html.index("a cat") < html.index("a dog")
     assert "2 prompts" in html
 
 
 def test_without_measurements_the_quality_tab_says_how_to_make_some(tmp_path):
-    assert words.EVALUATE_COMMAND in quality.page(tmp_path / "nowhere", ["mini-flux"])
+    assert words.quality.EVALUATE_COMMAND in quality.page(tmp_path / "nowhere", ["mini-flux"])
 
 
 # How it works, and the verdict
@@ -346,10 +346,10 @@ def test_how_it_works_has_the_figures_of_what_is_on_the_screen(visit, app):
     assert until(lambda: "FLUX miniature" in tab.inner_text())
     made = plan("mini-flux", "nvfp4", "seed")
     largest = made["layers"][2]
-    assert words.largest(largest["name"], largest["in"], largest["out"], "FLUX miniature") in tab.inner_text()
-    assert words.bits(largest["bytes"]["stored"], largest["in"] * largest["out"]) in tab.inner_text()
-    assert words.selected(made, "FLUX miniature", 1, "Its name contains embed.") in tab.inner_text()
-    assert f"{words.score(RULER.ceiling)} {words.OTHER_SEED}" in tab.inner_text()
+    assert words.how.largest(largest["name"], largest["in"], largest["out"], "FLUX miniature") in tab.inner_text()
+    assert words.how.bits(largest["bytes"]["stored"], largest["in"] * largest["out"]) in tab.inner_text()
+    assert words.how.selected(made, "FLUX miniature", 1, "Its name contains embed.") in tab.inner_text()
+    assert f"{words.score(RULER.ceiling)} {words.how.OTHER_SEED}" in tab.inner_text()
     names = [picture.get_attribute("aria-label") for picture in tab.get_by_role("img").all()]
     assert len(names) == 9 and all(names)
 
@@ -363,15 +363,15 @@ def test_an_area_is_a_number_of_bits():
 
 def test_without_a_comparison_how_it_works_has_the_model_alone():
     html = how.page(views.View(), {p: plan("mini-flux", p, "full") for p in ("bf16", "fp8", "mxfp8", "nvfp4")})
-    assert words.HOW_NO_RULER in html
-    assert words.selected(plan("mini-flux", "nvfp4", "full"), "FLUX miniature", 0, "") in html
+    assert words.how.HOW_NO_RULER in html
+    assert words.how.selected(plan("mini-flux", "nvfp4", "full"), "FLUX miniature", 0, "") in html
 
 
 def test_a_verdict_marks_how_far_each_precision_is(tmp_path):
     comparison = record(tmp_path, PROMPT)
     html = cards.headline(views.of(comparison, tmp_path, recorded=True))
     assert re.findall(r'data-tone="(\w*)"[^>]*>(\w+)', html) == [("near", "MXFP8"), ("close", "NVFP4"), ("", "Both")]
-    assert re.sub("<[^>]+>", "", html).startswith(cards.escape(words.verdict(comparison)))
+    assert re.sub("<[^>]+>", "", html).startswith(cards.escape(words.verdict.verdict(comparison)))
 
 
 def test_the_post_is_quoted_where_the_same_call_is_only_emulated(tmp_path):
@@ -386,7 +386,7 @@ def test_the_post_is_quoted_where_the_same_call_is_only_emulated(tmp_path):
     }
     row = post["flux.1-dev", "nvfp4", 4]
     saving = 1 - row["peak_memory_gb"] / post["flux.1-dev", "bf16", 4]["peak_memory_gb"]
-    assert f"{words.QUOTED_HERE} {words.quoted('nvfp4', row['speedup'], saving)}." in headline(asked)
+    assert f"{words.verdict.QUOTED_HERE} {words.verdict.quoted('nvfp4', row['speedup'], saving)}." in headline(asked)
     assert words.QUOTED_BADGE in headline(asked)
     for change in ({"batch_size": 2}, {"num_inference_steps": 20}, {"recipe": "full"}, {"model": "mini-flux"}):
         assert words.QUOTED_BADGE not in headline(replace(asked, **change))

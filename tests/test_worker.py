@@ -334,7 +334,7 @@ def test_a_client_that_goes_away_while_it_waits_leaves_the_queue(stub, ask, tmp_
     running = stub.worker.submit(ask(seed=0), tmp_path)
     until(lambda: stub.began == [0])
     with served(stub.worker) as url:
-        data = ["a cat", None, None, 1, None, None, None, None, None, None, None]
+        data = ["a cat", None, None, 1, *[None] * 8]
         event = httpx.post(f"{url}/gradio_api/call/compare", json={"data": data}).json()["event_id"]
         with httpx.stream("GET", f"{url}/gradio_api/call/compare/{event}") as stream:
             assert any("1 ahead" in line for line in stream.iter_lines())

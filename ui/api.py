@@ -37,6 +37,7 @@ def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
         num_frames: int | None = None,
         batch_size: int | None = None,
         recipe: str | None = None,
+        fresh: bool | None = None,
         http: gr.Request | None = None,
     ) -> dict:
         """Make a picture or clip in bf16 and in each other precision from the same noise; measure what differs.
@@ -53,6 +54,8 @@ def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
             num_frames: of a clip.
             batch_size: pictures or clips per precision.
             recipe: which layers are quantized, such as seed or full.
+            fresh: run it even if this app made the same before; without it, such a result comes back with
+                "recorded": true and the date when it was made.
         """
         try:
             asked = CompareRequest.create(
@@ -68,6 +71,9 @@ def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
                 batch_size=batch_size,
                 recipe=recipe,
             )
+            if not fresh and (earlier := worker.earlier(asked)):
+                yield answer(earlier[0], recorded=True)
+                return
             job = worker.submit(asked, shelf.new(), doors.visitor(http))
         except TwinframeError as error:
             raise _said(str(error)) from error
@@ -80,25 +86,25 @@ def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
                     case events.Failed(reason):
                         raise _said(reason)
                     case events.Cancelled():
-                        raise _said(words.STOPPED)
+                        raise _said(words.run.STOPPED)
                     case events.Step(precision, index, total, _):
                         yield {"status": f"{precision}: step {index} of {total}"}
                     case events.Queued(position, seconds):
-                        yield {"status": words.waiting(position, seconds)}
+                        yield {"status": words.run.waiting(position, seconds)}
                     case events.Downloading(what, done, total):
-                        yield {"status": f"downloading {words.downloading(what, done, total)}"}
+                        yield {"status": f"downloading {words.run.downloading(what, done, total)}"}
                     case _:
                         yield {"status": type(event).__name__.lower()}
-            raise _said(words.API_BROKEN)
+            raise _said(words.run.API_BROKEN)
         finally:
             job.cancel()
 
     return compare
 
 
-def answer(comparison: Comparison) -> dict:
+def answer(comparison: Comparison, *, recorded: bool = False) -> dict:
     """The comparison as JSON with every file as Gradio file data, which its clients download by themselves."""
-    said = comparison.to_json()
+    said = comparison.to_json() | ({"recorded": True} if recorded else {})
     for result in said["results"]:
         result["files"] = [gr.FileData(path=file).model_dump() for file in result["files"]]
         for found in result["lpips_maps"]:

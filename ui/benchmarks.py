@@ -42,12 +42,13 @@ def measured(folder: Path, post: Mapping) -> str:
             said.append(_measurement(json.loads(file.read_text(encoding="utf-8")), post))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("Benchmark %s cannot be shown: %r", file, error)
-            said.append(f'<p class="tf-small">{escape(words.unreadable(file.name))}</p>')
-    note = words.MEASURED_NOTE
+            said.append(f'<p class="tf-small">{escape(words.benchmarks.unreadable(file.name))}</p>')
+    note = words.benchmarks.MEASURED_NOTE
     if not said:
-        note = words.NO_BENCHMARKS
-        said.append(f'<pre class="tf-command">{words.BENCH_COMMAND}</pre>')
-    return f'<section class="tf-half"><h2>{words.MEASURED}</h2><p class="tf-small">{note}</p>{"".join(said)}</section>'
+        note = words.benchmarks.NO_BENCHMARKS
+        said.append(f'<pre class="tf-command">{words.benchmarks.BENCH_COMMAND}</pre>')
+    head = f'<h2>{words.benchmarks.MEASURED}</h2><p class="tf-small">{note}</p>'
+    return f'<section class="tf-half">{head}{"".join(said)}</section>'
 
 
 def _measurement(found: Mapping, post: Mapping) -> str:
@@ -58,9 +59,9 @@ def _measurement(found: Mapping, post: Mapping) -> str:
     facts = [
         found["device"],
         words.when(found["date"]),
-        words.WEIGHTS[found["weights"]],
+        words.benchmarks.WEIGHTS[found["weights"]],
         words.bench_settings(asked),
-        words.bench_method(asked["recipe"], asked["repeats"]),
+        words.benchmarks.method(asked["recipe"], asked["repeats"]),
         versions,
         *(found[key] for key in ("stopped", "note") if key in found),
     ]
@@ -71,7 +72,7 @@ def _measurement(found: Mapping, post: Mapping) -> str:
         f'<article class="tf-bench"><h3>{escape(_name(model))}</h3>'
         f'<p class="tf-facts-line"><span class="tf-badge tf-measured">{words.MEASURED_BADGE}</span>'
         f" {escape(' · '.join(facts))}</p>"
-        f"{_plots(model, times, peaks)}{_measured_table(rows, words.measured(_name(model), rows))}"
+        f"{_plots(model, times, peaks)}{_measured_table(rows, words.benchmarks.measured(_name(model), rows))}"
         f"{_beside_the_post(model, rows, post)}</article>"
     )
 
@@ -96,7 +97,7 @@ def _measured_row(row: Row, reference: Row | None, keep: Sequence[bool]) -> str:
     if not native:
         latency = f'<td colspan="7" class="tf-absent">{words.NOT_COMPARABLE}</td>'
     elif took is None:
-        latency = f'<td colspan="7" class="tf-absent">{escape(row["error"] or words.NOT_MEASURED)}</td>'
+        latency = f'<td colspan="7" class="tf-absent">{escape(row["error"] or words.benchmarks.NOT_MEASURED)}</td>'
     else:
         speedup = against and against["latency_s"] and against["latency_s"]["median"] / took["median"]
         values = [
@@ -111,7 +112,7 @@ def _measured_row(row: Row, reference: Row | None, keep: Sequence[bool]) -> str:
     lead = [
         f"<td>{row['batch_size']}</td>",
         f'<th scope="row">{words.NAMES[row["precision"]]}</th>',
-        f"<td>{escape(words.METHODS[row['method']])}</td>",
+        f"<td>{escape(words.benchmarks.METHODS[row['method']])}</td>",
     ]
     rest = [
         words.gigabytes(memory["weights"]),
@@ -156,8 +157,8 @@ def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping) -> str:
         for r in ours
     )
     heads = [("Batch", ""), ("Measured", "GB"), ("Post, B200", "GB"), ("Difference", "")]
-    label = f"{words.PEAK_BESIDE}: {words.measured(_name(model), ours)}"
-    return f"<h4>{words.PEAK_BESIDE}</h4>{table(heads, body, label)}"
+    label = f"{words.benchmarks.PEAK_BESIDE}: {words.benchmarks.measured(_name(model), ours)}"
+    return f"<h4>{words.benchmarks.PEAK_BESIDE}</h4>{table(heads, body, label)}"
 
 
 # What the post measured
@@ -168,7 +169,8 @@ def quoted(post: Mapping) -> str:
     models = list(dict.fromkeys(row["model"] for row in post["performance"]))
     tables = "".join(_quoted_model(model, post) for model in models)
     return (
-        f'<section class="tf-half"><h2>{words.QUOTED}</h2><p class="tf-small">{escape(words.QUOTED_NOTE)}</p>'
+        f'<section class="tf-half"><h2>{words.benchmarks.QUOTED}</h2>'
+        f'<p class="tf-small">{escape(words.benchmarks.QUOTED_NOTE)}</p>'
         f"{tables}{_quoted_lpips(post['mean_lpips_drawbench_alex'])}"
         f"{_quoted_selective(post['full_vs_selective_flux.1-dev'])}</section>"
     )
@@ -215,8 +217,8 @@ def _quoted_lpips(found: Mapping[str, Mapping[str, float]]) -> str:
     )
     heads = [("Model", ""), *((words.NAMES[p], "") for p in precisions)]
     return (
-        f'<article class="tf-bench"><h3>{words.QUOTED_LPIPS}</h3>{_quoted_badge()}'
-        f"{table(heads, body, words.QUOTED_LPIPS)}</article>"
+        f'<article class="tf-bench"><h3>{words.benchmarks.QUOTED_LPIPS}</h3>{_quoted_badge()}'
+        f"{table(heads, body, words.benchmarks.QUOTED_LPIPS)}</article>"
     )
 
 
@@ -229,8 +231,8 @@ def _quoted_selective(rows: Sequence[Row]) -> str:
     )
     heads = [("Precision", ""), ("Quantization", ""), ("LPIPS", ""), ("Latency", "s"), ("Memory", "GB")]
     return (
-        f'<article class="tf-bench"><h3>{words.QUOTED_SELECTIVE}</h3>{_quoted_badge()}'
-        f"{table(heads, body, words.QUOTED_SELECTIVE)}</article>"
+        f'<article class="tf-bench"><h3>{words.benchmarks.QUOTED_SELECTIVE}</h3>{_quoted_badge()}'
+        f"{table(heads, body, words.benchmarks.QUOTED_SELECTIVE)}</article>"
     )
 
 
@@ -282,8 +284,9 @@ def _plots(model: str, times: Sequence[Point], peaks: Sequence[Point]) -> str:
     # A batch's latency grows with the batch, which would hide everything else.
     each = [(precision, batch, value / batch) for precision, batch, value in times]
     return (
-        f'<div class="tf-plots"><p class="tf-keys">{keys}</p>{_bars(each, words.latency_plot(model), "s", precisions)}'
-        f"{_bars(peaks, words.MEMORY_PLOT, 'GB', precisions)}</div>"
+        f'<div class="tf-plots"><p class="tf-keys">{keys}</p>'
+        f"{_bars(each, words.benchmarks.latency_plot(model), 's', precisions)}"
+        f"{_bars(peaks, words.benchmarks.MEMORY_PLOT, 'GB', precisions)}</div>"
     )
 
 

@@ -71,28 +71,28 @@ def tab(demo: gr.Blocks, worker: object, shelf: Shelf, models: tuple[str, ...], 
             precision = gr.Radio(
                 [(words.NAMES[p], p) for p in precisions],
                 value=precisions[-1],
-                label=words.BLIND_PRECISION,
+                label=words.blind.PRECISION,
                 elem_id="tf-blind-precision",
                 elem_classes="tf-chips",
             )
             mode = gr.Radio(
-                [(said, key) for key, said in words.BLIND_MODES.items()],
+                [(said, key) for key, said in words.blind.MODES.items()],
                 value=blind.WHICH,
-                label=words.BLIND_MODE,
+                label=words.blind.MODE,
                 elem_id="tf-blind-mode",
                 elem_classes="tf-chips",
             )
             sources = gr.Radio(
-                [(words.BLIND_SOURCES[key], key) for key in (RECORDED, FRESH)],
+                [(words.blind.SOURCES[key], key) for key in (RECORDED, FRESH)],
                 value=source,
-                label=words.BLIND_SOURCE,
+                label=words.blind.SOURCE,
                 elem_id="tf-blind-source",
                 elem_classes="tf-chips",
             )
         prompt = gr.Textbox(
-            label=words.BLIND_PROMPT,
+            label=words.blind.PROMPT,
             show_label=False,
-            placeholder=words.BLIND_PROMPT,
+            placeholder=words.blind.PROMPT,
             lines=1,
             max_lines=4,
             visible=source == FRESH,
@@ -102,7 +102,7 @@ def tab(demo: gr.Blocks, worker: object, shelf: Shelf, models: tuple[str, ...], 
     question = gr.HTML(apply_default_css=False, js_on_load=cards.script("player"), elem_id="tf-blind-question")
     with gr.Row(elem_classes="tf-blind-answers"):
         a, b = (gr.Button(visible=False, elem_id=f"tf-blind-{letter.lower()}") for letter in "AB")
-        go = gr.Button(words.BLIND_NEXT, variant="primary", elem_id="tf-blind-next")
+        go = gr.Button(words.blind.NEXT, variant="primary", elem_id="tf-blind-next")
         stop = gr.Button(words.STOP, visible=False, elem_id="tf-blind-stop")
     score = gr.HTML(apply_default_css=False, elem_id="tf-blind-score")
     parts = Parts(
@@ -136,7 +136,7 @@ class BlindTest:
         try:
             if values[parts.source] == RECORDED:
                 if sitting.ask(model, precision, mode) is None:
-                    yield self._idle(words.blind_nothing(precision))
+                    yield self._idle(words.blind.nothing(precision))
                     return
             else:
                 if session in self._jobs:
@@ -158,15 +158,15 @@ class BlindTest:
         """Yield what the page shows meanwhile; returns the pair, None if there is none."""
         job = self._jobs[http.session_hash] = self._worker.submit(request, folder, doors.visitor(http))
         try:
-            yield self._drawn(making(words.BLIND_MAKING), busy=True)
+            yield self._drawn(making(words.blind.MAKING), busy=True)
             for event in job.events():
                 match event:
                     case events.Step(_, index, total, _):
-                        yield {self._parts.question: making(words.BLIND_MAKING, words.step(index, total, None))}
+                        yield {self._parts.question: making(words.blind.MAKING, words.run.step(index, total, None))}
                     case events.Queued(position, seconds):
-                        yield {self._parts.question: making(words.waiting(position, seconds))}
+                        yield {self._parts.question: making(words.run.waiting(position, seconds))}
                     case events.Finished(made, _) if made != REFERENCE:
-                        yield {self._parts.question: making(words.BLIND_MEASURING)}
+                        yield {self._parts.question: making(words.blind.MEASURING)}
                     case events.Completed(comparison):
                         return next(blind.pairs(comparison, fresh=True))
                     case events.Failed(reason):
@@ -194,7 +194,7 @@ class BlindTest:
         sitting = self._sittings.get(http.session_hash)
         closed = sitting.answer(letter) if sitting else None
         if closed is None:
-            return {self._parts.notice: cards.notice("" if sitting else words.BLIND_GONE)}
+            return {self._parts.notice: cards.notice("" if sitting else words.blind.GONE)}
         return self._drawn(question(*closed)) | {self._parts.score: score(sitting)}
 
     def stop(self, http: gr.Request) -> None:
@@ -213,14 +213,14 @@ class BlindTest:
     def _drawn(self, html: str, *, answers: str | None = None, busy: bool = False) -> dict:
         """The question's place, and which buttons there are: `answers` is the mode of an open question."""
         parts = self._parts
-        labels = words.BLIND_ANSWERS[answers] if answers else ("A", "B")
+        labels = words.blind.ANSWERS[answers] if answers else ("A", "B")
         return {
             parts.notice: cards.notice(""),
             parts.question: html,
             parts.a: gr.Button(labels[0], visible=answers is not None),
             parts.b: gr.Button(labels[1], visible=answers is not None),
             parts.go: gr.Button(
-                words.BLIND_SKIP if answers else words.BLIND_NEXT,
+                words.blind.SKIP if answers else words.blind.NEXT,
                 variant="secondary" if answers else "primary",
                 interactive=not busy,
             ),
@@ -240,8 +240,8 @@ def _request(prompt: str, model: str, precision: str) -> CompareRequest:
 
 def intro() -> str:
     return (
-        f'<div class="tf-blind-intro"><h2>{words.BLIND_TITLE}</h2><p class="tf-small">{words.BLIND_NOTE}</p>'
-        f'<p class="tf-small">{words.BLIND_KEYS}</p></div>'
+        f'<div class="tf-blind-intro"><h2>{words.blind.TITLE}</h2><p class="tf-small">{words.blind.NOTE}</p>'
+        f'<p class="tf-small">{words.blind.KEYS}</p></div>'
     )
 
 
@@ -258,14 +258,14 @@ def question(trial: blind.Trial, given: blind.Given | None = None) -> str:
     pair = trial.pair
     figures = "".join(_figure(trial, letter, file, given is not None) for letter, file in trial.files.items())
     if given is None:
-        said = f'<p class="tf-verdict tf-blind-said" aria-live="polite">{words.BLIND_ASKED[trial.mode]}</p>'
+        said = f'<p class="tf-verdict tf-blind-said" aria-live="polite">{words.blind.ASKED[trial.mode]}</p>'
         told = ""
     else:
         kind = "right" if given.right else "wrong"
         said = (
-            f'<p class="tf-verdict tf-blind-said tf-{kind}" aria-live="polite">{escape(words.blind_truth(given))}</p>'
+            f'<p class="tf-verdict tf-blind-said tf-{kind}" aria-live="polite">{escape(words.blind.truth(given))}</p>'
         )
-        told = f" {escape(words.blind_told(given))}"
+        told = f" {escape(words.blind.told(given))}"
     shown = f'<div class="tf-blind-shown" style="--n:{len(trial.files)}">{figures}</div>'
     if pair.frames > 1:
         shown = _player(pair, shown)
@@ -292,7 +292,7 @@ def _figure(trial: blind.Trial, letter: str, file: Path, told: bool) -> str:
         bf16 = (trial.answer if letter == "X" else letter) == trial.bf16
         name = f' <span class="tf-badge">{words.NAMES[REFERENCE if bf16 else pair.precision]}</span>'
     return (
-        f'<figure><div class="tf-blind-frame" tabindex="0" role="group" aria-label="{words.blind_frame(letter)}">'
+        f'<figure><div class="tf-blind-frame" tabindex="0" role="group" aria-label="{words.blind.frame(letter)}">'
         f'<div class="tf-blind-move">{content}</div></div><figcaption>{letter}{name}</figcaption></figure>'
     )
 
@@ -315,15 +315,15 @@ def score(sitting: blind.Sitting) -> str:
     several = len({tally.model for tally in tallies}) > 1
     rows = "".join(_row(tally, several) for tally in tallies)
     heads = "".join(
-        f'<th scope="col"{" class=tf-word" if head == words.BLIND_MODE else ""}>{head}</th>'
-        for head in (*([words.MODEL_LABEL] * several), *words.BLIND_HEADS)
+        f'<th scope="col"{" class=tf-word" if head == words.blind.MODE else ""}>{head}</th>'
+        for head in (*([words.MODEL_LABEL] * several), *words.blind.HEADS)
     )
-    skipped = f" {words.blind_skipped(sitting.skipped)}" if sitting.skipped else ""
+    skipped = f" {words.blind.skipped(sitting.skipped)}" if sitting.skipped else ""
     return (
-        f'<h2 class="tf-blind-heading">{words.BLIND_SCORE}</h2><div class="tf-scroll" tabindex="0" role="region"'
-        f' aria-label="{words.BLIND_SCORE}"><table class="tf-figures"><thead><tr>{heads}</tr></thead>'
+        f'<h2 class="tf-blind-heading">{words.blind.SCORE}</h2><div class="tf-scroll" tabindex="0" role="region"'
+        f' aria-label="{words.blind.SCORE}"><table class="tf-figures"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
-        f'<p class="tf-small">{words.BLIND_STATISTICS}{skipped}</p>'
+        f'<p class="tf-small">{words.blind.STATISTICS}{skipped}</p>'
         f'<p class="tf-downloads">Download {_download("json", "application/json", exported(sitting))}'
         f" {_download('csv', 'text/csv', table(sitting))}</p>"
     )
@@ -333,11 +333,11 @@ def _row(tally: blind.Tally, several: bool) -> str:
     low, high = tally.interval
     model = f"<td>{escape(catalog.model(tally.model).name)}</td>" if several else ""
     cells = (
-        words.BLIND_MODES[tally.mode],
+        words.blind.MODES[tally.mode],
         f"{tally.right} of {tally.asked}",
         f"{tally.right / tally.asked:.0%} <small>{low:.0%}–{high:.0%}</small>",
-        words.p_value(tally.p_value),
-        words.blind_worth(tally.p_value, tally.asked),
+        words.blind.p_value(tally.p_value),
+        words.blind.worth(tally.p_value, tally.asked),
     )
     first, *rest = cells
     return (

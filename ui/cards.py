@@ -47,7 +47,8 @@ def header(machine: str) -> str:
     return (
         f'<header class="tf-header"><h1>{words.TITLE}</h1><p class="tf-tagline">{words.TAGLINE}</p>'
         f'<p class="tf-machine">{escape(machine)}</p>'
-        f'<button type="button" class="tf-theme" aria-label="{words.THEME_TOGGLE}" title="{words.THEME_TOGGLE}">'
+        f'<button type="button" class="tf-theme" aria-label="{words.compare.THEME_TOGGLE}"'
+        f' title="{words.compare.THEME_TOGGLE}">'
         "</button></header>"
     )
 
@@ -64,11 +65,11 @@ def stage_keys() -> str:
     """The keys of the stage, and what they do; ui/stage.js answers them, and the list as well."""
     keys = "".join(
         f'<button type="button" data-key="{key}"><kbd>{key.upper()}</kbd>{said}</button>'
-        for key, said in words.STAGE_KEYS.items()
+        for key, said in words.stage.ACTS.items()
     )
     return (
-        f'<button type="button" class="tf-ask-keys" data-key="?" aria-label="{words.KEYS}">?</button>'
-        f'<div id="tf-keys" popover role="group" aria-label="{words.KEYS}">{keys}</div>'
+        f'<button type="button" class="tf-ask-keys" data-key="?" aria-label="{words.stage.KEYS}">?</button>'
+        f'<div id="tf-keys" popover role="group" aria-label="{words.stage.KEYS}">{keys}</div>'
     )
 
 
@@ -79,8 +80,8 @@ def hints(spec: catalog.ModelSpec, support: Mapping[str, object], weights: str) 
         support: how this machine runs each precision; those that it cannot are named with the reason.
         weights: what to know of the model's weights, empty if nothing.
     """
-    said = [escape(words.unavailable(p, s.reason)) for p, s in support.items() if s.execution == "unavailable"]
-    if restricted := words.licence(spec):
+    said = [escape(words.compare.unavailable(p, s.reason)) for p, s in support.items() if s.execution == "unavailable"]
+    if restricted := words.compare.licence(spec):
         said.append(f"{escape(restricted)} {_outside(spec.licence_url, spec.licence)}")
     if weights:
         said.append(escape(weights).replace(escape(spec.url), _outside(spec.url, spec.url)))
@@ -90,6 +91,15 @@ def hints(spec: catalog.ModelSpec, support: Mapping[str, object], weights: str) 
 def notice(text: str) -> str:
     """An error where the eye is; empty for none. The element stays, so that screen readers announce a change."""
     return f'<div role="alert" class="tf-notice">{escape(text)}</div>'
+
+
+def warming() -> str:
+    """The place for how far the preload is, on every tab; ui/warming.js asks and fills it in."""
+    return (
+        '<div class="tf-warming" hidden><span class="tf-pulse" aria-hidden="true"></span>'
+        f'<p><span role="status"></span><span class="tf-detail"></span><small>{words.warming.HINT}</small></p>'
+        f'<button type="button" aria-label="{words.warming.CLOSE}" title="{words.warming.CLOSE}">×</button></div>'
+    )
 
 
 def headline(view: View) -> str:
@@ -106,11 +116,11 @@ def headline(view: View) -> str:
 
 def _said(view: View) -> str:
     """The headline; a verdict sentence by sentence, each with a mark of how far its precision is from bf16."""
-    if view.comparison is None or view.headline != words.verdict(view.comparison):
+    if view.comparison is None or view.headline != words.verdict.verdict(view.comparison):
         return escape(view.headline)
     return " ".join(
         f'<span data-tone="{tone}"{_why("verdict")}>{escape(said)}</span>'
-        for tone, said in words.verdicts(view.comparison)
+        for tone, said in words.verdict.verdicts(view.comparison)
     )
 
 
@@ -118,12 +128,12 @@ def _quotes(view: View) -> str:
     """What the post measured of those precisions that are only emulated here."""
     emulated = [g.precision for g in view.finished if g.execution == "emulated"] if view.folder is not None else []
     found = {precision: benchmarks.quote(view.request, precision) for precision in emulated}
-    said = "; ".join(words.quoted(p, row["speedup"], row["saving"]) for p, row in found.items() if row)
+    said = "; ".join(words.verdict.quoted(p, row["speedup"], row["saving"]) for p, row in found.items() if row)
     if not said:
         return ""
     return (
         f'<p class="tf-small"><span class="tf-badge tf-quoted">{words.QUOTED_BADGE}</span> '
-        f"{words.QUOTED_HERE} {said}.</p>"
+        f"{words.verdict.QUOTED_HERE} {said}.</p>"
     )
 
 
@@ -135,7 +145,7 @@ def _made(view: View) -> str:
     files = json.dumps([link(g.files[0]) for g in pair])
     return (
         f' data-made="{escape(view.created)}" data-query="{escape(links.query(view.request))}"'
-        f' data-words="{escape(words.tile(view.comparison))}" data-files="{escape(files)}"'
+        f' data-words="{escape(words.gallery.tile(view.comparison))}" data-files="{escape(files)}"'
     )
 
 
@@ -155,37 +165,45 @@ def _origin(view: View) -> str:
             f' · <a href="{table}" download="comparison.csv">CSV</a>'
         )
     copy = (
-        f' · <button type="button" class="tf-copy" data-copy="{escape(links.query(asked))}" title="{words.LINK_HINT}">'
-        f"{words.LINK}</button>"
+        f' · <button type="button" class="tf-copy" data-copy="{escape(links.query(asked))}"'
+        f' title="{words.compare.LINK_HINT}">{words.compare.LINK}</button>'
     )
     return (
-        f'<p class="tf-origin">{badge}<q>{escape(asked.prompt)}</q> {escape(words.settings(asked, model))} · {where}'
+        f'<p class="tf-origin">{badge}<q>{escape(asked.prompt)}</q>'
+        f" {escape(words.compare.settings(asked, model))} · {where}"
         f'<span class="tf-links">{download}{copy}</span></p>'
     )
 
 
 def views() -> str:
-    """The switch between the views of the same results, of which style.css shows the chosen one, and the zoom."""
+    """The switch between the views of the same results, of which ui/css shows the chosen one, and the zoom."""
     names = ("side", "slider", "flicker", "difference", "table")
-    said = (words.SIDE, words.SLIDER, words.FLICKER, words.DIFFERENCE, words.TABLE)
+    said = (
+        words.compare.SIDE,
+        words.compare.SLIDER,
+        words.compare.FLICKER,
+        words.compare.DIFFERENCE,
+        words.compare.TABLE,
+    )
     acts = (
-        ("out", "−", words.ZOOM_OUT),
+        ("out", "−", words.compare.ZOOM_OUT),
         (
             "reset",
-            f'<span class="tf-zoomed">1×</span><span class="tf-unseen"> {words.ZOOM_RESET}</span>',
-            words.ZOOM_RESET,
+            f'<span class="tf-zoomed">1×</span><span class="tf-unseen"> {words.compare.ZOOM_RESET}</span>',
+            words.compare.ZOOM_RESET,
         ),
-        ("in", "+", words.ZOOM_IN),
-        ("worst", words.TO_WORST, words.TO_WORST_HINT),
+        ("in", "+", words.compare.ZOOM_IN),
+        ("worst", words.compare.TO_WORST, words.compare.TO_WORST_HINT),
     )
     return (
-        f'<div class="tf-bar">{_choices("tf-view", words.VIEW_LABEL, list(zip(names, said, strict=True)))}'
-        f'<div class="tf-zoom" role="group" aria-label="{words.ZOOM}" title="{words.ZOOM_HINT}">'
+        f'<div class="tf-bar">{_choices("tf-view", words.compare.VIEW_LABEL, list(zip(names, said, strict=True)))}'
+        f'<div class="tf-zoom" role="group" aria-label="{words.compare.ZOOM}" title="{words.compare.ZOOM_HINT}">'
         f"{''.join(_act(*act) for act in acts)}"
-        f'<button type="button" class="tf-act" data-key="p" title="{words.STAGE_HINT}">{words.STAGE}</button>'
-        "</div></div>"
+        f'<button type="button" class="tf-act" data-key="p" title="{words.stage.STAGE_HINT}">{words.stage.STAGE}'
+        "</button></div></div>"
         f'<div id="tf-note" popover role="status"></div>'
-        f'<span id="tf-said" role="status" data-copied="{words.COPIED}" data-failed="{words.NOT_COPIED}"></span>'
+        f'<span id="tf-said" role="status" data-copied="{words.compare.COPIED}"'
+        f' data-failed="{words.compare.NOT_COPIED}"></span>'
     )
 
 
@@ -239,7 +257,7 @@ def _blank(asked: CompareRequest, column: Column) -> str:
     preview = ""
     if column.preview is not None:
         packed = base64.b64encode(column.preview).decode()
-        alt = escape(words.preview_alt(column.precision, note))
+        alt = escape(words.compare.preview_alt(column.precision, note))
         preview = f'<img class="tf-preview" src="data:image/jpeg;base64,{packed}" alt="{alt}">'
     return f'<div class="tf-blank" style="{shape}">{preview}<span>{escape(note)}</span>{bar}</div>'
 
@@ -254,14 +272,14 @@ def _pictures(asked: CompareRequest, made: Generation) -> str:
 def _frame(content: str, made: Generation) -> str:
     """What ui/viewer.js zooms, together with all others."""
     return (
-        f'<div class="tf-frame" tabindex="0" role="group" aria-label="{words.frame_label(made.precision)}">'
+        f'<div class="tf-frame" tabindex="0" role="group" aria-label="{words.compare.frame_label(made.precision)}">'
         f'<div class="tf-move">{content}</div></div>'
     )
 
 
 def _img(asked: CompareRequest, made: Generation, index: int) -> str:
     return (
-        f'<img src="{link(made.files[index])}" alt="{escape(words.alt(made.precision, asked, index))}"'
+        f'<img src="{link(made.files[index])}" alt="{escape(words.compare.alt(made.precision, asked, index))}"'
         f' width="{asked.width}" height="{asked.height}">'
     )
 
@@ -272,7 +290,7 @@ def _numbers(view: View, made: Generation) -> str:
     is_reference = made.precision == REFERENCE
     speedup = comparison.speedup(made) if comparison and not is_reference else None
     compared = comparison is not None and not is_reference
-    weights = words.change(words.weights_saving(comparison, made)) if compared else ""
+    weights = words.change(words.verdict.weights_saving(comparison, made)) if compared else ""
     native = made.execution == "native"
     peak = words.change(comparison.memory_saving(made)) if compared and native else ""
     if made.latency_comparable:
@@ -281,7 +299,7 @@ def _numbers(view: View, made: Generation) -> str:
         stages = f'<p class="tf-stages" title="{words.WHY["stages"]}">{words.stages(made.latency)}</p>'
     else:
         latency = _absent("Latency", "previews", words.NOT_TIMED_SHORT) if native else ""
-        stages = f'<p class="tf-stages">{words.NOT_TIMED_NOTE if native else words.EMULATED_NOTE}</p>'
+        stages = f'<p class="tf-stages">{words.compare.NOT_TIMED_NOTE if native else words.compare.EMULATED_NOTE}</p>'
     if native:
         peak = _stat("Peak memory", "peak", words.size(made.memory.peak), peak)
     else:
@@ -313,8 +331,8 @@ def _absent(label: str, why: str, said: str, *, wide: bool = False) -> str:
 
 def _lpips(asked: CompareRequest, made: Generation, ruler: Ruler | None) -> str:
     if made.precision == REFERENCE:
-        return f'<p class="tf-reference tf-small">{words.reference_note(asked)}</p>'
-    value = words.mean_lpips(made)
+        return f'<p class="tf-reference tf-small">{words.compare.reference_note(asked)}</p>'
+    value = words.verdict.mean_lpips(made)
     if value is None:
         return '<p class="tf-reference tf-small">Measuring LPIPS</p>'
     several = f" of {len(made.files)}" if len(made.files) > 1 else ""
@@ -328,7 +346,7 @@ def _lpips(asked: CompareRequest, made: Generation, ruler: Ruler | None) -> str:
 
 def _ruler(value: float, ruler: Ruler | None, made: str) -> str:
     """A score between the noise floor and another seed; the scale ends a little beyond the larger of the two."""
-    said = escape(words.on_the_ruler(value, ruler, made))
+    said = escape(words.verdict.on_the_ruler(value, ruler, made))
     if ruler is None:
         return f'<p class="tf-reading">{said}</p>'
     end = 1.12 * max(ruler.ceiling, value, 1e-9)
@@ -360,7 +378,7 @@ def _downloads(view: View, made: Generation) -> str:
     code = ""
     if made.precision in view.programs:
         target = f"tf-program-{made.precision}"
-        code = f' <button type="button" class="tf-copy" data-copy-from="{target}">{words.CODE}</button>'
+        code = f' <button type="button" class="tf-copy" data-copy-from="{target}">{words.compare.CODE}</button>'
     return f'<p class="tf-downloads">Download {files}{code}</p>'
 
 
@@ -371,21 +389,21 @@ def pairs(view: View) -> str:
     """
     others = [g for g in view.finished if g.precision != REFERENCE]
     if not others or view.comparison is None:
-        return f'<p class="tf-empty">{words.pair_empty(view.request)}</p>'
+        return f'<p class="tf-empty">{words.compare.pair_empty(view.request)}</p>'
     reference = view.comparison.reference
     count = len(reference.files)
-    choices = _choices("tf-other", words.OTHER_LABEL, [(g.precision, words.NAMES[g.precision]) for g in others])
+    choices = _choices("tf-other", words.compare.OTHER_LABEL, [(g.precision, words.NAMES[g.precision]) for g in others])
     if count > 1:
         choices += _choices("tf-picture", words.thing(view.request).capitalize(), _numbered(count))
     if any(g.lpips_maps for g in others):
-        kinds = _choices("tf-kind", words.MAP_LABEL, list(words.MAPS.items()))
+        kinds = _choices("tf-kind", words.compare.MAP_LABEL, list(words.compare.MAPS.items()))
         choices += f'<div data-for="difference">{kinds}</div>'
     figures = "".join(
         _pair(view, reference, other, index, hidden=(position, index) != (0, 0))
         for position, other in enumerate(others)
         for index in range(count)
     )
-    choices += _act("flip", words.FLIP, words.FLIP_HINT)
+    choices += _act("flip", words.compare.FLIP, words.compare.FLIP_HINT)
     shape = _shape(view.request)
     return f'<div class="tf-overlay" style="{shape}"><div class="tf-choices">{choices}</div>{figures}</div>'
 
@@ -403,7 +421,8 @@ def _pair(view: View, below: Generation, above: Generation, index: int, *, hidde
     numbers = "".join(f"{_title(g.precision, g.execution)}{_numbers(view, g)}" for g in (below, above))
     draw = _clip if _moving(asked) else _img
     layers = (
-        f'<div class="tf-frame tf-layers" tabindex="0" role="group" aria-label="{words.frame_label(above.precision)}">'
+        '<div class="tf-frame tf-layers" tabindex="0" role="group"'
+        f' aria-label="{words.compare.frame_label(above.precision)}">'
         f'<div class="tf-layer"><div class="tf-move">{draw(asked, below, index)}</div></div>'
         f'<div class="tf-layer tf-above"><div class="tf-move">{draw(asked, above, index)}</div></div>'
         f'<div class="tf-layer tf-heat"><div class="tf-move"><canvas class="tf-map" role="img"'
@@ -415,10 +434,10 @@ def _pair(view: View, below: Generation, above: Generation, index: int, *, hidde
         "</div>"
     )
     hints = "".join(
-        f'<p class="tf-small" data-for="{mode}">{hint}</p>' for mode, hint in words.pair_hints(asked).items()
+        f'<p class="tf-small" data-for="{mode}">{hint}</p>' for mode, hint in words.compare.pair_hints(asked).items()
     ) + "".join(
         f'<p class="tf-small" data-for="difference" data-kind="{kind}">{hint}</p>'
-        for kind, hint in words.map_hints(asked).items()
+        for kind, hint in words.compare.map_hints(asked).items()
     )
     if _moving(asked):
         controls = _transport(view, (below, above), f"{above.precision}-{index}", index)
@@ -447,10 +466,10 @@ def _closer(asked: CompareRequest, name: str) -> str:
         for which in (words.NAMES[REFERENCE], name)
     )
     live = "off" if _moving(asked) else "polite"  # a clip that plays changes it all the time
-    said = "".join(f' data-{kind}="{text}"' for kind, text in words.worst(asked, name).items())
+    said = "".join(f' data-{kind}="{text}"' for kind, text in words.compare.worst(asked, name).items())
     legends = "".join(
         f'<p class="tf-colours" data-kind="{kind}"><span>0</span><i></i><span>{end}</span></p>'
-        for kind, end in words.MAP_ENDS.items()
+        for kind, end in words.compare.MAP_ENDS.items()
     )
     return (
         f'<div class="tf-closer" data-for="difference"><div class="tf-crops">{crops}</div>'
@@ -477,7 +496,7 @@ def _clips(asked: CompareRequest, made: Generation) -> str:
 def _clip(asked: CompareRequest, made: Generation, index: int, *, hidden: bool = False) -> str:
     """One clip, silent and still until ui/player.js plays it."""
     return (
-        f'<video src="{link(made.files[index])}" aria-label="{escape(words.alt(made.precision, asked, index))}"'
+        f'<video src="{link(made.files[index])}" aria-label="{escape(words.compare.alt(made.precision, asked, index))}"'
         f' width="{asked.width}" height="{asked.height}" data-precision="{made.precision}" data-clip="{index}"'
         f' preload="none" muted playsinline{" hidden" if hidden else ""}></video>'
     )
@@ -508,7 +527,7 @@ def _transport(view: View, made: Sequence[Generation], key: str, only: int | Non
         clips = _choices(f"tf-clip-{key}", words.thing(asked).capitalize(), _numbered(asked.batch_size))
         choices += f'<div class="tf-clip">{clips}</div>'
     if spec.sound:
-        sound = _choices(f"tf-sound-{key}", words.SOUND_LABEL, [*names, ("off", words.SILENCE)])
+        sound = _choices(f"tf-sound-{key}", words.compare.SOUND_LABEL, [*names, ("off", words.compare.SILENCE)])
         choices += f'<div class="tf-sound">{sound}</div>'
     curve = _curve([g for g in made if g.metrics and g.metrics.lpips_frames], range(asked.batch_size), only)
     return (
@@ -536,9 +555,9 @@ def _curve(made: Sequence[Generation], clips: Sequence[int], only: int | None) -
         f'<span class="tf-value" data-precision="{g.precision}">{words.NAMES[g.precision]} <b></b></span>' for g in made
     )
     return (
-        f'<p class="tf-legend">{words.CURVE} <span class="tf-told"></span>{values}</p>'
-        f'<div class="tf-plot" role="img" aria-label="{words.CURVE}"><span class="tf-top">{words.score(top)}</span>'
-        f"{plots}</div>"
+        f'<p class="tf-legend">{words.compare.CURVE} <span class="tf-told"></span>{values}</p>'
+        f'<div class="tf-plot" role="img" aria-label="{words.compare.CURVE}">'
+        f'<span class="tf-top">{words.score(top)}</span>{plots}</div>'
     )
 
 
@@ -554,7 +573,7 @@ def _line(made: Generation, index: int, top: float) -> str:
 def table(view: View) -> str:
     """Every number of the finished precisions; the emulated ones' latency and peak are not among them."""
     if not view.finished:
-        return f'<p class="tf-empty">{words.table_empty(view.request)}</p>'
+        return f'<p class="tf-empty">{words.compare.table_empty(view.request)}</p>'
     rows = "".join(_row(view, g) for g in view.finished)
     heads = ("Text", "Denoise", "Decode", "Total", "Speedup", "Weights", "Peak", "LPIPS", "PSNR")
     units = ("s", "s", "s", "s", "", "", "", "", "dB")
@@ -573,7 +592,7 @@ def table(view: View) -> str:
 def _licence(view: View) -> str:
     """Beside what was made: whoever takes it along has to know what its model's licence forbids."""
     spec = catalog.model(view.request.model)
-    if not (restricted := words.licence(spec)):
+    if not (restricted := words.compare.licence(spec)):
         return ""
     return f'<p class="tf-small">{escape(restricted)} {_outside(spec.licence_url, spec.licence)}</p>'
 
@@ -589,7 +608,7 @@ def _row(view: View, made: Generation) -> str:
     else:
         latency = f'<td colspan="5" class="tf-absent">{words.no_latency(made)}</td>'
     peak = " ".join(words.size(made.memory.peak)) if made.execution == "native" else "–"
-    lpips = words.mean_lpips(made)
+    lpips = words.verdict.mean_lpips(made)
     psnr = words.psnr(sum(made.metrics.psnr_db) / len(made.metrics.psnr_db)) if made.metrics else "–"
     values = (" ".join(words.size(made.memory.weights)), peak, "–" if lpips is None else words.score(lpips), psnr)
     cells = "".join(f"<td>{v}</td>" for v in values)
@@ -612,8 +631,8 @@ def ran(view: View) -> str:
         rows += _fact("Versions", [", ".join(f"{name} {v}" for name, v in view.versions.items())] * len(made))
     ruler = f'<p class="tf-small">LPIPS scale: {escape(view.ruler.note)}</p>' if view.ruler else ""
     return (
-        f'<details class="tf-ran"><summary>{words.RAN}</summary>'
-        f'<div class="tf-scroll" tabindex="0" role="region" aria-label="{words.RAN}"><table class="tf-facts">'
+        f'<details class="tf-ran"><summary>{words.compare.RAN}</summary>'
+        f'<div class="tf-scroll" tabindex="0" role="region" aria-label="{words.compare.RAN}"><table class="tf-facts">'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>{ruler}</details>"
     )
 
@@ -624,13 +643,13 @@ def programs(view: View) -> str:
         return ""
     each = "".join(
         f'<section><h3>{words.NAMES[precision]} <button type="button" class="tf-copy"'
-        f' data-copy-from="tf-program-{precision}">{words.CODE_COPY}</button></h3>'
+        f' data-copy-from="tf-program-{precision}">{words.compare.CODE_COPY}</button></h3>'
         f'<pre id="tf-program-{precision}" tabindex="0">{escape(program)}</pre></section>'
         for precision, program in view.programs.items()
     )
     return (
-        f'<details class="tf-ran tf-programs"><summary>{words.CODE_SUMMARY}</summary>'
-        f'<p class="tf-small">{words.CODE_NOTE}</p>{each}</details>'
+        f'<details class="tf-ran tf-programs"><summary>{words.compare.CODE_SUMMARY}</summary>'
+        f'<p class="tf-small">{words.compare.CODE_NOTE}</p>{each}</details>'
     )
 
 

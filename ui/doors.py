@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.door import Visitor
 from engine.errors import RequestError
-from ui import bodies
+from ui import bodies, words
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ CLOSED = re.compile(
     r"|custom_component/|profiling/|runs|run-history|deep_link|dev/)|/monitoring|/openapi\.json"
 )
 """Gradio's routes that this app has no use for: uploads, proxies, streams, editors, statistics."""
+WARMING = "/warming"
+"""Where the page asks how far the preload is: apart from Gradio, whose events take places in its queue."""
 JSON = re.compile(r"/gradio_api/(?!mcp)")
 """Routes that take JSON of ours; MCP's messages are checked by its own server."""
 LARGEST_BODY = 1_000_000
@@ -135,7 +137,10 @@ class _Gate:
     def __init__(self, app: ASGIApp, doors: Doors, worker: object):
         self._app, self._doors, self._worker = app, doors, worker
         self._headers = [(name.encode(), value.encode()) for name, value in doors.headers().items()]
-        self._own: dict[str, Callable[[Scope], tuple[int, str, bytes]]] = {"/health": self._health}
+        self._own: dict[str, Callable[[Scope], tuple[int, str, bytes]]] = {
+            "/health": self._health,
+            WARMING: self._warming,
+        }
         if doors.metrics:
             self._own["/metrics"] = self._metrics
 
@@ -186,6 +191,14 @@ class _Gate:
         health = self._worker.health()
         body = json.dumps({"status": health.status, "queue": health.queue})
         return 200 if health.accepting else 503, "application/json", body.encode()
+
+    def _warming(self, scope: Scope) -> tuple[int, str, bytes]:
+        """What ui/warming.js shows: like the health open to everybody, so it says nothing of why something failed."""
+        status, preloads = self._worker.health().status, self._worker.preloads()
+        said = words.warming.said(status, preloads)
+        going_on = status == "restarting" or any(preload.status != "failed" for preload in preloads)
+        body = json.dumps({"said": said[0], "detail": said[1], "again": going_on})
+        return 200, "application/json", body.encode()
 
     def _metrics(self, scope: Scope) -> tuple[int, str, bytes]:
         if not self._doors.lets_in(_header(scope, b"authorization")):

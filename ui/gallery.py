@@ -33,21 +33,23 @@ def collect(folder: Path, shelf: Shelf) -> dict[str, Bundle]:
 def page(bundles: Mapping[str, Bundle]) -> str:
     """The recorded comparisons, model by model, above a place for ui/history.js."""
     mine = (
-        f'<section id="tf-mine" hidden><div class="tf-group"><h2>{words.HISTORY}</h2>'
-        f'<p class="tf-small">{words.HISTORY_NOTE} <button type="button" class="tf-copy tf-forget">'
-        f'{words.HISTORY_CLEAR}</button></p></div><ul class="tf-made"></ul></section>'
+        f'<section id="tf-mine" hidden><div class="tf-group"><h2>{words.gallery.HISTORY}</h2>'
+        f'<p class="tf-small">{words.gallery.HISTORY_NOTE} <button type="button" class="tf-copy tf-forget">'
+        f'{words.gallery.HISTORY_CLEAR}</button></p></div><ul class="tf-made"></ul></section>'
     )
     if not bundles:
-        return f'<p class="tf-empty">{words.NO_RECORDINGS} <code>{words.RECORD_COMMAND}</code></p>{mine}'
+        return (
+            f'<p class="tf-empty">{words.gallery.NO_RECORDINGS} <code>{words.gallery.RECORD_COMMAND}</code></p>{mine}'
+        )
     models = groupby(bundles.values(), key=lambda bundle: bundle.comparison.request.model)
     return f"{''.join(_group(model, list(of)) for model, of in models)}{mine}"
 
 
 def _group(model: str, bundles: Sequence[Bundle]) -> str:
-    origins = [words.recorded_on(bundle.comparison) for bundle in bundles]
+    origins = [words.gallery.recorded_on(bundle.comparison) for bundle in bundles]
     shared = len(set(origins)) == 1
     tiles = "".join(_tile(b, "" if shared else origin) for b, origin in zip(bundles, origins, strict=True))
-    said = f'<p class="tf-small">{words.RECORDED_ON} {escape(origins[0])}</p>' if shared else ""
+    said = f'<p class="tf-small">{words.gallery.RECORDED_ON} {escape(origins[0])}</p>' if shared else ""
     return (
         f'<section><div class="tf-group"><h2>{escape(catalog.model(model).name)}</h2>{said}</div>'
         f'<ul class="tf-tiles">{tiles}</ul></section>'
@@ -72,7 +74,7 @@ def _tile(bundle: Bundle, origin: str) -> str:
         f'<li><a class="tf-tile" href="?{link.RECORDED}={quote(bundle.name)}" data-recorded="{escape(bundle.name)}">'
         f'<span class="tf-halves" style="aspect-ratio:{asked.width}/{asked.height}">{halves}{sides}</span>'
         f'<span class="tf-prompt">{escape(asked.prompt)}</span>'
-        f'<span class="tf-small">{words.tile(made)}</span>'
+        f'<span class="tf-small">{words.gallery.tile(made)}</span>'
         f'<span class="tf-small">{escape(origin)}</span></a></li>'
     )
 

@@ -143,6 +143,10 @@ class Handlers:
             # Stopped while it waited, before the browser knew of a place in the queue to give up.
             yield gr.skip()
             return
+        if earlier := self._earlier(values):
+            self._runs.pop(session)
+            yield {parts.shown: earlier, **self._end(earlier, "")}
+            return
         try:
             folder = self._shelf.new()
             job = self._worker.submit(asked, folder, doors.visitor(http))
@@ -167,11 +171,22 @@ class Handlers:
                 view = views.of(comparison, folder, recorded=False, programs=programs(self._worker, comparison))
                 yield {parts.shown: view, **self._end(view, "")}
             case events.Cancelled():
-                yield self._ended_early(run, words.STOPPED_KEPT, "")
+                yield self._ended_early(run, words.run.STOPPED_KEPT, "")
             case events.Failed(reason):
-                yield self._net(values, reason) or self._ended_early(run, words.FAILED_KEPT, reason)
+                yield self._net(values, reason) or self._ended_early(run, words.run.FAILED_KEPT, reason)
             case _:
-                yield self._net(values, words.BROKEN) or self._ended_early(run, words.FAILED_KEPT, words.BROKEN)
+                yield self._net(values, words.BROKEN) or self._ended_early(run, words.run.FAILED_KEPT, words.BROKEN)
+
+    def _earlier(self, values: dict) -> View | None:
+        """What was made for the same request before, where results are shared; None to run it: on stage, and where
+        that is what the page shows already."""
+        asked, shown = values[self._parts.asked], values[self._parts.shown]
+        if values[self._parts.on_stage] or (shown.shared and shown.request == asked):
+            return None
+        if (found := self._worker.earlier(asked)) is None:
+            return None
+        made, folder = found
+        return views.of(made, folder, recorded=True, shared=True, programs=programs(self._worker, made))
 
     def _redraw(self, run: _Run) -> Generator[dict, None, events.Event | None]:
         """Yield what each event changes on the page; returns the event that ended the stream."""
@@ -194,7 +209,7 @@ class Handlers:
         if not isinstance(run, _Run):
             return self._end(values[self._parts.shown], "")
         run.job.cancel()
-        return self._ended_early(run, words.STOPPED_KEPT, "")
+        return self._ended_early(run, words.run.STOPPED_KEPT, "")
 
     def leave(self, http: gr.Request) -> None:
         """A tab was closed: free the device."""
@@ -211,7 +226,7 @@ class Handlers:
         except RequestError:  # an empty prompt, say: any recording will do
             bundle = next(iter(self._bundles.values()), None)
         if bundle is None:
-            return {self._parts.notice: cards.notice(f"{words.NO_RECORDINGS} {words.RECORD_COMMAND}")}
+            return {self._parts.notice: cards.notice(f"{words.gallery.NO_RECORDINGS} {words.gallery.RECORD_COMMAND}")}
         return self._open(bundle.name)
 
     def _net(self, values: dict, reason: str) -> dict | None:
@@ -221,7 +236,7 @@ class Handlers:
         if bundle is None:
             return None
         view = self._recordings[bundle.name]
-        said = words.fell_back(reason, asked, bundle.comparison.request)
+        said = words.stage.fell_back(reason, asked, bundle.comparison.request)
         return {self._parts.shown: view, **self._end(view, said)}
 
     def broken(self, values: dict, http: gr.Request) -> dict:
@@ -238,7 +253,7 @@ class Handlers:
         untouched = not prompt.strip() or any(prompt in other.examples for other in catalog.MODELS.values())
         value = {"value": spec.examples[0]} if untouched and spec.examples else {}
         return self._around(spec) | {
-            form.prompt: gr.Textbox(placeholder=words.prompt_hint(spec), **value),
+            form.prompt: gr.Textbox(placeholder=words.compare.prompt_hint(spec), **value),
             **{getattr(form, name): gr.update(**of) for name, of in settings(spec, self._worker).items()},
         }
 
@@ -252,9 +267,9 @@ class Handlers:
             asked = link.read(http.query_params, self._models)
             for precision in asked.precisions if asked else ():
                 if not self._runs_here(precision):
-                    raise RequestError(words.unavailable(precision, self._worker.support[precision].reason))
+                    raise RequestError(words.compare.unavailable(precision, self._worker.support[precision].reason))
         except RequestError as error:
-            return {parts.notice: cards.notice(words.link_wrong(str(error)))}
+            return {parts.notice: cards.notice(words.compare.link_wrong(str(error)))}
         return gr.skip() if asked is None else self._controls(asked)
 
     def open_recorded(self, event: gr.EventData, http: gr.Request) -> dict:
@@ -265,9 +280,9 @@ class Handlers:
     def _open(self, name: str) -> dict:
         parts = self._parts
         if name not in self._bundles:
-            return {parts.notice: cards.notice(words.no_recording(name))}
+            return {parts.notice: cards.notice(words.gallery.no_recording(name))}
         view = self._recordings[name]
-        notice = "" if view.request.model in self._models else words.not_offered_here(view.request)
+        notice = "" if view.request.model in self._models else words.gallery.not_offered_here(view.request)
         return self._end(view, notice) | {parts.shown: view, parts.tabs: gr.Tabs(selected=words.COMPARE)}
 
     def restore(self, values: dict) -> dict:
@@ -300,7 +315,7 @@ class Handlers:
         values = asked.to_json() | {"size": size[1]}
         return self._around(spec) | {
             form.model: asked.model,
-            form.prompt: gr.Textbox(asked.prompt, placeholder=words.prompt_hint(spec)),
+            form.prompt: gr.Textbox(asked.prompt, placeholder=words.compare.prompt_hint(spec)),
             form.precisions: [p for p in asked.precisions if p != REFERENCE and self._runs_here(p)],
             **{getattr(form, name): gr.update(**(of | {"value": values[name]})) for name, of in fields.items()},
         }
@@ -352,14 +367,14 @@ def settings(spec: catalog.ModelSpec, worker: object) -> dict[str, dict]:
     """Field of the form -> what its component has to be for a model; one without a choice is not shown."""
     defaults, limits = spec.defaults, spec.limits
     sizes = [(f"{width} × {height}", f"{width}x{height}") for height, width in limits.sizes]
-    recipes = [(words.recipe(name, summary), name) for name, summary in worker.recipes(spec.id).items()]
+    recipes = [(words.compare.recipe(name, summary), name) for name, summary in worker.recipes(spec.id).items()]
     return {
         "seed": {"value": defaults.seed},
         "num_inference_steps": _span(limits.num_inference_steps, defaults.num_inference_steps),
         "guidance_scale": _span(limits.guidance_scale, defaults.guidance_scale),
         "num_frames": _span(limits.num_frames, defaults.num_frames)
-        | {"step": limits.frames_step, "label": words.frames_label(spec)},
-        "batch_size": _span(limits.batch_size, defaults.batch_size) | {"label": words.batch_label(spec)},
+        | {"step": limits.frames_step, "label": words.compare.frames_label(spec)},
+        "batch_size": _span(limits.batch_size, defaults.batch_size) | {"label": words.compare.batch_label(spec)},
         "size": {
             "choices": sizes,
             "value": f"{defaults.width}x{defaults.height}",

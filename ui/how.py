@@ -49,9 +49,9 @@ def page(view: View, plans: Plans) -> str:
     name = catalog.model(plans[REFERENCE]["model"]).name
     chosen = [p for p in plans if p != REFERENCE and (not view.finished or p in {g.precision for g in view.finished})]
     sections = (
-        (words.HOW_FORMATS, words.HOW_FORMATS_SAID, _formats(plans, name)),
-        (words.HOW_SELECTIVE, words.HOW_SELECTIVE_SAID, _selective(plans, chosen or list(plans)[1:], name)),
-        (words.HOW_LPIPS, words.HOW_LPIPS_SAID, _lpips(view)),
+        (words.how.HOW_FORMATS, words.how.HOW_FORMATS_SAID, _formats(plans, name)),
+        (words.how.HOW_SELECTIVE, words.how.HOW_SELECTIVE_SAID, _selective(plans, chosen or list(plans)[1:], name)),
+        (words.how.HOW_LPIPS, words.how.HOW_LPIPS_SAID, _lpips(view)),
     )
     drawn = "".join(f"<section><h2>{head}</h2><p>{said}</p>{figure}</section>" for head, said, figure in sections)
     return f'<div class="tf-tab tf-how">{drawn}</div>'
@@ -92,12 +92,12 @@ def _formats(plans: Plans, name: str) -> str:
         layer = next(layer for layer in plan["layers"] if layer["name"] == largest["name"])
         said = ""
         if layer["precision"] == precision:  # a recipe may hold this layer in another one
-            said = f"<span>{words.bits(layer['bytes']['stored'], layer['in'] * layer['out'])}</span>"
+            said = f"<span>{words.how.bits(layer['bytes']['stored'], layer['in'] * layer['out'])}</span>"
         rows += (
-            f'<figure class="tf-format"><figcaption><b>{words.NAMES[precision]}</b> {words.FORMATS[precision]}{said}'
-            f"</figcaption>{_block(precision)}</figure>"
+            f'<figure class="tf-format"><figcaption><b>{words.NAMES[precision]}</b> {words.how.FORMATS[precision]}'
+            f"{said}</figcaption>{_block(precision)}</figure>"
         )
-    said = words.largest(largest["name"], largest["in"], largest["out"], name)
+    said = words.how.largest(largest["name"], largest["in"], largest["out"], name)
     return f'{rows}<p class="tf-small">{escape(said)}</p>{_line()}'
 
 
@@ -115,7 +115,7 @@ def _block(precision: str) -> str:
     if shape.outer_bits:
         drawn.append(f'<text x="{x + 2:.0f}" y="{HEIGHT - 2:.0f}">…</text>')
         drawn.append(_box(x + 18, 18, shape.outer_bits, "tf-shared"))
-    said = escape(f"{words.NAMES[precision]}: {words.FORMATS[precision]}")
+    said = escape(f"{words.NAMES[precision]}: {words.how.FORMATS[precision]}")
     return (
         f'<svg viewBox="0 0 400 {HEIGHT:.0f}" data-precision="{precision}" role="img" aria-label="{said}">'
         f"{''.join(drawn)}</svg>"
@@ -132,12 +132,12 @@ def _line() -> str:
     values = [*(-value for value in reversed(E2M1[1:])), *E2M1]
     marks = "".join(
         f'<line x1="{_at(value)}" x2="{_at(value)}" y1="6" y2="18"/>'
-        f'<text x="{_at(value)}" y="32">{"" if value % 1 else words.signed(value)}</text>'
+        f'<text x="{_at(value)}" y="32">{"" if value % 1 else words.how.signed(value)}</text>'
         for value in values
     )
     return (
-        f'<figure class="tf-line"><svg role="img" aria-label="{words.E2M1}">'
-        f'<line x1="2%" x2="98%" y1="12" y2="12"/>{marks}</svg><figcaption>{words.E2M1}</figcaption></figure>'
+        f'<figure class="tf-line"><svg role="img" aria-label="{words.how.E2M1}">'
+        f'<line x1="2%" x2="98%" y1="12" y2="12"/>{marks}</svg><figcaption>{words.how.E2M1}</figcaption></figure>'
     )
 
 
@@ -157,7 +157,7 @@ def _selective(plans: Plans, chosen: Sequence[str], name: str) -> str:
         if layer["precision"] == REFERENCE:
             reasons[layer["reason"]] = reasons.get(layer["reason"], 0) + 1
     most = max(reasons, key=reasons.get) if reasons else ""
-    said = words.selected(last, name, reasons.get(most, 0), most)
+    said = words.how.selected(last, name, reasons.get(most, 0), most)
     return f'<div class="tf-bytes">{bars}</div><p class="tf-small">{escape(said)}</p>'
 
 
@@ -188,16 +188,19 @@ def _bar(plan: Mapping, whole: int) -> str:
 
 def _lpips(view: View) -> str:
     """The scores on the screen between bf16's own noise and another seed."""
-    made = [(g.precision, words.mean_lpips(g)) for g in view.finished if g.metrics]
+    made = [(g.precision, words.verdict.mean_lpips(g)) for g in view.finished if g.metrics]
     if view.ruler is None or not made:
-        return f'<p class="tf-small">{words.HOW_NO_RULER}</p>'
+        return f'<p class="tf-small">{words.how.HOW_NO_RULER}</p>'
     ruler = view.ruler
     end = 1.06 * max(ruler.ceiling, *(value for _, value in made))
     height = 26 * len(made) + 8
     ends = "".join(
         f'<line class="tf-mark" x1="{100 * value / end:.1f}%" x2="{100 * value / end:.1f}%" y1="0" y2="{height}"/>'
         f'<text class="{side}" x="{100 * value / end:.1f}%" y="{height + 15}">{words.score(value)} {said}</text>'
-        for value, side, said in ((ruler.floor, "tf-right", words.NOISE), (ruler.ceiling, "tf-left", words.OTHER_SEED))
+        for value, side, said in (
+            (ruler.floor, "tf-right", words.how.NOISE),
+            (ruler.ceiling, "tf-left", words.how.OTHER_SEED),
+        )
     )
     rows = "".join(
         f'<g data-precision="{precision}"><text class="tf-left" x="-10" y="{y + 4}">{words.NAMES[precision]}</text>'
@@ -206,7 +209,7 @@ def _lpips(view: View) -> str:
         for y, (precision, value) in zip(range(18, height, 26), made, strict=False)
     )
     made_of = words.thing(view.request)
-    told = " ".join(words.told(precision, value, ruler, made_of) for precision, value in made)
+    told = " ".join(words.how.told(precision, value, ruler, made_of) for precision, value in made)
     return (
         f'<figure class="tf-scatter tf-measure"><div><svg role="img" aria-label="{escape(told)}"'
         f' style="height:{height}px">{ends}{rows}</svg></div></figure><p class="tf-small">{escape(told)}</p>'

@@ -118,7 +118,7 @@ def build_page(
     first = handlers.first_view()
     with gr.Blocks(title=words.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         gr.HTML(
-            cards.header(words.machine(worker.machine.name, worker.support)),
+            cards.header(words.compare.machine(worker.machine.name, worker.support)),
             js_on_load=cards.THEME_JS,
             apply_default_css=False,
         )
@@ -148,6 +148,12 @@ def build_page(
                 gr.HTML(benchmarks.page(measured), apply_default_css=False, elem_id="tf-benchmarks")
             with gr.Tab(words.HOW) as opened:
                 how.tab(worker, parts, opened)
+        gr.HTML(
+            html_template=cards.warming(),
+            js_on_load=cards.script("warming"),
+            apply_default_css=False,
+            elem_id="tf-warming",
+        )
         handlers.attach(parts)
         _wire(demo, parts, handlers, tiles)
         gr.api(api.endpoint(worker, shelf), api_name="compare", **DEVICE)
@@ -166,9 +172,9 @@ def _compare(worker: object, models: tuple[str, ...], first: View, **outside: gr
         with gr.Row(elem_classes="tf-ask"):
             prompt = gr.Textbox(
                 spec.examples[0] if spec.examples else "",
-                label=words.PROMPT_LABEL,
+                label=words.compare.PROMPT_LABEL,
                 show_label=False,
-                placeholder=words.prompt_hint(spec),
+                placeholder=words.compare.prompt_hint(spec),
                 lines=1,
                 max_lines=4,
                 scale=1,
@@ -177,7 +183,7 @@ def _compare(worker: object, models: tuple[str, ...], first: View, **outside: gr
             go = gr.Button(words.GENERATE, variant="primary", scale=0, elem_id="tf-go")
             stop = gr.Button(words.STOP, scale=0, interactive=False, elem_id="tf-stop")
         examples = gr.Dataset(
-            label=words.EXAMPLES_LABEL,
+            label=words.compare.EXAMPLES_LABEL,
             components=[prompt],
             samples=[[example] for example in spec.examples],
             elem_id="tf-examples",
@@ -193,9 +199,9 @@ def _compare(worker: object, models: tuple[str, ...], first: View, **outside: gr
             )
             precisions = _precisions(worker)
             with gr.Row(elem_classes="tf-seed"):
-                seed = gr.Number(**fields["seed"], label=words.SEED_LABEL, elem_id="tf-seed")
-                dice = gr.Button(words.DICE, elem_id="tf-dice", scale=0)
-        with gr.Accordion(words.MORE, open=False, elem_id="tf-more"):
+                seed = gr.Number(**fields["seed"], label=words.compare.SEED_LABEL, elem_id="tf-seed")
+                dice = gr.Button(words.compare.DICE, elem_id="tf-dice", scale=0)
+        with gr.Accordion(words.compare.MORE, open=False, elem_id="tf-more"):
             more = _more_settings(fields)
             about = gr.HTML(cards.about(spec), apply_default_css=False)
         known = cards.hints(spec, worker.support, worker.about_weights(spec.id))
@@ -241,9 +247,9 @@ def _precisions(worker: object) -> gr.CheckboxGroup:
     """Chips for what this machine can run; bf16 has none, because it always takes part."""
     usable = [p for p in PRECISIONS if p != REFERENCE and worker.support[p].execution != "unavailable"]
     return gr.CheckboxGroup(
-        [(words.chip(p, worker.support[p].execution), p) for p in usable],
+        [(words.compare.chip(p, worker.support[p].execution), p) for p in usable],
         value=[p for p in ("mxfp8", "nvfp4") if p in usable],
-        label=words.PRECISIONS_LABEL,
+        label=words.compare.PRECISIONS_LABEL,
         elem_id="tf-precisions",
     )
 
@@ -253,16 +259,18 @@ def _more_settings(fields: dict[str, dict]) -> dict[str, gr.components.Component
     with gr.Row(elem_classes="tf-more"):
         more = {
             "num_inference_steps": gr.Slider(
-                **fields["num_inference_steps"], step=1, label=words.STEPS_LABEL, elem_id="tf-steps"
+                **fields["num_inference_steps"], step=1, label=words.compare.STEPS_LABEL, elem_id="tf-steps"
             ),
             "guidance_scale": gr.Slider(
-                **fields["guidance_scale"], step=0.1, label=words.GUIDANCE_LABEL, elem_id="tf-guidance"
+                **fields["guidance_scale"], step=0.1, label=words.compare.GUIDANCE_LABEL, elem_id="tf-guidance"
             ),
             "num_frames": gr.Slider(**fields["num_frames"], elem_id="tf-frames"),
             "batch_size": gr.Slider(**fields["batch_size"], step=1, elem_id="tf-batch"),
-            "size": gr.Dropdown(**fields["size"], label=words.SIZE_LABEL, filterable=False, elem_id="tf-size"),
+            "size": gr.Dropdown(**fields["size"], label=words.compare.SIZE_LABEL, filterable=False, elem_id="tf-size"),
             "recipe": gr.Radio(**fields["recipe"], label=words.RECIPE_LABEL, elem_id="tf-recipe"),
-            "previews": gr.Checkbox(label=words.PREVIEWS_LABEL, info=words.PREVIEWS_HINT, elem_id="tf-previews"),
+            "previews": gr.Checkbox(
+                label=words.compare.PREVIEWS_LABEL, info=words.compare.PREVIEWS_HINT, elem_id="tf-previews"
+            ),
         }
     return more
 

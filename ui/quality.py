@@ -48,9 +48,12 @@ def page(folder: Path, models: Sequence[str]) -> str:
             said.append(_section(found if file.parent == folder else _of_evaluation(found, file.parent), models))
         except UNREADABLE as error:
             log.warning("Measurements %s cannot be shown: %r", file, error)
-            said.append(f'<p class="tf-small">{escape(words.no_measurements(str(file.relative_to(folder))))}</p>')
+            said.append(
+                f'<p class="tf-small">{escape(words.quality.no_measurements(str(file.relative_to(folder))))}</p>'
+            )
     if not said:
-        said.append(f'<p class="tf-small">{words.NO_QUALITY}</p><pre class="tf-command">{words.EVALUATE_COMMAND}</pre>')
+        said.append(f'<p class="tf-small">{words.quality.NO_QUALITY}</p>')
+        said.append(f'<pre class="tf-command">{words.quality.EVALUATE_COMMAND}</pre>')
     return f'<div class="tf-tab tf-quality">{"".join(said)}</div>'
 
 
@@ -121,17 +124,21 @@ def _section(found: Mapping, models: Sequence[str]) -> str:
     offered = [row for row in frontier if row.get("offered")]
     told = {_label(row): row for row in (*ablation, *offered) if _each(row)}  # a recipe may be in both
     parts = [
-        _part(words.FRONTIER, words.FRONTIER_NOTE, _frontier(frontier, ruler)) if frontier else "",
-        _part(words.ABLATION, words.ABLATION_NOTE, _scores(ablation)) if ablation else "",
-        _part(words.REMEDIES, words.REMEDIES_NOTE, _remedies(remedies)) if remedies else "",
+        _part(words.quality.FRONTIER, words.quality.FRONTIER_NOTE, _frontier(frontier, ruler)) if frontier else "",
+        _part(words.quality.ABLATION, words.quality.ABLATION_NOTE, _scores(ablation)) if ablation else "",
+        _part(words.quality.REMEDIES, words.quality.REMEDIES_NOTE, _remedies(remedies)) if remedies else "",
         _distributions(list(told.values()), ruler),
-        _part(words.WORST, words.WORST_NOTE, _worst(model, found, models)) if found.get("worst") else "",
-        f'<p class="tf-small tf-elsewhere">{words.SENSITIVITY_ELSEWHERE}</p>' if found.get("sensitivity") else "",
+        _part(words.quality.WORST, words.quality.WORST_NOTE, _worst(model, found, models))
+        if found.get("worst")
+        else "",
+        f'<p class="tf-small tf-elsewhere">{words.quality.SENSITIVITY_ELSEWHERE}</p>'
+        if found.get("sensitivity")
+        else "",
     ]
     return (
         f'<section class="tf-model"><h2>{escape(name)}</h2><p class="tf-facts-line">'
         f'<span class="tf-badge tf-measured">{words.MEASURED_BADGE}</span> {escape(" · ".join(filter(None, facts)))}'
-        f"<br>{escape(words.prompts(found['prompts']))}</p>{''.join(parts)}</section>"
+        f"<br>{escape(words.quality.prompts(found['prompts']))}</p>{''.join(parts)}</section>"
     )
 
 
@@ -168,19 +175,19 @@ def _each(row: Row) -> Sequence[float]:
 
 
 def _frontier(rows: Sequence[Row], ruler: Mapping[str, Score]) -> str:
-    floor = (ruler["floor"]["mean"], words.FLOOR) if "floor" in ruler else None
-    plots = plot(words.BY_BYTES, [_point(row, row["weight_bytes"] / 1e6) for row in rows], floor)
+    floor = (ruler["floor"]["mean"], words.quality.FLOOR) if "floor" in ruler else None
+    plots = plot(words.quality.BY_BYTES, [_point(row, row["weight_bytes"] / 1e6) for row in rows], floor)
     if timed := [row for row in rows if row.get("gemm_time_of_bf16")]:
-        plots += plot(words.BY_SPEED, [_point(row, row["gemm_time_of_bf16"]) for row in timed], floor)
+        plots += plot(words.quality.BY_SPEED, [_point(row, row["gemm_time_of_bf16"]) for row in timed], floor)
     keys = "".join(
         f'<span><i class="tf-key" data-precision="{p}"></i>{words.NAMES[p]}</span>'
         for p in dict.fromkeys(row["precision"] for row in rows)
     )
     if floor:
-        keys += f"<span>{words.FLOOR_KEY}</span>"
+        keys += f"<span>{words.quality.FLOOR_KEY}</span>"
     return (
-        f'<p class="tf-keys">{keys}<span>{words.OFFERED_KEY}</span></p><div class="tf-two">{plots}</div>'
-        f"<details><summary>{words.every_point(len(rows))}</summary>{_scores(rows)}</details>"
+        f'<p class="tf-keys">{keys}<span>{words.quality.OFFERED_KEY}</span></p><div class="tf-two">{plots}</div>'
+        f"<details><summary>{words.quality.every_point(len(rows))}</summary>{_scores(rows)}</details>"
     )
 
 
@@ -192,7 +199,7 @@ def _point(row: Row, x: float) -> Point:
         low=score["low"],
         high=score["high"],
         precision=row["precision"],
-        said=f"{_label(row)}: LPIPS {words.interval(score)}, {words.over(score, _half(row))}",
+        said=f"{_label(row)}: LPIPS {words.quality.interval(score)}, {words.quality.over(score, _half(row))}",
         name=_name(row) if row.get("offered") else "",
     )
 
@@ -203,34 +210,34 @@ def _point(row: Row, x: float) -> Point:
 def _scores(rows: Sequence[Row]) -> str:
     """A recipe a row; a column that no row fills is left out."""
     columns = [
-        ((words.RECIPE_COLUMN, None), lambda row: _word(" + ".join([_name(row), *row.get("parts", ())]))),
+        ((words.quality.RECIPE_COLUMN, None), lambda row: _word(" + ".join([_name(row), *row.get("parts", ())]))),
         ((words.PRECISION_LABEL, None), lambda row: _word(words.NAMES[row["precision"]])),
         *_lpips(_score),
-        ((words.PROMPTS, None), lambda row: _word(words.over(_score(row), _half(row)))),
-        ((words.WEIGHTS_OF, "MB", "denoiser"), lambda row: _cell(words.megabytes(row["weight_bytes"]))),
-        ((words.OVER_SEED, ""), lambda row: _optional(row, "bytes_over_seed_percent", words.percent)),
-        ((words.GEMMS, "", "gemms"), lambda row: _optional(row, "gemm_time_of_bf16", "{:.2f}".format)),
+        ((words.quality.PROMPTS, None), lambda row: _word(words.quality.over(_score(row), _half(row)))),
+        ((words.quality.WEIGHTS_OF, "MB", "denoiser"), lambda row: _cell(words.megabytes(row["weight_bytes"]))),
+        ((words.quality.OVER_SEED, ""), lambda row: _optional(row, "bytes_over_seed_percent", words.percent)),
+        ((words.quality.GEMMS, "", "gemms"), lambda row: _optional(row, "gemm_time_of_bf16", "{:.2f}".format)),
     ]
-    return _filled(columns, rows, words.SCORES)
+    return _filled(columns, rows, words.quality.SCORES)
 
 
 def _remedies(rows: Sequence[Row]) -> str:
     columns = [
-        ((words.REMEDY, None), lambda row: _word(row["name"])),
-        ((words.WHAT, None), lambda row: _word(row["what"]) if row.get("what") else ""),
+        ((words.quality.REMEDY, None), lambda row: _word(row["name"])),
+        ((words.quality.WHAT, None), lambda row: _word(row["what"]) if row.get("what") else ""),
         *_lpips(lambda row: _score(row["alone"])),
-        ((words.MORE_BYTES, ""), lambda row: _optional(row, "added_bytes_percent", words.percent)),
-        ((words.MORE_WORK, ""), lambda row: _optional(row, "added_flops_percent", words.percent)),
-        ((words.GEMMS, "", "gemms"), lambda row: _optional(row, "added_gemm_time_percent", words.percent)),
-        ((words.BASIS, None), lambda row: _word(row["basis"]) if row.get("basis") else ""),
+        ((words.quality.MORE_BYTES, ""), lambda row: _optional(row, "added_bytes_percent", words.percent)),
+        ((words.quality.MORE_WORK, ""), lambda row: _optional(row, "added_flops_percent", words.percent)),
+        ((words.quality.GEMMS, "", "gemms"), lambda row: _optional(row, "added_gemm_time_percent", words.percent)),
+        ((words.quality.BASIS, None), lambda row: _word(row["basis"]) if row.get("basis") else ""),
     ]
-    return _filled(columns, rows, words.REMEDIES)
+    return _filled(columns, rows, words.quality.REMEDIES)
 
 
 def _lpips(score: Callable[[Row], Score | None]) -> list[Column]:
     return [
         (("LPIPS", "", "mean_lpips"), lambda row: _cell(words.score(score(row)["mean"])) if score(row) else ""),
-        (("95%", "", "interval"), lambda row: _cell(words.ends(score(row))) if score(row) else ""),
+        (("95%", "", "interval"), lambda row: _cell(words.quality.ends(score(row))) if score(row) else ""),
     ]
 
 
@@ -275,14 +282,18 @@ def _distributions(rows: Sequence[Row], ruler: Mapping[str, Score]) -> str:
     lines = "".join(
         f'<div class="tf-dots"><p>{escape(_label(row))}</p>'
         f'<svg data-precision="{row["precision"]}" viewBox="0 0 1000 10" preserveAspectRatio="none" role="img"'
-        f' aria-label="{escape(words.spread(_each(row)))}">{marks}'
+        f' aria-label="{escape(words.quality.spread(_each(row)))}">{marks}'
         f'<path class="tf-each" d="{"".join(f"M{at(value)} 5h0" for value in _each(row))}"/>'
         f'<path class="tf-mean" d="M{at(_score(row)["mean"])} 0v10"/></svg>'
-        f"<p>{words.spread(_each(row))}</p></div>"
+        f"<p>{words.quality.spread(_each(row))}</p></div>"
         for row in rows
     )
-    note = f"{words.DISTRIBUTIONS_NOTE} {words.DISTRIBUTIONS_ENDS}" if ruler else words.DISTRIBUTIONS_NOTE
-    return _part(words.DISTRIBUTIONS, note, f'<div class="tf-spread">{lines}</div>')
+    note = (
+        f"{words.quality.DISTRIBUTIONS_NOTE} {words.quality.DISTRIBUTIONS_ENDS}"
+        if ruler
+        else words.quality.DISTRIBUTIONS_NOTE
+    )
+    return _part(words.quality.DISTRIBUTIONS, note, f'<div class="tf-spread">{lines}</div>')
 
 
 def _worst(model: str, found: Mapping, models: Sequence[str]) -> str:
@@ -292,8 +303,13 @@ def _worst(model: str, found: Mapping, models: Sequence[str]) -> str:
         f'<td class="tf-word">{_opens(model, found["settings"], row, models)}</td></tr>'
         for row in found["worst"][:WORST]
     )
-    heads = [("LPIPS", ""), (words.PRECISION_LABEL, None), (words.RECIPE_COLUMN, None), (words.PROMPT_LABEL, None)]
-    return table(heads, rows, words.WORST)
+    heads = [
+        ("LPIPS", ""),
+        (words.PRECISION_LABEL, None),
+        (words.quality.RECIPE_COLUMN, None),
+        (words.compare.PROMPT_LABEL, None),
+    ]
+    return table(heads, rows, words.quality.WORST)
 
 
 def _opens(model: str, settings: Row, row: Row, models: Sequence[str]) -> str:
@@ -313,7 +329,7 @@ def _opens(model: str, settings: Row, row: Row, models: Sequence[str]) -> str:
         return said
     if model not in models:
         return said
-    return f'<a href="{escape(link.query(asked))}" title="{words.OPEN_PAIR}">{said}</a>'
+    return f'<a href="{escape(link.query(asked))}" title="{words.quality.OPEN_PAIR}">{said}</a>'
 
 
 # Sensitivity, for the Recipe tab
@@ -321,11 +337,11 @@ def _opens(model: str, settings: Row, row: Row, models: Sequence[str]) -> str:
 
 def _heat_maps(found: Mapping) -> str:
     """Role x depth: the damage of quantizing one group of layers alone, in numbers and in colour."""
-    measures = [name for name in words.MEASURES if any(cell.get(name) is not None for cell in found["cells"])]
+    measures = [name for name in words.recipe.MEASURES if any(cell.get(name) is not None for cell in found["cells"])]
     maps = "".join(_heat(found, measure) for measure in measures)
-    note = words.sensitivity(words.NAMES[found["precision"]], found["measure"])
+    note = words.recipe.sensitivity(words.NAMES[found["precision"]], found["measure"])
     return (
-        f'<section><h2>{words.SENSITIVITY}</h2><p class="tf-small">{escape(note)}</p>'
+        f'<section><h2>{words.recipe.SENSITIVITY}</h2><p class="tf-small">{escape(note)}</p>'
         f'<div class="tf-heats">{maps}</div></section>'
     )
 
@@ -340,8 +356,8 @@ def _heat(found: Mapping, measure: str) -> str:
         + "</tr>"
         for role in found["roles"]
     )
-    heads = [(words.ROLE, None), *((escape(depth), "") for depth in found["depths"])]
-    said = words.MEASURES[measure]
+    heads = [(words.recipe.ROLE, None), *((escape(depth), "") for depth in found["depths"])]
+    said = words.recipe.MEASURES[measure]
     return f"<div><h3>{said}</h3>{table(heads, rows, said, 'tf-heat-map')}</div>"
 
 
@@ -351,5 +367,5 @@ def _warm(cell: Row | None, measure: str, ends: tuple[float, float]) -> str:
         return "<td></td>"
     value, (low, high) = cell[measure], ends
     warmth = math.log(value / low) / math.log(high / low) if value > low else 0.0
-    said = words.warm(cell["layers"], cell["bytes_saved"])
-    return f'<td style="--warmth:{warmth:.3f}" data-why title="{said}">{words.damage(measure, value)}</td>'
+    said = words.recipe.warm(cell["layers"], cell["bytes_saved"])
+    return f'<td style="--warmth:{warmth:.3f}" data-why title="{said}">{words.recipe.damage(measure, value)}</td>'

@@ -23,7 +23,7 @@ from ui.tables import table
 
 Layer = Mapping[str, object]
 """A layer of a plan: name, in, out, precision, bytes (bf16 and stored) and reason."""
-BYTES = (("bf16", "MB", "bf16 bytes"), (words.STORED, "MB", "stored"))
+BYTES = (("bf16", "MB", "bf16 bytes"), (words.recipe.STORED, "MB", "stored"))
 """The heads of two columns."""
 QUICK = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
@@ -112,16 +112,16 @@ def summary(plan: Mapping, about: str, sensitivity: str) -> str:
     command = f"python -m engine inspect --model {plan['model']} --precision {plan['precision']}"
     unmatched = ""
     if plan["unmatched"]:
-        unmatched = f'<p class="tf-small">{escape(words.unmatched(plan["unmatched"]))}</p>'
+        unmatched = f'<p class="tf-small">{escape(words.recipe.unmatched(plan["unmatched"]))}</p>'
     planned = plan["layers"]
     return (
-        f'<div class="tf-tab tf-plan"><p class="tf-verdict">{escape(words.planned(plan, name))}</p>'
-        f'<p class="tf-small">{escape(about)} {words.PLAN_NOTE} <code>{command} --recipe {plan["recipe"]}</code></p>'
-        f"{unmatched}"
-        f'<div class="tf-two"><div><section><h2>{words.REASONS}</h2>{_reasons(planned)}</section>'
-        f"<section><h2>{words.OUTSIDE}</h2>{_outside(planned)}</section></div>"
-        f"<section><h2>{words.ROLES}</h2>{_keys(planned)}{_roles(planned)}</section></div>{sensitivity}"
-        f"<h2>{words.LAYERS}</h2></div>"
+        f'<div class="tf-tab tf-plan"><p class="tf-verdict">{escape(words.recipe.planned(plan, name))}</p>'
+        f'<p class="tf-small">{escape(about)} {words.recipe.PLAN_NOTE}'
+        f" <code>{command} --recipe {plan['recipe']}</code></p>{unmatched}"
+        f'<div class="tf-two"><div><section><h2>{words.recipe.REASONS}</h2>{_reasons(planned)}</section>'
+        f"<section><h2>{words.recipe.OUTSIDE}</h2>{_outside(planned)}</section></div>"
+        f"<section><h2>{words.recipe.ROLES}</h2>{_keys(planned)}{_roles(planned)}</section></div>{sensitivity}"
+        f"<h2>{words.recipe.LAYERS}</h2></div>"
     )
 
 
@@ -134,9 +134,9 @@ def _reasons(planned: Sequence[Layer]) -> str:
         f'<tr><th scope="row">{_stored_as(precision)}</th><td class="tf-word">{escape(reason)}</td>{_totals(some)}</tr>'
         for (precision, reason), some in sorted(groups.items(), key=lambda group: -_bytes(group[1], "bf16"))
     )
-    whole = f'<tr class="tf-whole"><th scope="row">{words.ALL_LAYERS}</th><td></td>{_totals(planned)}</tr>'
-    heads = [(words.PRECISION_LABEL, None), (words.REASON, None, "rule"), (words.LAYERS, ""), *BYTES]
-    return table(heads, rows + whole, words.REASONS)
+    whole = f'<tr class="tf-whole"><th scope="row">{words.recipe.ALL_LAYERS}</th><td></td>{_totals(planned)}</tr>'
+    heads = [(words.PRECISION_LABEL, None), (words.recipe.REASON, None, "rule"), (words.recipe.LAYERS, ""), *BYTES]
+    return table(heads, rows + whole, words.recipe.REASONS)
 
 
 def _totals(some: Sequence[Layer]) -> str:
@@ -189,14 +189,15 @@ def _roles(planned: Sequence[Layer]) -> str:
     body = ""
     for stack, roles in stacks.items():
         blocks = 1 + max(max(depths) for depths in roles.values())
-        body += f'<tr class="tf-stack"><th colspan="5" scope="rowgroup">{escape(words.stack(stack, blocks))}</th></tr>'
+        name = escape(words.recipe.stack(stack, blocks))
+        body += f'<tr class="tf-stack"><th colspan="5" scope="rowgroup">{name}</th></tr>'
         body += "".join(
             f"<tr>{_shown(role, f'{stack}.*.{role}')}<td>{_strip(role, depths, blocks)}</td>"
             f"{_size(list(depths.values()))}</tr>"
             for role, depths in roles.items()
         )
-    heads = [(words.ROLE, None), (words.DEPTH, None), (words.SHAPE, "", "shape"), *BYTES]
-    return table(heads, body, words.ROLES)
+    heads = [(words.recipe.ROLE, None), (words.recipe.DEPTH, None), (words.recipe.SHAPE, "", "shape"), *BYTES]
+    return table(heads, body, words.recipe.ROLES)
 
 
 def _outside(planned: Sequence[Layer]) -> str:
@@ -207,15 +208,15 @@ def _outside(planned: Sequence[Layer]) -> str:
         for layer in planned
         if not Place.of(layer["name"]).stack
     )
-    heads = [(words.LAYER, None), (words.PRECISION_LABEL, None), (words.SHAPE, "", "shape"), *BYTES]
-    return table(heads, body, words.OUTSIDE)
+    heads = [(words.recipe.LAYER, None), (words.PRECISION_LABEL, None), (words.recipe.SHAPE, "", "shape"), *BYTES]
+    return table(heads, body, words.recipe.OUTSIDE)
 
 
 def _shown(name: str, wanted: str) -> str:
     """A name that, pressed, filters the list of layers."""
     return (
         f'<th scope="row"><button type="button" class="tf-copy" data-filter="{escape(wanted)}"'
-        f' title="{words.SHOW_ROLE}">{_breakable(name)}</button></th>'
+        f' title="{words.recipe.SHOW_ROLE}">{_breakable(name)}</button></th>'
     )
 
 
@@ -234,13 +235,13 @@ def _strip(role: str, depths: Mapping[int, Layer], blocks: int) -> str:
     for precision, same in groupby(held):
         count = len(list(same))
         if precision is not None:
-            said = words.run(role, begin, begin + count - 1, precision)
+            said = words.recipe.run(role, begin, begin + count - 1, precision)
             runs.append(
                 f'<rect data-precision="{precision}" x="{begin}" width="{count}" height="1">'
                 f"<title>{escape(said)}</title></rect>"
             )
         begin += count
-    said = escape("; ".join(words.held(p, held.count(p)) for p in dict.fromkeys(held) if p is not None))
+    said = escape("; ".join(words.recipe.held(p, held.count(p)) for p in dict.fromkeys(held) if p is not None))
     return (
         f'<svg class="tf-strip" viewBox="0 0 {blocks} 1" preserveAspectRatio="none" role="img" aria-label="{said}">'
         f"{''.join(runs)}</svg>"
@@ -252,12 +253,14 @@ def _strip(role: str, depths: Mapping[int, Layer], blocks: int) -> str:
 
 def filters() -> str:
     """The filter of the layers; it stays when another plan is shown."""
-    kinds = (("all", words.EVERY_LAYER), ("quantized", words.QUANTIZED), ("kept", words.KEPT))
+    kinds = (("all", words.recipe.EVERY_LAYER), ("quantized", words.recipe.QUANTIZED), ("kept", words.recipe.KEPT))
     options = "".join(f'<option value="{kind}">{text}</option>' for kind, text in kinds)
     return (
-        f'<div class="tf-filter"><input type="search" aria-label="{words.FILTER}" placeholder="{words.FILTER_HINT}"'
-        f' spellcheck="false" autocomplete="off"><select aria-label="{words.SHOWN}">{options}</select>'
-        f'<p class="tf-small" role="status" data-said="{words.FILTERED}" data-none="{words.FILTERED_NONE}"></p></div>'
+        f'<div class="tf-filter"><input type="search" aria-label="{words.recipe.FILTER}"'
+        f' placeholder="{words.recipe.FILTER_HINT}" spellcheck="false" autocomplete="off">'
+        f'<select aria-label="{words.recipe.SHOWN}">{options}</select>'
+        f'<p class="tf-small" role="status" data-said="{words.recipe.FILTERED}"'
+        f' data-none="{words.recipe.FILTERED_NONE}"></p></div>'
     )
 
 
@@ -276,14 +279,14 @@ def layers(planned: Sequence[Layer]) -> str:
         for layer in planned
     )
     heads = [
-        (words.LAYER, None),
-        (words.IN, ""),
-        (words.OUT, ""),
+        (words.recipe.LAYER, None),
+        (words.recipe.IN, ""),
+        (words.recipe.OUT, ""),
         *BYTES,
         (words.PRECISION_LABEL, None),
-        (words.REASON, None, "rule"),
+        (words.recipe.REASON, None, "rule"),
     ]
-    return f'<div class="tf-tab tf-list">{table(heads, rows, words.LAYERS)}</div>'
+    return f'<div class="tf-tab tf-list">{table(heads, rows, words.recipe.LAYERS)}</div>'
 
 
 def _why(layer: Layer) -> str:

@@ -1,4 +1,5 @@
 """Where the page's files lie while a browser may fetch them: one folder a comparison, swept when old or too much.
+What an app that was killed left behind is removed when the next one starts.
 
 Everything is kept below Gradio's own temporary folder, the one place it serves files from, so that no path of the
 repository or the machine has to be opened to the web.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import tempfile
 import threading
@@ -19,9 +21,12 @@ from gradio.utils import get_upload_folder
 
 from engine.door import positive
 from engine.errors import UNWRITABLE, OutputError
+from engine.files import claim, remove_abandoned
 
 log = logging.getLogger(__name__)
 
+PREFIX = "twinframe-app_"
+"""Of the folder of one running app."""
 KEPT_HOURS = 24.0
 KEPT_GB = 5.0
 """1e9 bytes."""
@@ -42,7 +47,9 @@ class Shelf:
         self._sweeping = threading.Lock()
         below = Path(get_upload_folder())
         below.mkdir(parents=True, exist_ok=True)
-        self.root = Path(tempfile.mkdtemp(prefix="twinframe-", dir=below))
+        remove_abandoned(below.glob(f"{PREFIX}*"))  # of apps that were killed
+        self.root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=below))
+        self._held = claim(self.root)
         self._pinned: set[Path] = set()
 
     @classmethod
@@ -63,8 +70,11 @@ class Shelf:
         """
         try:
             # Systems clean their temporary folders by themselves, which must not end a long-running app.
-            self.root.mkdir(parents=True, exist_ok=True)
             with self._sweeping:
+                if not self.root.is_dir():
+                    self._give_back()
+                    self.root.mkdir(parents=True)
+                    self._held = claim(self.root)
                 self._sweep(time.time())
             return Path(tempfile.mkdtemp(dir=self.root))
         except OSError as error:
@@ -81,6 +91,12 @@ class Shelf:
     def close(self) -> None:
         """Remove everything."""
         shutil.rmtree(self.root, ignore_errors=True)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def _sweep(self, now: float) -> None:
         """Remove what is too old, and from the newest back, what goes beyond the space allowed."""

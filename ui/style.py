@@ -6,7 +6,11 @@ from pathlib import Path
 
 import gradio as gr
 
-CSS = Path(__file__).with_name("style.css")
+PARTS = (
+    *("frame", "form", "verdict", "views", "numbers", "pairs", "tables", "clips", "benchmarks"),
+    *("narrow", "gallery", "stage", "warming", "tabs", "recipe", "quality", "how", "scatter", "blind", "previews"),
+)
+"""The files in ui/css/, in the order in which their rules win over one another."""
 SCOPE = ".gradio-container.gradio-container.gradio-container"
 """Thrice, so that our rules win over Gradio's own without `!important`."""
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
@@ -14,7 +18,7 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's barest theme, with hairlines for boxes. The rest is in style.css."""
+    """Gradio's barest theme, with hairlines for boxes. The rest is in ui/css/."""
     return gr.themes.Base(
         primary_hue=gr.themes.colors.teal,
         secondary_hue=gr.themes.colors.zinc,
@@ -49,9 +53,11 @@ def theme() -> gr.themes.Base:
 
 
 def head() -> str:
-    """The style sheet as an element of the page's head.
+    """The style sheet as an element of the page's head, nested in a selector for Gradio's outermost element: & is that.
 
     Not as `launch(css_paths=...)`: Gradio rewrites selectors there, splits `:is(a, b)` at the comma and moves what
     is inside `@media` below an element that it does not mean.
     """
-    return f"<style>{SCOPE} {{\n{CSS.read_text(encoding='utf-8')}}}</style>"
+    folder = Path(__file__).with_name("css")
+    rules = "\n".join((folder / f"{part}.css").read_text(encoding="utf-8") for part in PARTS)
+    return f"<style>{SCOPE} {{\n{rules}}}</style>"

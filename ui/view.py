@@ -36,10 +36,12 @@ class View:
 
     request: CompareRequest | None = None
     columns: tuple[Column, ...] = ()
-    headline: str = words.WELCOME
-    detail: str = words.WELCOME_MORE
+    headline: str = words.compare.WELCOME
+    detail: str = words.compare.WELCOME_MORE
     busy: bool = False
     recorded: bool = False
+    shared: bool = False
+    """Made by this app before, for the same request: to ask for it again runs it."""
     device: str = ""
     created: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -80,14 +82,22 @@ def begin(request: CompareRequest, device: str) -> View:
     )
 
 
-def of(comparison: Comparison, folder: Path, *, recorded: bool, programs: Mapping[str, str] | None = None) -> View:
+def of(
+    comparison: Comparison,
+    folder: Path,
+    *,
+    recorded: bool,
+    shared: bool = False,
+    programs: Mapping[str, str] | None = None,
+) -> View:
     """The view of a finished comparison whose comparison.json lies in `folder`."""
     return View(
         request=comparison.request,
         columns=tuple(Column(precision=g.precision, generation=g) for g in comparison.results),
-        headline=words.verdict(comparison),
-        detail="",
+        headline=words.verdict.verdict(comparison),
+        detail=words.run.SHARED if shared else "",
         recorded=recorded,
+        shared=shared,
         device=comparison.device,
         created=comparison.created,
         versions=comparison.versions,
@@ -101,23 +111,23 @@ def advance(view: View, event: events.Event) -> View:
     """The view after one event of the stream; `Completed`, `Failed` and `Cancelled` are the caller's to end on."""
     match event:
         case events.Queued(position, seconds):
-            return replace(view, headline=words.WAITING_IN_LINE, detail=words.waiting(position, seconds))
+            return replace(view, headline=words.run.WAITING_IN_LINE, detail=words.run.waiting(position, seconds))
         case events.Loading(what):
-            return replace(view, headline=words.LOADING, detail=what)
+            return replace(view, headline=words.run.LOADING, detail=what)
         case events.Downloading(what, done, total):
-            return replace(view, headline=words.DOWNLOADING, detail=words.downloading(what, done, total))
+            return replace(view, headline=words.run.DOWNLOADING, detail=words.run.downloading(what, done, total))
         case events.Warming(precision):
-            return _working(view, precision, "warming up", None)
+            return _working(view, precision, words.run.warming_up(event), None)
         case events.Step(precision, index, total, left, preview):
             view = _with(view, precision, preview=preview) if preview is not None else view
-            return _working(view, precision, words.step(index, total, left), index / total)
+            return _working(view, precision, words.run.step(index, total, left), index / total)
         case events.Finished(precision, generation):
             return _with(view, precision, generation=generation, note="", progress=None, preview=None)
         case events.Compared(precision, metrics):
             made = next(c.generation for c in view.columns if c.precision == precision)
             return _with(view, precision, generation=replace(made, metrics=metrics))
         case events.Measuring(index, total):
-            return replace(view, headline=words.MEASURING, detail=words.measuring(index, total))
+            return replace(view, headline=words.run.MEASURING, detail=words.run.measuring(index, total))
         case events.RulerReady(ruler):
             return replace(view, ruler=ruler)
     return view
@@ -126,14 +136,15 @@ def advance(view: View, event: events.Event) -> View:
 def stopped(view: View, headline: str) -> View:
     """A run that ended early: finished pictures stay, the others say so."""
     columns = tuple(
-        c if c.generation else replace(c, note=words.STOPPED_BEFORE, progress=None, preview=None) for c in view.columns
+        c if c.generation else replace(c, note=words.run.STOPPED_BEFORE, progress=None, preview=None)
+        for c in view.columns
     )
     return replace(view, columns=columns, headline=headline, detail="", busy=False)
 
 
 def _working(view: View, precision: str, note: str, progress: float | None) -> View:
     order = [c.precision for c in view.columns]
-    said = words.making(precision, words.thing(view.request), order.index(precision) + 1, len(order))
+    said = words.run.making(precision, words.thing(view.request), order.index(precision) + 1, len(order))
     view = _with(view, precision, note=note, progress=progress)
     return replace(view, headline=said, detail=note)
 

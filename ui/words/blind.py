@@ -1,0 +1,68 @@
+"""The Blind test tab."""
+
+from __future__ import annotations
+
+from engine.blind import Given
+from ui.words.common import NAMES, score
+
+TITLE = "Which one is bf16?"
+NOTE = (
+    "Two from the same noise, one in bf16 and one quantized, in an order that only the server knows until you answer. "
+    "In ABX a third, X, is one of the two again: here the question is whether any difference can be seen at all. "
+    "Recorded pairs are shown nowhere else on this page; fresh ones nobody has seen before. Clips are silent."
+)
+KEYS = "Keys: A and B answer, N shows the next pair, Z or a click zooms all pictures."
+PRECISION, MODE, SOURCE = "bf16 against", "Question", "Pairs"
+MODES = {"which": "Which one is bf16?", "abx": "ABX"}
+SOURCES = {"recorded": "Recorded", "fresh": "Fresh, made now"}
+PROMPT = "Prompt of the fresh pair; empty takes an example"
+NEXT, SKIP = "Next pair", "Skip"
+ASKED = {"which": "Which one is bf16?", "abx": "X is one of the two again: which?"}
+ANSWERS = {"which": ("A is bf16", "B is bf16"), "abx": ("X is A", "X is B")}
+MAKING, MEASURING = "Making a fresh pair", "Measuring the fresh pair"
+GONE = "The server has forgotten this question: press Next pair."
+SCORE = "Your score"
+HEADS = ("bf16 against", "Question", "Right", "Share, 95% interval", "p", "What it is worth")
+STATISTICS = (
+    "p: how often a tossed coin gets at least as many right, by the exact binomial test; the interval is Wilson's. "
+    "Decide beforehand how many pairs to answer: to stop as soon as p looks good makes it worthless."
+)
+FEWEST = 5
+"""With fewer answers, even all right, a coin gets as many too often to say anything: 1/2^4 is more than 5%."""
+
+
+def nothing(precision: str) -> str:
+    return f"There is no recorded pair of {NAMES[precision]} for this model: choose fresh ones."
+
+
+def frame(letter: str) -> str:
+    return f"{letter}, click to zoom"
+
+
+def truth(given: Given) -> str:
+    """What is said of an answer."""
+    verdict = "Right" if given.right else "Wrong"
+    if given.mode == "abx":
+        return f"{verdict}: X is {given.asked}."
+    return f"{verdict}: {given.bf16} is bf16."
+
+
+def told(given: Given) -> str:
+    """What a question did not say."""
+    other = f"{NAMES[given.precision]} {given.execution}, LPIPS {score(given.lpips)}"
+    return f"{given.source} · seed {given.seed} · {other}"
+
+
+def skipped(count: int) -> str:
+    return f"{count} pair{'s were' if count > 1 else ' was'} left unanswered, which can make a score look better."
+
+
+def p_value(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def worth(p: float, asked: int) -> str:
+    """A p-value in words."""
+    if asked < FEWEST:
+        return "too few to say"
+    return "you can tell" if p < 0.05 else "no better than a coin so far"

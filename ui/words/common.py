@@ -1,0 +1,156 @@
+"""What several tabs say: names, why a number is what it is, and numbers with their units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from engine import catalog
+from engine.request import CompareRequest
+from engine.results import Generation, Latency
+
+TITLE = "Twinframe"
+TAGLINE = "See what quantization costs"
+COMPARE, BENCHMARKS, GALLERY = "Compare", "Benchmarks", "Gallery"
+RECIPE, QUALITY, HOW = "Recipe", "Quality", "How it works"
+GENERATE, STOP = "Generate", "Stop"
+MODEL_LABEL = "Model"
+WHY = {
+    "verdict": "Speed is the wall clock of the whole call, memory the peak, or the weights where the peak is not the "
+    "format's; closeness is the place of LPIPS between bf16's own noise and another seed. What is emulated is never "
+    "called fast or slow. Each number stands below, with how it was measured.",
+    "latency": "Wall clock of one real pipeline call: text, denoising, decoding. After a warm-up of the same shape; "
+    "loading, compiling and file writing are not in it. × is bf16's time over this one's.",
+    "peak": "All weights of the pipeline as stored, plus the most that its run allocates beyond them. GB are 1e9 "
+    "bytes; the percentage is against bf16.",
+    "weights": "Bytes of all weights as stored, text encoders and VAE included, counted and not estimated; the "
+    "percentage is against bf16.",
+    "previews": "The previews that you asked for were decoded between the steps of this very run, so its time says "
+    "nothing. Switch them off to time it.",
+    "emulated": "This machine has no tensor cores for the format: the same arithmetic runs on others, so picture, "
+    "LPIPS and weight bytes are the format's, speed and peak memory are not.",
+    "stages": "The latency by stage, in seconds: encoding the prompt, all denoising steps, and the VAE's decoding.",
+    "lpips": "How different a picture looks from bf16's, by AlexNet at full resolution, on the tensors: 0 is equal. "
+    "The scale runs from bf16's own noise to bf16 with another seed.",
+    "psnr": "Peak signal-to-noise ratio against bf16, in dB: higher is closer. It counts levels, not what eyes see.",
+    "speedup": "bf16's latency over this one's; only where both ran natively.",
+    "median": "Median of the repeats: wall clock of one real pipeline call after a warm-up of the same shape.",
+    "spread": "The tenth and the ninetieth percentile of the repeats.",
+    "step": "One denoising step: the denoising time over the number of steps.",
+    "saving": "Peak memory against bf16's in the same file.",
+    "first call": "The first call of this row, which compiles and warms up; no other number holds any of it.",
+    "bf16 bytes": "Two bytes a weight; MB are 1e6 bytes.",
+    "stored": "The weights as they lie in memory, with their scales and whatever else the recipe keeps beside them; MB "
+    "are 1e6 bytes.",
+    "rule": "The first rule of the recipe that decides about the layer.",
+    "shape": "Input × output features of the layer.",
+    "mean_lpips": "How different the pictures look from bf16's, by AlexNet at full resolution, on the tensors: the "
+    "mean over the prompts. 0 is equal.",
+    "interval": "Where the mean lies with 95% confidence: a percentile bootstrap over the prompts.",
+    "gemms": "Derived, not measured: time of the denoiser's matrix products by FLOPs, where bf16 takes 1, FP8 and "
+    "MXFP8 half, NVFP4 a quarter.",
+    "denoiser": "Bytes of all weights of the denoiser as stored; MB are 1e6 bytes.",
+}
+"""What a number means and how it was measured."""
+RECIPE_LABEL = "Which layers are quantized"
+RECIPES = {
+    "seed": "Selective (seed recipe)",
+    "tuned": "Tuned",
+    "seed-corrected": "Selective, names corrected",
+    "strict": "Selective, strict",
+    "full": "Every layer",
+}
+PLAY, SEEK, PLAYER = "Play", "Frame", "Clips, played together"
+PLAYER_HINT = "Space plays, the arrow keys go frame by frame."
+NOT_COMPARABLE = "emulated, not comparable"
+NOT_TIMED, NOT_TIMED_SHORT = "not timed: previews were drawn", "not timed"
+STARTING = "Starting"
+BUSY = "A comparison is already running: wait for it, or press Stop."
+BROKEN = "The comparison could not be run: try again in a moment, and see the server's log if it happens again."
+MEASURED_BADGE = "measured by this project"
+QUOTED_BADGE = "quoted: NVIDIA B200, PyTorch post, not measured here"
+BLIND = "Blind test"
+NAMES = {"bf16": "bf16", "fp8": "FP8", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
+PRECISION_LABEL = "Precision"
+
+
+def thing(asked: CompareRequest) -> str:
+    """What a model makes: "picture" or "clip"."""
+    return catalog.model(asked.model).makes.removesuffix("s")
+
+
+def no_latency(generation: Generation) -> str:
+    """Why a precision has no latency, in a few words."""
+    return NOT_COMPARABLE if generation.execution == "emulated" else NOT_TIMED
+
+
+def seconds(value: float) -> str:
+    """A duration with three useful digits."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def stages(latency: Latency) -> str:
+    """A latency by stage: "text 0.02 · denoise 1.94 · decode 0.14 s"."""
+    parts = (("text", latency.text), ("denoise", latency.denoise), ("decode", latency.decode))
+    return " · ".join(f"{name} {seconds(value)}" for name, value in parts) + " s"
+
+
+def size(gigabytes: float) -> tuple[str, str]:
+    """Number and unit; 1 GB is 1e9 bytes, less than one is shown in MB."""
+    if gigabytes >= 1:
+        return f"{gigabytes:.1f}" if gigabytes < 100 else f"{gigabytes:.0f}", "GB"
+    return f"{gigabytes * 1000:.0f}", "MB"
+
+
+def gigabytes(value: float) -> str:
+    """For a column of one unit, with as many digits as the post has."""
+    return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
+
+
+def change(saving: float, digits: int = 0) -> str:
+    """A saving as a signed change: 0.44 -> "−44%"."""
+    percent = round(saving * 100, digits)
+    return "±0%" if percent == 0 else f"{'−' if percent > 0 else '+'}{abs(percent):.{digits}f}%"
+
+
+def factor(speedup: float) -> str:
+    return f"{speedup:.2f}×"
+
+
+def score(lpips: float) -> str:
+    if 0 < lpips < 0.0001:
+        return "<0.0001"
+    return f"{lpips:.3f}" if lpips >= 0.01 else f"{lpips:.4f}"
+
+
+def psnr(decibels: float) -> str:
+    return "identical" if decibels == float("inf") else f"{decibels:.1f}"
+
+
+def bench_settings(asked: Mapping[str, object]) -> str:
+    """The settings of a benchmark, as its file names them."""
+    size = f"{asked['width']} × {asked['height']}"
+    frames = asked.get("num_frames", 1)
+    guidance = asked.get("true_cfg_scale", asked.get("guidance_scale"))
+    parts = [size, f"{frames} frames" if frames > 1 else "", f"{asked['num_inference_steps']} steps"]
+    return " · ".join([part for part in parts if part] + ([f"guidance {guidance:g}"] if guidance else []))
+
+
+def when(created: str) -> str:
+    """An ISO time as a date: "22 Nov 2026"; as it stands if it is none."""
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    moment = moment.astimezone(UTC) if moment.tzinfo else moment
+    return f"{moment.day} {moment:%b %Y}"
+
+
+def megabytes(count: float) -> str:
+    """Bytes as MB of 1e6, with three useful digits, for a column."""
+    value = count / 1e6
+    return f"{value:,.0f}" if value >= 100 else seconds(value)
+
+
+def percent(value: float) -> str:
+    return "±0%" if round(value, 1) == 0 else f"{value:+.1f}%".replace("-", "−")

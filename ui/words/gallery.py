@@ -1,0 +1,44 @@
+"""The Gallery tab, and recordings wherever they are shown."""
+
+from __future__ import annotations
+
+from engine import catalog
+from engine.request import CompareRequest, shown
+from engine.results import Comparison
+from ui.words.common import NAMES, RECIPES, score, thing, when
+
+NO_RECORDINGS = "Nothing has been recorded yet. A comparison is recorded, on any machine, by"
+RECORD_COMMAND = 'python -m engine record --prompt "a rocket on a blue background" --out assets/recorded'
+RECORDED_ON = "Recorded on"
+HISTORY = "Made in this browser"
+HISTORY_NOTE = "Kept in this browser alone; each opens with its settings."
+HISTORY_CLEAR = "Forget them"
+
+
+def tile(comparison: Comparison) -> str:
+    """What sets a comparison apart from others, below its prompt."""
+    asked = comparison.request
+    others = [g for g in comparison.results if g.metrics]
+    scores = ", ".join(f"{NAMES[g.precision]}\N{NO-BREAK SPACE}{score(g.metrics.mean_lpips)}" for g in others)
+    parts = [f"LPIPS {scores}"] if scores else []
+    if asked.num_frames > 1:
+        spec = catalog.model(asked.model)
+        parts.append(f"{asked.num_frames / spec.defaults.frame_rate:.1f} s{' with sound' if spec.sound else ''}")
+    if asked.batch_size > 1:
+        parts.append(f"{asked.batch_size} {thing(asked)}s")
+    if asked.recipe != "seed":
+        parts.append(RECIPES.get(asked.recipe, asked.recipe).lower())
+    return " · ".join(parts)
+
+
+def recorded_on(comparison: Comparison) -> str:
+    return f"{comparison.device}, {when(comparison.created)}"
+
+
+def not_offered_here(asked: CompareRequest) -> str:
+    name = catalog.model(asked.model).name
+    return f"{name} is not offered here, so this recording can be looked at, and the settings stay as they are."
+
+
+def no_recording(name: str) -> str:
+    return f"There is no recording {shown(name)} here: choose one in the gallery."

@@ -1,0 +1,69 @@
+"""The Quality tab."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from ui.words.common import score
+
+NO_QUALITY = "Nothing has been measured yet. Recipes are compared over many prompts, and drawn here, by"
+EVALUATE_COMMAND = (
+    "python -m engine evaluate --model mini-flux --precision mxfp8 nvfp4 --recipe full seed --prompts drawbench "
+    "--out assets/quality/my-run"
+)
+FRONTIER = "Closeness against size"
+FRONTIER_NOTE = (
+    "Each point is a recipe, with the 95% interval of its mean LPIPS: lower is closer to bf16, left is smaller."
+)
+BY_BYTES = "LPIPS against the denoiser's weights, MB"
+BY_SPEED = "LPIPS against the time of the matrix products, bf16 = 1: derived from FLOPs, not measured"
+OFFERED_KEY = "Filled and named: offered in Compare"
+FLOOR, FLOOR_KEY = "bf16's own noise", "Dashed: bf16's own noise"
+SENSITIVITY_ELSEWHERE = "How sensitive each group of layers is stands in the Recipe tab."
+ABLATION, ABLATION_NOTE = "Every layer against selective", "The post's question, measured here."
+REMEDIES = "Remedies, each alone"
+REMEDIES_NOTE = "What each adds to the selective recipe, and what it costs."
+DISTRIBUTIONS = "Prompt by prompt"
+DISTRIBUTIONS_NOTE = "A dot a prompt; the stroke is the mean."
+DISTRIBUTIONS_ENDS = "Dashed: bf16's own noise, and another seed where that fits."
+WORST = "Worst pairs"
+WORST_NOTE = "The prompts that suffer most; a link opens the pair in Compare, where Generate makes it."
+OPEN_PAIR = "Open in Compare"
+SCORES = "Scores"
+RECIPE_COLUMN, REMEDY, WHAT, PROMPTS, BASIS = "Recipe", "Remedy", "What it does", "Prompts", "Basis"
+HALVES = {"search": "searched on", "report": "held out"}
+WEIGHTS_OF, OVER_SEED, GEMMS = "Denoiser", "vs selective", "GEMM time"
+MORE_BYTES, MORE_WORK = "Bytes", "FLOPs"
+
+
+def no_measurements(name: str) -> str:
+    return f"{name} does not hold what the Quality tab shows, so it is left out."
+
+
+def prompts(found: Mapping[str, Sequence]) -> str:
+    """Over how many prompts something was found and reported."""
+    parts = [f"{len(found[half])} prompts {HALVES[half]}" for half in HALVES if found.get(half)]
+    return " · ".join(parts) if len(parts) > 1 else f"{len(next(filter(None, found.values()), ()))} prompts"
+
+
+def over(score: Mapping[str, float], half: str) -> str:
+    """How many prompts a mean is over, and of which half."""
+    return f"{score['n']} {HALVES[half]}"
+
+
+def every_point(count: int) -> str:
+    return f"All {count} recipes as a table"
+
+
+def ends(found: Mapping[str, float]) -> str:
+    return "–" if found["low"] is None else f"{score(found['low'])}–{score(found['high'])}"
+
+
+def interval(found: Mapping[str, float]) -> str:
+    return score(found["mean"]) + ("" if found["low"] is None else f", 95% {ends(found)}")
+
+
+def spread(values: Sequence[float]) -> str:
+    """A distribution in words: the median and the ends."""
+    return f"median {score(median(values))}, {score(min(values))} to {score(max(values))}"

@@ -1,0 +1,64 @@
+"""The Recipe tab."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ui.words.common import NAMES, change, megabytes, score, seconds, size
+
+PLAN_NOTE = "Decided from names and shapes alone, without weights; on the command line"
+REASONS, ROLES, OUTSIDE, LAYERS, ALL_LAYERS = "Why", "By role and depth", "Outside the blocks", "Layers", "All"
+LAYER, IN, OUT, STORED, REASON = "Layer", "In", "Out", "Stored", "Why"
+ROLE, DEPTH, SHAPE = "Role", "Depth", "Shape"
+SHOW_ROLE = "Show these layers in the list below"
+FILTER, FILTER_HINT, SHOWN = "Filter layers", "Filter, such as attn.to_q or transformer_blocks.*.ff*", "Which layers"
+EVERY_LAYER, QUANTIZED, KEPT = "All layers", "Quantized", "Kept in bf16"
+FILTERED = "{shown} of {all} layers · {bf16} → {stored} MB"
+"""ui/recipe.js fills in the numbers."""
+FILTERED_NONE = "No layer is called that."
+SENSITIVITY = "Which layers are sensitive"
+MEASURES = {
+    "drift": "Drift: relative error of the denoiser's outputs, summed over the steps, %",
+    "denoiser_error": "Relative error of one output of the denoiser, %",
+    "lpips": "LPIPS",
+}
+
+
+def planned(plan: Mapping, name: str) -> str:
+    """What a recipe comes to, in one sentence."""
+    before, after = plan["bytes"]["bf16"], plan["bytes"]["quantized"]
+    sizes = f"{' '.join(size(before / 1e9))} to {' '.join(size(after / 1e9))}"
+    taken = f"{plan['quantized']:,} of the {plan['linears']:,} Linear layers of {name} are quantized"
+    return f"{taken}: its denoiser goes from {sizes}, {change(1 - after / before)}."
+
+
+def unmatched(patterns: Sequence[str]) -> str:
+    return f"Rules that match no Linear layer of diffusers' class: {', '.join(patterns)}."
+
+
+def stack(name: str, blocks: int) -> str:
+    return f"{name}, {blocks} blocks"
+
+
+def held(precision: str, blocks: int) -> str:
+    return f"{NAMES.get(precision, precision)} in {blocks} block{'s' if blocks > 1 else ''}"
+
+
+def run(role: str, first: int, last: int, precision: str) -> str:
+    where = f"block {first}" if first == last else f"blocks {first} to {last}"
+    return f"{role}, {where}: {NAMES.get(precision, precision)}"
+
+
+def sensitivity(precision: str, measure: str) -> str:
+    """What a map of sensitivities shows; `measure` is the engine's sentence, with or without its full stop."""
+    said = measure[:1].upper() + measure[1:].rstrip(".")
+    return f"One group of layers at a time in {precision}, everything else in bf16. {said}. Colours are logarithmic."
+
+
+def damage(measure: str, value: float) -> str:
+    """One value of a map: a score as everywhere, a relative error in percent."""
+    return score(value) if measure == "lpips" else seconds(100 * value)
+
+
+def warm(layers: int, saved: int) -> str:
+    return f"{layers} layer{'s' if layers > 1 else ''}, {megabytes(saved)} MB less"

@@ -1,0 +1,32 @@
+"""The stage: its keys, and what is said where a recording stands in for a run."""
+
+from __future__ import annotations
+
+from engine.request import CompareRequest
+
+STAGE, STAGE_HINT = "Stage", "Only the prompt, the verdict and the pictures, with a key for everything (P)"
+KEYS = "Keys"
+ACTS = {
+    "g": "Generate",
+    "x": "Stop",
+    "n": "Next example",
+    "e": "Edit the prompt",
+    "r": "Back to a recorded run",
+    "b": "Side by side",
+    "s": "Slider; arrow keys move it",
+    "f": "Flicker; again to flip",
+    "d": "Difference",
+    "o": "bf16 against another precision",
+    "p": "Leave the stage",
+    "?": "This list",
+}
+"""What ui/stage.js does at a key."""
+
+
+def fell_back(reason: str, asked: CompareRequest, recorded: CompareRequest) -> str:
+    """What is said where a recording stands in for a run that failed."""
+    if asked == recorded:
+        return f"The live run failed: {reason} This is a recorded run of the same request."
+    return (
+        f"The live run failed: {reason} This is the nearest recorded run, of “{recorded.prompt}”, seed {recorded.seed}."
+    )
