@@ -12,7 +12,7 @@ import json
 from engine import catalog, recipes
 from engine.catalog import ModelSpec
 from engine.request import REFERENCE, CompareRequest
-from engine.tuned import Tuning
+from engine.tuned import Tuning, in_words
 
 HARDWARE = {
     "fp8": "an Ada, Hopper or Blackwell GPU (compute capability 8.9)",
@@ -122,10 +122,10 @@ def _head(spec: ModelSpec, precision: str, execution: str, recipe: recipes.Recip
             "# that, so its result comes from an emulation of the same arithmetic.",
         ]
     tuning = recipe.tunings.get(precision, Tuning())
-    if tuning.searched or tuning.low_rank:
+    if tuning.searched or tuning.low_rank or tuning.calibrated:
         said += [
-            "# Twinframe also searches the block scales of NVFP4 weights and adds low-rank branches where its recipe",
-            "# says so, which torchao does not: what this program makes is a little further from bf16.",
+            "# Twinframe also searches block scales of NVFP4 weights, calibrates weights and adds low-rank branches",
+            "# where its recipe says so, which torchao does not: what this program makes is further from bf16.",
         ]
     own = dict.fromkeys(line for name in (precision, *_others(recipe, precision)) for line in _IMPORTS.get(name, ()))
     if any(recipe.weight_only_steps(precision)):
@@ -184,7 +184,7 @@ quantizers = [weight.act_quant_kwargs for weight in weights]
 
 
 def before(step):
-    # Activations stay bf16 in the first {first} and the last {last} of {total} steps, and NVFP4 weights are unpacked.
+    # Activations stay bf16 in {in_words(weight_only)}, for which NVFP4 weights are unpacked.
     plain = step < {first} or step >= {total - last}
     for weight, quantizer in zip(weights, quantizers):
         weight.act_quant_kwargs = None if plain else quantizer

@@ -33,6 +33,7 @@ from engine import (
     recipes,
     residency,
     timing,
+    tuned,
 )
 from engine.catalog import ModelSpec
 from engine.errors import CancelledRun, UnsupportedError
@@ -694,10 +695,10 @@ class Progress:
 
 
 def _activations(rendition: Rendition) -> dict[str, str]:
-    first, last = rendition.weight_only_steps
-    if not first and not last:
-        return {}
-    return {"Activations": f"bf16 in the first {first} and the last {last} steps, NVFP4 in between"}
+    steps = tuned.in_words(rendition.weight_only_steps)
+    return (
+        {"Activations": f"bf16 in {steps}, where NVFP4 weights are unpacked; quantized in all others"} if steps else {}
+    )
 
 
 def _key(spec: ModelSpec, name: str, recipe: str) -> residency.Key:

@@ -205,9 +205,8 @@ class _Search:
 
     def _with_steps(self, lane: Lane) -> Lane:
         """The same, with weight-only steps."""
-        first, last = WEIGHT_ONLY
         tuning = replace(lane.recipe.tunings.get(PRECISION, Tuning()), weight_only_steps=WEIGHT_ONLY)
-        steps = f"bf16 activations in the first {first}" + (f" and last {last}" if last else "") + " steps"
+        steps = f"bf16 activations in {tuned.in_words(WEIGHT_ONLY)}"
         return self._lane(f"{lane.id}-steps", f"{lane.label}, first steps", tuning, *lane.parts, steps)
 
     def _lane(self, name: str, label: str, tuning: Tuning, *parts: str) -> Lane:
@@ -370,10 +369,10 @@ def _write_recipe(file: Path, rules: str, best: Lane, quality: Quality, budget: 
     tuning: Tuning = best.recipe.tunings[PRECISION]
     stored = Counter(tuning.layers.values())
     changed = [f"{count} layers in {name.upper()} instead" for name, count in stored.most_common()]
-    first, last = tuning.weight_only_steps
-    steps = f"bf16 activations in the first {first} and the last {last} steps" if first or last else ""
+    if any(tuning.weight_only_steps):
+        changed.append(f"bf16 activations in {tuned.in_words(tuning.weight_only_steps)}")
     weights = "calibrated weights" if tuning.calibrated else "searched block scales"
-    summary = " and ".join(filter(None, [f"The rules of {rules} with {weights}", ", ".join(changed), steps]))
+    summary = ", ".join([f"The rules of {rules} with {weights}", *changed])
     recipe = TunedRecipe(
         id="tuned",
         base=rules,

@@ -54,6 +54,12 @@ class TunedRecipe:
     """Precision that is asked for -> what changes; in any other the base's rules alone hold."""
 
 
+def in_words(weight_only_steps: tuple[int, int]) -> str:
+    """First and last steps, "the first 2 and the last 1 steps"; empty if there are none."""
+    ends = [f"the {end} {count}" for end, count in zip(("first", "last"), weight_only_steps, strict=True) if count]
+    return f"{' and '.join(ends)} steps" if ends else ""
+
+
 def read(family: str, folder: Path = FOLDER) -> tuple[TunedRecipe, ...]:
     """The family's recipe files; none is no mistake.
 

@@ -42,6 +42,8 @@ def said(status: str, preloads: Sequence[Preload]) -> tuple[str, str]:
 
 
 def _detail(preload: Preload) -> str:
+    if preload.part is None:
+        return STARTING.lower()
     if preload.status == "waiting":
         return WAITS
     match preload.doing:
@@ -49,8 +51,6 @@ def _detail(preload: Preload) -> str:
             return f"downloading, {gigabytes_of(done, total)}"
         case events.Measuring(index, total):
             return f"measuring its scale for LPIPS, run {index + 1} of {total}"
-    if preload.part is None:
-        return STARTING.lower()
     part = preload.part
     doing = _step(preload.doing) if isinstance(preload.doing, events.Warming) else "loading"
     size = f" at {part.size[1]} × {part.size[0]}" if part.size else ""
