@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +33,11 @@ PRECISION = sensitivity.PRECISION
 SPEED = {"bf16": 1.0, "fp8": 1 / 2, "mxfp8": 1 / 2, "nvfp4": 1 / 4}
 """Time of a matrix product on a B200 as a share of bf16's, by its published peak rates; the real ones are not known
 here, and quantizing activations takes time of its own."""
+TIME_PERCENT = 20.0
+"""By which matrix products may take longer than the seed recipe's, at the rates of `SPEED`, for mixed precisions: where
+rules keep most bytes in bf16, a few percent of them would buy all layers back, and with them the time."""
+PRICES = 60
+"""Halvings of the interval in which a price is searched."""
 WEIGHT_ONLY = (2, 0)
 """First and last steps in which activations stay bf16, where they do."""
 CALIBRATING = 8
@@ -59,44 +64,81 @@ class Lane:
         return self.recipe.weight_only_steps(self.precision)
 
 
+@dataclass(frozen=True)
+class _Option:
+    """A precision for a group of layers."""
+
+    name: str
+    damage: float
+    size: int
+    time: float
+
+
 def choose(
-    groups: Sequence[Mapping], layers: Mapping[str, LayerPlan], shares: Mapping[str, float], budget: int
+    groups: Sequence[Mapping],
+    layers: Mapping[str, LayerPlan],
+    shares: Mapping[str, float],
+    work: Mapping[str, float],
+    budget: int,
+    time: float,
 ) -> dict[str, str]:
-    """The precision of every layer that keeps the sum of squared drifts least for at most `budget` bytes of weights.
+    """The precision of every layer that keeps the sum of squared drifts small within a budget of bytes and of time.
+
+    Bytes have a price, the lowest at which all keeps to the budget; time has one too if that takes too long.
 
     Args:
         groups: cells of a sensitivity: `names` and `drift`.
         layers: those names' shapes.
         shares: precision -> what it leaves of NVFP4's squared drift.
-        budget: for all these layers together.
+        work: layer name -> multiplications.
+        budget: bytes of all these weights together.
+        time: of all their products together, `work` times `SPEED`.
 
     Raises:
-        RequestError: even the smallest precision takes more.
+        RequestError: even the smallest precision takes more bytes.
     """
     options = []
     for group in groups:
         shapes = [(layers[name].in_features, layers[name].out_features) for name in group["names"]]
+        multiplied = sum(work.get(name, 0) for name in group["names"])
         options.append(
             [
-                (group["drift"] ** 2 * share, sum(FORMATS[name].size(*shape) for shape in shapes), name)
+                _Option(
+                    name,
+                    group["drift"] ** 2 * share,
+                    sum(FORMATS[name].size(*shape) for shape in shapes),
+                    multiplied * SPEED[name],
+                )
                 for name, share in (shares | {PRECISION: 1.0}).items()
             ]
         )
-
-    def at(price: float) -> list[tuple[float, int, str]]:
-        return [min(some, key=lambda option: option[0] + price * option[1]) for some in options]
-
-    def size(chosen: Sequence[tuple[float, int, str]]) -> int:
-        return sum(size for _, size, _ in chosen)
-
-    if size([min(some, key=lambda option: option[1]) for some in options]) > budget:
+    if sum(min(option.size for option in some) for some in options) > budget:
         raise RequestError(f"No choice of precisions fits into {budget} bytes: allow more with --budget.")
-    low, high = 0.0, max(damage for some in options for damage, _, _ in some) + 1.0
-    for _ in range(200):  # halved until neighbours among floating-point numbers
+    highest = max(option.damage for some in options for option in some) + 1.0
+
+    def within_bytes(time_price: float) -> list[_Option]:
+        def at(price: float) -> list[_Option]:
+            cost = lambda option: option.damage + price * option.size + time_price * option.time  # noqa: E731
+            return [min(some, key=cost) for some in options]
+
+        return _lowest(at, highest * (1 + time_price), lambda chosen: sum(option.size for option in chosen) <= budget)
+
+    chosen = within_bytes(0.0)
+    if sum(option.time for option in chosen) > time:
+        fastest = max(sum(min(option.time for option in some) for some in options), time)
+        chosen = _lowest(within_bytes, highest, lambda some: sum(option.time for option in some) <= fastest)
+    return {name: option.name for group, option in zip(groups, chosen, strict=True) for name in group["names"]}
+
+
+def _lowest(at: Callable[[float], list[_Option]], high: float, fits: Callable[[list[_Option]], bool]) -> list[_Option]:
+    """What is chosen at the lowest price that fits; `high` is doubled until it does."""
+    low = 0.0
+    while not fits(at(high)):
+        low, high = high, 2 * high
+    for _ in range(PRICES):
         price = (low + high) / 2
-        low, high = (low, price) if size(at(price)) <= budget else (price, high)
-    chosen = at(high)
-    return {name: option[2] for group, option in zip(groups, chosen, strict=True) for name in group["names"]}
+        low, high = (low, price) if fits(at(price)) else (price, high)
+    return at(high)
 
 
 def run(bench: Bench, quality: Quality, budget: float, recipe_file: Path, probes: int, steps: int) -> dict:
@@ -194,7 +236,10 @@ class _Search:
         measured = [name for cell in part["cells"] for name in cell["names"]]
         seed = sum(layers[name].bytes for name in measured)
         budget = seed + int(self.seed_bytes * percent / 100)
-        chosen = choose(part["cells"], layers, part["shares"], budget)
+        work = {name: self.rows.get(name, 0) * x.in_features * x.out_features for name, x in layers.items()}
+        times = {name: work[name] * SPEED[layers[name].precision] for name in layers}
+        time = sum(times[name] for name in measured) + TIME_PERCENT / 100 * sum(times.values())
+        chosen = choose(part["cells"], layers, part["shares"], work, budget, time)
         # Only what differs from the rules is data.
         changed = {name: stored for name, stored in chosen.items() if layers[name].precision != stored}
         kinds = " + ".join(sorted({*changed.values()} - {PRECISION}))

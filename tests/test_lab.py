@@ -337,7 +337,8 @@ def test_choice_spends_bytes_where_drift_is_largest_and_keeps_to_its_budget():
     cells = [{"names": [n], "drift": d} for n, d in (("a", 0.1), ("b", 0.5), ("c", 0.01))]
     shares = {"bf16": 0.0, "fp8": 0.1}
     small, middle, large = (recipes.FORMATS[name].size(64, 64) for name in ("nvfp4", "fp8", "bf16"))
-    at = lambda budget: tune.choose(cells, held, shares, budget)  # noqa: E731
+    work = dict.fromkeys(held, 1.0)
+    at = lambda budget, time=9.0: tune.choose(cells, held, shares, work, budget, time)  # noqa: E731
     assert at(3 * small) == {"a": "nvfp4", "b": "nvfp4", "c": "nvfp4"}
     assert at(2 * small + middle) == {"a": "nvfp4", "b": "fp8", "c": "nvfp4"}
     assert at(3 * large) == {"a": "bf16", "b": "bf16", "c": "bf16"}
@@ -347,6 +348,12 @@ def test_choice_spends_bytes_where_drift_is_largest_and_keeps_to_its_budget():
         stored = at(budget)
         assert sum(recipes.FORMATS[stored[name]].size(64, 64) for name in held) <= budget
         assert stored["b"] != "nvfp4" or budget < 2 * small + middle
+    # NVFP4 takes a quarter of bf16's time and FP8 half of it.
+    assert at(3 * large, 0.75) == {"a": "nvfp4", "b": "nvfp4", "c": "nvfp4"}
+    assert at(3 * large, 1.0) == {"a": "nvfp4", "b": "fp8", "c": "nvfp4"}
+    assert at(3 * large, 0.1) == {"a": "nvfp4", "b": "nvfp4", "c": "nvfp4"}, "nothing is faster"
+    for time in (0.8, 1.3, 1.9, 2.5):
+        assert sum(tune.SPEED[name] for name in at(3 * large, time).values()) <= time
 
 
 # The commands, on a tiny model

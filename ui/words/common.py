@@ -11,10 +11,11 @@ from engine.results import Generation, Latency
 
 TITLE = "Twinframe"
 TAGLINE = "See what quantization costs"
-COMPARE, BENCHMARKS, GALLERY = "Compare", "Benchmarks", "Gallery"
-RECIPE, QUALITY, HOW = "Recipe", "Quality", "How it works"
+COMPARE, BLIND, GALLERY = "Compare", "Blind test", "Gallery"
+QUALITY, RECIPE, BENCHMARKS, HOW = "Quality", "Recipe", "Benchmarks", "How it works"
+NAMES = {"bf16": "bf16", "fp8": "FP8", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
 GENERATE, STOP = "Generate", "Stop"
-MODEL_LABEL = "Model"
+MODEL_LABEL, PRECISION_LABEL = "Model", "Precision"
 WHY = {
     "verdict": "Speed is the wall clock of the whole call, memory the peak, or the weights where the peak is not the "
     "format's; closeness is the place of LPIPS between bf16's own noise and another seed. What is emulated is never "
@@ -69,9 +70,6 @@ BUSY = "A comparison is already running: wait for it, or press Stop."
 BROKEN = "The comparison could not be run: try again in a moment, and see the server's log if it happens again."
 MEASURED_BADGE = "measured by this project"
 QUOTED_BADGE = "quoted: NVIDIA B200, PyTorch post, not measured here"
-BLIND = "Blind test"
-NAMES = {"bf16": "bf16", "fp8": "FP8", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
-PRECISION_LABEL = "Precision"
 
 
 def thing(asked: CompareRequest) -> str:
