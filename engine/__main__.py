@@ -360,7 +360,7 @@ def _tune(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(found, indent=1))
         return
-    print("\n".join([tune.HEADER, *map(tune.line, [*found["frontier"], *(r["alone"] for r in found["remedies"])])]))
+    print(tune.table(found))
 
 
 def _lab(args: argparse.Namespace) -> tuple:

@@ -435,19 +435,26 @@ def _write_recipe(file: Path, rules: str, best: Lane, quality: Quality, budget: 
     write_whole(file, tuned.write(file, recipe, chosen))
 
 
-HEADER = f"{'recipe':22} {'MB':>8} {'over seed':>9} {'LPIPS chosen':>24} {'LPIPS reported':>24}"
-
-
-def line(row: Mapping) -> str:
-    """A row of the file as one line of a table below `HEADER`."""
-
-    def score(found: Mapping | None) -> str:
-        if found is None:
-            return "-"
-        ends = "" if found["low"] is None else f" ({found['low']:.4f} - {found['high']:.4f})"
-        return f"{found['mean']:.4f}{ends}"
-
-    return (
-        f"{row['label']:22} {row['weight_bytes'] / 1e6:8.2f} {row['bytes_over_seed_percent']:+8.2f}% "
-        f"{score(row['lpips']['search']):>24} {score(row['lpips']['report']):>24}"
-    )
+def table(found: Mapping) -> str:
+    """What a file of the lab holds, as a Markdown table: the seed recipe, each remedy alone, then what goes together."""
+    remedies = {row["alone"]["id"]: row["name"] + " alone" for row in found["remedies"]}
+    alone = [row["alone"] for row in found["remedies"]]
+    rows = {row["id"]: row for row in (*found["frontier"], *alone, *found["ablation"])}
+    first = ["seed", *remedies]
+    ordered = [rows[name] for name in (*first, *(name for name in rows if name not in first))]
+    lines = [
+        f"| {found['model']}, NVFP4 unless it says otherwise | Denoiser, MB | Products, of bf16's time | "
+        f"LPIPS, {len(found['prompts']['report'])} prompts that report | Median |",
+        "|---|---|---|---|---|",
+    ]
+    for row in ordered:
+        if (score := row["lpips"]["report"]) is None:
+            continue
+        few = "" if score["n"] == len(found["prompts"]["report"]) else f", {score['n']} prompts"
+        what = remedies.get(row["id"]) or ": ".join(filter(None, [row["label"], ", ".join(row["parts"])]))
+        interval = "" if score["low"] is None else f" ({score['low']:.3f} to {score['high']:.3f}{few})"
+        lines.append(
+            f"| {what} | {row['weight_bytes'] / 1e6:.2f} ({row['bytes_over_seed_percent']:+.1f}%) | "
+            f"{row['gemm_time_of_bf16']:.2f} | {score['mean']:.3f}{interval} | {score['median']:.3f} |"
+        )
+    return "\n".join(lines)

@@ -189,7 +189,7 @@ def test_a_target_that_cannot_be_written_is_found_before_measuring(measure, tmp_
 @pytest.mark.parametrize("name", ["mxfp8", "nvfp4"])
 def test_the_native_configurations_are_the_posts(name):
     b200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
-    engines, posts = precision._config(precision.support(name, b200), False), bench.SEED_CONFIGS[name]()
+    engines, posts = precision._config(precision.support(name, b200), None), bench.SEED_CONFIGS[name]()
     assert type(engines) is type(posts)
     assert vars(engines) == vars(posts)
 
