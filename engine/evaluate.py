@@ -30,9 +30,10 @@ from scipy.stats import bootstrap
 
 from engine import events, loading, metrics, report
 from engine.catalog import ModelSpec
-from engine.compare import Made, Rendition, Studio, seed_of, versions
+from engine.compare import Rendition, Studio, versions
 from engine.errors import OutputError, RequestError, UnsupportedError
 from engine.files import write_whole
+from engine.pipeline import Made, seed_of
 from engine.prompts import Prompt, PromptSet
 from engine.request import PRECISIONS, REFERENCE, CompareRequest
 from engine.worker import writable

@@ -22,9 +22,10 @@ import torch
 
 from engine import __main__ as cli
 from engine import catalog, evaluate, loading, media, metrics, prompts, report
-from engine.compare import Made, Studio
+from engine.compare import Studio
 from engine.errors import OutputError, RequestError
 from engine.evaluate import Settings
+from engine.pipeline import Made
 from ui import quality, words
 
 ROOT = Path(__file__).resolve().parent.parent
