@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
@@ -51,6 +52,10 @@ FLOOR_ATTENTION = "_native_math"
 RULER_PROMPTS = 3
 """Of a miniature; one for a model that takes seconds to minutes a picture."""
 PACKAGES = ("torch", "torchao", "diffusers", "transformers", "lpips", "mslk-cuda")
+
+
+Take = Callable[[Callable[[events.Event], None], Callable[[], bool]], tuple[Generation, Made]]
+"""A timed call that only waits to be made, with what is told and what stops it; gives what it made, without files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,16 +145,14 @@ class Studio:
         spec = catalog.model(request.model)
         self._guard.prompt(spec, request.prompt)
         reference, results = None, []
-        for name in request.precisions:
-            rendition = self.rendition(spec, name, request.recipe, tell)
-            generation, made = self.generate(rendition, spec, request, out, tell, stop)
-            del rendition  # the next one may need its room
-            tell(events.Finished(name, generation))
+        for generation, made in self.takes(spec, request, tell, stop):
+            generation = self._kept(generation, made, spec, request, out, generation.precision)
+            tell(events.Finished(generation.precision, generation))
             if reference is None:
                 reference = made
             else:
                 distance, maps = self.distance(made, reference)
-                tell(events.Compared(name, distance))
+                tell(events.Compared(generation.precision, distance))
                 generation = replace(generation, metrics=distance, lpips_maps=keep_maps(maps, generation))
             results.append(generation)
         ruler = self.ruler(spec, request, tell, stop)
@@ -163,6 +166,30 @@ class Studio:
         )
         comparison.save(out)
         return comparison
+
+    def takes(
+        self, spec: ModelSpec, request: CompareRequest, tell: Callable[[events.Event], None], stop: Callable[[], bool]
+    ) -> Iterator[tuple[Generation, Made]]:
+        """What each precision makes, in the request's order, one after the other; no files are written yet."""
+        for name in request.precisions:
+            yield self.ready(spec, name, request, tell, stop)(tell, stop)
+
+    def ready(
+        self,
+        spec: ModelSpec,
+        name: str,
+        request: CompareRequest,
+        tell: Callable[[events.Event], None],
+        stop: Callable[[], bool],
+    ) -> Take:
+        """Load one precision and warm it for the request, and give the timed call, to be made before anything else.
+
+        Raises:
+            UnsupportedError, LoadError: as `rendition`.
+            CancelledRun: `stop` said so.
+        """
+        rendition = self.rendition(spec, name, request.recipe, tell)
+        return partial(self._take, rendition, spec, request, self.warm(rendition, spec, request, tell, stop))
 
     def rendition(self, spec: ModelSpec, name: str, recipe: str, tell: Callable[[events.Event], None]) -> Rendition:
         """The model in one precision, on the device: loaded and quantized on first use, then kept there or in host
@@ -340,8 +367,21 @@ class Studio:
         Args:
             stem: of the files' names; the precision by default.
         """
-        name = rendition.support.precision
         warm = self.warm(rendition, spec, request, tell, stop)
+        generation, made = self._take(rendition, spec, request, warm, tell, stop)
+        return self._kept(generation, made, spec, request, out, stem or generation.precision), made
+
+    def _take(
+        self,
+        rendition: Rendition,
+        spec: ModelSpec,
+        request: CompareRequest,
+        warm: compilation.WarmUp,
+        tell: Callable[[events.Event], None],
+        stop: Callable[[], bool],
+    ) -> tuple[Generation, Made]:
+        """The timed call, and what is known of it; no files are written yet."""
+        name = rendition.support.precision
         preview = Previewer(rendition.pipeline, spec, request) if request.previews else None
         progress = Progress(name, request.num_inference_steps, tell, stop, preview)
         graphs = compilation.graphs_compiled()
@@ -350,12 +390,10 @@ class Studio:
             output = call(rendition.pipeline, spec, request, request.seed, progress, steps)
         recompiled = compilation.graphs_compiled() - graphs
         made = finished(rendition.pipeline, spec, output)
-        self._guard.outputs(spec, made.pixels)
-        files = self.keep(made, rendition, spec, request, out, name if stem is None else stem)
         generation = Generation(
             precision=name,
             execution=rendition.support.execution,
-            files=files,
+            files=(),
             latency=clock.latency,
             latency_comparable=rendition.support.execution == "native" and not request.previews,
             memory=Memory(
@@ -368,10 +406,17 @@ class Studio:
         )
         return generation, made
 
+    def _kept(
+        self, generation: Generation, made: Made, spec: ModelSpec, request: CompareRequest, out: Path, stem: str
+    ) -> Generation:
+        """With files, once the filter has let them pass."""
+        self._guard.outputs(spec, made.pixels)
+        return replace(generation, files=self.keep(made, generation.precision, spec, request, out, stem))
+
     def keep(
         self,
         made: Made,
-        rendition: Rendition,
+        precision: str,
         spec: ModelSpec,
         request: CompareRequest,
         out: Path,
@@ -390,8 +435,8 @@ class Studio:
         del asked["precisions"], asked["previews"]  # a picture's bytes must not depend on what else was asked for
         recipe = {
             "request": asked,
-            "precision": rendition.support.precision,
-            "execution": rendition.support.execution,
+            "precision": precision,
+            "execution": self.support[precision].execution,
             "device": self.machine.name,
             "versions": versions(),
             "model_licence": spec.licence,
@@ -431,7 +476,7 @@ class Studio:
         if self._renditions.get(key) is rendition:
             self._make_room(spec, key, rendition.transformer, request)
             self._shelf.use(key, residency.shared_key(spec.id))
-        mode = self.mode(rendition, spec, request)
+        mode = self.mode(name, spec, request)
         rendition.blocks.use(mode)
         shape = (request.height, request.width, request.num_frames, request.batch_size)
         compiled = (*key, *shape)
@@ -442,27 +487,32 @@ class Studio:
         if key not in self._warm or self._warm[key].dropped != rendition.blocks.dropped:
             compiles = mode != compilation.EAGER and compiled not in self._compiled
             tell(events.Warming(name, compiles, max(self._compiled.values(), default=None) if compiles else None))
-            count = rendition.warm_up_steps(mode)
-            few, steps = replace(request, num_inference_steps=count), rendition.weight_only(count, warming=True)
-            quiet = Progress(name, count, lambda _: None, stop)
-            gc.collect()
-            began, graphs = timing.now(self.device), compilation.graphs_compiled()
-            added = timing.added_bytes(
-                lambda: call(rendition.pipeline, spec, few, request.seed, quiet, steps), self.device
-            )
-            self._warm[key] = compilation.WarmUp(
-                seconds=timing.now(self.device) - began,
-                graphs=compilation.graphs_compiled() - graphs,
-                added=added,
-                dropped=rendition.blocks.dropped,
-            )
+            few = replace(request, num_inference_steps=rendition.warm_up_steps(mode))
+            self._warm[key] = self._warm_up(rendition, spec, few, stop)
             if compiles:
                 self._compiled[compiled] = self._warm[key].seconds
         return self._warm[key]
 
-    def mode(self, rendition: Rendition, spec: ModelSpec, request: CompareRequest) -> str:
-        """How this machine runs the denoiser's blocks for a request."""
-        native = rendition.support.execution == "native"
+    def _warm_up(
+        self, rendition: Rendition, spec: ModelSpec, few: CompareRequest, stop: Callable[[], bool]
+    ) -> compilation.WarmUp:
+        """A few steps in which everything is compiled, tuned and recorded, and memory is weighed."""
+        count = few.num_inference_steps
+        steps = rendition.weight_only(count, warming=True)
+        quiet = Progress(rendition.support.precision, count, lambda _: None, stop)
+        gc.collect()
+        began, graphs = timing.now(self.device), compilation.graphs_compiled()
+        added = timing.added_bytes(lambda: call(rendition.pipeline, spec, few, few.seed, quiet, steps), self.device)
+        return compilation.WarmUp(
+            seconds=timing.now(self.device) - began,
+            graphs=compilation.graphs_compiled() - graphs,
+            added=added,
+            dropped=rendition.blocks.dropped,
+        )
+
+    def mode(self, name: str, spec: ModelSpec, request: CompareRequest) -> str:
+        """How this machine runs a denoiser's blocks in one precision for a request."""
+        native = self.support[name].execution == "native"
         return compilation.mode(spec, request.batch_size, native, self.device)
 
     def distance(self, made: Made, reference: Made) -> tuple[Metrics, list[Tensor]]:
@@ -542,7 +592,7 @@ class Studio:
             ceilings.append(self.distance(made[2], made[0])[0].mean_lpips)
         note = (
             f"Mean LPIPS over {len(prompts)} prompt{'s' * (len(prompts) > 1)} in bf16 on this device. Floor: "
-            f"{self.paths(rendition, spec, asked)}, same noise. Ceiling: seed {seed} against seed {seed + 1}."
+            f"{self.paths(spec, asked)}, same noise. Ceiling: seed {seed} against seed {seed + 1}."
         )
         return Ruler(floor=fmean(floors), ceiling=fmean(ceilings), note=note)
 
@@ -559,22 +609,32 @@ class Studio:
         Raises:
             CancelledRun: `stop` said so.
         """
+        if self.mode(REFERENCE, spec, request) != compilation.EAGER and not second_path:
+            self.warm(rendition, spec, request, lambda _: None, stop)
+        return self._retake(rendition, spec, request, stop, second_path)
+
+    def _retake(
+        self,
+        rendition: Rendition,
+        spec: ModelSpec,
+        request: CompareRequest,
+        stop: Callable[[], bool],
+        second_path: bool,
+    ) -> Made:
         transformer = rendition.pipeline.transformer
         quiet = Progress(REFERENCE, request.num_inference_steps, lambda _: None, stop)
-        if self.mode(rendition, spec, request) == compilation.EAGER:
+        if self.mode(REFERENCE, spec, request) == compilation.EAGER:
             transformer.set_attention_backend(FLOOR_ATTENTION if second_path else ATTENTION)
         elif second_path:
             rendition.blocks.use(compilation.EAGER)
-        else:
-            self.warm(rendition, spec, request, lambda _: None, stop)
         try:
             return finished(rendition.pipeline, spec, call(rendition.pipeline, spec, request, request.seed, quiet))
         finally:
             transformer.set_attention_backend(ATTENTION)
 
-    def paths(self, rendition: Rendition, spec: ModelSpec, request: CompareRequest) -> str:
+    def paths(self, spec: ModelSpec, request: CompareRequest) -> str:
         """The two paths of the noise floor, in words."""
-        eager = self.mode(rendition, spec, request) == compilation.EAGER
+        eager = self.mode(REFERENCE, spec, request) == compilation.EAGER
         return "fused against unfused attention" if eager else "compiled against eager blocks"
 
     def _ran(
@@ -589,7 +649,7 @@ class Studio:
         """What really ran, label -> words."""
         support, layers = rendition.support, rendition.layers
         linears = layers.quantized + layers.skipped + layers.left
-        mode = self.mode(rendition, spec, request)
+        mode = self.mode(support.precision, spec, request)
         if mode == compilation.EAGER:
             compiled = "off (eager), for every precision"
             warm_up = "a warm-up step"
