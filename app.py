@@ -37,7 +37,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="LIST",
         help="instead of serving, warm and run a list of requests once, and say whether to go on stage",
     )
-    options.add_source(parser)
+    options.add_engine(parser)
     args = parser.parse_args(argv)
     if args.preload is None:
         args.preload = args.models[:1]

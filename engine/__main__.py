@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from engine import catalog
 from engine.errors import LoadError, OutputError, RequestError, TwinframeError, UnsupportedError
 from engine.logs import quiet_libraries
-from engine.options import Parser, add_source
+from engine.options import Parser, add_engine, add_source
 from engine.request import PRECISIONS, CompareRequest
 from engine.results import Comparison
 
@@ -61,7 +61,6 @@ def _parser() -> argparse.ArgumentParser:
         bench.add_argument(name, type=int)
     bench.add_argument("--profile", action="store_true", help="also take a denoising step apart, kernel by kernel")
     bench.add_argument("--time-limit", type=float, metavar="SECONDS", help="begin nothing new after that")
-    bench.add_argument("--device", help="a torch device name (default: cuda where there is one, else cpu)")
     result = bench.add_mutually_exclusive_group(required=True)
     result.add_argument("--out", type=Path, help="JSON file, written anew after every call")
     result.add_argument(
@@ -82,7 +81,6 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("--seed", "--steps", "--height", "--width", "--frames"):
         evaluate.add_argument(name, type=int)
     evaluate.add_argument("--guidance", type=float)
-    evaluate.add_argument("--device", help="a torch device name (default: cuda where there is one, else cpu)")
     evaluate.add_argument(
         "--out", required=True, type=Path, help="folder for scores, report and pictures; the same again goes on with it"
     )
@@ -109,13 +107,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--prompts", required=True, metavar="FILE", help="one half chooses, the other reports")
         command.add_argument("--probes", type=int, default=4, metavar="N", help="prompts for the denoiser's error")
         command.add_argument("--probe-steps", type=int, default=5, metavar="N", help="steps of them")
-        command.add_argument("--device", help="a torch device name (default: cuda where there is one, else cpu)")
         command.add_argument(
             "--out", required=True, type=Path, help="JSON file, written after every score; the same again goes on"
         )
 
-    for command in (models, compare, bench, evaluate, record, measure, tune):
-        add_source(command)
+    add_source(models)
+    for command in (compare, bench, evaluate, record, measure, tune):
+        add_engine(command)
     for command in (models, inspect, compare, bench, evaluate, record, measure, tune):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else")
     return parser
@@ -129,7 +127,6 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     for name in ("--seed", "--steps", "--height", "--width", "--frames", "--batch-size"):
         parser.add_argument(name, type=int)
     parser.add_argument("--guidance", type=float)
-    parser.add_argument("--device", help="a torch device name (default: cuda where there is one, else cpu)")
 
 
 def _request(args: argparse.Namespace) -> CompareRequest:
@@ -285,7 +282,7 @@ def _bench(args: argparse.Namespace) -> None:
     if args.table:
         _bench_table(args.table)
         return
-    spec = catalog.model(args.model)
+    spec, device = catalog.model(args.model), _one_device(args)
     from engine import bench, plots
     from engine.source import Source
 
@@ -306,7 +303,7 @@ def _bench(args: argparse.Namespace) -> None:
     result = bench.run(
         spec,
         settings,
-        args.device or _default_device(),
+        device,
         source,
         args.out,
         say=lambda text: print(text, file=sys.stderr, flush=True),
@@ -373,7 +370,7 @@ def _lab(args: argparse.Namespace) -> tuple:
         raise RequestError("Take at least one prompt and one step: --probes and --probe-steps begin at 1.")
     chosen = prompts.read(args.prompts)
     source = Source.create(args.weights, args.random_weights, args.offline)
-    device = args.device or _default_device()
+    device = _one_device(args)
     bench = lab.Bench(spec, device, source, say=lambda text: print(text, file=sys.stderr, flush=True))
     return bench, lab.Quality(args.out, bench, chosen)
 
@@ -459,11 +456,24 @@ def _moved(comparison: Comparison, source: Path, target: Path) -> Comparison:
 def _print(comparison: Comparison) -> None:
     print(f"{comparison.request.model} on {comparison.device}: {comparison.request.prompt!r}")
     for g in comparison.results:
-        speed = f"{g.latency.total:6.2f} s" if g.latency_comparable else "emulated"
+        untimed = "emulated" if g.execution == "emulated" else "not timed"
+        speed = f"{g.latency.total:6.2f} s" if g.latency_comparable else untimed
         distance = f"LPIPS {g.metrics.mean_lpips:.4f}" if g.metrics else "reference"
-        print(f"  {g.precision:6} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}  {', '.join(g.files)}")
+        beside = f"  at once with {' and '.join(g.at_once)}" if g.at_once else ""
+        print(f"  {g.precision:6} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}  {', '.join(g.files)}{beside}")
     if comparison.ruler:
         print(f"  ruler: floor {comparison.ruler.floor:.4f}, ceiling {comparison.ruler.ceiling:.4f}")
+
+
+def _one_device(args: argparse.Namespace) -> str:
+    """Of a command that runs on a single one, since others at work would share its host.
+
+    Raises:
+        RequestError: several were named.
+    """
+    if "," in (args.device or ""):
+        raise RequestError(f"{args.command} runs on one device, not on {args.device}: name one with --device.")
+    return args.device or _default_device()
 
 
 def _default_device() -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
@@ -36,8 +37,9 @@ from engine import (
     tuned,
 )
 from engine.catalog import ModelSpec
-from engine.errors import CancelledRun, UnsupportedError
+from engine.errors import UnsupportedError
 from engine.files import cache_folder, write_whole
+from engine.pipeline import Made, Progress, call, finished, read, seed_of, tokens
 from engine.previews import Previewer
 from engine.remedies import WeightOnlySteps
 from engine.request import PRECISIONS, REFERENCE, CompareRequest
@@ -50,6 +52,10 @@ FLOOR_ATTENTION = "_native_math"
 RULER_PROMPTS = 3
 """Of a miniature; one for a model that takes seconds to minutes a picture."""
 PACKAGES = ("torch", "torchao", "diffusers", "transformers", "lpips", "mslk-cuda")
+
+
+Take = Callable[[Callable[[events.Event], None], Callable[[], bool]], tuple[Generation, Made]]
+"""A timed call that only waits to be made, with what is told and what stops it; gives what it made, without files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,20 +84,6 @@ class Rendition:
             return None
         steps = (total // 2, 0) if warming else self.weight_only_steps
         return WeightOnlySteps(self.pipeline.transformer, steps, total, self.blocks.vary)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """What one pipeline call made."""
-
-    pixels: Tensor
-    """Pictures, float (N, 3, H, W), or clips, (N, F, 3, H, W), in [0, 1]; clips on the CPU."""
-    audio: Tensor | None = None
-    """Float (N, channels, samples) in [-1, 1], on the CPU; None without sound."""
-    audio_rate: int = 0
-    """Samples a second."""
-    not_numbers: int = 0
-    """Values that the model made NaN; they are 0 here, hence black."""
 
 
 def versions() -> dict[str, str]:
@@ -153,16 +145,14 @@ class Studio:
         spec = catalog.model(request.model)
         self._guard.prompt(spec, request.prompt)
         reference, results = None, []
-        for name in request.precisions:
-            rendition = self.rendition(spec, name, request.recipe, tell)
-            generation, made = self.generate(rendition, spec, request, out, tell, stop)
-            del rendition  # the next one may need its room
-            tell(events.Finished(name, generation))
+        for generation, made in self.takes(spec, request, tell, stop):
+            generation = self._kept(generation, made, spec, request, out, generation.precision)
+            tell(events.Finished(generation.precision, generation))
             if reference is None:
                 reference = made
             else:
                 distance, maps = self.distance(made, reference)
-                tell(events.Compared(name, distance))
+                tell(events.Compared(generation.precision, distance))
                 generation = replace(generation, metrics=distance, lpips_maps=keep_maps(maps, generation))
             results.append(generation)
         ruler = self.ruler(spec, request, tell, stop)
@@ -176,6 +166,30 @@ class Studio:
         )
         comparison.save(out)
         return comparison
+
+    def takes(
+        self, spec: ModelSpec, request: CompareRequest, tell: Callable[[events.Event], None], stop: Callable[[], bool]
+    ) -> Iterator[tuple[Generation, Made]]:
+        """What each precision makes, in the request's order, one after the other; no files are written yet."""
+        for name in request.precisions:
+            yield self.ready(spec, name, request, tell, stop)(tell, stop)
+
+    def ready(
+        self,
+        spec: ModelSpec,
+        name: str,
+        request: CompareRequest,
+        tell: Callable[[events.Event], None],
+        stop: Callable[[], bool],
+    ) -> Take:
+        """Load one precision and warm it for the request, and give the timed call, to be made before anything else.
+
+        Raises:
+            UnsupportedError, LoadError: as `rendition`.
+            CancelledRun: `stop` said so.
+        """
+        rendition = self.rendition(spec, name, request.recipe, tell)
+        return partial(self._take, rendition, spec, request, self.warm(rendition, spec, request, tell, stop))
 
     def rendition(self, spec: ModelSpec, name: str, recipe: str, tell: Callable[[events.Event], None]) -> Rendition:
         """The model in one precision, on the device: loaded and quantized on first use, then kept there or in host
@@ -353,8 +367,21 @@ class Studio:
         Args:
             stem: of the files' names; the precision by default.
         """
-        name = rendition.support.precision
         warm = self.warm(rendition, spec, request, tell, stop)
+        generation, made = self._take(rendition, spec, request, warm, tell, stop)
+        return self._kept(generation, made, spec, request, out, stem or generation.precision), made
+
+    def _take(
+        self,
+        rendition: Rendition,
+        spec: ModelSpec,
+        request: CompareRequest,
+        warm: compilation.WarmUp,
+        tell: Callable[[events.Event], None],
+        stop: Callable[[], bool],
+    ) -> tuple[Generation, Made]:
+        """The timed call, and what is known of it; no files are written yet."""
+        name = rendition.support.precision
         preview = Previewer(rendition.pipeline, spec, request) if request.previews else None
         progress = Progress(name, request.num_inference_steps, tell, stop, preview)
         graphs = compilation.graphs_compiled()
@@ -363,12 +390,10 @@ class Studio:
             output = call(rendition.pipeline, spec, request, request.seed, progress, steps)
         recompiled = compilation.graphs_compiled() - graphs
         made = finished(rendition.pipeline, spec, output)
-        self._guard.outputs(spec, made.pixels)
-        files = self.keep(made, rendition, spec, request, out, name if stem is None else stem)
         generation = Generation(
             precision=name,
             execution=rendition.support.execution,
-            files=files,
+            files=(),
             latency=clock.latency,
             latency_comparable=rendition.support.execution == "native" and not request.previews,
             memory=Memory(
@@ -381,10 +406,17 @@ class Studio:
         )
         return generation, made
 
+    def _kept(
+        self, generation: Generation, made: Made, spec: ModelSpec, request: CompareRequest, out: Path, stem: str
+    ) -> Generation:
+        """With files, once the filter has let them pass."""
+        self._guard.outputs(spec, made.pixels)
+        return replace(generation, files=self.keep(made, generation.precision, spec, request, out, stem))
+
     def keep(
         self,
         made: Made,
-        rendition: Rendition,
+        precision: str,
         spec: ModelSpec,
         request: CompareRequest,
         out: Path,
@@ -403,8 +435,8 @@ class Studio:
         del asked["precisions"], asked["previews"]  # a picture's bytes must not depend on what else was asked for
         recipe = {
             "request": asked,
-            "precision": rendition.support.precision,
-            "execution": rendition.support.execution,
+            "precision": precision,
+            "execution": self.support[precision].execution,
             "device": self.machine.name,
             "versions": versions(),
             "model_licence": spec.licence,
@@ -444,38 +476,43 @@ class Studio:
         if self._renditions.get(key) is rendition:
             self._make_room(spec, key, rendition.transformer, request)
             self._shelf.use(key, residency.shared_key(spec.id))
-        mode = self.mode(rendition, spec, request)
+        mode = self.mode(name, spec, request)
         rendition.blocks.use(mode)
         shape = (request.height, request.width, request.num_frames, request.batch_size)
         compiled = (*key, *shape)
         shape += (request.guidance_scale > 1,)
         if mode != compilation.EAGER and not spec.text_padded:
-            shape += (_tokens(rendition.pipeline, spec, request.prompt),)
+            shape += (tokens(rendition.pipeline, spec, request.prompt),)
         key = (*key, *shape)
         if key not in self._warm or self._warm[key].dropped != rendition.blocks.dropped:
             compiles = mode != compilation.EAGER and compiled not in self._compiled
             tell(events.Warming(name, compiles, max(self._compiled.values(), default=None) if compiles else None))
-            count = rendition.warm_up_steps(mode)
-            few, steps = replace(request, num_inference_steps=count), rendition.weight_only(count, warming=True)
-            quiet = Progress(name, count, lambda _: None, stop)
-            gc.collect()
-            began, graphs = timing.now(self.device), compilation.graphs_compiled()
-            added = timing.added_bytes(
-                lambda: call(rendition.pipeline, spec, few, request.seed, quiet, steps), self.device
-            )
-            self._warm[key] = compilation.WarmUp(
-                seconds=timing.now(self.device) - began,
-                graphs=compilation.graphs_compiled() - graphs,
-                added=added,
-                dropped=rendition.blocks.dropped,
-            )
+            few = replace(request, num_inference_steps=rendition.warm_up_steps(mode))
+            self._warm[key] = self._warm_up(rendition, spec, few, stop)
             if compiles:
                 self._compiled[compiled] = self._warm[key].seconds
         return self._warm[key]
 
-    def mode(self, rendition: Rendition, spec: ModelSpec, request: CompareRequest) -> str:
-        """How this machine runs the denoiser's blocks for a request."""
-        native = rendition.support.execution == "native"
+    def _warm_up(
+        self, rendition: Rendition, spec: ModelSpec, few: CompareRequest, stop: Callable[[], bool]
+    ) -> compilation.WarmUp:
+        """A few steps in which everything is compiled, tuned and recorded, and memory is weighed."""
+        count = few.num_inference_steps
+        steps = rendition.weight_only(count, warming=True)
+        quiet = Progress(rendition.support.precision, count, lambda _: None, stop)
+        gc.collect()
+        began, graphs = timing.now(self.device), compilation.graphs_compiled()
+        added = timing.added_bytes(lambda: call(rendition.pipeline, spec, few, few.seed, quiet, steps), self.device)
+        return compilation.WarmUp(
+            seconds=timing.now(self.device) - began,
+            graphs=compilation.graphs_compiled() - graphs,
+            added=added,
+            dropped=rendition.blocks.dropped,
+        )
+
+    def mode(self, name: str, spec: ModelSpec, request: CompareRequest) -> str:
+        """How this machine runs a denoiser's blocks in one precision for a request."""
+        native = self.support[name].execution == "native"
         return compilation.mode(spec, request.batch_size, native, self.device)
 
     def distance(self, made: Made, reference: Made) -> tuple[Metrics, list[Tensor]]:
@@ -555,7 +592,7 @@ class Studio:
             ceilings.append(self.distance(made[2], made[0])[0].mean_lpips)
         note = (
             f"Mean LPIPS over {len(prompts)} prompt{'s' * (len(prompts) > 1)} in bf16 on this device. Floor: "
-            f"{self.paths(rendition, spec, asked)}, same noise. Ceiling: seed {seed} against seed {seed + 1}."
+            f"{self.paths(spec, asked)}, same noise. Ceiling: seed {seed} against seed {seed + 1}."
         )
         return Ruler(floor=fmean(floors), ceiling=fmean(ceilings), note=note)
 
@@ -572,22 +609,32 @@ class Studio:
         Raises:
             CancelledRun: `stop` said so.
         """
+        if self.mode(REFERENCE, spec, request) != compilation.EAGER and not second_path:
+            self.warm(rendition, spec, request, lambda _: None, stop)
+        return self._retake(rendition, spec, request, stop, second_path)
+
+    def _retake(
+        self,
+        rendition: Rendition,
+        spec: ModelSpec,
+        request: CompareRequest,
+        stop: Callable[[], bool],
+        second_path: bool,
+    ) -> Made:
         transformer = rendition.pipeline.transformer
         quiet = Progress(REFERENCE, request.num_inference_steps, lambda _: None, stop)
-        if self.mode(rendition, spec, request) == compilation.EAGER:
+        if self.mode(REFERENCE, spec, request) == compilation.EAGER:
             transformer.set_attention_backend(FLOOR_ATTENTION if second_path else ATTENTION)
         elif second_path:
             rendition.blocks.use(compilation.EAGER)
-        else:
-            self.warm(rendition, spec, request, lambda _: None, stop)
         try:
             return finished(rendition.pipeline, spec, call(rendition.pipeline, spec, request, request.seed, quiet))
         finally:
             transformer.set_attention_backend(ATTENTION)
 
-    def paths(self, rendition: Rendition, spec: ModelSpec, request: CompareRequest) -> str:
+    def paths(self, spec: ModelSpec, request: CompareRequest) -> str:
         """The two paths of the noise floor, in words."""
-        eager = self.mode(rendition, spec, request) == compilation.EAGER
+        eager = self.mode(REFERENCE, spec, request) == compilation.EAGER
         return "fused against unfused attention" if eager else "compiled against eager blocks"
 
     def _ran(
@@ -602,7 +649,7 @@ class Studio:
         """What really ran, label -> words."""
         support, layers = rendition.support, rendition.layers
         linears = layers.quantized + layers.skipped + layers.left
-        mode = self.mode(rendition, spec, request)
+        mode = self.mode(support.precision, spec, request)
         if mode == compilation.EAGER:
             compiled = "off (eager), for every precision"
             warm_up = "a warm-up step"
@@ -623,7 +670,7 @@ class Studio:
                     f"{layers.quantized} of {linears} quantized, {layers.skipped} skipped by the recipe, "
                     f"{layers.left} left in bf16 for their shape"
                 ),
-                "Prompt": _read(rendition.pipeline, spec, request.prompt),
+                "Prompt": read(rendition.pipeline, spec, request.prompt),
                 "Recipe": f"{request.recipe}: {recipes.recipe(spec.family, request.recipe).summary}",
                 "GEMM": support.gemm,
                 "Attention": f"PyTorch scaled_dot_product_attention in bf16 (diffusers backend {ATTENTION!r})",
@@ -663,37 +710,6 @@ class Studio:
         return said
 
 
-class Progress:
-    """The pipeline's `callback_on_step_end`: tells each step, with a preview if there is one, and stops the run when
-    asked to."""
-
-    def __init__(
-        self,
-        name: str,
-        total: int,
-        tell: Callable[[events.Event], None],
-        stop: Callable[[], bool],
-        preview: Previewer | None = None,
-    ):
-        self._name, self._total, self._tell, self._stop, self._preview = name, total, tell, stop, preview
-        self._first: datetime | None = None
-
-    def check(self) -> None:
-        if self._stop():
-            raise CancelledRun
-
-    def __call__(self, pipeline: DiffusionPipeline, index: int, timestep: Tensor, kwargs: dict) -> dict:
-        self.check()
-        now, done = datetime.now(UTC), index + 1
-        if self._first is None:
-            self._first = now
-        spent = (now - self._first).total_seconds()
-        left = spent / index * (self._total - done) if index else None
-        preview = self._preview(kwargs["latents"], index) if self._preview and done < self._total else None
-        self._tell(events.Step(self._name, done, self._total, left, preview))
-        return {}
-
-
 def _activations(rendition: Rendition) -> dict[str, str]:
     steps = tuned.in_words(rendition.weight_only_steps)
     return (
@@ -718,74 +734,6 @@ def _modules(components: Mapping[str, object]) -> list[torch.nn.Module]:
     return [component for component in components.values() if isinstance(component, torch.nn.Module)]
 
 
-def seed_of(seed: int, i: int) -> int:
-    """The seed of picture or clip i of a batch; beyond the largest allowed seed it begins again at 0."""
-    return (seed + i) % 2**32
-
-
-def call(
-    pipeline: DiffusionPipeline,
-    spec: ModelSpec,
-    request: CompareRequest,
-    seed: int,
-    progress: Progress | None = None,
-    steps: WeightOnlySteps | None = None,
-) -> object:
-    """The real pipeline call, and what it returns.
-
-    Item i of a batch has the noise of seed + i, from a CPU generator, so that it can be made again alone and on any
-    device.
-
-    Args:
-        steps: what leaves activations in bf16 in some of them.
-
-    Raises:
-        CancelledRun: `progress` said so.
-    """
-    if progress is not None:
-        progress.check()
-    clip = {"num_frames": request.num_frames, "frame_rate": spec.defaults.frame_rate}
-
-    def ended(pipeline: DiffusionPipeline, index: int, timestep: Tensor, kwargs: dict) -> dict:
-        if steps is not None:
-            steps.ended(index + 1)
-        return {} if progress is None else progress(pipeline, index, timestep, kwargs)
-
-    with steps or contextlib.nullcontext():
-        return pipeline(
-            request.prompt,
-            height=request.height,
-            width=request.width,
-            num_inference_steps=request.num_inference_steps,
-            generator=[torch.Generator("cpu").manual_seed(seed_of(seed, i)) for i in range(request.batch_size)],
-            output_type="pt",
-            callback_on_step_end=None if progress is steps is None else ended,
-            **{
-                **spec.call,
-                **(clip if spec.modality == "video" else {}),
-                spec.guidance_argument: request.guidance_scale,
-                spec.batch_argument: request.batch_size,
-            },
-        )
-
-
-def finished(pipeline: DiffusionPipeline, spec: ModelSpec, output: object) -> Made:
-    """A pipeline's output as pictures or clips, with every value a number."""
-    if spec.modality == "image":
-        pixels, audio, audio_rate = output.images.float(), None, 0
-    else:
-        # bf16 clips stay bf16 and leave the device: a batch of them in fp32 takes gigabytes.
-        pixels, audio = output.frames.cpu(), output.audio.float().cpu()
-        audio_rate = pipeline.vocoder.config.output_sampling_rate
-    not_numbers = int(pixels.isnan().sum()) + (0 if audio is None else int(audio.isnan().sum()))
-    return Made(
-        pixels=pixels.nan_to_num(0),
-        audio=None if audio is None else audio.nan_to_num(0),
-        audio_rate=audio_rate,
-        not_numbers=not_numbers,
-    )
-
-
 def keep_maps(maps: Sequence[Tensor], generation: Generation) -> tuple[LpipsMap, ...]:
     """Write LPIPS maps, one a picture or clip, beside its file.
 
@@ -797,20 +745,6 @@ def keep_maps(maps: Sequence[Tensor], generation: Generation) -> tuple[LpipsMap,
         file = Path(made).with_name(f"{Path(made).stem}-lpips.png")
         kept.append(LpipsMap(file=str(file), top=media.save_map(each, file)))
     return tuple(kept)
-
-
-def _tokens(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> int:
-    """How many tokens the prompt fills."""
-    if spec.template_tokens:
-        prompt = pipeline.prompt_template_encode.format(prompt)
-    return len(getattr(pipeline, spec.tokenizer)(prompt).input_ids) - spec.template_tokens
-
-
-def _read(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> str:
-    """How much of the prompt the text encoder reads: pipelines cut what is too long without a word."""
-    tokens, limit = _tokens(pipeline, spec, prompt), spec.call["max_sequence_length"]
-    cut = f"; the last {tokens - limit} were cut off" if tokens > limit else ""
-    return f"{tokens} tokens, of at most {limit}{cut}"
 
 
 class RulerShelf:

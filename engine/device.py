@@ -1,4 +1,5 @@
-"""One device, and all that is asked of it: comparisons, preloads, and what can be told of models without running them.
+"""One device, or several of a kind as one (engine/several.py), and all that is asked of it: comparisons, preloads, and
+what can be told of models without running them.
 
 The same interface whether the device is in this process, as here, or in a child (engine/process.py). Every failure
 leaves as one sentence with what the log needs, and with whether the device can still be used. Knows no queue and no
@@ -18,12 +19,12 @@ from typing import TypeVar
 import torch
 
 from engine import catalog, code, compilation, events, inspection, loading, recipes, timing
-from engine.compare import Studio
 from engine.content import NO_FILTER, Filter
 from engine.errors import CancelledRun, FaultError, LoadError, TwinframeError, UnsupportedError
 from engine.machine import Machine, Support
 from engine.request import CompareRequest
 from engine.results import Comparison
+from engine.several import driving, studio_on, studios_of
 from engine.source import BUNDLED_OR_HUB, Source
 
 Tell = Callable[[events.Event], None]
@@ -38,12 +39,12 @@ class Device:
     """A device of this process.
 
     Args:
-        name: a torch device name; None takes CUDA where there is one, else the CPU.
+        name: a torch device name, or several with commas between; None takes CUDA where there is one, else the CPU.
         source: where weights come from.
         filtered: what prompts and outputs have to pass; where it applies there are no previews, which nothing checks.
 
     Raises:
-        UnsupportedError: there is no such device.
+        UnsupportedError: there is no such device, or they are not of one kind.
     """
 
     ready = True
@@ -51,7 +52,7 @@ class Device:
 
     def __init__(self, name: str | None = None, source: Source = BUNDLED_OR_HUB, filtered: Filter = NO_FILTER):
         self._filter = filtered
-        self.studio = Studio(name or ("cuda" if torch.cuda.is_available() else "cpu"), source, filtered)
+        self.studio = studio_on(name or ("cuda" if torch.cuda.is_available() else "cpu"), source, filtered)
 
     @property
     def machine(self) -> Machine:
@@ -86,8 +87,7 @@ class Device:
         spec, request = catalog.model(model_id), CompareRequest.create("warm-up", model=model_id)
         for index, name in enumerate(request.precisions, 1):
             tell(events.Preparing(name, index, len(request.precisions)))
-            rendition = self.studio.rendition(spec, name, request.recipe, tell)
-            self.studio.warm(rendition, spec, request, tell, stop)
+            self.studio.ready(spec, name, request, tell, stop)
         self.studio.ruler(spec, request, tell, stop)
         self._warm_sizes(spec, request, tell, stop)
 
@@ -97,12 +97,11 @@ class Device:
         wanted = list(product(request.precisions, sizes))
         for index, (name, (height, width)) in enumerate(wanted, 1):
             asked = replace(request, height=height, width=width)
-            rendition = self.studio.rendition(spec, name, request.recipe, tell)
-            if self.studio.mode(rendition, spec, asked) == compilation.EAGER:
+            if self.studio.mode(name, spec, asked) == compilation.EAGER:
                 continue
             tell(events.Preparing(name, index, len(wanted), (height, width)))
             with suppress(UnsupportedError):
-                self.studio.warm(rendition, spec, asked, tell, stop)
+                self.studio.ready(spec, name, asked, tell, stop)
 
     def about_weights(self, model_id: str) -> str:
         """What to know before a model is used, in a sentence or two: that its weights are not here, damaged or random,
@@ -133,13 +132,13 @@ class Device:
         return code.code(request, precision, execution)
 
     def gauges(self) -> dict[str, float]:
-        """Memory on a GPU right now, for the metrics: name -> bytes."""
-        device = self.studio.device
-        if device.type != "cuda":
+        """Memory on all GPUs right now, for the metrics: name -> bytes."""
+        devices = [studio.device for studio in studios_of(self.studio)]
+        if self.studio.device.type != "cuda":
             return {}
         return {
-            "twinframe_device_memory_allocated_bytes": torch.cuda.memory_allocated(device),
-            "twinframe_device_memory_reserved_bytes": torch.cuda.memory_reserved(device),
+            "twinframe_device_memory_allocated_bytes": sum(map(torch.cuda.memory_allocated, devices)),
+            "twinframe_device_memory_reserved_bytes": sum(map(torch.cuda.memory_reserved, devices)),
         }
 
     def watch(self, lost: Callable[[str], None]) -> None:
@@ -154,7 +153,7 @@ class Device:
     def _carry_out(self, work: Callable[..., Result], *args: object) -> Result:
         fault = None
         try:
-            with torch.inference_mode():
+            with driving(self.studio.device):
                 return work(*args)
         except (TwinframeError, CancelledRun):
             raise
@@ -182,7 +181,8 @@ class Device:
         if self.studio.device.type != "cuda":
             return False
         try:
-            torch.ones(8, device=self.studio.device).sum().item()
+            for studio in studios_of(self.studio):
+                torch.ones(8, device=studio.device).sum().item()
         except RuntimeError:
             return True
         return False

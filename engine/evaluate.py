@@ -3,8 +3,9 @@
 Every prompt is made in bf16 once, again by a second legitimate bf16 path (the floor) and from another seed (the
 ceiling), and then by each precision with each recipe from the noise of the first. A picture and its row are written
 whole, one after the other, into a folder for the prompt, so that a run that is killed at any moment goes on where it
-stopped: at most the picture that was in the making is made again. Tables and report are built from the rows in the
-end. `manifest.json` says what the folder holds; a run with anything else in mind leaves it alone.
+stopped: at most the pictures that were in the making are made again. Tables and report are built from the rows in the
+end. `manifest.json` says what the folder holds; a run with anything else in mind leaves it alone. Several devices take
+prompts from one list; they hinder each other's clocks, so no latency is kept then, and everything else is the same.
 
 Knows nothing of how pictures are made: that is engine/compare.py's `Studio`.
 """
@@ -15,6 +16,7 @@ import csv
 import io
 import json
 import math
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,17 +26,18 @@ from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
-import torch
 from safetensors.torch import load_file, save
 from scipy.stats import bootstrap
 
 from engine import events, loading, metrics, report
 from engine.catalog import ModelSpec
-from engine.compare import Made, Rendition, Studio, seed_of, versions
+from engine.compare import Rendition, Studio, versions
 from engine.errors import OutputError, RequestError, UnsupportedError
 from engine.files import write_whole
+from engine.pipeline import Made, seed_of
 from engine.prompts import Prompt, PromptSet
 from engine.request import PRECISIONS, REFERENCE, CompareRequest
+from engine.several import Stop, driving, each, studio_on, studios_of
 from engine.worker import writable
 
 FLOOR, CEILING = "floor", "ceiling"
@@ -100,6 +103,9 @@ def run(
 ) -> dict:
     """Evaluate, or go on with the evaluation that `out` holds; writes tables, summary and report in the end.
 
+    Args:
+        device: a torch device name, or several of one kind with commas between, over which the prompts are split.
+
     Returns:
         What `out/summary.json` holds.
 
@@ -113,8 +119,8 @@ def run(
     lanes = [Lane(precision=p, recipe=r) for p in asked.precisions if p != REFERENCE for r in recipes]
     prompts, refused = _taken(spec, settings, prompts, say)
     writable(out)
-    with torch.inference_mode():
-        studio = Studio(device, source)
+    studio = studio_on(device, source)
+    with driving(studio.device):
         for name in asked.precisions:
             if studio.support[name].execution == "unavailable":
                 raise UnsupportedError(studio.support[name].reason)
@@ -145,25 +151,36 @@ class _Evaluation:
     ):
         self.spec, self.asked, self.lanes, self.prompts = spec, asked, lanes, prompts
         self.studio, self.out, self.say = studio, out, say
+        self._devices = len(studios_of(studio))
         self._names = (REFERENCE, FLOOR, CEILING, *(lane.name for lane in lanes))
         self._left = {name: sum(not _is_done(out, prompt, name) for prompt in prompts) for name in self._names}
         self._seconds: dict[str, list[float]] = defaultdict(list)
+        size = 1 if spec.memory_gb is None else min(AT_ONCE, math.ceil(len(prompts) / self._devices))
+        self._batches = iter([prompts[begin : begin + size] for begin in range(0, len(prompts), size)])
+        self._lock = threading.Lock()
+        """Of what the devices share: the batches that are left, and how far all is."""
 
     def make(self) -> None:
         """Make what is missing, a few prompts in each precision after the other where loading one takes long."""
-        size = 1 if self.spec.memory_gb is None else AT_ONCE
-        for begin in range(0, len(self.prompts), size):
-            some = self.prompts[begin : begin + size]
+        each(self.studio, self._work)
+
+    def _work(self, studio: Studio, stop: Stop) -> None:
+        """Take batches on one device until there are none."""
+        while some := self._batch():
             for name in (REFERENCE, FLOOR, CEILING):
                 for prompt in some:
-                    self._row(prompt, name, REFERENCE, self.asked.recipe)
+                    self._row(studio, stop, prompt, name, REFERENCE, self.asked.recipe)
             for lane in self.lanes:
                 for prompt in some:
-                    self._row(prompt, lane.name, lane.precision, lane.recipe)
+                    self._row(studio, stop, prompt, lane.name, lane.precision, lane.recipe)
             for prompt in some:
                 (_folder(self.out, prompt) / _REFERENCE_FILE).unlink(missing_ok=True)
 
-    def _row(self, prompt: Prompt, name: str, precision: str, recipe: str) -> None:
+    def _batch(self) -> Sequence[Prompt]:
+        with self._lock:
+            return next(self._batches, ())
+
+    def _row(self, studio: Studio, stop: Stop, prompt: Prompt, name: str, precision: str, recipe: str) -> None:
         folder = _folder(self.out, prompt)
         missing = [n for n in self._names if not _is_done(self.out, prompt, n)]
         # The reference as tensors is needed as long as anything has still to be compared with it.
@@ -171,21 +188,24 @@ class _Evaluation:
         if name not in missing and not lost:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        rendition = self.studio.rendition(self.spec, precision, recipe, self._told)
+        rendition = studio.rendition(self.spec, precision, recipe, self._told)
         began = time.monotonic()
         request = replace(self.asked, prompt=prompt.text, recipe=recipe)
-        row = self._make(folder, name, rendition, request)
+        row = self._make(studio, stop, folder, name, rendition, request)
         _write_json(folder / f"{name}.json", row)
-        self._seconds[name].append(time.monotonic() - began)
-        self._left[name] = max(0, self._left[name] - 1)
         score = "" if row["lpips"] is None else f", LPIPS {row['lpips']:.4f}"
-        total = len(self._names) * len(self.prompts)
-        done = total - sum(self._left.values())
-        self.say(f"{done} of {total}: prompt {prompt.id} {name}{score}{self._time_left()}")
+        with self._lock:
+            self._seconds[name].append(time.monotonic() - began)
+            self._left[name] = max(0, self._left[name] - 1)
+            total = len(self._names) * len(self.prompts)
+            done = total - sum(self._left.values())
+            self.say(f"{done} of {total}: prompt {prompt.id} {name}{score}{self._time_left()}")
 
-    def _make(self, folder: Path, name: str, rendition: Rendition, request: CompareRequest) -> dict:
+    def _make(
+        self, studio: Studio, stop: Stop, folder: Path, name: str, rendition: Rendition, request: CompareRequest
+    ) -> dict:
         """One picture or clip, written, and its row."""
-        spec, studio = self.spec, self.studio
+        spec = self.spec
         row = {
             "prompt": request.prompt,
             "execution": rendition.support.execution,
@@ -199,14 +219,16 @@ class _Evaluation:
         if name in (FLOOR, CEILING):
             if name == CEILING:
                 request = replace(request, seed=seed_of(request.seed, 1))
-            made = studio.retake(rendition, spec, request, _never, second_path=name == FLOOR)
-            ran = {"path": studio.paths(rendition, spec, request)} if name == FLOOR else {}
-            files = studio.keep(made, rendition, spec, request, folder, name, ruler=name, **ran)
+            made = studio.retake(rendition, spec, request, stop, second_path=name == FLOOR)
+            ran = {"path": studio.paths(spec, request)} if name == FLOOR else {}
+            files = studio.keep(made, REFERENCE, spec, request, folder, name, ruler=name, **ran)
         else:
-            generation, made = studio.generate(rendition, spec, request, folder, self._told, _never, stem=name)
+            generation, made = studio.generate(rendition, spec, request, folder, self._told, stop, stem=name)
             files, ran = generation.files, dict(generation.ran)
             row |= {"memory_gb": asdict(generation.memory), "layers": asdict(generation.layers)}
-            if generation.latency_comparable:
+            if self._devices > 1:
+                ran["Timing"] = f"not timed: {self._devices} devices of one host were at work at once"
+            elif generation.latency_comparable:
                 row["latency_s"] = asdict(generation.latency)
         row |= {"file": Path(files[0]).name, "not_numbers": made.not_numbers, "ran": ran}
         reference = folder / _REFERENCE_FILE
@@ -214,16 +236,16 @@ class _Evaluation:
             write_whole(reference, save({"pixels": made.pixels.cpu().contiguous()}))
         else:
             kept = Made(pixels=load_file(reference)["pixels"].to(made.pixels.device))
-            row |= self._distances(made, kept)
+            row |= self._distances(studio, made, kept)
         return row
 
-    def _distances(self, made: Made, reference: Made) -> dict:
-        found, _ = self.studio.distance(made, reference)
+    def _distances(self, studio: Studio, made: Made, reference: Made) -> dict:
+        found, _ = studio.distance(made, reference)
         row = {"lpips": found.lpips[0], "psnr_db": _finite(found.psnr_db[0])}
         if found.lpips_frames is not None:
             one, other = made.pixels[0] * 2 - 1, reference.pixels[0] * 2 - 1
             row["lpips_frames"] = list(found.lpips_frames[0])
-            row["temporal_lpips"] = metrics.temporal_distance(one, other, self.studio.device).item()
+            row["temporal_lpips"] = metrics.temporal_distance(one, other, studio.device).item()
         return row
 
     def _told(self, event: events.Event) -> None:
@@ -234,7 +256,7 @@ class _Evaluation:
         # The first of each includes its warm-up.
         usual = {name: fmean(seconds[1:] or seconds) for name, seconds in self._seconds.items()}
         left = sum(count * usual.get(name, fmean(usual.values())) for name, count in self._left.items())
-        return f"; about {_spoken(left)} left" if left else ""
+        return f"; about {_spoken(left / self._devices)} left" if left else ""
 
 
 def temporal(spec: ModelSpec) -> bool:
@@ -569,10 +591,6 @@ def _extremes(rows: Rows, out: Path, name: str) -> dict:
 
 def _finite(value: float) -> float | None:
     return None if math.isinf(value) else value
-
-
-def _never() -> bool:
-    return False
 
 
 def _spoken(seconds: float) -> str:

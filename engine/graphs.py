@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -88,7 +89,8 @@ class _Recording:
         args, kwargs = tree_map_only(Tensor, own, (args, kwargs))
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may ask the driver things that may not be asked while this one records.
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+        stream = _stream(self._inputs[0].device)
+        with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._outputs = call(*args, **kwargs)
 
     def replay(self, tensors: list[Tensor]) -> object:
@@ -96,6 +98,13 @@ class _Recording:
             own.copy_(given)
         self._graph.replay()
         return tree_map_only(Tensor, torch.clone, self._outputs)
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Where a device's steps are recorded. PyTorch's own choice is one stream, of the device that records first, and
+    nothing that another one does is recorded there."""
+    return torch.cuda.Stream(device)
 
 
 def _recordable(tensors: list[Tensor]) -> bool:

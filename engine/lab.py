@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from engine import loading, metrics, precision, recipes
 from engine.catalog import ModelSpec
-from engine.compare import call, finished, versions
+from engine.compare import versions
 from engine.errors import OutputError, RequestError, UnsupportedError
 from engine.files import write_whole
+from engine.pipeline import call, finished
 from engine.prompts import PromptSet
 from engine.recipes import Plan, Recipe
 from engine.remedies import WeightOnlySteps

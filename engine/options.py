@@ -33,6 +33,34 @@ def names(text: str) -> tuple[str, ...]:
     return () if list(given) == ["none"] else tuple(given)
 
 
+def devices(text: str) -> str | None:
+    """Names of torch devices with commas between; None without any.
+
+    Raises:
+        ArgumentTypeError: a GPU is named twice. A CPU may be, to see how several devices behave where there are none.
+    """
+    given = [name.strip() for name in text.split(",") if name.strip()]
+    whole = ["cuda:0" if name == "cuda" else name for name in given]
+    for name in whole:
+        if whole.count(name) > 1 and not name.startswith("cpu"):
+            raise argparse.ArgumentTypeError(f"{name} is named twice: name each GPU once")
+    return ",".join(given) or None
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Where to run, and the arguments of `add_source`."""
+    add_source(parser)
+    parser.add_argument(
+        "--device",
+        "--devices",
+        type=devices,
+        metavar="A[,B]",
+        default=os.environ.get("TWINFRAME_DEVICES", ""),
+        help="torch device names; several of one kind are at work at once (default: TWINFRAME_DEVICES, else cuda where "
+        "there is one, else cpu)",
+    )
+
+
 def add_source(parser: argparse.ArgumentParser) -> None:
     """The arguments of `Source.create`: where weights come from."""
     parser.add_argument(

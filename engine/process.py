@@ -139,7 +139,7 @@ class Process:
             LoadError, RequestError: they want what cannot be.
         """
         source = Source.create(args.weights, args.random_weights, args.offline)
-        return cls(source=source, filtered=Filter.from_environment(os.environ, options.is_public(args)))
+        return cls(args.device, source, filtered=Filter.from_environment(os.environ, options.is_public(args)))
 
     @property
     def ready(self) -> bool:

@@ -132,7 +132,8 @@ def run(args: argparse.Namespace) -> int:
     from engine.worker import Worker
 
     source = Source.create(args.weights, args.random_weights, args.offline)
-    with closing(Worker(args.models, Process(source=source), Door(Limits.from_environment(os.environ)))) as worker:
+    device, door = Process(args.device, source), Door(Limits.from_environment(os.environ))
+    with closing(Worker(args.models, device, door)) as worker:
         acts = rehearse(
             worker, wanted, record.read(record.FOLDER), lambda text: print(text, file=sys.stderr, flush=True)
         )

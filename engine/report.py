@@ -126,7 +126,9 @@ def _table(summary: Mapping) -> str:
 
 def _costs(found: Mapping) -> str:
     latency, memory, layers = found["latency_s"], found["memory_gb"], found["layers"]
-    if latency is None:
+    if latency is None and found["execution"] == "native":
+        seconds = "<td>not timed<small>several devices at once</small></td>"
+    elif latency is None:
         seconds = "<td>emulated<small>not comparable</small></td>"
     else:
         seconds = f"<td>{latency['median']:.3f}<small>{latency['p10']:.3f} – {latency['p90']:.3f}</small></td>"

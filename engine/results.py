@@ -93,6 +93,8 @@ class Generation:
     """What really ran, as label -> words: device, GEMM, attention, compile mode, warm-up, ..."""
     metrics: Metrics | None = None
     """None for the reference itself, and until compared."""
+    at_once: tuple[str, ...] = ()
+    """Precisions that ran at the same time, each on a device of its own, and all on one host."""
     lpips_maps: tuple[LpipsMap, ...] = ()
     """One a picture or clip; none for the reference itself, and until the comparison is complete."""
 
@@ -113,7 +115,7 @@ class Generation:
             "lpips_frames": [list(f) for f in metrics.lpips_frames] if metrics and metrics.lpips_frames else None,
             "lpips_maps": [asdict(m) for m in self.lpips_maps],
             "ran": dict(self.ran),
-        }
+        } | ({"at_once": list(self.at_once)} if self.at_once else {})
 
     @classmethod
     def from_json(cls, values: dict) -> Generation:
@@ -136,6 +138,7 @@ class Generation:
             layers=LayerCounts(**values["layers"]),
             ran=values["ran"],
             metrics=metrics,
+            at_once=tuple(values.get("at_once", ())),
             # absent from comparisons recorded before there were maps
             lpips_maps=tuple(LpipsMap(**m) for m in values.get("lpips_maps", ())),
         )
@@ -175,8 +178,11 @@ class Comparison:
         return next(g for g in self.results if g.precision == REFERENCE)
 
     def speedup(self, generation: Generation) -> float | None:
-        """bf16's latency over this one's; None where either is emulated."""
+        """bf16's latency over this one's; None where either is emulated, or where one ran beside others and the other
+        alone."""
         if not (generation.latency_comparable and self.reference.latency_comparable):
+            return None
+        if bool(generation.at_once) != bool(self.reference.at_once):
             return None
         return self.reference.latency.total / generation.latency.total
 
@@ -206,6 +212,7 @@ class Comparison:
             memory["memory_peak_gb"] = g.memory.peak if g.execution == "native" else ""
             scores = {"lpips": g.metrics.mean_lpips, "psnr_db": fmean(g.metrics.psnr_db)} if g.metrics else {}
             ran = {"precision": g.precision, "execution": g.execution, "device": self.device, "created": self.created}
+            ran |= {"at_once": " ".join(g.at_once)} if any(other.at_once for other in self.results) else {}
             rows.append(ran | latency | memory | {"lpips": "", "psnr_db": ""} | scores | asked)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]))

@@ -21,8 +21,8 @@ from types import MappingProxyType
 from torch import Tensor, nn
 
 from engine import recipes
-from engine.compare import call
 from engine.lab import Bench, Quality, quantized_layers
+from engine.pipeline import call
 from engine.recipes import FORMATS, Recipe
 from engine.tuned import Tuning
 

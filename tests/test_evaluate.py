@@ -22,9 +22,10 @@ import torch
 
 from engine import __main__ as cli
 from engine import catalog, evaluate, loading, media, metrics, prompts, report
-from engine.compare import Made, Studio
+from engine.compare import Studio
 from engine.errors import OutputError, RequestError
 from engine.evaluate import Settings
+from engine.pipeline import Made
 from ui import quality, words
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,7 +70,7 @@ def studio(cache):
     """One for all runs in this process, so that every model is loaded and warmed once."""
     with pytest.MonkeyPatch.context() as patch:
         shared = Studio("cpu")
-        patch.setattr(evaluate, "Studio", lambda device, source: shared)
+        patch.setattr(evaluate, "studio_on", lambda device, source: shared)
         yield shared
 
 
@@ -161,8 +162,8 @@ def calls(monkeypatch):
     made, stop = [], {}
     original = evaluate._Evaluation._make
 
-    def counted(self, folder, name, rendition, request):
-        row = original(self, folder, name, rendition, request)
+    def counted(self, studio, stopping, folder, name, rendition, request):
+        row = original(self, studio, stopping, folder, name, rendition, request)
         if len(made) == stop.get("at"):
             raise KeyboardInterrupt  # the picture is there, its row is not
         made.append((request.prompt, name))
@@ -221,17 +222,17 @@ main()
 def test_three_kills_at_random_moments_lose_nothing_and_repeat_nothing(spec, cache, tmp_path, prompt_file):
     file = prompt_file("".join(f"prompt {i}\n" for i in range(40)))
     line = [sys.executable, "-c", TINY_CLI, spec.source, "evaluate", "--model", spec.id, "--prompts", file]
-    line += ["--precision", "nvfp4", "--recipe", "full", "--steps", "1", "--device", "cpu"]
+    line += ["--precision", "nvfp4", "--recipe", "full", "--steps", "1"]
     line += ["--out", str(out := tmp_path / "killed")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
 
-    def start():
+    def start(devices):
         options = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-        return subprocess.Popen(line, **options, text=True)
+        return subprocess.Popen([*line, "--devices", devices], **options, text=True)
 
     draw, rows = random.Random(), {}
-    for _ in range(3):
-        killed = start()
+    for devices in ("cpu", "cpu,cpu", "cpu"):
+        killed = start(devices)
         more = draw.randrange(1, 45)  # of the 160 pictures
         made = (said for said in killed.stderr if re.match(r"\d+ of 160", said))
         for _ in itertools.islice(made, more):
@@ -244,7 +245,7 @@ def test_three_kills_at_random_moments_lose_nothing_and_repeat_nothing(spec, cac
         assert all(row.stat().st_mtime_ns == when for row, when in rows.items())
         rows = {row: row.stat().st_mtime_ns for row in out.glob("pictures/*/*.json")}
     assert 3 <= len(rows) < 160
-    last = start()
+    last = start("cpu")
     said = last.communicate()[1]
     assert last.returncode == 0, said
     assert all(row.stat().st_mtime_ns == when for row, when in rows.items())

@@ -12,8 +12,8 @@ from torch._inductor.virtualized import V
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from engine import catalog, fusion, loading
-from engine.compare import call, finished
 from engine.fusion import aten
+from engine.pipeline import call, finished
 from engine.request import CompareRequest
 
 FP8 = torch.float8_e4m3fn

@@ -1,5 +1,6 @@
 """When a step is recorded, replayed and forgotten, with a recorder that needs no GPU."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -93,3 +94,17 @@ def test_weights_that_moved_are_recorded_anew_in_memory_of_their_own():
 def test_what_lies_outside_the_gpu_is_never_recorded(places, monkeypatch):
     monkeypatch.undo()
     assert not graphs._recordable([SimpleNamespace(is_cuda=place != "cpu") for place in places])
+
+
+def test_each_device_records_on_one_stream_of_its_own(monkeypatch):
+    monkeypatch.undo()
+    used = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream, **_: used.append(stream) or nullcontext())
+    graphs._stream.cache_clear()
+    for place in ("cpu", "meta", "cpu"):
+        graphs._Recording(plain, (torch.zeros(1, device=place),), {}, None)
+    graphs._stream.cache_clear()
+    assert [stream.device.type for stream in used] == ["cpu", "meta", "cpu"]
+    assert used[0] is used[2]

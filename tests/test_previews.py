@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from engine import events, previews
-from engine.compare import Progress, Studio, call
+from engine.compare import Studio
+from engine.pipeline import Progress, call
 from engine.request import CompareRequest
 from tests.fake_engine import FakeWorker, served, until
 from ui import words

@@ -298,8 +298,9 @@ def _numbers(view: View, made: Generation) -> str:
         latency = _stat("Latency", "latency", took, words.factor(speedup) if speedup else "")
         stages = f'<p class="tf-stages" title="{words.WHY["stages"]}">{words.stages(made.latency)}</p>'
     else:
-        latency = _absent("Latency", "previews", words.NOT_TIMED_SHORT) if native else ""
-        stages = f'<p class="tf-stages">{words.compare.NOT_TIMED_NOTE if native else words.compare.EMULATED_NOTE}</p>'
+        why = "previews" if view.request.previews else "shared"
+        latency = _absent("Latency", why, words.NOT_TIMED_SHORT) if native else ""
+        stages = f'<p class="tf-stages">{words.compare.no_latency_note(made, view.request)}</p>'
     if native:
         peak = _stat("Peak memory", "peak", words.size(made.memory.peak), peak)
     else:
@@ -606,7 +607,7 @@ def _row(view: View, made: Generation) -> str:
         times.append(words.factor(speedup) if speedup else "–")
         latency = "".join(f"<td>{v}</td>" for v in times)
     else:
-        latency = f'<td colspan="5" class="tf-absent">{words.no_latency(made)}</td>'
+        latency = f'<td colspan="5" class="tf-absent">{words.no_latency(made, view.request)}</td>'
     peak = " ".join(words.size(made.memory.peak)) if made.execution == "native" else "–"
     lpips = words.verdict.mean_lpips(made)
     psnr = words.psnr(sum(made.metrics.psnr_db) / len(made.metrics.psnr_db)) if made.metrics else "–"
@@ -623,7 +624,7 @@ def ran(view: View) -> str:
     made = view.finished
     if not made:
         return ""
-    facts = [_facts(g) for g in made]
+    facts = [_facts(g, view.request) for g in made]
     labels = dict.fromkeys(label for each in facts for label in each)
     rows = "".join(_fact(label, [each.get(label, "–") for each in facts]) for label in labels)
     head = "".join(f'<th scope="col">{words.NAMES[g.precision]}</th>' for g in made)
@@ -653,13 +654,13 @@ def programs(view: View) -> str:
     )
 
 
-def _facts(made: Generation) -> dict[str, str]:
+def _facts(made: Generation, asked: CompareRequest) -> dict[str, str]:
     """Label -> words: the numbers first, then what the engine tells, which wins over ours of the same label."""
     ours = {
         "Execution": made.execution,
         "Linear layers": _layers(made),
         "Denoiser's weights": " ".join(words.size(made.memory.transformer)),
-        "Measured time": _measured(made),
+        "Measured time": _measured(made, asked),
         "Memory at the peak": _peak(made),
     }
     return ours | dict(made.ran)
@@ -681,9 +682,9 @@ def _layers(made: Generation) -> str:
     return said + (f", {layers.left} left in bf16 because the format cannot take their shape" if layers.left else "")
 
 
-def _measured(made: Generation) -> str:
+def _measured(made: Generation, asked: CompareRequest) -> str:
     said = f"{words.seconds(made.latency.total)} s ({words.stages(made.latency)})"
-    return said if made.latency_comparable else f"{said}, {words.no_latency(made)}"
+    return said if made.latency_comparable else f"{said}, {words.no_latency(made, asked)}"
 
 
 def _peak(made: Generation) -> str:

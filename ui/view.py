@@ -146,6 +146,9 @@ def _working(view: View, precision: str, note: str, progress: float | None) -> V
     order = [c.precision for c in view.columns]
     said = words.run.making(precision, words.thing(view.request), order.index(precision) + 1, len(order))
     view = _with(view, precision, note=note, progress=progress)
+    at_once = [column.precision for column in view.columns if column.progress is not None]
+    if len(at_once) > 1:  # on several devices
+        return replace(view, headline=words.run.making_at_once(at_once, words.thing(view.request)), detail="")
     return replace(view, headline=said, detail=note)
 
 

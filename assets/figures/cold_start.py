@@ -39,7 +39,7 @@ def ready(model: str, precision: str) -> dict:
         seconds["loaded"] = time.time() - began
         warm = studio.warm(rendition, spec, request, lambda _: None, lambda: False)
         seconds["ready"] = time.time() - began
-        mode = studio.mode(rendition, spec, request)
+        mode = studio.mode(precision, spec, request)
     return {
         "device": studio.machine.name,
         "versions": versions(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 from engine import catalog
@@ -28,13 +28,15 @@ WHY = {
     "percentage is against bf16.",
     "previews": "The previews that you asked for were decoded between the steps of this very run, so its time says "
     "nothing. Switch them off to time it.",
+    "shared": "Another precision ran on the same device at the same time, so its time says nothing. Give each its own "
+    "device, or all of them one, to time it.",
     "emulated": "This machine has no tensor cores for the format: the same arithmetic runs on others, so picture, "
     "LPIPS and weight bytes are the format's, speed and peak memory are not.",
     "stages": "The latency by stage, in seconds: encoding the prompt, all denoising steps, and the VAE's decoding.",
     "lpips": "How different a picture looks from bf16's, by AlexNet at full resolution, on the tensors: 0 is equal. "
     "The scale runs from bf16's own noise to bf16 with another seed.",
     "psnr": "Peak signal-to-noise ratio against bf16, in dB: higher is closer. It counts levels, not what eyes see.",
-    "speedup": "bf16's latency over this one's; only where both ran natively.",
+    "speedup": "bf16's latency over this one's; only where both ran natively, and both alone or both beside others.",
     "median": "Median of the repeats: wall clock of one real pipeline call after a warm-up of the same shape.",
     "spread": "The tenth and the ninetieth percentile of the repeats.",
     "step": "One denoising step: the denoising time over the number of steps.",
@@ -65,6 +67,7 @@ PLAY, SEEK, PLAYER = "Play", "Frame", "Clips, played together"
 PLAYER_HINT = "Space plays, the arrow keys go frame by frame."
 NOT_COMPARABLE = "emulated, not comparable"
 NOT_TIMED, NOT_TIMED_SHORT = "not timed: previews were drawn", "not timed"
+SHARED_DEVICE = "not timed: it shared its device"
 STARTING = "Starting"
 BUSY = "A comparison is already running: wait for it, or press Stop."
 BROKEN = "The comparison could not be run: try again in a moment, and see the server's log if it happens again."
@@ -77,9 +80,17 @@ def thing(asked: CompareRequest) -> str:
     return catalog.model(asked.model).makes.removesuffix("s")
 
 
-def no_latency(generation: Generation) -> str:
+def listed(names: Iterable[str]) -> str:
+    """a, b and c."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def no_latency(generation: Generation, asked: CompareRequest) -> str:
     """Why a precision has no latency, in a few words."""
-    return NOT_COMPARABLE if generation.execution == "emulated" else NOT_TIMED
+    if generation.execution == "emulated":
+        return NOT_COMPARABLE
+    return NOT_TIMED if asked.previews else SHARED_DEVICE
 
 
 def seconds(value: float) -> str:

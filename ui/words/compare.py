@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.catalog import ModelSpec
 from engine.request import REFERENCE, CompareRequest
+from engine.results import Generation
 from ui.words.common import NAMES, RECIPES, thing
 
 PROMPT_LABEL = "Prompt"
@@ -37,6 +38,7 @@ SOUND_LABEL, SILENCE = "Sound", "Off"
 CURVE = "LPIPS of each frame"
 RAN = "What really ran"
 NOT_TIMED_NOTE = "Previews were drawn between the steps."
+SHARED_DEVICE_NOTE = "Another precision ran on the same device at the same time."
 PREVIEWS_LABEL, PREVIEWS_HINT = "Live previews", "Shows what is being made after each step; such a run is not timed."
 EMULATED_NOTE = "An emulation's speed and peak are not the format's."
 THEME_TOGGLE = "Switch between light and dark"
@@ -45,6 +47,13 @@ WELCOME_MORE = (
     "Each precision starts from the same noise and the same prompt embeddings, so whatever differs is the cost of "
     "quantization."
 )
+
+
+def no_latency_note(generation: Generation, asked: CompareRequest) -> str:
+    """Why a precision has no latency, in a sentence."""
+    if generation.execution == "emulated":
+        return EMULATED_NOTE
+    return NOT_TIMED_NOTE if asked.previews else SHARED_DEVICE_NOTE
 
 
 def prompt_hint(spec: ModelSpec) -> str:

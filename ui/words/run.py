@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from engine import events
-from ui.words.common import NAMES
+from ui.words.common import NAMES, listed
 
 WAITING_IN_LINE = "Waiting for the machine"
 LOADING, DOWNLOADING = "Loading", "Downloading"
@@ -14,6 +16,10 @@ STOPPED_BEFORE = "Stopped before this one was finished"
 STOPPED_KEPT = "Stopped. What was finished stays below."
 FAILED_KEPT = "Not finished. What there is stays below."
 API_BROKEN = "The comparison ended without a result: try again."
+
+
+def making_at_once(precisions: Sequence[str], made: str) -> str:
+    return f"Making the {listed(NAMES[p] for p in precisions)} {made}s at once"
 
 
 def making(precision: str, made: str, index: int, count: int) -> str:

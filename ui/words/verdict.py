@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from engine.request import REFERENCE
 from engine.results import Comparison, Generation, Ruler
-from ui.words.common import NAMES, factor, thing
+from ui.words.common import NAMES, factor, listed, thing
 
 PREVIEWED = "This run showed previews, so nothing in it was timed."
 NO_RULER = "its scale has not been measured yet"
@@ -72,7 +72,8 @@ def verdicts(comparison: Comparison) -> list[tuple[str, str]]:
     say = _on_one if len(others) == 1 else _on_many
     said = [(_tone(comparison, generation), say(comparison, generation)) for generation in others]
     further = [("", _emulated(emulated, len(others)))] if emulated else []
-    return said + further + ([("", PREVIEWED)] if comparison.request.previews else [])
+    further += [("", PREVIEWED)] if comparison.request.previews else []
+    return said + further + [("", sentence) for sentence in _at_once(comparison)]
 
 
 def _tone(comparison: Comparison, generation: Generation) -> str:
@@ -136,7 +137,19 @@ def _emulated(emulated: Sequence[Generation], compared: int) -> str:
         return f"{'Both' if compared == 2 else 'All'} are emulated, so their speed is not compared."
     if len(names) == 1:
         return f"{names[0]} is emulated, so its speed is not compared."
-    return f"{', '.join(names[:-1])} and {names[-1]} are emulated, so their speed is not compared."
+    return f"{listed(names)} are emulated, so their speed is not compared."
+
+
+def _at_once(comparison: Comparison) -> list[str]:
+    """What ran beside what, where several devices did."""
+    beside = [g for g in comparison.results if g.at_once]
+    if not beside:
+        return []
+    said = [f"{listed(NAMES[g.precision] for g in beside)} ran at the same time on one host, which may slow them down."]
+    alone = [g for g in comparison.results if g.latency_comparable and not g.at_once]
+    if alone:
+        said.append(f"{listed(NAMES[g.precision] for g in alone)} ran alone, so no speedup is given.")
+    return said
 
 
 def quoted(precision: str, speedup: float, saving: float) -> str:
