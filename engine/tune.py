@@ -436,7 +436,7 @@ def _write_recipe(file: Path, rules: str, best: Lane, quality: Quality, budget: 
 
 
 def table(found: Mapping) -> str:
-    """What a file of the lab holds, as a Markdown table: the seed recipe, each remedy alone, then what goes together."""
+    """What a file of the lab holds, as a Markdown table: seed recipe, each remedy alone, then what goes together."""
     remedies = {row["alone"]["id"]: row["name"] + " alone" for row in found["remedies"]}
     alone = [row["alone"] for row in found["remedies"]]
     rows = {row["id"]: row for row in (*found["frontier"], *alone, *found["ablation"])}
