@@ -193,7 +193,7 @@ MINI_QWEN = ModelSpec(
         batch_size=(1, 4),
         prompt_characters=150,
     ),
-    recipes=("seed", "full"),
+    recipes=("seed", "tuned", "full"),
     guidance_argument="true_cfg_scale",
     template_tokens=34,
     text_padded=False,

@@ -437,11 +437,11 @@ def _write_recipe(file: Path, rules: str, best: Lane, quality: Quality, budget: 
 
 def table(found: Mapping) -> str:
     """What a file of the lab holds, as a Markdown table: seed recipe, each remedy alone, then what goes together."""
-    remedies = {row["alone"]["id"]: row["name"] + " alone" for row in found["remedies"]}
+    remedies = {(row["alone"]["id"], PRECISION): row["name"] + " alone" for row in found["remedies"]}
     alone = [row["alone"] for row in found["remedies"]]
-    rows = {row["id"]: row for row in (*found["frontier"], *alone, *found["ablation"])}
-    first = ["seed", *remedies]
-    ordered = [rows[name] for name in (*first, *(name for name in rows if name not in first))]
+    rows = {(row["id"], row["precision"]): row for row in (*found["frontier"], *alone, *found["ablation"])}
+    first = [("seed", PRECISION), *remedies]
+    ordered = [rows[key] for key in (*first, *(key for key in rows if key not in first))]
     lines = [
         f"| {found['model']}, NVFP4 unless it says otherwise | Denoiser, MB | Products, of bf16's time | "
         f"LPIPS, {len(found['prompts']['report'])} prompts that report | Median |",
@@ -451,7 +451,8 @@ def table(found: Mapping) -> str:
         if (score := row["lpips"]["report"]) is None:
             continue
         few = "" if score["n"] == len(found["prompts"]["report"]) else f", {score['n']} prompts"
-        what = remedies.get(row["id"]) or ": ".join(filter(None, [row["label"], ", ".join(row["parts"])]))
+        parts = f": {', '.join(row['parts'])}" if row["parts"] else ""
+        what = remedies.get((row["id"], row["precision"])) or row["label"] + parts
         interval = "" if score["low"] is None else f" ({score['low']:.3f} to {score['high']:.3f}{few})"
         lines.append(
             f"| {what} | {row['weight_bytes'] / 1e6:.2f} ({row['bytes_over_seed_percent']:+.1f}%) | "

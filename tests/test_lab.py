@@ -488,3 +488,25 @@ def test_a_file_of_something_else_is_left_alone(known, tmp_path, change, said):
 def test_one_prompt_cannot_both_choose_and_report():
     with pytest.raises(RequestError, match="take more"):
         lab.halves(replace(CHOSEN, prompts=CHOSEN.prompts[:1]))
+
+
+# What was found
+
+
+@pytest.mark.parametrize("model", ["mini-flux", "mini-qwen"])
+def test_the_readme_has_the_table_of_what_was_found(model):
+    found = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())
+    assert f"<!-- {model} -->\n{tune.table(found)}\n" in (catalog.ASSETS.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize("model", ["mini-flux", "mini-qwen"])
+def test_the_recipe_that_is_shipped_is_the_one_that_was_reported(model):
+    found = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())
+    (row,) = (row for row in found["frontier"] if row["id"] == "tuned")
+    spec = catalog.MODELS[model]
+    plan = recipes.plan(loading.empty_transformer(spec), recipes.recipe(spec.family, "tuned"), "nvfp4")
+    assert plan.quantized_bytes == row["weight_bytes"]
+    assert row["lpips"]["report"]["n"] == len(found["prompts"]["report"]) == 64
+    assert not set(found["prompts"]["report"]) & set(found["prompts"]["search"])
+    files = plan.recipe.tunings["nvfp4"].calibrated
+    assert [tune._digest(file) for file in files] == found["calibration"]["digests"]
