@@ -29,6 +29,7 @@ REQUEST = {
     "num_frames": None,
     "batch_size": None,
     "recipe": None,
+    "fresh": True,
 }
 """The fields of `/compare`, in its order."""
 

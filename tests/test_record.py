@@ -209,7 +209,7 @@ def test_the_command_rehearses_and_its_exit_status_is_the_verdict(tmp_path, list
     code = (  # fakes in the place of the worker and of the child process that needs torch
         "import sys, types; from tests import fake_engine as f; fake = types.ModuleType('engine.worker');"
         "fake.Worker = lambda *_, **options: f.FakeWorker(support=f.NO_FP8); sys.modules['engine.worker'] = fake;"
-        "fake.Process = lambda **_: None; sys.modules['engine.process'] = fake; import app; app.main()"
+        "fake.Process = lambda *_, **__: None; sys.modules['engine.process'] = fake; import app; app.main()"
     )
     command = [sys.executable, "-c", code, "--rehearse", str(file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
