@@ -24,7 +24,7 @@ from torchao.prototype.mx_formats.kernels import f32_to_f4_unpacked, pack_uint4
 from engine import nvfp4
 from engine.errors import LoadError
 from engine.files import write_whole
-from engine.nvfp4 import BLOCK, E2M1_MAX, E4M3_LEAST_NORMAL, E4M3_MAX, Packed, round_e2m1_
+from engine.nvfp4 import BLOCK, E2M1_MAX, Packed, round_e2m1_
 
 DAMPING = 0.01
 """Of the mean of the moment's diagonal, added to it: GPTQ's default, doubled until the matrix can be inverted."""
@@ -80,13 +80,12 @@ def quantize(weight: Tensor, moment: Tensor) -> Packed:
     """
     rest = weight.float().clone()
     factor = _factor(moment.float().clone())
-    tensor_scale = rest.abs().max() * (1 / (E4M3_MAX * E2M1_MAX))
-    tensor_scale = torch.where(tensor_scale == 0, 1.0, tensor_scale)
+    tensor_scale = nvfp4.scale_of_tensor(rest.abs().max())
     codes, block_scales = [], []
     for begin in range(0, weight.shape[1], BLOCK):
         block, end = rest[:, begin : begin + BLOCK].unsqueeze(1), begin + BLOCK
-        usual = (block.abs().amax(-1) * (1 / E2M1_MAX) / tensor_scale).clamp_(E4M3_LEAST_NORMAL, E4M3_MAX)
-        block_scales.append(nvfp4.search(block, usual.to(torch.float8_e4m3fn), tensor_scale))
+        usual = nvfp4.scales_of_blocks(block.abs().amax(-1), tensor_scale)
+        block_scales.append(nvfp4.search(block, usual, tensor_scale))
         scale = block_scales[-1].float().squeeze(1) * tensor_scale
         errors = []
         for column in range(begin, end):

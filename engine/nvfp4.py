@@ -45,17 +45,26 @@ def quantize(weight: Tensor, searched: bool = False) -> Packed:
         raise ValueError(f"NVFP4 takes bf16 (16 n, 16 k) weights, not {weight.dtype} {tuple(weight.shape)}.")
     blocks = weight.float().view(weight.shape[0], -1, BLOCK)
     amax = blocks.abs().amax(-1)
-    tensor_scale = amax.max() * (1 / (E4M3_MAX * E2M1_MAX))
-    # Scale 0 would give NaN codes; an all-zero weight has zero codes under any other scale.
-    tensor_scale = torch.where(tensor_scale == 0, 1.0, tensor_scale)
-    block_scales = (amax * (1 / E2M1_MAX) / tensor_scale).clamp_(E4M3_LEAST_NORMAL, E4M3_MAX)
-    block_scales = block_scales.to(torch.float8_e4m3fn)
+    tensor_scale = scale_of_tensor(amax.max())
+    block_scales = scales_of_blocks(amax, tensor_scale)
     if searched:
         block_scales = search(blocks, block_scales, tensor_scale)
     factors = tensor_scale.reciprocal() / block_scales.float()
     values = blocks.mul_(factors.unsqueeze(-1)).clamp_(-E2M1_MAX, E2M1_MAX)
     codes = pack_uint4(f32_to_f4_unpacked(values.view(weight.shape)))
     return codes, block_scales, tensor_scale
+
+
+def scale_of_tensor(amax: Tensor) -> Tensor:
+    """The tensor scale, fp32 (), by the largest magnitude."""
+    scale = amax * (1 / (E4M3_MAX * E2M1_MAX))
+    # Scale 0 would give NaN codes; an all-zero weight has zero codes under any other scale.
+    return torch.where(scale == 0, 1.0, scale)
+
+
+def scales_of_blocks(amax: Tensor, tensor_scale: Tensor) -> Tensor:
+    """The usual block scales, float8_e4m3fn, by the largest magnitudes of the blocks, fp32 of the same shape."""
+    return (amax * (1 / E2M1_MAX) / tensor_scale).clamp_(E4M3_LEAST_NORMAL, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
 def dequantize(codes: Tensor, block_scales: Tensor, tensor_scale: Tensor) -> Tensor:

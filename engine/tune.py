@@ -2,9 +2,9 @@
 
 Groups are as in engine/sensitivity.py, whose drift says what each costs in NVFP4. Squared drifts add up, as the errors
 of layers point in unrelated directions, so a choice is a knapsack: every group takes the precision with the least
-damage + price * bytes, and the price is the lowest at which the whole keeps to its budget. Candidates are chosen and
-compared on one half of the prompts; the best is then reported on the other half, as are each remedy alone, the recipe
-`full`, and MXFP8.
+damage + price * bytes, and the price is the lowest at which the whole keeps to its budget; time has a price as well
+where it would take too long. Weights are also calibrated (engine/gptq.py). Candidates are chosen and compared on one
+half of the prompts; the best is then reported on the other half, as are each remedy alone, the recipe `full`, and MXFP8.
 """
 
 from __future__ import annotations
@@ -180,12 +180,9 @@ class _Search:
 
     def best(self) -> Lane:
         """The candidate with the least mean LPIPS on prompts of the half that chooses."""
-        calibrated = self._calibrated()
-        candidates = [
-            self._searched(),
-            self._mixed(self.budget),
-            *(self._with_steps(self._with_files(lane, calibrated)) for lane in (self.seed, self._mixed(self.budget))),
-        ]
+        calibrated, mixed = self._calibrated(), self._mixed(self.budget)
+        together = [self._with_steps(self._with_files(lane, calibrated)) for lane in (self.seed, mixed)]
+        candidates = [self._searched(), mixed, *together]
         some = self.quality["prompts"]["search"][:CHOOSING]
         scores = {lane.id: fmean(self._scores(lane, some)) for lane in (self.seed, *candidates)}
         found = min(candidates, key=lambda lane: scores[lane.id])
