@@ -4,7 +4,8 @@ Groups are as in engine/sensitivity.py, whose drift says what each costs in NVFP
 of layers point in unrelated directions, so a choice is a knapsack: every group takes the precision with the least
 damage + price * bytes, and the price is the lowest at which the whole keeps to its budget; time has a price as well
 where it would take too long. Weights are also calibrated (engine/gptq.py). Candidates are chosen and compared on one
-half of the prompts; the best is then reported on the other half, as are each remedy alone, the recipe `full`, and MXFP8.
+half of the prompts; the best is then reported on the other half, as are each remedy alone, the recipe `full`, and
+MXFP8.
 """
 
 from __future__ import annotations
