@@ -21,6 +21,8 @@ from gradio.routes import App as Routes
 
 SECRET = "canary-5f1d9c"
 """What stands in a file outside that no answer may repeat."""
+ANSWER_SECONDS = 30.0
+"""How long an answer may take to begin."""
 READ_SECONDS, READ_BYTES = 1.0, 1 << 16
 """How much of an answer is read; a stream of events has no end."""
 TEXTS = (
@@ -184,7 +186,7 @@ class Hostile:
 def send(url: str, hostile: Hostile, numbers: Iterable[int]) -> Findings:
     """Send the requests of these numbers one after the other, and look at what comes back."""
     findings = Findings()
-    with httpx.Client(base_url=url, timeout=httpx.Timeout(30, read=READ_SECONDS)) as client:
+    with httpx.Client(base_url=url, timeout=ANSWER_SECONDS) as client:
         for number in numbers:
             method, path, more = hostile.request(number)
             try:
@@ -194,6 +196,7 @@ def send(url: str, hostile: Hostile, numbers: Iterable[int]) -> Findings:
             except httpx.TransportError as error:
                 findings.note(method, path, type(error).__name__, "")
                 continue
+            response.request.extensions["timeout"]["read"] = READ_SECONDS
             body = bytearray()
             with closing(response), suppress(httpx.TransportError):  # a stream of events goes on for ever
                 for part in response.iter_raw():
