@@ -329,12 +329,11 @@ def _bench_table(files: Sequence[Path]) -> None:
 
 
 def _sensitivity(args: argparse.Namespace) -> None:
-    import torch
-
     from engine import sensitivity
+    from engine.several import driving
 
     bench, quality = _lab(args)
-    with torch.inference_mode():
+    with driving(bench.device):
         sensitivity.run(bench, quality, args.probes, args.probe_steps, args.lpips_prompts)
     found = quality["sensitivity"]
     if args.json:
@@ -347,12 +346,11 @@ def _sensitivity(args: argparse.Namespace) -> None:
 
 
 def _tune(args: argparse.Namespace) -> None:
-    import torch
-
     from engine import tune
+    from engine.several import driving
 
     bench, quality = _lab(args)
-    with torch.inference_mode():
+    with driving(bench.device):
         found = tune.run(bench, quality, args.budget, args.recipe, args.probes, args.probe_steps)
     if args.json:
         print(json.dumps(found, indent=1))

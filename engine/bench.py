@@ -39,6 +39,7 @@ from engine.files import write_whole
 from engine.pipeline import Made, Progress, call, finished
 from engine.request import CompareRequest
 from engine.results import Latency
+from engine.several import driving
 
 log = logging.getLogger(__name__)
 
@@ -163,8 +164,9 @@ def run(
     """
     began = time.monotonic()
     requests = [_request(spec, settings, size) for size in settings.batch_sizes]
-    with torch.inference_mode():
-        bench = _Bench(spec, settings, Studio(device, source), requests[0].recipe, say)
+    studio = Studio(device, source)
+    with driving(studio.device):
+        bench = _Bench(spec, settings, studio, requests[0].recipe, say)
         groups = bench.groups()
         result = {
             "device": bench.studio.machine.name,

@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 
 class Bench:
-    """One model on one device. Use it under `torch.inference_mode()`.
+    """One model on one device. Use it under `engine.several.driving`.
 
     Raises:
         UnsupportedError, LoadError: in one sentence.
