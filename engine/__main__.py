@@ -343,6 +343,8 @@ def _sensitivity(args: argparse.Namespace) -> None:
         role, score = found["role_names"][cell["role"]], cell["lpips"]
         lpips = "" if score is None else f"  LPIPS {score:.4f}"
         print(f"{role:20} {cell['depth']:>8}  drift {cell['drift']:.4f}  output {cell['denoiser_error']:.4f}{lpips}")
+    if agreement := sensitivity.agreement(found):
+        print("rank correlation with LPIPS: " + ", ".join(f"{name} {value:.2f}" for name, value in agreement.items()))
 
 
 def _tune(args: argparse.Namespace) -> None:

@@ -33,9 +33,10 @@ from torchao.quantization.quantize_.common import KernelPreference
 
 from engine import compilation, events, loading, profile, recipes, residency, timing
 from engine.catalog import ModelSpec
-from engine.compare import Rendition, Studio, versions
+from engine.compare import Studio, versions
 from engine.errors import RequestError, UnsupportedError
 from engine.files import write_whole
+from engine.holdings import Rendition
 from engine.pipeline import Made, Progress, call, finished
 from engine.request import CompareRequest
 from engine.results import Latency

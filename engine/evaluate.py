@@ -31,9 +31,10 @@ from scipy.stats import bootstrap
 
 from engine import events, loading, metrics, report
 from engine.catalog import ModelSpec
-from engine.compare import Rendition, Studio, versions
+from engine.compare import Studio, versions
 from engine.errors import OutputError, RequestError, UnsupportedError
 from engine.files import write_whole
+from engine.holdings import Rendition
 from engine.pipeline import Made, seed_of
 from engine.prompts import Prompt, PromptSet
 from engine.request import PRECISIONS, REFERENCE, CompareRequest

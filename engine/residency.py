@@ -4,7 +4,7 @@ What is used must be on the device whole: the running denoiser, its text encoder
 Whatever else is loaded stays there while there is room; beyond that the parts used longest ago wait in pinned host
 memory, and those for which there is no room either are forgotten. The rules are the same for every precision.
 
-GB are 1e9 bytes. Plans only: engine/pinned.py moves weights, engine/compare.py owns them.
+GB are 1e9 bytes. Plans only: engine/pinned.py moves weights, engine/holdings.py owns them.
 """
 
 from __future__ import annotations

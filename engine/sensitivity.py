@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from engine import recipes
@@ -228,6 +229,19 @@ def run(bench: Bench, quality: Quality, probes: int, steps: int, lpips_prompts: 
         part["shares"] = _shares(bench, probe)
         quality.put(sensitivity=part)
     return probe
+
+
+def agreement(part: Mapping) -> dict[str, float]:
+    """Spearman's rank correlation of each measure of the denoiser's output with LPIPS, over the groups that have it;
+    empty where fewer than three do."""
+    cells = [cell for cell in part["cells"] if cell["lpips"] is not None]
+    if len(cells) < 3:
+        return {}
+    scores = [cell["lpips"] for cell in cells]
+    return {
+        measure: float(spearmanr([cell[measure] for cell in cells], scores).statistic)
+        for measure in ("drift", "denoiser_error")
+    }
 
 
 def _lpips(bench: Bench, group: Group, place: object, prompts: Sequence[str]) -> float | None:

@@ -25,10 +25,11 @@ import torch
 
 from engine import events
 from engine.catalog import ModelSpec
-from engine.compare import Rendition, Studio, Take
+from engine.compare import Studio, Take
 from engine.compilation import EAGER, WarmUp
 from engine.content import NO_FILTER, Filter
 from engine.errors import CancelledRun, UnsupportedError
+from engine.holdings import Rendition
 from engine.pipeline import Made
 from engine.request import PRECISIONS, REFERENCE, CompareRequest
 from engine.results import Generation

@@ -13,10 +13,11 @@ from torch import nn
 from torchao.utils import get_model_size_in_bytes
 
 from engine import catalog, compare, events, loading, media, metrics, recipes
-from engine.compare import RulerShelf, Studio
+from engine.compare import Studio
 from engine.precision import stored_precision
 from engine.request import CompareRequest
 from engine.results import Comparison, Ruler
+from engine.ruler import RulerShelf
 
 SPEC = catalog.MINI_FLUX
 PRECISIONS = ("bf16", "mxfp8", "nvfp4")

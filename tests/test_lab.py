@@ -499,6 +499,23 @@ def test_the_readme_has_the_table_of_what_was_found(model):
     assert f"<!-- {model} -->\n{tune.table(found)}\n" in (catalog.ASSETS.parent / "README.md").read_text()
 
 
+def test_the_readme_has_what_drift_says_of_lpips():
+    said = (catalog.ASSETS.parent / "README.md").read_text()
+    parts = [
+        json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())["sensitivity"]
+        for model in ("mini-flux", "mini-qwen")
+    ]
+    assert [len(part["cells"]) for part in parts] == [84, 117] and [part["lpips_prompts"] for part in parts] == [4, 2]
+    for measure in ("drift", "denoiser_error"):
+        assert " and ".join(f"{sensitivity.agreement(part)[measure]:.2f}" for part in parts) in said
+
+
+def test_agreement_is_of_ranks_and_needs_three_groups_with_lpips():
+    cells = [{"drift": d, "denoiser_error": -d, "lpips": x} for d, x in ((1, 0.1), (2, 0.2), (9, 0.3), (3, None))]
+    assert sensitivity.agreement({"cells": cells}) == pytest.approx({"drift": 1.0, "denoiser_error": -1.0})
+    assert sensitivity.agreement({"cells": cells[1:]}) == {}
+
+
 @pytest.mark.parametrize("model", ["mini-flux", "mini-qwen"])
 def test_the_recipe_that_is_shipped_is_the_one_that_was_reported(model):
     found = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())

@@ -420,9 +420,9 @@ def test_what_really_ran_says_where_everything_was(crowded, spec):
     studio = crowded(1.7)
     for name in ("bf16", "mxfp8", "nvfp4", "bf16"):
         studio.rendition(spec, name, "full", print)
-    assert studio._where((spec.id, "bf16", "")).startswith("all weights in host memory")
+    assert studio.where((spec.id, "bf16", "")).startswith("all weights in host memory")
     studio.device = CUDA
-    said = studio._where((spec.id, "bf16", ""))
+    said = studio.where((spec.id, "bf16", ""))
     assert "on the device before the clock started (denoiser back from pinned host memory" in said
     assert f"also there: {spec.id} nvfp4 full" in said
     assert f"waiting in pinned host memory: {spec.id} mxfp8 full" in said

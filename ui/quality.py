@@ -339,7 +339,7 @@ def _heat_maps(found: Mapping) -> str:
     """Role x depth: the damage of quantizing one group of layers alone, in numbers and in colour."""
     measures = [name for name in words.recipe.MEASURES if any(cell.get(name) is not None for cell in found["cells"])]
     maps = "".join(_heat(found, measure) for measure in measures)
-    note = words.recipe.sensitivity(words.NAMES[found["precision"]], found["measure"])
+    note = words.recipe.sensitivity(words.NAMES[found["precision"]], found["lpips_prompts"])
     return (
         f'<section><h2>{words.recipe.SENSITIVITY}</h2><p class="tf-small">{escape(note)}</p>'
         f'<div class="tf-heats">{maps}</div></section>'
@@ -357,7 +357,7 @@ def _heat(found: Mapping, measure: str) -> str:
         for role in found["roles"]
     )
     heads = [(words.recipe.ROLE, None), *((escape(depth), "") for depth in found["depths"])]
-    said = words.recipe.MEASURES[measure]
+    said, _ = words.recipe.MEASURES[measure]
     return f"<div><h3>{said}</h3>{table(heads, rows, said, 'tf-heat-map')}</div>"
 
 

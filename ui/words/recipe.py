@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ui.words.common import NAMES, change, megabytes, score, seconds, size
+from ui.words.common import NAMES, change, megabytes, seconds, size
 
 PLAN_NOTE = "Decided from names and shapes alone, without weights; on the command line"
 REASONS, ROLES, OUTSIDE, LAYERS, ALL_LAYERS = "Why", "By role and depth", "Outside the blocks", "Layers", "All"
@@ -18,10 +18,10 @@ FILTERED = "{shown} of {all} layers · {bf16} → {stored} MB"
 FILTERED_NONE = "No layer is called that."
 SENSITIVITY = "Which layers are sensitive"
 MEASURES = {
-    "drift": "Drift: relative error of the denoiser's outputs, summed over the steps, %",
-    "denoiser_error": "Relative error of one output of the denoiser, %",
-    "lpips": "LPIPS",
+    "lpips": ("LPIPS from bf16, in thousandths", 1000),
+    "drift": ("Drift: relative error of the denoiser's outputs, summed over the steps, %", 100),
 }
+"""What a map may show, and by how much its values are multiplied."""
 
 
 def planned(plan: Mapping, name: str) -> str:
@@ -49,15 +49,15 @@ def run(role: str, first: int, last: int, precision: str) -> str:
     return f"{role}, {where}: {NAMES.get(precision, precision)}"
 
 
-def sensitivity(precision: str, measure: str) -> str:
-    """What a map of sensitivities shows; `measure` is the engine's sentence, with or without its full stop."""
-    said = measure[:1].upper() + measure[1:].rstrip(".")
-    return f"One group of layers at a time in {precision}, everything else in bf16. {said}. Colours are logarithmic."
+def sensitivity(precision: str, prompts: int) -> str:
+    """What maps of sensitivities show; `prompts` are those of LPIPS, if it was measured."""
+    lpips = f" LPIPS is a mean over {prompts} prompts." if prompts else ""
+    return f"One group of layers at a time in {precision}, everything else in bf16.{lpips} Colours are logarithmic."
 
 
 def damage(measure: str, value: float) -> str:
-    """One value of a map: a score as everywhere, a relative error in percent."""
-    return score(value) if measure == "lpips" else seconds(100 * value)
+    """One value of a map."""
+    return seconds(MEASURES[measure][1] * value)
 
 
 def warm(layers: int, saved: int) -> str:
