@@ -23,11 +23,10 @@ from engine.logs import quiet_libraries
 from engine.options import Parser, add_engine, add_source
 from engine.request import PRECISIONS, CompareRequest
 from engine.results import Comparison
+from engine.source import Source
 
 if TYPE_CHECKING:
     import torch
-
-    from engine.source import Source
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -145,15 +144,20 @@ def _request(args: argparse.Namespace) -> CompareRequest:
     )
 
 
+def _source(args: argparse.Namespace) -> Source:
+    """Where weights come from; asked for before anything heavy is imported, so that a mistake is told at once."""
+    return Source.create(args.weights, args.random_weights, args.offline)
+
+
 def _models(args: argparse.Namespace) -> None:
+    source = _source(args)
     import torch
 
-    from engine import loading, precision
+    from engine import precision
 
     device = torch.device(_default_device())
     machine = precision.detect(device)
     supports = [precision.support(name, machine) for name in PRECISIONS]
-    source = loading.Source.create(args.weights, args.random_weights, args.offline)
     rows = []
     for spec in catalog.MODELS.values():
         memory = spec.memory_gb
@@ -225,12 +229,10 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    request = _request(args)
+    request, source = _request(args), _source(args)
     from engine.device import Device
-    from engine.source import Source
     from engine.worker import Worker, writable
 
-    source = Source.create(args.weights, args.random_weights, args.offline)
     writable(args.out)
     worker = Worker((request.model,), Device(args.device, source))
     try:
@@ -257,11 +259,10 @@ def _record(args: argparse.Namespace) -> None:
         wanted = {args.name or record.name_for(args.prompt): _request(args)}
     for name in wanted:
         record.check_name(name)
+    source = _source(args)
     from engine.device import Device
-    from engine.source import Source
     from engine.worker import Worker, writable
 
-    source = Source.create(args.weights, args.random_weights, args.offline)
     writable(args.out)
     models = tuple(dict.fromkeys(request.model for request in wanted.values()))
     worker, made = Worker(models, Device(args.device, source)), []
@@ -282,9 +283,8 @@ def _bench(args: argparse.Namespace) -> None:
     if args.table:
         _bench_table(args.table)
         return
-    spec, device = catalog.model(args.model), _one_device(args)
+    spec, source, device = catalog.model(args.model), _source(args), _one_device(args)
     from engine import bench, plots
-    from engine.source import Source
 
     settings = bench.Settings(
         precisions=tuple(dict.fromkeys(args.precision)),
@@ -299,7 +299,6 @@ def _bench(args: argparse.Namespace) -> None:
         time_limit=args.time_limit,
         profile=args.profile,
     )
-    source = Source.create(args.weights, args.random_weights, args.offline)
     result = bench.run(
         spec,
         settings,
@@ -362,14 +361,12 @@ def _tune(args: argparse.Namespace) -> None:
 
 def _lab(args: argparse.Namespace) -> tuple:
     """The bench and the file that `sensitivity` and `tune` work on."""
-    spec = catalog.model(args.model)
+    spec, source = catalog.model(args.model), _source(args)
     from engine import lab, prompts
-    from engine.source import Source
 
     if args.probes < 1 or args.probe_steps < 1 or getattr(args, "lpips_prompts", 0) < 0:
         raise RequestError("Take at least one prompt and one step: --probes and --probe-steps begin at 1.")
     chosen = prompts.read(args.prompts)
-    source = Source.create(args.weights, args.random_weights, args.offline)
     device = _one_device(args)
     bench = lab.Bench(spec, device, source, say=lambda text: print(text, file=sys.stderr, flush=True))
     return bench, lab.Quality(args.out, bench, chosen)
@@ -378,10 +375,9 @@ def _lab(args: argparse.Namespace) -> tuple:
 def _evaluate(args: argparse.Namespace) -> None:
     from engine import prompts
 
-    spec = catalog.model(args.model)
+    spec, source = catalog.model(args.model), _source(args)
     chosen = prompts.read(args.prompts, args.limit)
     from engine import evaluate
-    from engine.source import Source
 
     settings = evaluate.Settings(
         precisions=tuple(args.precision),
@@ -399,7 +395,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         settings,
         chosen,
         args.device or _default_device(),
-        Source.create(args.weights, args.random_weights, args.offline),
+        source,
         args.out,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
