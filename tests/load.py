@@ -69,12 +69,11 @@ def crowd(app: App, args: argparse.Namespace) -> dict:
             time.sleep(chance.uniform(1, 3))
 
     def look() -> None:
-        with httpx.Client(base_url=app.url, timeout=30) as client:
-            while time.monotonic() < end:
-                began = time.monotonic()
-                client.get("/").raise_for_status()
-                page.append(time.monotonic() - began)
-                time.sleep(0.5)
+        while time.monotonic() < end:
+            began = time.monotonic()
+            app.client.get("/").raise_for_status()
+            page.append(time.monotonic() - began)
+            time.sleep(0.5)
 
     before = app.resources()
     _together([*(lambda seed=seed: ask(seed) for seed in range(args.clients)), look])
@@ -173,7 +172,7 @@ def soak(app: App, args: argparse.Namespace) -> dict:
                 failures.extend(send(app.url, calls, [chance.randrange(10**6) for _ in range(5)]).failures)
                 outcomes["hostile"] += 5
             else:
-                httpx.get(app.url, timeout=60).raise_for_status()
+                app.client.get("/", timeout=60).raise_for_status()
                 outcomes["page"] += 1
             time.sleep(chance.uniform(0.5, 2))
 

@@ -181,17 +181,45 @@ def test_a_body_that_is_too_large_is_refused(app):
 
 def test_the_oldest_files_go_when_all_take_too_much_but_never_fresh_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr("ui.shelf.SWEEP_SECONDS", 0)
     shelf = Shelf.from_environment({"TWINFRAME_OUTPUTS_GB": "0.00000015", "TWINFRAME_OUTPUTS_HOURS": "2"})
-    ages = {"fresh": 0, "another": 60, "old": 3600, "older": 3601}
+    ages = {"fresh": 0, "another": 60, "old": 3600, "older": 3601, "empty": 601}
     folders = {name: shelf.new() for name in ages}
     for name, age in ages.items():
-        (folders[name] / "a.png").write_bytes(b"x" * 100)
+        if name != "empty":
+            (folders[name] / "a.png").write_bytes(b"x" * 100)
         os.utime(folders[name], (time.time() - age,) * 2)
     shelf.new()
     assert [name for name, folder in folders.items() if folder.exists()] == ["fresh", "another"]
     os.utime(folders["fresh"], (time.time() - 7201,) * 2)
     shelf.new()
     assert not folders["fresh"].exists(), "too old"
+    shelf.close()
+
+
+def test_files_are_looked_through_once_a_minute_at_most(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    shelf = Shelf.from_environment({"TWINFRAME_OUTPUTS_HOURS": "1"})
+    old = shelf.new()
+    os.utime(old, (0, 0))
+    shelf.new()
+    assert old.exists(), "it was looked through a moment ago"
+    later = time.time() + 61
+    monkeypatch.setattr(time, "time", lambda: later)
+    shelf.new()
+    assert not old.exists()
+    shelf.close()
+
+
+def test_a_folder_that_is_refused_is_taken_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    shelf = Shelf()
+    with shelf.offer() as kept:
+        (kept / "a.png").write_bytes(b"x")
+    with pytest.raises(RequestError), shelf.offer() as refused:
+        (refused / "a.png").write_bytes(b"x")
+        raise RequestError("No.")
+    assert kept.exists() and not refused.exists()
     shelf.close()
 
 
@@ -359,13 +387,17 @@ def test_a_limit_that_is_no_number(said):
         Limits.from_environment({"TWINFRAME_QUEUE": said})
 
 
-def test_a_refusal_reaches_the_client_as_the_doors_sentence():
+def test_a_refusal_reaches_the_client_as_the_doors_sentence_and_leaves_nothing(tmp_path, monkeypatch):
     class Shut(FakeWorker):
         def submit(self, request, out, visitor=None):
             Door(Limits(waiting=0)).admit(visitor, 0, False)
 
-    with served(Shut()) as url, pytest.raises(AppError, match=r"^The queue is full \(0 are waiting\): try again"):
-        Client(url, verbose=False).predict(prompt=PROMPT, api_name="/compare")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    with served(Shut()) as url:
+        before = set(tmp_path.glob(f"{PREFIX}*/*"))
+        with pytest.raises(AppError, match=r"^The queue is full \(0 are waiting\): try again"):
+            Client(url, verbose=False).predict(prompt=PROMPT, api_name="/compare")
+        assert set(tmp_path.glob(f"{PREFIX}*/*")) == before, "its folder was taken back"
 
 
 def test_a_disk_that_takes_nothing_is_said_in_one_sentence_without_the_path(monkeypatch):
@@ -387,3 +419,4 @@ def test_what_gradio_keeps_of_each_call_is_bounded(monkeypatch):
             httpx.get(f"{url}/gradio_api/call/compare/{event}", timeout=30)
         ours = [o for o in gc.get_objects() if isinstance(o, StateHolder) and f":{o.blocks.server_port}" in url]
         assert max(len(one.session_data) for one in ours) == 5
+        assert {len(one.blocks._queue.event_analytics) for one in ours} == {1}, "no statistics of calls"

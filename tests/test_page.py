@@ -1300,6 +1300,7 @@ def test_files_are_linked_relative_to_the_page(tmp_path):
 
 def test_the_shelf_outlives_a_cleaned_temporary_folder_and_sweeps_only_what_is_old(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr("ui.shelf.SWEEP_SECONDS", 0)
     shelf = Shelf()
     shutil.rmtree(shelf.root)
     fresh = shelf.new()

@@ -74,7 +74,8 @@ def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
             if not fresh and (earlier := worker.earlier(asked)):
                 yield answer(earlier[0], recorded=True)
                 return
-            job = worker.submit(asked, shelf.new(), doors.visitor(http))
+            with shelf.offer() as folder:
+                job = worker.submit(asked, folder, doors.visitor(http))
         except TwinframeError as error:
             raise _said(str(error)) from error
         try:

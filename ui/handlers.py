@@ -148,8 +148,8 @@ class Handlers:
             yield {parts.shown: earlier, **self._end(earlier, "")}
             return
         try:
-            folder = self._shelf.new()
-            job = self._worker.submit(asked, folder, doors.visitor(http))
+            with self._shelf.offer() as folder:
+                job = self._worker.submit(asked, folder, doors.visitor(http))
         except TwinframeError as error:
             self._runs.pop(session)
             yield self._net(values, str(error)) or self._end(before, str(error))

@@ -30,6 +30,8 @@ DELIVERY_SECONDS = 5.0
 """How long the app, told to stop, waits for its last answers to be read."""
 FETCH_SECONDS = 2.0
 """And then for their files."""
+STATISTICS = {"GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9), "GRADIO_ANALYTICS_MAX_EVENTS": "1"}
+"""Gradio makes a table of its last 10,000 events anew at each, for a page of statistics that is closed here."""
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -112,6 +114,7 @@ def build_page(
     `scored` holds how far recipes are from bf16, for the Quality and Recipe tabs.
     `unseen` holds recorded comparisons for the blind test alone, which the page shows nowhere else.
     """
+    os.environ.update(STATISTICS)
     shelf = Shelf.from_environment(os.environ)
     bundles = gallery.collect(recorded, shelf)
     handlers = Handlers(worker, shelf, models, bundles)

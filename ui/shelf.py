@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gradio.utils import get_upload_folder
@@ -30,6 +30,8 @@ PREFIX = "twinframe-app_"
 KEPT_HOURS = 24.0
 KEPT_GB = 5.0
 """1e9 bytes."""
+SWEEP_SECONDS = 60
+"""No more often, as each time looks at every file."""
 FRESH_SECONDS = 600
 """Younger folders are never swept: somebody is looking at them, or they are being written."""
 
@@ -44,7 +46,7 @@ class Shelf:
 
     def __init__(self, kept_hours: float = KEPT_HOURS, kept_gb: float = KEPT_GB) -> None:
         self._kept_seconds, self._kept_bytes = kept_hours * 3600, kept_gb * 1e9
-        self._sweeping = threading.Lock()
+        self._making, self._swept = threading.Lock(), 0.0
         below = Path(get_upload_folder())
         below.mkdir(parents=True, exist_ok=True)
         remove_abandoned(below.glob(f"{PREFIX}*"))  # of apps that were killed
@@ -63,23 +65,37 @@ class Shelf:
         return cls(hours, positive(environment, "TWINFRAME_OUTPUTS_GB", KEPT_GB))
 
     def new(self) -> Path:
-        """An empty folder; sweeps what nobody can be looking at any more.
+        """An empty folder; now and then sweeps what nobody can be looking at any more.
 
         Raises:
             OutputError: none can be made.
         """
+        now = time.time()
         try:
-            # Systems clean their temporary folders by themselves, which must not end a long-running app.
-            with self._sweeping:
+            with self._making:
+                # Systems clean their temporary folders by themselves, which must not end a long-running app.
                 if not self.root.is_dir():
                     self._give_back()
                     self.root.mkdir(parents=True)
                     self._held = claim(self.root)
-                self._sweep(time.time())
+                if due := now - self._swept >= SWEEP_SECONDS:
+                    self._swept = now
+            if due:
+                self._sweep(now)
             return Path(tempfile.mkdtemp(dir=self.root))
         except OSError as error:
             log.error("no folder for a comparison: %s", error)
             raise OutputError(UNWRITABLE) from error
+
+    @contextlib.contextmanager
+    def offer(self) -> Iterator[Path]:
+        """`new`, taken back if it is refused by raising."""
+        folder = self.new()
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def pin(self, folder: Path) -> Path:
         """A copy of `folder` that is never swept."""
@@ -99,19 +115,27 @@ class Shelf:
             self._held = None
 
     def _sweep(self, now: float) -> None:
-        """Remove what is too old, and from the newest back, what goes beyond the space allowed."""
-        ages = {folder: now - folder.stat().st_mtime for folder in self.root.iterdir() if folder not in self._pinned}
+        """Remove what is too old, what stayed empty, and from the newest back, what goes beyond the space allowed."""
+        ages = {}
+        for folder in self.root.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # taken back at this very moment
+                ages[folder] = now - folder.stat().st_mtime
         total = 0
         for folder, age in sorted(ages.items(), key=lambda pair: pair[1]):
-            total += _size(folder)
-            if age > self._kept_seconds or (total > self._kept_bytes and age > FRESH_SECONDS):
+            if folder in self._pinned:
+                continue
+            size = _size(folder)
+            total += size
+            unwanted = not size or total > self._kept_bytes
+            if age > self._kept_seconds or (unwanted and age > FRESH_SECONDS):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def _size(folder: Path) -> int:
-    """Bytes; of a file that is renamed at this very moment, none."""
+    """Bytes; of what is removed or renamed at this very moment, none."""
     total = 0
-    for file in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            total += file.stat().st_size
+    with contextlib.suppress(FileNotFoundError):
+        for file in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                total += file.stat().st_size
     return total
