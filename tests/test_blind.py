@@ -205,12 +205,14 @@ def booth(unseen):
 def enter(visit, url, **options):
     page = visit(url, **options)
     page.get_by_role("tab", name=words.BLIND).click()
-    page.wait_for_selector("#tf-blind-next")
+    page.wait_for_selector(".tf-blind[data-open=true]")
     return page
 
 
 def next_pair(page):
+    before = page.inner_html("#tf-blind-question")
     page.click("#tf-blind-next")
+    assert until(lambda: page.inner_html("#tf-blind-question") != before)
     page.wait_for_selector(".tf-blind[data-open=true]")
     assert until(lambda: page.evaluate("[...document.querySelectorAll('.tf-blind img')].every(i => i.naturalWidth)"))
 
@@ -222,9 +224,7 @@ def answered(page):
 
 @browser_test
 def test_a_question_is_asked_answered_and_counted(visit, booth):
-    page = enter(visit, booth[0])
-    assert page.locator("#tf-blind-a").count() == 0
-    next_pair(page)
+    page = enter(visit, booth[0])  # the first question is there at once
     assert page.inner_text(".tf-blind-said") == words.blind.ASKED["which"]
     assert page.locator(".tf-blind figcaption").all_inner_texts() == ["A", "B"]
     page.get_by_role("button", name="A is bf16").click()
@@ -256,6 +256,23 @@ def test_a_question_is_asked_answered_and_counted(visit, booth):
         page.locator("#tf-blind-score").get_by_text("CSV", exact=True).click()
     rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
     assert [row["right"] for row in rows] == [str(answer["right"]) for answer in saved["answers"]]
+
+
+@browser_test
+def test_the_first_question_stays_when_the_tab_is_left_and_is_not_asked_where_nothing_is_recorded(visit, booth):
+    page = enter(visit, booth[0])
+    before = page.inner_html("#tf-blind-question")
+    page.get_by_role("tab", name=words.GALLERY).click()
+    page.get_by_role("tab", name=words.BLIND).click()
+    page.keyboard.press("a")
+    answered(page)
+    assert page.inner_text("#tf-blind-score tbody tr").count("of 1") == 1
+    assert re.search(r"[0-9a-f]{32}", before)[0] in page.inner_html("#tf-blind-question")
+    with served(FakeWorker()) as url:
+        page = visit(url)
+        page.get_by_role("tab", name=words.BLIND).click()
+        page.wait_for_selector("#tf-blind-next")
+        assert page.locator("#tf-blind-a:visible").count() == 0
 
 
 @browser_test
@@ -326,6 +343,7 @@ def test_a_fresh_pair_that_does_not_come_leaves_a_usable_tab(visit, unseen, how)
         page.get_by_label(words.blind.SOURCES["fresh"], exact=True).check()
         page.click("#tf-blind-next")
         assert until(lambda: "step" in page.inner_text("#tf-blind-question"))
+        assert page.locator("#tf-blind-a:visible").count() == 0, "there is nothing to answer meanwhile"
         if how == "is stopped":
             page.click("#tf-blind-stop")
             assert until(lambda: worker.jobs[0].outcome == "cancelled")
@@ -369,7 +387,6 @@ def test_clips_are_played_together_and_silently(visit, tmp_path):
     record(tmp_path / "train", "a steam train on a teal background", precisions=["nvfp4"], **CLIP)
     with served(FakeWorker(), models=("ltx-2",), unseen=tmp_path) as url:
         page = enter(visit, url)
-        page.click("#tf-blind-next")
         assert until(lambda: page.evaluate("[...document.querySelectorAll('.tf-blind video')].length") == 2)
         clips = "[...document.querySelectorAll('.tf-blind video')]"
         assert until(lambda: page.evaluate(f"{clips}.every((clip) => clip.readyState === 4)"))

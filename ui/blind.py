@@ -50,7 +50,7 @@ class Parts:
         return {getattr(self, field.name) for field in fields(self)}
 
 
-def tab(demo: gr.Blocks, worker: object, shelf: Shelf, models: tuple[str, ...], unseen: Path) -> None:
+def tab(demo: gr.Blocks, opened: gr.Tab, worker: object, shelf: Shelf, models: tuple[str, ...], unseen: Path) -> None:
     """Build the tab; `unseen` holds recorded comparisons that the page shows nowhere else."""
     recorded = [pair for bundle in record.read(unseen) for pair in blind.pairs(bundle.comparison, fresh=False)]
     models = tuple(dict.fromkeys([*models, *(pair.model for pair in recorded)]))
@@ -112,6 +112,7 @@ def tab(demo: gr.Blocks, worker: object, shelf: Shelf, models: tuple[str, ...], 
     test = BlindTest(worker, shelf, recorded, parts)
     drawn = [notice, question, a, b, go, stop, score]
     asking = {model, precision, mode, sources, prompt}
+    opened.select(test.begin, asking, drawn, queue=False, **PRIVATE)
     gr.on([go.click, prompt.submit], test.ask, inputs=asking, outputs=drawn, concurrency_limit=None, **PRIVATE)
     a.click(test.answer_a, None, drawn, queue=False, **PRIVATE)
     b.click(test.answer_b, None, drawn, queue=False, **PRIVATE)
@@ -128,10 +129,23 @@ class BlindTest:
         self._sittings: dict[str, blind.Sitting] = {}
         self._jobs: dict[str, object] = {}
 
+    def begin(self, values: dict, http: gr.Request) -> dict:
+        """The tab was opened: the first time a recorded pair is asked about at once, if there is one."""
+        parts = self._parts
+        if http.session_hash in self._sittings or values[parts.source] != RECORDED:
+            return gr.skip()
+        try:
+            trial = self._sitting(http).ask(values[parts.model], values[parts.precision], values[parts.mode])
+        except TwinframeError as error:
+            return self._idle(str(error))
+        return gr.skip() if trial is None else self._drawn(question(trial), answers=trial.mode)
+
+    def _sitting(self, http: gr.Request) -> blind.Sitting:
+        return self._sittings.setdefault(http.session_hash, blind.Sitting(self._recorded, self._shelf.new))
+
     def ask(self, values: dict, http: gr.Request) -> Iterator[dict]:
         """The next pair was asked for: of the recorded ones, or made now."""
-        parts, session = self._parts, http.session_hash
-        sitting = self._sittings.setdefault(session, blind.Sitting(self._recorded, self._shelf.new))
+        parts, session, sitting = self._parts, http.session_hash, self._sitting(http)
         model, precision, mode = values[parts.model], values[parts.precision], values[parts.mode]
         try:
             if values[parts.source] == RECORDED:

@@ -134,8 +134,8 @@ def build_page(
         with gr.Tabs(elem_id="tf-tabs") as tabs:
             with gr.Tab(words.COMPARE, id=words.COMPARE):
                 parts = _compare(worker, models, first, tabs=tabs, on_stage=on_stage)
-            with gr.Tab(words.BLIND):
-                blind.tab(demo, worker, shelf, models, unseen)
+            with gr.Tab(words.BLIND) as opened:
+                blind.tab(demo, opened, worker, shelf, models, unseen)
             with gr.Tab(words.GALLERY):
                 tiles = gr.HTML(
                     gallery.page(bundles),
