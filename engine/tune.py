@@ -43,8 +43,6 @@ WEIGHT_ONLY = (2, 0)
 """First and last steps in which activations stay bf16, where they do."""
 CALIBRATING = 8
 """Prompts, of the half that chooses, on whose activations weights are calibrated."""
-CHOOSING = 32
-"""Prompts, of the half that chooses, over which candidates are compared."""
 AT_ONCE = 8
 """Prompts that seed and tuned recipe make in turn, so that a run that is ended early has as many of both."""
 WORST = 8
@@ -184,12 +182,14 @@ class _Search:
         calibrated, mixed = self._calibrated(), self._mixed(self.budget)
         together = [self._with_steps(self._with_files(lane, calibrated)) for lane in (self.seed, mixed)]
         candidates = [self._searched(), mixed, *together]
-        some = self.quality["prompts"]["search"][:CHOOSING]
+        some = self.quality["prompts"]["search"]
         scores = {lane.id: fmean(self._scores(lane, some)) for lane in (self.seed, *candidates)}
         found = min(candidates, key=lambda lane: scores[lane.id])
         self.bench.say(f"best on {len(some)} prompts: {found.label}, LPIPS {scores[found.id]:.4f}")
         half = self._with_steps(self._with_files(self._mixed(self.budget / 2), calibrated))
-        self.frontier = [self.seed, *candidates, half]
+        # Where time is what is short, half the bytes buy the same.
+        more = [half] if half.recipe.tunings != together[-1].recipe.tunings else []
+        self.frontier = [self.seed, *candidates, *more]
         return found
 
     def _calibrated(self) -> tuple[Path, ...]:
@@ -243,7 +243,7 @@ class _Search:
         kinds = " + ".join(sorted({*changed.values()} - {PRECISION}))
         scales = ("searched block scales",) if searched else ()
         name = f"mixed-{percent:g}" + ("" if searched else "-plain")
-        label = f"Mixed, +{percent:g}%" + ("" if searched else ", usual scales")
+        label = f"Mixed, up to +{percent:g}%" + ("" if searched else ", usual scales")
         return self._lane(name, label, Tuning(layers=changed, searched=searched), f"layers in {kinds}", *scales)
 
     def _with_steps(self, lane: Lane) -> Lane:
