@@ -210,10 +210,10 @@ def enter(visit, url, **options):
 
 
 def next_pair(page):
-    before = page.inner_html("#tf-blind-question")
+    names = "[...document.querySelectorAll('.tf-blind :is(img, video)')].map((one) => one.src)"
+    before = page.evaluate(names)
     page.click("#tf-blind-next")
-    assert until(lambda: page.inner_html("#tf-blind-question") != before)
-    page.wait_for_selector(".tf-blind[data-open=true]")
+    assert until(lambda: page.locator(".tf-blind[data-open=true]").count() and page.evaluate(names) != before)
     assert until(lambda: page.evaluate("[...document.querySelectorAll('.tf-blind img')].every(i => i.naturalWidth)"))
 
 
