@@ -264,8 +264,9 @@ def test_the_first_question_stays_when_the_tab_is_left_and_is_not_asked_where_no
     before = page.inner_html("#tf-blind-question")
     page.get_by_role("tab", name=words.GALLERY).click()
     page.get_by_role("tab", name=words.BLIND).click()
-    page.keyboard.press("a")
+    page.get_by_role("button", name="A is bf16").click()
     answered(page)
+    page.wait_for_selector("#tf-blind-score tbody tr")
     assert page.inner_text("#tf-blind-score tbody tr").count("of 1") == 1
     assert re.search(r"[0-9a-f]{32}", before)[0] in page.inner_html("#tf-blind-question")
     with served(FakeWorker()) as url:
