@@ -287,7 +287,7 @@ class _Bench:
         self._load_s.clear()
         self._lanes.clear()
         for name in self.settings.precisions:
-            self.studio.drop(self.spec.id, name, self.recipe)
+            self.studio.drop(self.spec, name, self.recipe)
 
     def _lane(self, name: str, method: str) -> _Lane:
         support = self.studio.support[name]

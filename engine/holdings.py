@@ -231,9 +231,9 @@ class Holdings:
         gigabytes, back = self._arrived[key]
         return {"gigabytes": gigabytes, "to_host_s": took[1], "to_device_s": back, "first_to_host_s": took[0]}
 
-    def drop(self, model_id: str, name: str, recipe: str) -> None:
+    def drop(self, spec: ModelSpec, name: str, recipe: str) -> None:
         """Forget a rendition, if there is one, so that its denoiser leaves memory."""
-        self._forget((model_id, name, recipe if name != REFERENCE else ""))
+        self._forget(key_of(spec, name, recipe))
 
     def where(self, key: residency.Key) -> str:
         """Where weights are while a precision runs, in words."""

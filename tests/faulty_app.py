@@ -96,7 +96,7 @@ def arm() -> None:
     def compare_afresh(studio, request, *args):
         if POINTS.get(armed()[0]) == "load":
             for name in request.precisions:
-                studio.drop(request.model, name, request.recipe)
+                studio.drop(catalog.model(request.model), name, request.recipe)
         return compared(studio, request, *args)
 
     def load(*args, place=None, **kwargs):
