@@ -262,6 +262,10 @@ class Shelf:
             else:
                 gone.add(part.key)
         gone |= {part.key for part in others if self._useless(part, wanted, gone)}
+        # What goes for want of use may leave room for what was to wait.
+        there = [part for part in others if part.place == DEVICE and part.key not in gone]
+        room = device - need - sum(part.gigabytes for part in there if part.key not in leaving)
+        leaving -= _spared([part for part in there if part.key in leaving], room)
         return (
             *(Move(key=part.key, to=GONE) for part in others if part.key in gone),
             *(Move(key=part.key, to=HOST) for part in others if part.key in leaving and part.key not in gone),
@@ -277,12 +281,8 @@ class Shelf:
                 break
             chosen.append(part)
             room += part.gigabytes
-        leaving = {part.key for part in chosen}
-        for part in reversed(chosen):  # a small one need not leave if a large one does
-            if part.gigabytes <= room:
-                room -= part.gigabytes
-                leaving.remove(part.key)
-        return leaving
+        # A small one need not leave if a large one does.
+        return {part.key for part in chosen} - _spared(chosen, room)
 
     def _useless(self, part: Part, wanted: Mapping[Key, float], gone: set[Key]) -> bool:
         """Whether a part has lost what it needs to be used."""
@@ -294,3 +294,13 @@ class Shelf:
 
     def _stored(self, gigabytes: float) -> float:
         return math.ceil(gigabytes / self._grain) * self._grain if self._grain else gigabytes
+
+
+def _spared(leaving: list[Part], room: float) -> set[Key]:
+    """Of parts in the order of their last use those for which there is room after all, the last one first."""
+    spared = set()
+    for part in reversed(leaving):
+        if part.gigabytes <= room:
+            room -= part.gigabytes
+            spared.add(part.key)
+    return spared
