@@ -206,6 +206,56 @@ MINI_QWEN = ModelSpec(
     ),
 )
 
+# diffusers' defaults have become those of LTX-2.3, with up to four forward passes a step; these give the guidance that
+# LTX-2 had: two passes, no rescaling. audio_guidance_scale=None follows guidance_scale.
+_LTX2_GUIDANCE = {
+    "stg_scale": 0.0,
+    "modality_scale": 1.0,
+    "guidance_rescale": 0.0,
+    "audio_guidance_scale": None,
+    "audio_stg_scale": 0.0,
+    "audio_modality_scale": 1.0,
+    "audio_guidance_rescale": 0.0,
+    "spatio_temporal_guidance_blocks": None,
+    "use_cross_timestep": False,
+}
+
+MINI_LTX2 = ModelSpec(
+    id="mini-ltx2",
+    name="LTX-2 miniature",
+    family="mini-ltx2",
+    summary="A 17-million-parameter LTX2VideoTransformer3DModel trained on animated Fluent emoji; bundled, makes clips "
+    "of two seconds with their sound.",
+    pipeline="LTX2Pipeline",
+    modality="video",
+    source="models/mini-ltx2",
+    bundled=True,
+    licence="Apache-2.0 (trained on Fluent Emoji, MIT)",
+    licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+    defaults=Settings(
+        height=160, width=160, num_inference_steps=20, guidance_scale=1.0, num_frames=25, frame_rate=12.0
+    ),
+    limits=Limits(
+        sizes=((160, 160),),
+        num_inference_steps=(1, 50),
+        guidance_scale=(1.0, 6.0),
+        batch_size=(1, 4),
+        prompt_characters=150,
+        num_frames=(25, 25),
+        frames_step=8,
+    ),
+    recipes=("seed", "seed-corrected", "full"),
+    batch_argument="num_videos_per_prompt",
+    sound=True,
+    call=MappingProxyType({"negative_prompt": "", "max_sequence_length": 32, **_LTX2_GUIDANCE}),
+    examples=(
+        "a penguin bouncing on a teal background",
+        "a rocket spinning on a purple background",
+        "a fire engine sliding in on a white background",
+        "a butterfly on a pink background",
+    ),
+)
+
 SIGN = "A cat holding a sign that says hello world"
 """The post's prompt for both picture models."""
 
@@ -341,21 +391,11 @@ LTX_2 = ModelSpec(
     batch_argument="num_videos_per_prompt",
     sound=True,
     vae_tiling=True,
-    # diffusers' defaults have become those of LTX-2.3, with up to four forward passes a step; these give the guidance
-    # that LTX-2 had: two passes, no rescaling. audio_guidance_scale=None follows guidance_scale.
     call=MappingProxyType(
         {
             "negative_prompt": "worst quality, inconsistent motion, blurry, jittery, distorted",
             "max_sequence_length": 1024,
-            "stg_scale": 0.0,
-            "modality_scale": 1.0,
-            "guidance_rescale": 0.0,
-            "audio_guidance_scale": None,
-            "audio_stg_scale": 0.0,
-            "audio_modality_scale": 1.0,
-            "audio_guidance_rescale": 0.0,
-            "spatio_temporal_guidance_blocks": None,
-            "use_cross_timestep": False,
+            **_LTX2_GUIDANCE,
         }
     ),
     examples=(
@@ -372,7 +412,7 @@ LTX_2 = ModelSpec(
 )
 
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(
-    {spec.id: spec for spec in (MINI_FLUX, MINI_QWEN, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
+    {spec.id: spec for spec in (MINI_FLUX, MINI_QWEN, MINI_LTX2, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
 )
 
 

@@ -102,6 +102,9 @@ _LTX2_SKIPS = {
         "norm_out",
     )
 }
+_LTX2_CORRECTED_SKIPS = {
+    "skip_containing": ("proj_in", "proj_out", "caption_projection", "time_embed", "av_cross_attn_")
+}
 
 # 1024 x 1024 pixels: the VAE divides each side by 8, and `_pack_latents` of both pipelines makes patches of 2 x 2.
 _IMAGE = (1024 // 16) ** 2
@@ -178,6 +181,21 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
         ),
         _FULL,
     ),
+    "mini-ltx2": (
+        Recipe(
+            id="seed",
+            summary="The LTX-2 rules by name; width limit 128 instead of 1024, as the miniature's sound is 160 wide.",
+            min_features=128,
+            **_LTX2_SKIPS,
+        ),
+        Recipe(
+            id="seed-corrected",
+            summary="The same rules in the names of diffusers' class: adaptive norms stay bf16 too.",
+            min_features=128,
+            **_LTX2_CORRECTED_SKIPS,
+        ),
+        _FULL,
+    ),
     "flux.1-dev": (
         Recipe(
             id="seed",
@@ -209,7 +227,7 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
             id="seed-corrected",
             summary="What the published rules mean, in the names of diffusers' class: adaptive norms stay bf16 too.",
             min_features=POST,
-            skip_containing=("proj_in", "proj_out", "caption_projection", "time_embed", "av_cross_attn_"),
+            **_LTX2_CORRECTED_SKIPS,
         ),
         _strict(_LTX2_SKIPS, _LTX2_ROWS),
         _FULL,

@@ -12,6 +12,7 @@ from assets.training.fluent_motion import (
     MOTIONS,
     NOTE,
     NUM_FRAMES,
+    PLACES,
     SAMPLE_RATE,
     SAMPLES,
     VERBS,
@@ -26,14 +27,20 @@ NAMES = [name for members in VOICES.values() for name in members]
 
 
 def test_no_two_motions_look_alike_in_the_middle_frame():
-    middle = transforms()[:, NUM_FRAMES // 2]
+    middle = transforms()[:, :, NUM_FRAMES // 2].reshape(-1, 4)
+    motion = np.tile(np.arange(len(MOTIONS)), len(PLACES))
     apart = np.abs(middle[:, None] - middle[None]).max(-1)
-    assert apart[~np.eye(len(MOTIONS), dtype=bool)].min() > 0.1
+    assert apart[motion[:, None] != motion].min() > 0.1
+
+
+def test_a_place_moves_the_whole_clip_sideways():
+    for place, moved in zip(PLACES, transforms(), strict=True):
+        assert np.allclose(moved - transforms()[0], [0, place, 0, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("motion", MOTIONS[1:])
 def test_every_motion_but_still_moves(motion):
-    assert np.ptp(transforms()[MOTIONS.index(motion)], axis=0).max() > 0.25
+    assert np.ptp(transforms()[0, MOTIONS.index(motion)], axis=0).max() > 0.25
 
 
 @pytest.mark.parametrize("voice", VOICES)

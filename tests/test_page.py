@@ -1332,7 +1332,7 @@ def start(*arguments, code="import app; app.main()", **options):
     [
         (["--models", "flux.9"], f"There is no model 'flux.9': choose one of {', '.join(catalog.MODELS)}."),
         (["--models", ","], f"--models names no model: choose from {', '.join(catalog.MODELS)}."),
-        (["--preload", "other"], "--preload other is not among --models mini-flux,mini-qwen."),
+        (["--preload", "other"], "--preload other is not among --models mini-flux,mini-qwen,mini-ltx2."),
         (["--port", "abc"], "Argument --port: invalid int value: 'abc'. See app.py --help."),
         (["--port", "70000"], "Port 70000 does not exist: choose one from 1 to 65535."),
     ],

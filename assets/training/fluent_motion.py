@@ -79,6 +79,9 @@ VOICES: dict[str, dict[str, str]] = {
 """What is learnt, by the voice it sounds with: the name in captions -> emojibase's label where that differs."""
 MOTIONS = ("still", "bouncing", "spinning", "growing", "sliding", "swinging")
 """What a clip does with its emoji, besides the emoji's own animation, which always runs."""
+PLACES = (0.0, -0.2, 0.2)
+"""How far aside, to the right in half widths, a clip may take place: the seed decides. A tenth of the width, so that
+an autoencoder that compresses as much sees the same thing one cell further."""
 VERBS = {
     "still": (),
     "bouncing": ("bouncing", "jumping", "hopping"),
@@ -111,14 +114,14 @@ Note = tuple[float, float, float]
 
 
 def transforms() -> np.ndarray:
-    """Where each motion has the emoji in each frame: (motions, frames, 4) of size, x, y and angle.
+    """Where each motion in each place has the emoji in each frame: (places, motions, frames, 4) of size, x, y, angle.
 
     Size is a share of the picture's width, x and y are the centre in [-1, 1], the angle is in radians, clockwise. In
-    the middle frame no two motions look alike.
+    the middle frame no two motions look alike, wherever they take place.
     """
     t = np.linspace(0, 1, NUM_FRAMES)
     one, none = np.ones_like(t), np.zeros_like(t)
-    return np.stack(
+    motions = np.stack(
         [
             np.stack(row, axis=1)
             for row in (
@@ -130,7 +133,8 @@ def transforms() -> np.ndarray:
                 (0.70 * one, 0.16 * np.cos(4 * np.pi * t), 0.06 * one, -np.pi / 6 * np.cos(4 * np.pi * t)),
             )
         ]
-    ).astype(np.float32)
+    )
+    return np.stack([motions + np.array([0.0, place, 0.0, 0.0]) for place in PLACES]).astype(np.float32)
 
 
 def notes(motion: str, voice: str) -> list[Note]:

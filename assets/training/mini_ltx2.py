@@ -9,7 +9,7 @@ not steps. `sound` trains the audio autoencoder, then the vocoder on what it dec
 
 The denoiser learns rectified flow (Liu et al. 2022) with timesteps that are mostly logit-normal (Esser et al. 2024),
 for both streams at once, with one time for both as the sampler has it, and with caption dropout, so that guidance
-above 1 works.
+above 1 works. A caption does not say in which of three places its clip happens: that is the seed's to decide.
 
 It knows of clips and sounds only what fluent_motion.py gives it, and nothing of the engine.
 """
@@ -44,7 +44,16 @@ from transformers.audio_utils import mel_filter_bank
 
 from assets.training import fluent_emoji, fluent_motion
 from assets.training.common import DEVICE, Clock, Muon, Step, follow, lpips_features, perceptual, rate, set_rate
-from assets.training.fluent_motion import FRAME_RATE, HOP, MOTIONS, NUM_FRAMES, SAMPLE_RATE, TEXT_TOKENS, VOICES
+from assets.training.fluent_motion import (
+    FRAME_RATE,
+    HOP,
+    MOTIONS,
+    NUM_FRAMES,
+    PLACES,
+    SAMPLE_RATE,
+    TEXT_TOKENS,
+    VOICES,
+)
 
 SIDE = 160
 COMPRESSION, FRAME_COMPRESSION = 16, 8
@@ -212,10 +221,15 @@ class Clips:
         return len(self.frames)
 
     def make(
-        self, emoji: torch.Tensor, motion: torch.Tensor, colours: torch.Tensor, frames: slice = slice(None)
+        self,
+        emoji: torch.Tensor,
+        motion: torch.Tensor,
+        colours: torch.Tensor,
+        frames: slice = slice(None),
+        place: torch.Tensor | int = 0,
     ) -> torch.Tensor:
-        """Clips of `emoji` (N,) in `motion` (N,) on `colours` (N, 3) in [0, 1]; `frames` of them."""
-        rgba, affine = self.frames[emoji][:, frames], self.affine[motion][:, frames]
+        """Clips of `emoji` (N,) in `motion` (N,) on `colours` (N, 3) in [0, 1], in `place` (N,); `frames` of them."""
+        rgba, affine = self.frames[emoji][:, frames], self.affine[place, motion][:, frames]
         n, count = rgba.shape[:2]
         rgba = rgba.flatten(0, 1).float() / 255  # premultiplied alpha
         grid = F.affine_grid(affine.flatten(0, 1), [n * count, 4, SIDE, SIDE], align_corners=False)
@@ -479,15 +493,15 @@ class Latents:
     """All training latents, packed and normalised as LTX2Pipeline has them, with their captions."""
 
     @torch.no_grad()
-    def __init__(self, data: Path, run: Path, limit: int | None):
+    def __init__(self, data: Path, run: Path, places: int, limit: int | None):
         clips, bank = Clips(data, limit), np.load(data / "captions.npz")
         vae = averaged(new_vae(), run / "vae.pt").to(torch.bfloat16, memory_format=torch.channels_last_3d)
         audio_vae = averaged(new_audio_vae(), run / "audio_vae.pt")
-        shape = (len(clips), len(MOTIONS), len(clips.colours))
+        shape = (places, len(clips), len(MOTIONS), len(clips.colours))
         parts = []
         for rows in torch.arange(math.prod(shape), device=DEVICE).split(32):
-            emoji, motion, colour = torch.unravel_index(rows, shape)
-            x = clips.make(emoji, motion, clips.colours[colour]).to(torch.bfloat16)
+            place, emoji, motion, colour = torch.unravel_index(rows, shape)
+            x = clips.make(emoji, motion, clips.colours[colour], place=place).to(torch.bfloat16)
             parts.append(vae.encode(x.contiguous(memory_format=torch.channels_last_3d)).latent_dist.mode().contiguous())
         video = torch.cat(parts)
         heard = audio_vae.encode(Mel().to(DEVICE)(all_sounds().flatten(0, 1))).latent_dist.mode()
@@ -500,7 +514,7 @@ class Latents:
         ]
         self.video = torch.cat(packed)
         self.audio = LTX2Pipeline._normalize_audio_latents(audio, *self.statistics["audio_vae"])
-        emoji, motion, _ = torch.unravel_index(torch.arange(len(self.video), device=DEVICE), shape)
+        _, emoji, motion, _ = torch.unravel_index(torch.arange(len(self.video), device=DEVICE), shape)
         self.sound = clips.voice[emoji] * len(MOTIONS) + motion
         captions = torch.from_numpy(bank["captions"][:limit]).to(DEVICE)
         self.captions, self.empty = captions.flatten(0, 2), torch.from_numpy(bank["empty"]).to(DEVICE)
@@ -509,7 +523,7 @@ class Latents:
         """Video (batch, 400, 64), audio (batch, 33, 64) and token ids (batch, 32)."""
         i = torch.randint(len(self.video), (batch,), device=DEVICE)
         k = torch.randint(self.captions.shape[1], (batch,), device=DEVICE)
-        return self.video[i].float(), self.audio[self.sound[i]].float(), self.captions[i, k]
+        return self.video[i].float(), self.audio[self.sound[i]].float(), self.captions[i % len(self.captions), k]
 
 
 def _statistics(sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -557,9 +571,11 @@ class Flow(torch.nn.Module):
         )
 
 
-def train_denoiser(data: Path, run: Path, seconds: float, batch: int, limit: int | None, eager: bool) -> None:
+def train_denoiser(
+    data: Path, run: Path, seconds: float, batch: int, places: int, limit: int | None, eager: bool
+) -> None:
     began = time.time()
-    latents = Latents(data, run, limit)
+    latents = Latents(data, run, places, limit)
     torch.save(latents.statistics, run / "statistics.pt")
     print(f"denoiser: {len(latents.video)} clips encoded in {time.time() - began:.0f} s", flush=True)
     flow = Flow(len(fluent_motion.load_tokenizer(data))).to(DEVICE)
@@ -651,12 +667,17 @@ def generate(pipe: LTX2Pipeline, captions: list[str], guidance: float) -> tuple[
 def evaluate(data: Path, pipe: LTX2Pipeline, guidance: float, count: int, limit: int | None, batch: int = 25) -> dict:
     """What the README states, on clips that were trained on, from other noise.
 
-    - top1, top5: the rank of the right clip when the generated middle frame is compared, by LPIPS, with the middle
-      frames of all emoji in all motions on the same background; emoji_top1: the nearest one shows the right emoji.
-    - moving: the share of clips that are nearer, by mean LPIPS over the frames, to the right clip than to that clip
-      frozen in its middle frame. The frozen clip has the middle frame right, so only motion tells them apart.
+    - top1, top5: the rank of the right clip, in whatever place, when the generated middle frame is compared, by LPIPS,
+      with the middle frames of all emoji in all motions and places on the same background; emoji_top1: the nearest one
+      shows the right emoji.
+    - moving: the share of clips that are nearer, by mean LPIPS over the frames, to the right clip, in the place where
+      its middle frame is nearest, than to that clip frozen in its middle frame. The frozen clip has the middle frame
+      right, so only motion tells them apart.
     - background: the palette colour nearest to the mean of the four 8x8 corners of all frames is the right one.
     - sound_top1: the nearest of all training sounds, by distance of mel spectrograms, is the right one.
+
+    Raises:
+        ValueError: a clip is not finite.
     """
     clips, judge, mel = Clips(data, limit), perceptual(), Mel().to(DEVICE)
     mine = held(len(clips), count)
@@ -667,25 +688,29 @@ def evaluate(data: Path, pipe: LTX2Pipeline, guidance: float, count: int, limit:
     made = [generate(pipe, captions[k : k + batch], guidance) for k in range(0, count, batch)]
     seconds = (time.time() - began) / count
     video, audio = (torch.cat(part) for part in zip(*made, strict=True))
+    if not (video.isfinite().all() and audio.isfinite().all()):
+        raise ValueError("A clip holds NaN or infinity.")  # which would count as right: nothing is smaller than NaN
     edges = slice(0, 8), slice(-8, None)
     corners = torch.cat([video[..., a, b].flatten(3) for a in edges for b in edges], -1).mean((2, 3)) / 2 + 0.5
     background = torch.cdist(corners, clips.colours).argmin(1) == colour
-    moving = torch.stack([_moves(judge, clips, *row) for row in zip(video, emoji, motion, colour, strict=True)])
     known = mel(all_sounds().flatten(0, 1)).flatten(1)
     right_sound = clips.voice[emoji] * len(MOTIONS) + motion
     sound = torch.cdist(mel(audio[..., : fluent_motion.SAMPLES]).flatten(1), known).argmin(1) == right_sound
-    ranks, nearest = torch.empty_like(emoji), torch.empty_like(emoji)
-    middle, shape = slice(NUM_FRAMES // 2, NUM_FRAMES // 2 + 1), (len(clips), len(MOTIONS))
+    ranks, nearest, places = (torch.empty_like(emoji) for _ in range(3))
+    middle, shape = slice(NUM_FRAMES // 2, NUM_FRAMES // 2 + 1), (len(clips), len(MOTIONS), len(PLACES))
     for c in colour.unique().tolist():
         rows = (colour == c).nonzero().flatten()
         features, parts = lpips_features(judge, video[rows, :, NUM_FRAMES // 2]), []
         for index in torch.arange(math.prod(shape), device=DEVICE).split(72):
-            frames = clips.make(*torch.unravel_index(index, shape), clips.colours[c].expand(len(index), -1), middle)
+            which, how, where = torch.unravel_index(index, shape)
+            frames = clips.make(which, how, clips.colours[c].expand(len(index), -1), middle, where)
             theirs = lpips_features(judge, frames[:, :, 0])
             parts.append(theirs.square().sum(1)[None] - 2 * features @ theirs.T)
-        distance = torch.cat(parts, 1)
-        right = distance.gather(1, (emoji[rows] * len(MOTIONS) + motion[rows])[:, None])
-        ranks[rows], nearest[rows] = (distance < right).sum(1), distance.argmin(1) // len(MOTIONS)
+        distance, at = torch.cat(parts, 1).unflatten(1, (-1, len(PLACES))).min(2)
+        right = (emoji[rows] * len(MOTIONS) + motion[rows])[:, None]
+        ranks[rows], nearest[rows] = (distance < distance.gather(1, right)).sum(1), distance.argmin(1) // len(MOTIONS)
+        places[rows] = at.gather(1, right)[:, 0]
+    moving = torch.stack([_moves(judge, clips, *row) for row in zip(video, emoji, motion, colour, places, strict=True)])
 
     def share(hits: torch.Tensor) -> float:
         return hits.float().mean().item()
@@ -697,6 +722,7 @@ def evaluate(data: Path, pipe: LTX2Pipeline, guidance: float, count: int, limit:
         "top1": share(ranks < 1),
         "top5": share(ranks < 5),
         "emoji_top1": share(nearest == emoji),
+        "places": [share(places == k) for k in range(len(PLACES))],
         "top1_by_motion": {name: share(ranks[motion == k] < 1) for k, name in enumerate(MOTIONS)},
         "moving": share(moving),
         "moving_by_motion": {name: share(moving[motion == k]) for k, name in enumerate(MOTIONS)},
@@ -712,8 +738,8 @@ def evaluate(data: Path, pipe: LTX2Pipeline, guidance: float, count: int, limit:
 
 def _moves(judge: torch.nn.Module, clips: Clips, made: torch.Tensor, *row: torch.Tensor) -> torch.Tensor:
     """Whether one clip (3, frames, side, side) is nearer to the right clip than to that clip frozen in the middle."""
-    emoji, motion, colour = (k[None] for k in row)
-    right = clips.make(emoji, motion, clips.colours[colour])[0].transpose(0, 1)
+    emoji, motion, colour, place = (k[None] for k in row)
+    right = clips.make(emoji, motion, clips.colours[colour], place=place)[0].transpose(0, 1)
     frozen = right[NUM_FRAMES // 2].expand_as(right)
     made = made.transpose(0, 1)
     return judge(made, right).mean() < judge(made, frozen).mean()
@@ -761,6 +787,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="the folder that sheet writes to")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--batches", type=int, nargs=3, default=(12, 16, 128), help="of vae, sound and denoiser")
+    parser.add_argument("--places", type=int, choices=(1, 2, 3), default=len(PLACES), help="that denoiser learns")
     parser.add_argument("--captions", type=int, default=HELD_CLIPS, help="clips that evaluate generates")
     parser.add_argument("--emoji", type=int, help="only the first so many emoji, for a quick look at the code")
     parser.add_argument("--eager", action="store_true", help="no CUDA graph of the denoiser's step")
@@ -784,7 +811,7 @@ def run_stage(name: str, seconds: float, args: argparse.Namespace) -> None:
     elif name == "sound":
         train_sound(args.run, seconds, args.batches[1])
     elif name == "denoiser":
-        train_denoiser(args.data, args.run, seconds, args.batches[2], args.emoji, args.eager)
+        train_denoiser(args.data, args.run, seconds, args.batches[2], args.places, args.emoji, args.eager)
     elif name == "export":
         build_pipeline(args.data, args.run).save_pretrained(args.out, max_shard_size="9MB")
     elif name in ("evaluate", "sheet"):
