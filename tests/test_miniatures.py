@@ -1,13 +1,17 @@
 """What the bundled miniatures are: their recipes' counts, their figures in the README, and mini-ltx2's clips."""
 
 from dataclasses import asdict
+from types import SimpleNamespace
 
+import av
 import pytest
+import torch
 
 from assets.figures import retrieval
 from assets.training import mini_ltx2
-from engine import catalog, loading, recipes
+from engine import catalog, compare, loading, recipes
 from engine.catalog import MINI_LTX2
+from engine.request import CompareRequest
 from engine.results import LayerCounts
 
 COUNTS = {
@@ -52,3 +56,43 @@ def test_mini_ltx2_is_called_as_it_was_trained():
     }
     assert MINI_LTX2.limits.sizes == ((trained["height"], trained["width"]),)
     assert MINI_LTX2.limits.num_frames == (trained["num_frames"],) * 2
+
+
+# A real clip: what has been learnt is seen and heard
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    """Something slides in on white, in bf16: the file and the tensors."""
+    asked = CompareRequest.create(
+        "a fire engine sliding in on a white background", model="mini-ltx2", precisions=["bf16"]
+    )
+    studio, out = compare.Studio("cpu"), tmp_path_factory.mktemp("clip")
+    with torch.inference_mode():
+        rendition = studio.rendition(MINI_LTX2, "bf16", "seed", lambda _: None)
+        generation, made = studio.generate(rendition, MINI_LTX2, asked, out, lambda _: None, lambda: False)
+    return SimpleNamespace(file=generation.files[0], pixels=made.pixels[0].float(), sound=made.audio[0])
+
+
+def test_a_clip_is_two_seconds_with_stereo_sound(slide):
+    with av.open(slide.file) as clip:
+        video, audio = clip.streams.video[0], clip.streams.audio[0]
+        assert (video.frames, video.average_rate, video.width, video.height) == (25, 12, 160, 160)
+        assert (audio.rate, audio.channels) == (16000, 2)
+        assert float(audio.duration * audio.time_base) == pytest.approx(25 / 12, abs=0.05)
+
+
+def test_it_slides_in_on_the_background_that_was_asked_for(slide):
+    corners = slide.pixels[-1][:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert corners.min() > 0.8
+    seen = (0.8 - slide.pixels.amin(1)).clamp(min=0)  # (frames, height, width)
+    place = (seen.sum(1) * torch.linspace(-1, 1, 160)).sum(-1) / seen.sum((1, 2))
+    assert place[-1] - place[8] > 0.15
+    assert seen[0].sum() < 0.5 * seen[-1].sum(), "it is there from the start"
+
+
+def test_its_sound_comes_from_the_left_to_the_middle(slide):
+    left, right = slide.sound.abs()
+    begin, end = slice(0, 2000), slice(-12000, -2000)
+    assert left[begin].mean() > 2 * right[begin].mean() > 0
+    assert left[end].mean() == pytest.approx(right[end].mean(), rel=0.3)

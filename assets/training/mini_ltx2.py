@@ -1,11 +1,11 @@
 """Trains `mini-ltx2`: a small LTX-2 in diffusers' own classes, pictures and sound, from nothing, on one GPU.
 
     python -m assets.training.fluent_motion DATA
-    python -m assets.training.mini_ltx2 DATA RUN vae:100 sound:50 denoiser:170 export evaluate --out OUT
+    python -m assets.training.mini_ltx2 DATA RUN vae:180 audio_vae:17 vocoder:100 denoiser:240 export evaluate --out OUT
 
 are the calls behind the weights that ship: stages in their order, those that train with their seconds of training.
 They write to RUN and go on from there when called again, in one call or in several; schedules follow training time,
-not steps. `sound` trains the audio autoencoder, then the vocoder on what it decodes. OUT is the checkpoint.
+not steps. The vocoder learns on what the audio autoencoder decodes. OUT is the checkpoint.
 
 The denoiser learns rectified flow (Liu et al. 2022) with timesteps that are mostly logit-normal (Esser et al. 2024),
 for both streams at once, with one time for both as the sampler has it, and with caption dropout, so that guidance
@@ -38,6 +38,7 @@ from diffusers import (
     LTX2VideoTransformer3DModel,
 )
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformerBlock
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from transformers.audio_utils import mel_filter_bank
@@ -62,6 +63,8 @@ CHANNELS = 64
 LATENT_SIDE, LATENT_FRAMES = SIDE // COMPRESSION, (NUM_FRAMES - 1) // FRAME_COMPRESSION + 1
 AUDIO_FRAMES = round(NUM_FRAMES / FRAME_RATE * SAMPLE_RATE / HOP / 4)
 MEL_BINS, MEL_FRAMES, MEL_WINDOW = 64, 4 * AUDIO_FRAMES - 3, 1024
+MEL_FLOOR = 0.02
+"""Below it, everything is silence."""
 PIECE = 48
 """Mel frames that the vocoder is trained on at a time."""
 TEXT_WIDTH, TEXT_LAYERS = 256, 2
@@ -251,7 +254,7 @@ class Mel(torch.nn.Module):
     def forward(self, audio: torch.Tensor) -> torch.Tensor:
         spectrum = torch.stft(audio.flatten(0, 1), MEL_WINDOW, HOP, window=self.window, return_complex=True).abs()
         mel = (spectrum.transpose(1, 2) @ self.bank)[:, : audio.shape[-1] // HOP]
-        return (mel.clamp(min=0.02).log() / 3).unflatten(0, audio.shape[:2])
+        return (mel.clamp(min=MEL_FLOOR).log() / 3).unflatten(0, audio.shape[:2])
 
 
 def all_sounds() -> torch.Tensor:
@@ -304,18 +307,20 @@ def train(
 ) -> torch.nn.Module:
     """Run `step`, which returns its loss after the optimizers' steps, for `seconds`; returns the moving average.
 
-    Goes on from `file` and writes it. `until` ends this call at that share of the schedule. `capture` puts the step
-    into a CUDA graph: worth it where the host, which launches the kernels, is slower than the GPU.
+    Goes on from `file`, or begins a schedule with the weights if it holds nothing else, and writes it. `until` ends
+    this call at that share of the schedule. `capture` puts the step into a CUDA graph: worth it where the host, which
+    launches the kernels, is slower than the GPU.
     """
     name, average = file.stem, copy.deepcopy(model).requires_grad_(False)
     spent, count, loss_sum = 0.0, 0, 0.0
     if file.exists():
         state = torch.load(file, map_location=DEVICE)
-        model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        for optim, saved in zip(optims, state["optims"], strict=True):
-            optim.load_state_dict(saved)
-        spent, count = state["spent"], state["step"]
+        model.load_state_dict(state.get("model", state["average"]))
+        if "optims" in state:
+            for optim, saved in zip(optims, state["optims"], strict=True):
+                optim.load_state_dict(saved)
+            spent, count = state["spent"], state["step"]
     began, run_step = time.time(), Step(step, optims)
     set_rate(optims, rate(spent / seconds))
     if capture:
@@ -427,27 +432,36 @@ def held(emoji: int, count: int = HELD_CLIPS) -> list[tuple[int, int, int]]:
     ]
 
 
-def train_sound(run: Path, seconds: float, batch: int) -> None:
-    """The audio autoencoder by L1 of mel spectrograms, for 40% of the time; the vocoder on what it decodes."""
-    sounds, mel = all_sounds().flatten(0, 1), Mel().to(DEVICE)
-    vae, vocoder = new_audio_vae().to(DEVICE), new_vocoder().to(DEVICE)
-    mels, optims = mel(sounds), [adam(vae.parameters(), 1e-3)]
+def train_audio_vae(run: Path, seconds: float, batch: int) -> None:
+    """L1 of mel spectrograms + a little KL."""
+    mels = Mel().to(DEVICE)(all_sounds().flatten(0, 1))
+    vae = new_audio_vae().to(DEVICE)
+    optims = [adam(vae.parameters(), 1e-3)]
 
-    def vae_step() -> torch.Tensor:
+    def step() -> torch.Tensor:
         x = mels[torch.randint(len(mels), (batch,), device=DEVICE)]
         with torch.autocast(DEVICE, torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample.float()
         return update((x - y).abs().mean() + 1e-4 * divergence(posterior), vae, optims)
 
-    frozen = train(run / "audio_vae.pt", vae, optims, vae_step, 0.4 * seconds, 0.998, 500).eval()
+    train(run / "audio_vae.pt", vae, optims, step, seconds, 0.998, 500)
+
+
+def train_vocoder(run: Path, seconds: float, batch: int) -> None:
+    """On what the audio autoencoder decodes, in pieces of PIECE mel frames.
+
+    The notes are in step with the hops, so that even the phase can be learnt. Most sounds are alike on both sides, and
+    a vocoder first learns to play the same on both: every second piece is turned down on either side, each its way.
+    """
+    sounds, frozen = all_sounds().flatten(0, 1), averaged(new_audio_vae(), run / "audio_vae.pt")
+    vocoder = new_vocoder().to(DEVICE)
     with torch.no_grad():
-        heard = torch.cat(
-            [frozen.decode(frozen.encode(x).latent_dist.sample()).sample for x in mels.split(27) for _ in "ab"]
-        )
-        order = torch.cat([rows for rows in torch.arange(len(mels), device=DEVICE).split(27) for _ in "ab"])
+        mels = Mel().to(DEVICE)(sounds).split(27)
+        heard = torch.cat([frozen.decode(frozen.encode(x).latent_dist.sample()).sample for x in mels for _ in "ab"])
+        order = torch.cat([rows for rows in torch.arange(len(sounds), device=DEVICE).split(27) for _ in "ab"])
     windows = {size: torch.hann_window(size, device=DEVICE) for size in (256, 512, 1024, 2048)}
-    voice_optims, piece = [adam(vocoder.parameters(), 1.5e-3)], torch.arange(PIECE, device=DEVICE)
+    optims, piece = [adam(vocoder.parameters(), 1.5e-3)], torch.arange(PIECE, device=DEVICE)
 
     def spectra(audio: torch.Tensor) -> list[torch.Tensor]:
         audio = audio.flatten(0, 1)
@@ -460,19 +474,21 @@ def train_sound(run: Path, seconds: float, batch: int) -> None:
             for size, window in windows.items()
         ]
 
-    def vocoder_step() -> torch.Tensor:
-        """Pieces of PIECE mel frames. The notes are in step with the hops, so that even the phase can be learnt."""
+    def step() -> torch.Tensor:
         pick = torch.randint(len(heard), (batch, 1), device=DEVICE)
         frames = torch.randint(MEL_FRAMES - PIECE + 1, (batch, 1), device=DEVICE) + piece
-        x = sounds.unflatten(2, (-1, HOP))[order[pick], :, frames].transpose(1, 2).flatten(2)
-        spectrogram = heard[pick, :, frames].transpose(1, 2)
+        volume = torch.rand(batch, 2, 1, device=DEVICE).clamp(min=1e-3)
+        volume = torch.where(torch.rand(batch, 1, 1, device=DEVICE) < 0.5, volume, 1.0)
+        x = sounds.unflatten(2, (-1, HOP))[order[pick], :, frames].transpose(1, 2).flatten(2) * volume
+        spectrogram = heard[pick, :, frames].transpose(1, 2) + volume.log()[..., None] / 3
+        spectrogram = spectrogram.clamp(min=math.log(MEL_FLOOR) / 3)
         y = vocoder(spectrogram + 0.02 * torch.randn_like(spectrogram))
         loss = 20 * (x - y).abs().mean()
         for a, b in zip(spectra(x), spectra(y), strict=True):  # multi-resolution STFT (Yamamoto et al. 2020)
             loss = loss + (a.clamp(min=0.02).log() - b.clamp(min=0.02).log()).abs().mean() + (a - b).abs().mean()
-        return update(loss, vocoder, voice_optims)
+        return update(loss, vocoder, optims)
 
-    average = train(run / "vocoder.pt", vocoder, voice_optims, vocoder_step, 0.6 * seconds, 0.998, 250)
+    average = train(run / "vocoder.pt", vocoder, optims, step, seconds, 0.998, 250)
     print("sound:", json.dumps(fidelity(frozen, average)), flush=True)
 
 
@@ -532,6 +548,14 @@ def _statistics(sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return sample.mean(0), deviation.maximum(0.5 * deviation.square().mean().sqrt())
 
 
+def modulation(table: torch.Tensor, embedding: torch.Tensor, batch: int) -> tuple[torch.Tensor, ...]:
+    """The block's `get_mod_params` in the embedding's type, as in the bfloat16 pipeline.
+
+    Under autocast the tables are float32, and would make the whole residual stream so.
+    """
+    return (table.to(embedding.dtype)[None, None] + embedding.unflatten(-1, (len(table), -1))).unbind(2)
+
+
 class Flow(torch.nn.Module):
     """The trainable whole: text encoder, connectors and transformer, called as LTX2Pipeline calls them."""
 
@@ -540,13 +564,13 @@ class Flow(torch.nn.Module):
         self.text_encoder, self.connectors = new_text_encoder(vocabulary), new_connectors()
         self.transformer = new_transformer()
 
-    def coordinates(self, batch: int) -> dict:
-        """Positions of both streams, which a captured step must not compute anew."""
+    def coordinates(self) -> dict:
+        """Positions of both streams, once for a whole batch, which a captured step must not compute anew."""
         rope, audio_rope = self.transformer.rope, self.transformer.audio_rope
         grid = (LATENT_FRAMES, LATENT_SIDE, LATENT_SIDE)
         return {
-            "video_coords": rope.prepare_video_coords(batch, *grid, DEVICE, fps=FRAME_RATE),
-            "audio_coords": audio_rope.prepare_audio_coords(batch, AUDIO_FRAMES, DEVICE),
+            "video_coords": rope.prepare_video_coords(1, *grid, DEVICE, fps=FRAME_RATE),
+            "audio_coords": audio_rope.prepare_audio_coords(1, AUDIO_FRAMES, DEVICE),
         }
 
     def encode(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -580,7 +604,7 @@ def train_denoiser(
     print(f"denoiser: {len(latents.video)} clips encoded in {time.time() - began:.0f} s", flush=True)
     flow = Flow(len(fluent_motion.load_tokenizer(data))).to(DEVICE)
     optims = matrices_first([flow], 1.2e-3, 1.5e-3)
-    coordinates = flow.coordinates(batch)
+    coordinates = flow.coordinates()
 
     def step() -> torch.Tensor:
         video, audio, ids = latents.draw(batch)
@@ -596,6 +620,7 @@ def train_denoiser(
         loss = F.mse_loss(out.float(), noise - video)
         return update(loss + 0.3 * F.mse_loss(audio_out.float(), audio_noise - audio), flow, optims)
 
+    LTX2VideoTransformerBlock.get_mod_params = staticmethod(modulation)
     if DEVICE == "cuda":
         flow.transformer.compile_repeated_blocks(dynamic=False)
     train(run / "denoiser.pt", flow, optims, step, seconds, 0.9985, 250, capture=not eager)
@@ -781,7 +806,7 @@ def main() -> None:
         "stages",
         nargs="+",
         metavar="STAGE[:SECONDS]",
-        help="vae, sound, denoiser (60 seconds of training each unless told); export, evaluate, sheet",
+        help="vae, audio_vae, vocoder, denoiser (60 seconds of training each unless told); export, evaluate, sheet",
     )
     parser.add_argument("--out", type=Path, help="the checkpoint's folder, which evaluate and sheet load")
     parser.add_argument("--sheet", type=Path, help="the folder that sheet writes to")
@@ -808,8 +833,10 @@ def main() -> None:
 def run_stage(name: str, seconds: float, args: argparse.Namespace) -> None:
     if name == "vae":
         train_vae(args.data, args.run, seconds, args.batches[0], args.emoji)
-    elif name == "sound":
-        train_sound(args.run, seconds, args.batches[1])
+    elif name == "audio_vae":
+        train_audio_vae(args.run, seconds, args.batches[1])
+    elif name == "vocoder":
+        train_vocoder(args.run, seconds, args.batches[1])
     elif name == "denoiser":
         train_denoiser(args.data, args.run, seconds, args.batches[2], args.places, args.emoji, args.eager)
     elif name == "export":
@@ -823,7 +850,7 @@ def run_stage(name: str, seconds: float, args: argparse.Namespace) -> None:
             figures = evaluate(args.data, pipe, args.guidance, args.captions, args.emoji)
             print(json.dumps(figures, indent=1), flush=True)
     else:
-        raise SystemExit(f"{name} is no stage: vae, sound, denoiser, export, evaluate, sheet")
+        raise SystemExit(f"{name} is no stage: vae, audio_vae, vocoder, denoiser, export, evaluate, sheet")
 
 
 if __name__ == "__main__":
