@@ -93,6 +93,6 @@ def test_it_slides_in_on_the_background_that_was_asked_for(slide):
 
 def test_its_sound_comes_from_the_left_to_the_middle(slide):
     left, right = slide.sound.abs()
-    begin, end = slice(0, 2000), slice(-12000, -2000)
+    begin, end = slice(0, 2000), slice(-8000, -2000)
     assert left[begin].mean() > 2 * right[begin].mean() > 0
     assert left[end].mean() == pytest.approx(right[end].mean(), rel=0.3)
