@@ -29,7 +29,7 @@ def test_recipes_take_as_many_layers_as_the_readme_says(model, name, precision):
     quantized, linears = COUNTS[model, name]
     plan = recipes.plan(loading.empty_transformer(catalog.MODELS[model]), recipes.recipe(model, name), precision)
     assert plan.counts == LayerCounts(quantized=quantized, skipped=linears - quantized, left=0)
-    readme = (catalog.ASSETS.parent / "README.md").read_text()
+    readme = " ".join((catalog.ASSETS.parent / "README.md").read_text().split())
     assert name == "full" or f"{quantized} of {linears} Linear" in readme or f"`{name}` {quantized}" in readme
 
 
@@ -95,4 +95,4 @@ def test_its_sound_comes_from_the_left_to_the_middle(slide):
     left, right = slide.sound.abs()
     begin, end = slice(0, 2000), slice(-8000, -2000)
     assert left[begin].mean() > 2 * right[begin].mean() > 0
-    assert left[end].mean() == pytest.approx(right[end].mean(), rel=0.3)
+    assert left[end].mean().item() == pytest.approx(right[end].mean().item(), rel=0.3)

@@ -35,7 +35,7 @@ def table(folder: Path = FIGURES) -> str:
 def _cell(key: str, value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if key == "reconstruction_lpips" else f"{value:.0%}"
+    return f"{value:.3f}" if key == "reconstruction_lpips" else f"{100 * value:.3g}%"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 are the calls behind the weights that ship: stages in their order, those that train with their seconds of training.
 They write to RUN and go on from there when called again, in one call or in several; schedules follow training time,
-not steps. The vocoder learns on what the audio autoencoder decodes. OUT is the checkpoint.
+not steps. The vocoder learns on what the audio autoencoder decodes; the one that ships had 25 seconds and then, from
+its average weights, a schedule of 75. OUT is the checkpoint.
 
 The denoiser learns rectified flow (Liu et al. 2022) with timesteps that are mostly logit-normal (Esser et al. 2024),
 for both streams at once, with one time for both as the sampler has it, and with caption dropout, so that guidance
