@@ -91,6 +91,7 @@ def section(results: Sequence[Mapping]) -> str:
             reference = None if row["precision"] == REFERENCE else _other(row, rows, REFERENCE, "engine")
             cells = {
                 "": f"{result['model']} {_shape(result)}",
+                "steps": str(result["settings"]["num_inference_steps"]),
                 "batch": str(row["batch_size"]),
                 "precision": _NAMES[row["precision"]],
                 "whole call, s": f"{row['latency_s']['median']:.2f}",
@@ -105,7 +106,10 @@ def section(results: Sequence[Mapping]) -> str:
             }
             for head, cell in cells.items():
                 columns.setdefault(head, []).append(cell)
-    notes = [f"- {_about(result)}; median of {_repeats(result)}." for result in results]
+    notes = [
+        " ".join([f"- {_about(result)}; median of {_repeats(result)}.", *(result[k] for k in ("note",) if k in result)])
+        for result in results
+    ]
     return "\n".join([*_grid(columns), "", *dict.fromkeys(notes)]) + "\n"
 
 
