@@ -798,6 +798,17 @@ def test_what_was_not_measured_is_not_filled_in(tmp_path):
     assert rows[3][2:] == ["OutOfMemoryError: &lt;no&gt; room", "21.84", "–", "–", "–"]
 
 
+def test_the_engines_step_is_set_against_the_posts_method_at_the_same_precision(tmp_path):
+    made = benchmark()
+    bf16, fp8, *_ = made["rows"]
+    posts = [row | {"method": "seed", "step_ms": 1.25 * row["step_ms"]} for row in (bf16, fp8)]
+    (tmp_path / "h200.json").write_text(json.dumps(made | {"rows": [bf16, fp8, *posts]}))
+    heads, *rows = rows_of(benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text())), "FLUX.1-dev")[:5]
+    column = next(k for k, head in enumerate(heads) if head.startswith("vs the post's"))
+    assert [row[column] for row in rows] == ["1.25×", "1.25×", "–", "–"]
+    assert [row[1] for row in rows] == ["Twinframe", "Twinframe", "the post&#x27;s", "the post&#x27;s"]
+
+
 def test_a_file_that_is_no_benchmark_is_named_and_the_others_are_shown(tmp_path):
     (tmp_path / "a.json").write_text('{"rows": [')
     (tmp_path / "b.json").write_text(json.dumps({"rows": [1]}))

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 POST = catalog.ASSETS / "reference" / "b200.json"
 """Every table of the post, and its settings."""
 
+POSTS = "seed"
+"""The post's method, as a row of a benchmark names it."""
+
 Row = Mapping[str, object]
 
 
@@ -82,22 +85,23 @@ def _measured_table(rows: Sequence[Row], label: str) -> str:
     heads = [
         ("Batch", ""), ("Precision", ""), ("Method", ""), ("Text", "s", "stages"), ("Denoise", "s", "stages"),
         ("Decode", "s", "stages"), ("Total", "s", "median"), ("10–90%", "s", "spread"), ("vs bf16", "", "speedup"),
-        ("Step", "ms", "step"), ("Weights", "GB", "weights"), ("Peak", "GB", "peak"), ("vs bf16", "", "saving"),
-        ("First call", "s", "first call"),
+        ("Step", "ms", "step"), ("vs the post's", "", "over the post"), ("Weights", "GB", "weights"),
+        ("Peak", "GB", "peak"), ("vs bf16", "", "saving"), ("First call", "s", "first call"),
     ]  # fmt: skip
-    keep = [len(batches) > 1, True, len(methods) > 1, *[True] * (len(heads) - 3)]
-    body = "".join(_measured_row(row, _reference(rows, row), keep) for row in rows)
+    keep = [len(batches) > 1, True, len(methods) > 1, *[True] * 7, POSTS in methods, *[True] * 4]
+    body = "".join(_measured_row(row, rows, keep) for row in rows)
     return table([of for of, kept in zip(heads, keep, strict=True) if kept], body, label)
 
 
-def _measured_row(row: Row, reference: Row | None, keep: Sequence[bool]) -> str:
+def _measured_row(row: Row, rows: Sequence[Row], keep: Sequence[bool]) -> str:
     """A row of the table; what was not measured is a dash, and an emulation's time and peak are never shown."""
     native, took, memory = row["execution"] == "native", row["latency_s"], row["memory_gb"]
-    against = reference if native and row["precision"] != REFERENCE else None
+    against = _other(rows, row, precision=REFERENCE) if native and row["precision"] != REFERENCE else None
+    absent = f'<td colspan="{sum(keep[3:11])}" class="tf-absent">'
     if not native:
-        latency = f'<td colspan="7" class="tf-absent">{words.NOT_COMPARABLE}</td>'
+        latency = f"{absent}{words.NOT_COMPARABLE}</td>"
     elif took is None:
-        latency = f'<td colspan="7" class="tf-absent">{escape(row["error"] or words.benchmarks.NOT_MEASURED)}</td>'
+        latency = f"{absent}{escape(row['error'] or words.benchmarks.NOT_MEASURED)}</td>"
     else:
         speedup = against and against["latency_s"] and against["latency_s"]["median"] / took["median"]
         values = [
@@ -105,8 +109,9 @@ def _measured_row(row: Row, reference: Row | None, keep: Sequence[bool]) -> str:
             f"{words.seconds(took['p10'])}–{words.seconds(took['p90'])}",
             _or_dash(speedup, words.factor),
             _or_dash(row["step_ms"], "{:.0f}".format),
+            _or_dash(_over_the_posts(row, rows), words.factor),
         ]
-        latency = "".join(f"<td>{value}</td>" for value in values)
+        latency = "".join(f"<td>{value}</td>" for value, kept in zip(values, keep[3:11], strict=True) if kept)
     peak = memory["peak_allocated"] if native else None
     base = against and against["memory_gb"]["peak_allocated"]
     lead = [
@@ -128,10 +133,16 @@ def _or_dash(value: float | None, shown: Callable[[float], str]) -> str:
     return "–" if value is None else shown(value)
 
 
-def _reference(rows: Sequence[Row], row: Row) -> Row | None:
-    """The bf16 row of the same batch and method."""
-    wanted = (REFERENCE, row["batch_size"], row["method"])
-    return next((r for r in rows if (r["precision"], r["batch_size"], r["method"]) == wanted), None)
+def _other(rows: Sequence[Row], row: Row, **other: str) -> Row | None:
+    """The row of the same batch, precision and method, but for what `other` says."""
+    wanted = {key: row[key] for key in ("precision", "batch_size", "method")} | other
+    return next((r for r in rows if all(r[key] == value for key, value in wanted.items())), None)
+
+
+def _over_the_posts(row: Row, rows: Sequence[Row]) -> float | None:
+    """How many times as fast the engine's step is as the step by the post's method."""
+    posts = _other(rows, row, method=POSTS) if row["method"] == "engine" else None
+    return posts["step_ms"] / row["step_ms"] if posts and posts["step_ms"] and row["step_ms"] else None
 
 
 def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping) -> str:

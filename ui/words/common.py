@@ -40,6 +40,7 @@ WHY = {
     "median": "Median of the repeats: wall clock of one real pipeline call after a warm-up of the same shape.",
     "spread": "The tenth and the ninetieth percentile of the repeats.",
     "step": "One denoising step: the denoising time over the number of steps.",
+    "over the post": "The time of a step by the post's method over this one's, at the same precision, in one run.",
     "saving": "Peak memory against bf16's in the same file.",
     "first call": "The first call of this row, which compiles and warms up; no other number holds any of it.",
     "bf16 bytes": "Two bytes a weight; MB are 1e6 bytes.",
