@@ -165,7 +165,19 @@ def test_no_other_endpoint_is_public(app):
     assert list(described["named_endpoints"]) == ["/compare"]
     assert not described["unnamed_endpoints"]
     jobs = len(worker.jobs)
-    for name in ("press", "run", "stop", "broken", "leave", "choose_model", "lambda", "lambda_1", "predict", "js_fn"):
+    for name in (
+        "press",
+        "run",
+        "stop",
+        "broken",
+        "leave",
+        "choose_model",
+        "show_model",
+        "lambda",
+        "lambda_1",
+        "predict",
+        "js_fn",
+    ):
         for route in ("call", "run", "api"):
             response = httpx.post(f"{url}/gradio_api/{route}/{name}", json={"data": []})
             assert response.status_code >= 400, f"{route}/{name}"

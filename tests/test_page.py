@@ -486,6 +486,27 @@ def test_the_form_follows_the_model(visit, many):
 
 
 @browser_test
+def test_another_model_shows_a_recording_of_its_own_but_never_in_place_of_a_result(visit, tmp_path):
+    record(tmp_path / "rocket")
+    for name, example in enumerate(catalog.MINI_LTX2.examples[:2]):
+        record(tmp_path / f"clip-{name}", example, model="mini-ltx2")
+    with served(FakeWorker(), tmp_path, models=("mini-flux", "mini-qwen", "mini-ltx2")) as url:
+        page = visit(url)
+        page.wait_for_selector("#tf-stage img")
+        choose_model(page, catalog.MINI_LTX2.name)
+        page.wait_for_selector("#tf-stage video")
+        assert page.locator("#tf-headline .tf-recorded").count() == 1
+        assert catalog.MINI_LTX2.examples[0] in page.inner_text("#tf-headline")
+        choose_model(page, catalog.MINI_QWEN.name)  # of which nothing is recorded
+        generate(page)
+        finished(page)
+        choose_model(page, catalog.MINI_LTX2.name)
+        page.wait_for_timeout(1500)
+        assert page.locator("#tf-stage video").count() == 0
+        assert page.locator("#tf-headline .tf-recorded").count() == 0
+
+
+@browser_test
 def test_a_prompt_of_ones_own_stays_when_the_model_changes(visit, many):
     page = visit(many[0])
     page.fill("#tf-prompt textarea", "a cat of my own")

@@ -257,6 +257,18 @@ class Handlers:
             **{getattr(form, name): gr.update(**of) for name, of in settings(spec, self._worker).items()},
         }
 
+    def show_model(self, values: dict, http: gr.Request) -> dict:
+        """Another model was chosen: if a recording was shown, show one of its own; what was made here stays."""
+        form, shown = self._parts.form, values[self._parts.shown]
+        if http.session_hash in self._runs or not shown.recorded or shown.request.model == values[form.model]:
+            return gr.skip()
+        own = {name: b for name, b in self._bundles.items() if b.comparison.request.model == values[form.model]}
+        try:
+            bundle = record.nearest(form.request(values), own.values())
+        except RequestError:  # a form that is not filled in: any of its recordings will do
+            bundle = next(iter(own.values()), None)
+        return self._open(bundle.name) if bundle else gr.skip()
+
     def open_link(self, http: gr.Request) -> dict:
         """The page was opened: set the form, or show the recording, as the address says, and start nothing."""
         parts = self._parts

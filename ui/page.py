@@ -299,7 +299,7 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers, tiles: gr.HTML) -> 
     )
     around = [parts.examples, parts.about, parts.hints]
     # Not change, which an opened link would cause as well: it brings values of its own.
-    form.model.input(
+    another = form.model.input(
         handlers.choose_model,
         [form.model, form.prompt],
         [*around, *(form.components() - {form.model, form.precisions})],
@@ -308,6 +308,7 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers, tiles: gr.HTML) -> 
     )
     around += form.components()
     opened = [*drawn, parts.shown, parts.tabs]
+    another.then(handlers.show_model, form.components() | {parts.shown}, opened, queue=False, **PRIVATE)
     demo.load(handlers.open_link, None, [*around, *opened], queue=False, **PRIVATE)
     quick = {"queue": False, **PRIVATE}
     for chosen in (
