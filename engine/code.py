@@ -54,6 +54,11 @@ _CONFIGS = {
 )""",
 }
 """As engine/precision.py configures them where they are native."""
+_CONTIGUOUS = """pipe.transformer.register_forward_pre_hook(  # the latents are a view that torchao's quantizers refuse
+    lambda module, args, kwargs: (args, kwargs | {"hidden_states": kwargs["hidden_states"].contiguous()}),
+    with_kwargs=True,
+)
+"""
 
 
 def code(request: CompareRequest, precision: str, execution: str) -> str:
@@ -170,6 +175,7 @@ def _prepare(spec: ModelSpec) -> str:
     dynamic = False if spec.text_padded else None
     return (
         'pipe.transformer.set_attention_backend("native")\n'
+        f"{_CONTIGUOUS if spec.modality == 'video' else ''}"
         'if device == "cuda":  # Twinframe also records CUDA graphs for single pictures, which changes their speed\n'
         f"    pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic={dynamic})"
     )

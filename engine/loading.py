@@ -23,6 +23,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from engine import hub
 from engine.catalog import ModelSpec
@@ -131,7 +132,13 @@ def load_transformer(
         read = _reader(folder / "transformer", device, opened) if checkpoint else _random(device)
         transformer = _fill(_hollow(spec, "transformer", folder, checkpoint), device, read, place)
     transformer.set_attention_backend("native")
+    # LTX-2's pipeline may hand over latents as a transposed view, which torchao's microscaling quantizers refuse.
+    transformer.register_forward_pre_hook(_contiguous, with_kwargs=True)
     return transformer.eval().requires_grad_(False)
+
+
+def _contiguous(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return tree_map_only(Tensor, Tensor.contiguous, (args, kwargs))
 
 
 def empty_transformer(spec: ModelSpec) -> nn.Module:
