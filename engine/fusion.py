@@ -41,12 +41,14 @@ class Rewrites(CustomGraphPass):
         real_rotations(graph)
         cast_before_view(graph)
         turned_pairs(graph)
+        turned_halves(graph)
         logistic_gelu(graph)
         share(graph)
         flatten_quantized(graph)
         multiply_and_saturate(graph)
         share(graph)
         keep_quantized(graph)
+        write_rows(graph)
 
     def uuid(self) -> bytes:
         return get_hash_for_files((__file__,))
@@ -58,11 +60,9 @@ def options() -> Mapping[str, object]:
         {
             "post_grad_custom_pre_pass": Rewrites(),
             "split_reductions": False,
-            # How much may be computed anew rather than written to memory. Inductor's defaults, 4, 8 and 30, write what
-            # a norm makes before the rotary embedding reads it.
-            "realize_reads_threshold": 16,
-            "realize_acc_reads_threshold": 32,
-            "realize_opcount_threshold": 200,
+            # Operations that may be computed anew rather than written to memory. A norm and the rotary embedding behind
+            # it are up to 34; beyond Inductor's own limit, 30, what they make would be written in fp32 and read again.
+            "realize_opcount_threshold": 64,
         }
     )
 
@@ -169,6 +169,39 @@ def keep_quantized(graph: Graph) -> int:
     return kept
 
 
+def write_rows(graph: Graph) -> int:
+    """What a permutation puts together to rows, only to be taken apart into heads again, is computed by rows.
+
+    Gives how many. Computed by heads, or viewed as them in between, its halves are found at (i % 128) % 64, and Triton
+    sees only of i % 64 that neighbours are neighbours in memory: it would load them one by one.
+    """
+    written = 0
+    for rows in list(graph.nodes):
+        if rows.target not in _VIEWS or not all(isinstance(n, int) for n in rows.meta["val"].shape):
+            continue
+        dimensions = rows.meta["val"].ndim
+        apart = [user for user in rows.users if user.target in _VIEWS and user.meta["val"].ndim > dimensions]
+        cast = rows.args[0] if rows.args[0].target is _CAST else None
+        permuted = cast.args[0] if cast else rows.args[0]
+        heads = permuted.args[0] if permuted.target is aten.permute.default else None
+        if heads is None or heads.target not in _VIEWS or not apart or len(apart) < len(rows.users):
+            continue
+        parts, order = heads.args[0], permuted.args[1]
+        *kept, a, b = parts.meta["val"].shape
+        if [*kept, a * b] != list(heads.meta["val"].shape) or order[-1] != len(kept):
+            continue
+        with graph.inserting_before(rows):
+            value = _add(graph, aten.permute.default, parts, [*order, len(kept) + 1])
+            value = _add(graph, _CAST, value, cast.args[1]) if cast else value
+            value = _add(graph, aten.reshape.default, value, list(rows.meta["val"].shape))
+            strides = list(value.meta["val"].stride())
+            rows.replace_all_uses_with(_add(graph, inductor_prims.force_stride_order, value, strides))
+        graph.erase_node(rows)
+        written += 1
+    graph.eliminate_dead_code()
+    return written
+
+
 def multiply_and_saturate(graph: Graph) -> int:
     """Quantize with one multiplication: x / scale clamped to 448 and cast is x * (1 / scale) cast; gives how many.
 
@@ -256,20 +289,83 @@ def turned_pairs(graph: Graph) -> int:
         if pairs.meta["val"].shape != turned.meta["val"].shape:
             continue
         with graph.inserting_before(turned):
-            value = turned.meta["val"]
-            place = graph.call_function(
-                prims.iota.default,
-                (2,),
-                {"start": 0, "step": 1, "dtype": torch.int32, "device": value.device, "requires_grad": False},
-            )
-            place.meta["val"] = value.new_empty(2, dtype=torch.int32)
-            sign = _add(graph, aten.sub.Tensor, _add(graph, aten.mul.Tensor, place, 2), 1)
-            reverse = _add(graph, prims.rev.default, pairs, [value.ndim - 1])
-            turned.replace_all_uses_with(_times(graph, reverse, _add(graph, _CAST, sign, value.dtype)))
+            reverse = _add(graph, prims.rev.default, pairs, [pairs.meta["val"].ndim - 1])
+            turned.replace_all_uses_with(_times(graph, reverse, _signs(graph, pairs.meta["val"])))
         graph.erase_node(turned)
         found += 1
     graph.eliminate_dead_code()
     return found
+
+
+def turned_halves(graph: Graph) -> int:
+    """What is added to the halves (a, b) of x * c in place, -s * b and s * a, is (b, a) * s * (-1, 1); gives how many.
+
+    As diffusers writes LTX-2's rotary embedding (`apply_split_rotary_emb`). Inductor computes what is written into a
+    half under a mask, and all that it is made of, the norm too, anew for each: 35 loads in a kernel where 10 do.
+    """
+    found = 0
+    for whole in list(graph.nodes):
+        second = _added_to_half(whole, 1)
+        first = _added_to_half(second[0], 0) if second else None
+        if first is None or first[1] != second[1] or first[3] is not second[3]:
+            continue
+        (product, dimension, negative, x), sine = first, second[2]
+        value = x.meta["val"]
+        fits = product.meta["val"].shape == value.shape and sine.meta["val"].shape[dimension] == 1
+        if not fits or negative.target is not aten.neg.default or negative.args[0] is not sine:
+            continue
+        with graph.inserting_before(whole):
+            signs = _add(graph, aten.reshape.default, _signs(graph, value), [2] + [1] * (value.ndim - 1 - dimension))
+            turned = _times(graph, _add(graph, prims.rev.default, x, [dimension]), _times(graph, sine, signs))
+            whole.replace_all_uses_with(_add(graph, aten.add.Tensor, product, turned))
+        graph.erase_node(whole)
+        found += 1
+    graph.eliminate_dead_code()
+    return found
+
+
+def _added_to_half(node: Node, half: int) -> tuple[Node, int, Node, Node] | None:
+    """What `node` is but for one half, their dimension, and the factor and the x whose other half were added there.
+
+    As `addcmul_` on a slice is taken apart, with its own factor of 1.
+    """
+    dimension = _place(node, aten.slice_scatter.default, 2, half)
+    if dimension is None:
+        return None
+    into, total = node.args[:2]
+    term = total.args[1] if total.target is aten.add.Tensor and not total.kwargs else None
+    if not isinstance(term, Node) or term.target is not aten.mul.Tensor:
+        return None
+    before, (factor, other) = total.args[0], term.args
+    if factor.target is aten.mul.Tensor and factor.args[1] == 1:
+        factor = factor.args[0]
+    if _place(before, aten.slice.Tensor, 1, half) != dimension or before.args[0] is not into:
+        return None
+    if _place(other, aten.slice.Tensor, 1, 1 - half) != dimension:
+        return None
+    return into, dimension, factor, other.args[0]
+
+
+def _place(node: object, target: object, first: int, place: int) -> int | None:
+    """The dimension of two along which `node` takes or writes this place, as its arguments from the `first` on say."""
+    if not isinstance(node, Node) or node.target is not target:
+        return None
+    dimension, start, end, step = (*node.args[first:], *(0, None, None, 1)[len(node.args) - first :])
+    shape = node.args[0].meta["val"].shape
+    of_two = shape[dimension] == 2 and isinstance(start, int) and isinstance(end, int)
+    return dimension % len(shape) if of_two and step == 1 and (start, min(end, 2)) == (place, place + 1) else None
+
+
+def _signs(graph: Graph, like: torch.Tensor) -> Node:
+    """(-1, 1) in the type of `like`, computed where it is needed."""
+    place = graph.call_function(
+        prims.iota.default,
+        (2,),
+        {"start": 0, "step": 1, "dtype": torch.int32, "device": like.device, "requires_grad": False},
+    )
+    place.meta["val"] = like.new_empty(2, dtype=torch.int32)
+    sign = _add(graph, aten.sub.Tensor, _add(graph, aten.mul.Tensor, place, 2), 1)
+    return _add(graph, _CAST, sign, like.dtype)
 
 
 def _part(node: Node, index: int) -> Node | None:

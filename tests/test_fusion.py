@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from torch._dynamo.backends.common import aot_autograd
-from torch._inductor import config
+from torch._inductor import config, inductor_prims
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -148,6 +148,79 @@ def test_other_stacks_are_left_alone():
     assert rewritten(graph, fusion.turned_pairs) == [0]
 
 
+def split_rotary(x, cosine, sine):
+    """As diffusers writes it for LTX-2, from rows to rows."""
+    batch, heads, length, half = cosine.shape
+    parts = x.reshape(batch, length, heads, -1).swapaxes(1, 2).reshape(batch, heads, length, 2, half).float()
+    cosine, sine = cosine.unsqueeze(-2), sine.unsqueeze(-2)
+    made = parts * cosine
+    made[..., :1, :].addcmul_(-sine, parts[..., 1:, :])
+    made[..., 1:, :].addcmul_(sine, parts[..., :1, :])
+    rows = made.reshape(batch, heads, length, 2 * half).swapaxes(1, 2).reshape(batch, length, -1).to(x.dtype)
+    return rows.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_halves_are_turned_without_being_written_into(dtype):
+    x = torch.randn(2, 5, 24).to(dtype)
+    cosine, sine = torch.randn(2, 2, 3, 5, 4)
+    graph = traced(torch.func.functionalize(split_rotary), x, cosine, sine)
+    assert count(graph, aten.slice_scatter.default) == 2
+    before = graph(x, cosine, sine)
+    assert rewritten(graph, fusion.turned_halves) == [1]
+    assert count(graph, aten.slice_scatter.default, aten.slice.Tensor) == 0
+    assert torch.equal(graph(x, cosine, sine), before)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda made, x, s: (made[:, :1].addcmul_(s, x[:, 1:]), made[:, 1:].addcmul_(s, x[:, :1])),
+        lambda made, x, s: (made[:, :1].addcmul_(-s, x[:, :1]), made[:, 1:].addcmul_(s, x[:, 1:])),
+        lambda made, x, s: (made[:, :1].addcmul_(-s, x[:, 1:]), made[:, :1].addcmul_(s, x[:, :1])),
+        lambda made, x, s: (made[:, :1].addcmul_(-s, x[:, 1:]), made[:, 1:].addcmul_(s.cos(), x[:, :1])),
+        lambda made, x, s: (made[:, :1].addcmul_(-s, x[:, 1:]), made[:, 1:].mul_(x[:, :1])),
+        lambda made, x, s: made[1:].addcmul_(s[1:], x[1:]),
+    ],
+    ids=["no minus", "not the other half", "one half twice", "two factors", "a product", "rows"],
+)
+def test_what_else_is_written_into_halves_is_left_alone(other):
+    def function(x, s):
+        made = x * 3
+        other(made, x, s)
+        return made
+
+    given = torch.randn(2, 2, 4), torch.randn(2, 1, 4)
+    assert rewritten(traced(torch.func.functionalize(function), *given), fusion.turned_halves) == [0]
+
+
+def test_heads_that_are_put_together_and_taken_apart_are_computed_by_rows():
+    given = torch.randn(2, 5, 24).to(torch.bfloat16), *torch.randn(2, 2, 3, 5, 4)
+    graph = traced(torch.func.functionalize(split_rotary), *given)
+    before = graph(*given)
+    assert rewritten(graph, fusion.turned_halves, fusion.cast_before_view, fusion.write_rows) == [1, 1, 1]
+    rows = next(n for n in graph.graph.nodes if n.target is inductor_prims.force_stride_order)
+    assert rows.meta["val"].shape == (2, 5, 24)
+    parts = rows.args[0].args[0]
+    assert parts.meta["val"].dtype == torch.bfloat16 and parts.args[0].target is aten.permute.default
+    assert parts.meta["val"].shape == (2, 5, 3, 2, 4), "not put together to heads before"
+    assert torch.equal(graph(*given), before)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.reshape(2, 3, 5, 8).transpose(1, 2).reshape(2, 5, 24),
+        lambda x: x.reshape(2, 3, 5, 8).transpose(1, 3).reshape(2, 8, 15).reshape(2, 8, 5, 3),
+        lambda x: x.transpose(1, 2).reshape(2, 5, 24).reshape(2, 5, 3, 8),
+    ],
+    ids=["rows are what is wanted", "halves do not stay together", "nothing was put together"],
+)
+def test_other_rows_are_left_alone(function):
+    graph = traced(function, torch.randn(2, 3, 5, 2, 4))
+    assert rewritten(graph, fusion.write_rows) == [0]
+
+
 def rotary(x, turns):
     """As diffusers writes it for Qwen-Image."""
     pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
@@ -227,7 +300,7 @@ def test_the_settings_exist_and_key_the_caches(tmp_path, monkeypatch):
     [
         ("flux.1-dev", {"logistic_gelu", "turned_pairs", "share"}),
         ("qwen-image", {"logistic_gelu", "real_rotations", "cast_before_view", "share"}),
-        ("ltx-2", {"logistic_gelu", "cast_before_view", "share"}),
+        ("ltx-2", {"logistic_gelu", "turned_halves", "cast_before_view", "write_rows", "share"}),
     ],
 )
 def test_a_models_rewritten_blocks_make_what_they_made(model, found, tmp_path, monkeypatch):
@@ -236,7 +309,8 @@ def test_a_models_rewritten_blocks_make_what_they_made(model, found, tmp_path, m
     monkeypatch.setattr(catalog, "MODELS", MappingProxyType({**catalog.MODELS, spec.id: spec}))
     pipeline = loading.load_pipeline(spec, torch.device("cpu"))
     used = set()
-    for name in ("logistic_gelu", "turned_pairs", "share", "real_rotations", "cast_before_view"):
+    rewrites = ("logistic_gelu", "turned_pairs", "turned_halves", "real_rotations", "cast_before_view", "write_rows")
+    for name in (*rewrites, "share"):
         rewrite = getattr(fusion, name)
         monkeypatch.setattr(fusion, name, lambda graph, n=name, do=rewrite: used.update({n} if do(graph) else ()))
 
