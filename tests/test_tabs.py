@@ -15,7 +15,7 @@ from tests.fake_engine import RULER, FakeWorker, open_tab, plan, record, served,
 from tests.test_page import BEYOND_THE_EDGE
 from ui import benchmarks, cards, how, link, quality, recipe, words
 from ui import view as views
-from ui.scatter import ticks
+from ui.scatter import ROOM, Point, plot, ticks
 
 browser_test = pytest.mark.browser
 PROMPT = "a rocket on a blue background"
@@ -409,3 +409,18 @@ def test_the_tabs_fit_a_narrow_screen(visit, app, width, scheme):
         page.wait_for_timeout(200)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
         assert page.evaluate(BEYOND_THE_EDGE) == [], tab
+
+
+def test_names_in_a_plot_are_never_on_top_of_each_other():
+    def point(x, y, name):
+        return Point(x=x, y=y, low=None, high=None, precision="mxfp8", said=name, name=name)
+
+    drawn = plot(
+        "a plot", [point(1, 1.0, "first"), point(9, 0.05, "low"), point(10, 0.04, "lower"), point(9, 0.5, "far")]
+    )
+    at = {
+        name: float(y)
+        for y, name in re.findall(r'<text class="tf-(?:left|right)" x="[^"]+" y="([^%]+)%"[^>]*>(\w+)<', drawn)
+    }
+    assert at["lower"] - at["low"] == pytest.approx(100 * ROOM, abs=0.02)
+    assert at["far"] == pytest.approx(100 - 100 * 0.5 / 1.08, abs=0.01)

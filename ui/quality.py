@@ -123,8 +123,10 @@ def _section(found: Mapping, models: Sequence[str]) -> str:
     ruler = found.get("ruler") or {}
     offered = [row for row in frontier if row.get("offered")]
     told = {_label(row): row for row in (*ablation, *offered) if _each(row)}  # a recipe may be in both
+    searched = {row["precision"] for row in frontier}
+    points = [*frontier, *(row for row in ablation if row["precision"] not in searched)]
     parts = [
-        _part(words.quality.FRONTIER, words.quality.FRONTIER_NOTE, _frontier(frontier, ruler)) if frontier else "",
+        _part(words.quality.FRONTIER, words.quality.FRONTIER_NOTE, _frontier(points, ruler)) if frontier else "",
         _part(words.quality.ABLATION, words.quality.ABLATION_NOTE, _scores(ablation)) if ablation else "",
         _part(words.quality.REMEDIES, words.quality.REMEDIES_NOTE, _remedies(remedies)) if remedies else "",
         _distributions(list(told.values()), ruler),

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+ROOM = 0.055
+"""What a line of type takes of a plot's height."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
@@ -35,6 +38,7 @@ def plot(title: str, points: Sequence[Point], floor: tuple[float, str] | None = 
     """
     low, high = _around([point.x for point in points])
     top = 1.08 * max(point.high or point.y for point in points)
+    names = _apart([point for point in points if point.name], (low + high) / 2, ROOM * top)
 
     def x(value: float) -> str:
         return f"{100 * (value - low) / (high - low):.2f}%"
@@ -48,7 +52,7 @@ def plot(title: str, points: Sequence[Point], floor: tuple[float, str] | None = 
             bar = f'<line x1="{x(point.x)}" x2="{x(point.x)}" y1="{y(point.low)}" y2="{y(point.high)}"/>'
         if point.name:
             side, off = ("tf-left", -9) if point.x > (low + high) / 2 else ("tf-right", 9)
-            at = f'x="{x(point.x)}" y="{y(point.y)}" dx="{off}" dy="4"'
+            at = f'x="{x(point.x)}" y="{y(names[point])}" dx="{off}" dy="4"'
             name = f'<text class="{side}" {at}>{escape(point.name)}</text>'
         named = " data-named" if point.name else ""
         return (
@@ -70,6 +74,16 @@ def plot(title: str, points: Sequence[Point], floor: tuple[float, str] | None = 
         f'<figure class="tf-scatter"><figcaption>{escape(title)}</figcaption><div>'
         f'<svg role="img" aria-label="{escape(title)}">{grid}{marks}</svg></div></figure>'
     )
+
+
+def _apart(points: Sequence[Point], middle: float, room: float) -> dict[Point, float]:
+    """The y of each point's name: its own, or above the name below it on the same side of the middle."""
+    places: dict[Point, float] = {}
+    for left in (True, False):
+        below = -math.inf
+        for point in sorted((p for p in points if (p.x > middle) == left), key=lambda p: p.y):
+            below = places[point] = max(point.y, below + room)
+    return places
 
 
 def _around(values: Sequence[float]) -> tuple[float, float]:
