@@ -264,6 +264,7 @@ def test_the_worker_is_killed_mid_run_and_the_stage_falls_back(visit, recorded, 
         assert said.endswith("This is a recorded run of the same request.")
         assert origin(page).startswith("recorded")
         assert loaded(page, "#tf-stage img") == 3
+        page.wait_for_selector("#tf-go:not([disabled])", state="attached")  # it may come a moment after the notice
         page.keyboard.press("g")
         page.wait_for_selector(".tf-blank progress", timeout=60_000)
 
