@@ -315,6 +315,7 @@ def test_a_damaged_file_is_named_and_the_others_are_shown(tmp_path):
 def test_an_evaluation_is_drawn_as_well(tmp_path):
     score = {"n": 2, "mean": 0.05, "low": 0.04, "high": 0.06, "median": 0.05}
     lane = {"precision": "nvfp4", "recipe": "full", "lpips": score, "memory_gb": {"transformer": 0.012}}
+    lane["temporal_lpips"] = score | {"mean": 0.0321}  # clips have it
     worst = [{"prompt": "a cat", "lpips": 0.07}, {"prompt": "a dog", "lpips": 0.03}]
     summary = measured() | {
         "created": "2026-11-23T03:00:00+00:00",
@@ -327,6 +328,7 @@ def test_an_evaluation_is_drawn_as_well(tmp_path):
     table = 'prompt,precision,recipe,lpips\n"a, cat",nvfp4,full,0.07\na dog,nvfp4,full,0.03\n'
     (tmp_path / "mine" / "scores.csv").write_text(table)
     html = quality.page(tmp_path, ["mini-flux"])
+    assert words.quality.FLICKER in html and "0.032" in html
     assert words.quality.ABLATION in html and words.quality.FRONTIER not in html
     assert "12.0" in html and words.quality.spread([0.07, 0.03]) in html
     assert html.index("a cat") < html.index("a dog")

@@ -87,6 +87,7 @@ def _of_evaluation(summary: Mapping, folder: Path) -> dict:
                 "label": row["recipe"],
                 "precision": row["precision"],
                 "lpips": {"report": row["lpips"]},
+                "temporal_lpips": row.get("temporal_lpips"),
                 "weight_bytes": round(row["memory_gb"]["transformer"] * 1e9),
                 "each": {"report": each[row["precision"], row["recipe"]]},
             }
@@ -215,6 +216,7 @@ def _scores(rows: Sequence[Row]) -> str:
         ((words.quality.RECIPE_COLUMN, None), lambda row: _word(" + ".join([_name(row), *row.get("parts", ())]))),
         ((words.PRECISION_LABEL, None), lambda row: _word(words.NAMES[row["precision"]])),
         *_lpips(_score),
+        ((words.quality.FLICKER, "", "flicker"), lambda row: _optional(row, "temporal_lpips", _mean)),
         ((words.quality.PROMPTS, None), lambda row: _word(words.quality.over(_score(row), _half(row)))),
         ((words.quality.WEIGHTS_OF, "MB", "denoiser"), lambda row: _cell(words.megabytes(row["weight_bytes"]))),
         ((words.quality.OVER_SEED, ""), lambda row: _optional(row, "bytes_over_seed_percent", words.percent)),
@@ -258,6 +260,10 @@ def _cell(text: str) -> str:
 
 def _word(text: str) -> str:
     return f'<td class="tf-word">{escape(text)}</td>'
+
+
+def _mean(score: Score) -> str:
+    return words.score(score["mean"])
 
 
 def _optional(row: Row, key: str, shown: Callable[[object], str]) -> str:

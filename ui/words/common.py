@@ -51,6 +51,8 @@ WHY = {
     "mean_lpips": "How different the pictures look from bf16's, by AlexNet at full resolution, on the tensors: the "
     "mean over the prompts. 0 is equal.",
     "interval": "Where the mean lies with 95% confidence: a percentile bootstrap over the prompts.",
+    "flicker": "LPIPS of the differences between neighbouring frames, against those of bf16's clip: what moves "
+    "otherwise, or flickers, counts here.",
     "gemms": "Derived, not measured: time of the denoiser's matrix products by FLOPs, where bf16 takes 1, FP8 and "
     "MXFP8 half, NVFP4 a quarter.",
     "denoiser": "Bytes of all weights of the denoiser as stored; MB are 1e6 bytes.",

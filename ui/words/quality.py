@@ -33,7 +33,7 @@ OPEN_PAIR = "Open in Compare"
 SCORES = "Scores"
 RECIPE_COLUMN, REMEDY, WHAT, PROMPTS, BASIS = "Recipe", "Remedy", "What it does", "Prompts", "Basis"
 HALVES = {"search": "searched on", "report": "held out"}
-WEIGHTS_OF, OVER_SEED, GEMMS = "Denoiser", "vs selective", "GEMM time"
+WEIGHTS_OF, OVER_SEED, GEMMS, FLICKER = "Denoiser", "vs selective", "GEMM time", "Flicker"
 MORE_BYTES, MORE_WORK = "Bytes", "FLOPs"
 
 
