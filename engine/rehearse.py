@@ -94,13 +94,14 @@ def _run(worker: object, request: CompareRequest, out: Path) -> str:
 
 def table(acts: Sequence[Act]) -> str:
     """What is printed: a line for each request, and the verdict."""
-    lines = [f"{'':5}  {'name':20}  {'model':14}  {'size':11}  {'seconds':>7}  recording to fall back to"]
+    wide = max([20, *(len(act.name) for act in acts)])
+    lines = [f"{'':5}  {'name':{wide}}  {'model':14}  {'size':11}  {'seconds':>7}  recording to fall back to"]
     for act in acts:
         asked = act.request
         size = f"{asked.width}x{asked.height}" + (f"x{asked.num_frames}" if asked.num_frames > 1 else "")
         took = f"{act.seconds:7.1f}" if act.go else f"{'-':>7}"
         word = "go" if act.go else "NO GO"
-        lines.append(f"{word:5}  {act.name:20}  {asked.model:14}  {size:11}  {took}  {_net(act)}")
+        lines.append(f"{word:5}  {act.name:{wide}}  {asked.model:14}  {size:11}  {took}  {_net(act)}")
         if act.problem:
             lines.append(f"{'':7}{act.problem}")
     went, same = sum(act.go for act in acts), sum(_same(act) for act in acts)
