@@ -98,13 +98,13 @@ def test_its_sound_comes_from_the_left_to_the_middle(slide):
     assert left[end].mean().item() == pytest.approx(right[end].mean().item(), rel=0.3)
 
 
-@pytest.mark.parametrize("precision", ["mxfp8", "nvfp4"])
-def test_a_recipe_that_takes_every_layer_runs_without_guidance_too(tmp_path, precision):
+def test_a_recipe_that_takes_every_layer_runs_without_guidance_too(tmp_path):
+    """The pipeline's latents are a view then, which torchao's MXFP8 refuses."""
     asked = CompareRequest.create(
-        MINI_LTX2.examples[0], model="mini-ltx2", precisions=["bf16", precision], recipe="full", num_inference_steps=1
+        MINI_LTX2.examples[0], model="mini-ltx2", precisions=["mxfp8"], recipe="full", num_inference_steps=1
     )
     studio = compare.Studio("cpu")
     with torch.inference_mode():
-        rendition = studio.rendition(MINI_LTX2, precision, "full", lambda _: None)
+        rendition = studio.rendition(MINI_LTX2, "mxfp8", "full", lambda _: None)
         _, made = studio.generate(rendition, MINI_LTX2, asked, tmp_path, lambda _: None, lambda: False)
     assert made.pixels[0].isfinite().all() and made.audio[0].isfinite().all()
