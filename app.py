@@ -26,8 +26,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live link")
     parser.add_argument("--host", help="address to listen on (default: GRADIO_SERVER_NAME, or this machine only)")
     parser.add_argument("--port", type=int, help="port to listen on (default: GRADIO_SERVER_PORT or 7860)")
-    names = {"type": options.names, "metavar": "A,B"}
-    parser.add_argument("--models", default="mini-flux,mini-qwen,mini-ltx2", **names, help="default: %(default)s")
+    names, offered = {"type": options.names, "metavar": "A,B"}, "mini-flux,mini-qwen,mini-ltx2"
+    parser.add_argument("--models", default=offered, **names, help="to offer (default: %(default)s)")
     parser.add_argument("--preload", **names, help="models to load at once, or none (default: the first offered)")
     parser.add_argument("--mcp", action="store_true", help="offer the API to MCP clients too, at /gradio_api/mcp/")
     parser.add_argument(

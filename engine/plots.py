@@ -50,7 +50,7 @@ def timed(result: Mapping) -> list[Row]:
 
 def speedup(row: Row, rows: Sequence[Row], precision: str, method: str) -> float | None:
     """How many times as fast a row is as another precision or method at its batch size; None without that one."""
-    base = _other(row, rows, precision, method)
+    base = other(row, rows, precision, method)
     return None if base is None else base["latency_s"]["median"] / row["latency_s"]["median"]
 
 
@@ -87,8 +87,8 @@ def section(results: Sequence[Mapping]) -> str:
     for result in results:
         rows = timed(result)
         for row in (row for row in rows if row["method"] == "engine"):
-            seed, bare = (_other(row, rows, row["precision"], method) for method in ("seed", "bare"))
-            reference = None if row["precision"] == REFERENCE else _other(row, rows, REFERENCE, "engine")
+            seed, bare = (other(row, rows, row["precision"], method) for method in ("seed", "bare"))
+            reference = None if row["precision"] == REFERENCE else other(row, rows, REFERENCE, "engine")
             cells = {
                 "": f"{result['model']} {_shape(result)}",
                 "steps": str(result["settings"]["num_inference_steps"]),
@@ -107,13 +107,13 @@ def section(results: Sequence[Mapping]) -> str:
             for head, cell in cells.items():
                 columns.setdefault(head, []).append(cell)
     notes = [
-        " ".join([f"- {_about(result)}; median of {_repeats(result)}.", *(result[k] for k in ("note",) if k in result)])
+        f"- {_about(result)}; median of {_repeats(result)}." + (f" {result['note']}" if "note" in result else "")
         for result in results
     ]
     return "\n".join([*_grid(columns), "", *dict.fromkeys(notes)]) + "\n"
 
 
-def _other(row: Row, rows: Sequence[Row], precision: str, method: str) -> Row | None:
+def other(row: Row, rows: Sequence[Row], precision: str, method: str) -> Row | None:
     """The row of another precision or method at the same batch size."""
     wanted = (row["batch_size"], precision, method)
     return next((r for r in rows if (r["batch_size"], r["precision"], r["method"]) == wanted), None)

@@ -1,7 +1,7 @@
 """The Benchmarks tab: what the post measured, quoted, and what this project measured, never in one table.
 
-Reads assets/reference/b200.json and the files that `python -m engine bench` writes, and makes HTML of them; knows
-nothing of the engine. GB are 1e9 bytes, latencies seconds.
+Reads assets/reference/b200.json and the files that `python -m engine bench` writes, and makes HTML of them; of the
+engine it knows what belongs together in such a file (engine/plots.py). GB are 1e9 bytes, latencies seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from engine import catalog
+from engine import catalog, plots
 from engine.request import PRECISIONS, REFERENCE, CompareRequest
 from ui import words
 from ui.tables import head, table
@@ -24,6 +24,8 @@ POST = catalog.ASSETS / "reference" / "b200.json"
 
 POSTS = "seed"
 """The post's method, as a row of a benchmark names it."""
+LATENCY = slice(3, 11)
+"""The columns of a table that one sentence takes the place of where nothing was timed."""
 
 Row = Mapping[str, object]
 
@@ -96,8 +98,8 @@ def _measured_table(rows: Sequence[Row], label: str) -> str:
 def _measured_row(row: Row, rows: Sequence[Row], keep: Sequence[bool]) -> str:
     """A row of the table; what was not measured is a dash, and an emulation's time and peak are never shown."""
     native, took, memory = row["execution"] == "native", row["latency_s"], row["memory_gb"]
-    against = _other(rows, row, precision=REFERENCE) if native and row["precision"] != REFERENCE else None
-    absent = f'<td colspan="{sum(keep[3:11])}" class="tf-absent">'
+    against = plots.other(row, rows, REFERENCE, row["method"]) if native and row["precision"] != REFERENCE else None
+    absent = f'<td colspan="{sum(keep[LATENCY])}" class="tf-absent">'
     if not native:
         latency = f"{absent}{words.NOT_COMPARABLE}</td>"
     elif took is None:
@@ -111,7 +113,7 @@ def _measured_row(row: Row, rows: Sequence[Row], keep: Sequence[bool]) -> str:
             _or_dash(row["step_ms"], "{:.0f}".format),
             _or_dash(_over_the_posts(row, rows), words.factor),
         ]
-        latency = "".join(f"<td>{value}</td>" for value, kept in zip(values, keep[3:11], strict=True) if kept)
+        latency = "".join(f"<td>{value}</td>" for value, kept in zip(values, keep[LATENCY], strict=True) if kept)
     peak = memory["peak_allocated"] if native else None
     base = against and against["memory_gb"]["peak_allocated"]
     lead = [
@@ -133,15 +135,9 @@ def _or_dash(value: float | None, shown: Callable[[float], str]) -> str:
     return "–" if value is None else shown(value)
 
 
-def _other(rows: Sequence[Row], row: Row, **other: str) -> Row | None:
-    """The row of the same batch, precision and method, but for what `other` says."""
-    wanted = {key: row[key] for key in ("precision", "batch_size", "method")} | other
-    return next((r for r in rows if all(r[key] == value for key, value in wanted.items())), None)
-
-
 def _over_the_posts(row: Row, rows: Sequence[Row]) -> float | None:
     """How many times as fast the engine's step is as the step by the post's method."""
-    posts = _other(rows, row, method=POSTS) if row["method"] == "engine" else None
+    posts = plots.other(row, rows, row["precision"], POSTS) if row["method"] == "engine" else None
     return posts["step_ms"] / row["step_ms"] if posts and posts["step_ms"] and row["step_ms"] else None
 
 

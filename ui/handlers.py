@@ -7,7 +7,7 @@ session, so that Stop and a closed tab reach it.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import gradio as gr
@@ -221,13 +221,17 @@ class Handlers:
     def back_to_recorded(self, values: dict, http: gr.Request) -> dict:
         """The recorded run of what the form says, or the nearest: shown, and what runs is ended."""
         self._leave_run(http.session_hash)
-        try:
-            bundle = record.nearest(self._parts.form.request(values), self._bundles.values())
-        except RequestError:  # an empty prompt, say: any recording will do
-            bundle = next(iter(self._bundles.values()), None)
+        bundle = self._nearest(values, list(self._bundles.values()))
         if bundle is None:
             return {self._parts.notice: cards.notice(f"{words.gallery.NO_RECORDINGS} {words.gallery.RECORD_COMMAND}")}
         return self._open(bundle.name)
+
+    def _nearest(self, values: dict, bundles: Sequence[Bundle]) -> Bundle | None:
+        """Of these the recorded run of what the form says, or the one most like it."""
+        try:
+            return record.nearest(self._parts.form.request(values), bundles)
+        except RequestError:  # an empty prompt, say: any recording will do
+            return next(iter(bundles), None)
 
     def _net(self, values: dict, reason: str) -> dict | None:
         """On stage, what stands in for a run that failed: a recorded run, which says so. None elsewhere."""
@@ -262,11 +266,8 @@ class Handlers:
         form, shown = self._parts.form, values[self._parts.shown]
         if http.session_hash in self._runs or not shown.recorded or shown.request.model == values[form.model]:
             return gr.skip()
-        own = {name: b for name, b in self._bundles.items() if b.comparison.request.model == values[form.model]}
-        try:
-            bundle = record.nearest(form.request(values), own.values())
-        except RequestError:  # a form that is not filled in: any of its recordings will do
-            bundle = next(iter(own.values()), None)
+        own = [bundle for bundle in self._bundles.values() if bundle.comparison.request.model == values[form.model]]
+        bundle = self._nearest(values, own)
         return self._open(bundle.name) if bundle else gr.skip()
 
     def open_link(self, http: gr.Request) -> dict:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -47,11 +48,11 @@ class Times(Sweep):
 
     def run(self) -> None:
         self.ready: dict[str, Callable[[], object]] = {}
-        self.guarded("bf16", lambda: self.prepare("bf16", "bf16"))
-        self.guarded("FP8", lambda: self.prepare("FP8", "fp8"))
+        self.guarded("bf16", partial(self.prepare, "bf16", "bf16"))
+        self.guarded("FP8", partial(self.prepare, "FP8", "fp8"))
         for rank in RANKS:
-            self.guarded(f"rank {rank}", lambda rank=rank: self.prepare(f"FP8, rank {rank}", "fp8", rank))
-        self.guarded("weight-only", lambda: self.prepare("NVFP4 weights, bf16 activations", "nvfp4", weight_only=True))
+            self.guarded(f"rank {rank}", partial(self.prepare, f"FP8, rank {rank}", "fp8", rank))
+        self.guarded("weight-only", partial(self.prepare, "NVFP4 weights, bf16 activations", "nvfp4", weight_only=True))
         rounds: dict[str, list[float]] = {name: [] for name in self.ready}
         for _ in range(ROUNDS):
             for name, step in self.ready.items():
