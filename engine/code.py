@@ -155,7 +155,7 @@ def _load(spec: ModelSpec) -> str:
         ").to(device)",
     ]
     if json.loads((spec.folder / "model_index.json").read_text())["vae"][1] == "AutoencoderKL":
-        lines.append("pipe.vae.to(memory_format=torch.channels_last)")
+        lines += ['if device == "cpu":', "    pipe.vae.to(memory_format=torch.channels_last)"]
     if spec.vae_tiling:
         lines.append("pipe.vae.enable_tiling()")
     return "\n".join(lines)

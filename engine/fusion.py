@@ -1,8 +1,8 @@
 """What Inductor is told besides its defaults, so that it reads and writes each activation once: rewrites of a graph.
 
-A block as PyTorch hands it over quantizes one activation anew for every layer that takes it, takes an amax and a cast
-apart into two passes over memory, and multiplies rotary embeddings as complex numbers, for which Inductor has no code.
-Each rewrite here keeps the arithmetic (the same operations on the same values, in fp32 where they were) and none knows
+A block as PyTorch hands it over quantizes one activation anew for every layer that takes it, and takes an amax and a
+cast apart into two passes over memory. Rotary embeddings, which it writes in several ways, are engine/rotary.py's.
+Each rewrite keeps the arithmetic (the same operations on the same values, in fp32 where they were) and none knows
 a model or a precision, so all sides of a comparison are compiled alike.
 
 Inductor keeps its settings by thread: install this on the thread that compiles.
@@ -10,7 +10,6 @@ Inductor keeps its settings by thread: install this on the thread that compiles.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -21,16 +20,15 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch._inductor.virtualized import V
 from torch.fx import Graph, Node
 
-aten, prims = torch.ops.aten, torch.ops.prims
+from engine import nodes, rotary
+from engine.nodes import CAST, VIEWS, add, aten, times
 
 PERSISTENT = 16384
 """Elements of a row that one kernel keeps in registers between its amax and its cast; Inductor's own limit is 1024,
 and beyond it every pass reads the row again. FLUX.1-dev's longest row is 15,360."""
 
-_CAST = prims.convert_element_type.default
-_ELEMENTWISE = frozenset({_CAST, aten.clamp_min.default, aten.clamp_max.default, aten.div.Tensor})
+_ELEMENTWISE = frozenset({CAST, aten.clamp_min.default, aten.clamp_max.default, aten.div.Tensor})
 """What a row-wise quantization is made of, behind its amax."""
-_VIEWS = (aten.view.default, aten.reshape.default)
 _FP8 = torch.float8_e4m3fn
 
 
@@ -38,10 +36,12 @@ class Rewrites(CustomGraphPass):
     """All rewrites in turn, on the graph of one block before Inductor's own passes."""
 
     def __call__(self, graph: Graph) -> None:
-        real_rotations(graph)
+        rotary.real_rotations(graph)
         cast_before_view(graph)
-        turned_pairs(graph)
-        turned_halves(graph)
+        rotary.turned_pairs(graph)
+        rotary.turned_halves(graph)
+        rotary.turned_before_put_together(graph)
+        rotary.pairs_in_words(graph)
         logistic_gelu(graph)
         share(graph)
         flatten_quantized(graph)
@@ -51,11 +51,11 @@ class Rewrites(CustomGraphPass):
         write_rows(graph)
 
     def uuid(self) -> bytes:
-        return get_hash_for_files((__file__,))
+        return get_hash_for_files((__file__, nodes.__file__, rotary.__file__))
 
 
 def options() -> Mapping[str, object]:
-    """Settings for `torch.compile`; they key its caches, with the text of this file."""
+    """Settings for `torch.compile`; they key its caches, with the text of the rewrites."""
     return MappingProxyType(
         {
             "post_grad_custom_pre_pass": Rewrites(),
@@ -123,10 +123,10 @@ def flatten_quantized(graph: Graph) -> int:
     """
     flattened = 0
     for view in list(graph.nodes):
-        if view.target not in _VIEWS:
+        if view.target not in VIEWS:
             continue
         cast, shape = view.args[0], view.meta["val"].shape
-        if cast.target is not _CAST or cast.meta["val"].dtype != _FP8 or len(cast.users) > 1:
+        if cast.target is not CAST or cast.meta["val"].dtype != _FP8 or len(cast.users) > 1:
             continue
         if len(shape) != 2 or shape[1] != cast.meta["val"].shape[-1]:
             continue
@@ -146,9 +146,9 @@ def _in_rows(graph: Graph, node: object, full: torch.Size, made: dict[Node, Node
         value = node.meta["val"]
         if node.target in _ELEMENTWISE and value.shape == full:
             moved = tuple(_in_rows(graph, argument, full, made) for argument in node.args)
-            made[node] = _add(graph, node.target, *moved)
+            made[node] = add(graph, node.target, *moved)
         else:
-            made[node] = _add(graph, aten.reshape.default, node, [-1, value.shape[-1]])
+            made[node] = add(graph, aten.reshape.default, node, [-1, value.shape[-1]])
     return made[node]
 
 
@@ -159,11 +159,11 @@ def keep_quantized(graph: Graph) -> int:
     """
     kept = 0
     for cast in list(graph.nodes):
-        if cast.target is not _CAST or cast.meta["val"].dtype != _FP8 or len(cast.users) == 1:
+        if cast.target is not CAST or cast.meta["val"].dtype != _FP8 or len(cast.users) == 1:
             continue
         if all(isinstance(stride, int) for stride in cast.meta["val"].stride()):
             with graph.inserting_after(cast):
-                settled = _add(graph, inductor_prims.force_stride_order, cast, list(cast.meta["val"].stride()))
+                settled = add(graph, inductor_prims.force_stride_order, cast, list(cast.meta["val"].stride()))
             cast.replace_all_uses_with(settled, delete_user_cb=lambda user, settled=settled: user is not settled)
             kept += 1
     return kept
@@ -177,25 +177,25 @@ def write_rows(graph: Graph) -> int:
     """
     written = 0
     for rows in list(graph.nodes):
-        if rows.target not in _VIEWS or not all(isinstance(n, int) for n in rows.meta["val"].shape):
+        if rows.target not in VIEWS or not all(isinstance(n, int) for n in rows.meta["val"].shape):
             continue
         dimensions = rows.meta["val"].ndim
-        apart = [user for user in rows.users if user.target in _VIEWS and user.meta["val"].ndim > dimensions]
-        cast = rows.args[0] if rows.args[0].target is _CAST else None
+        apart = [user for user in rows.users if user.target in VIEWS and user.meta["val"].ndim > dimensions]
+        cast = rows.args[0] if rows.args[0].target is CAST else None
         permuted = cast.args[0] if cast else rows.args[0]
         heads = permuted.args[0] if permuted.target is aten.permute.default else None
-        if heads is None or heads.target not in _VIEWS or not apart or len(apart) < len(rows.users):
+        if heads is None or heads.target not in VIEWS or not apart or len(apart) < len(rows.users):
             continue
         parts, order = heads.args[0], permuted.args[1]
         *kept, a, b = parts.meta["val"].shape
         if [*kept, a * b] != list(heads.meta["val"].shape) or order[-1] != len(kept):
             continue
         with graph.inserting_before(rows):
-            value = _add(graph, aten.permute.default, parts, [*order, len(kept) + 1])
-            value = _add(graph, _CAST, value, cast.args[1]) if cast else value
-            value = _add(graph, aten.reshape.default, value, list(rows.meta["val"].shape))
+            value = add(graph, aten.permute.default, parts, [*order, len(kept) + 1])
+            value = add(graph, CAST, value, cast.args[1]) if cast else value
+            value = add(graph, aten.reshape.default, value, list(rows.meta["val"].shape))
             strides = list(value.meta["val"].stride())
-            rows.replace_all_uses_with(_add(graph, inductor_prims.force_stride_order, value, strides))
+            rows.replace_all_uses_with(add(graph, inductor_prims.force_stride_order, value, strides))
         graph.erase_node(rows)
         written += 1
     graph.eliminate_dead_code()
@@ -210,7 +210,7 @@ def multiply_and_saturate(graph: Graph) -> int:
     """
     found = 0
     for cast in list(graph.nodes):
-        if cast.target is not _CAST or cast.meta["val"].dtype != _FP8:
+        if cast.target is not CAST or cast.meta["val"].dtype != _FP8:
             continue
         clamps, quotient = [], cast.args[0]
         while quotient.target in (aten.clamp_min.default, aten.clamp_max.default) and abs(quotient.args[1]) == 448:
@@ -222,7 +222,7 @@ def multiply_and_saturate(graph: Graph) -> int:
         if scale.meta["val"].shape[-1] != 1:
             continue
         with graph.inserting_before(cast):
-            cast.args = (_times(graph, value, _add(graph, aten.reciprocal.default, scale)), cast.args[1])
+            cast.args = (times(graph, value, add(graph, aten.reciprocal.default, scale)), cast.args[1])
         found += 1
     graph.eliminate_dead_code()
     return found
@@ -241,10 +241,10 @@ def logistic_gelu(graph: Graph) -> int:
             continue
         square_root, log2_e = 0.7978845608028654, 1.4426950408889634
         with graph.inserting_before(gelu):
-            bent = _add(graph, aten.mul.Tensor, _times(graph, x, x), -2 * log2_e * square_root * 0.044715)
-            power = _times(graph, x, _add(graph, aten.add.Tensor, bent, -2 * log2_e * square_root))
-            divisor = _add(graph, aten.add.Tensor, _add(graph, aten.exp2.default, power), 1.0)
-            gelu.replace_all_uses_with(_add(graph, aten.div.Tensor, x, divisor))
+            bent = add(graph, aten.mul.Tensor, times(graph, x, x), -2 * log2_e * square_root * 0.044715)
+            power = times(graph, x, add(graph, aten.add.Tensor, bent, -2 * log2_e * square_root))
+            divisor = add(graph, aten.add.Tensor, add(graph, aten.exp2.default, power), 1.0)
+            gelu.replace_all_uses_with(add(graph, aten.div.Tensor, x, divisor))
         graph.erase_node(gelu)
         found += 1
     graph.eliminate_dead_code()
@@ -269,167 +269,20 @@ def _gelu_around(tanh: Node) -> tuple[Node, Node] | tuple[None, None]:
     return x, gelu
 
 
-def turned_pairs(graph: Graph) -> int:
-    """stack([-b, a]) of pairs (a, b) is the reversed pair times (-1, 1): nothing is put together. Gives how many.
-
-    As diffusers writes FLUX's rotary embedding (`apply_rotary_emb`).
-    """
-    found = 0
-    for turned in list(graph.nodes):
-        if turned.target is not aten.cat.default or len(turned.args[0]) != 2:
-            continue
-        first, second = turned.args[0]
-        if first.target is not aten.unsqueeze.default or second.target is not aten.unsqueeze.default:
-            continue
-        negative, a = first.args[0], second.args[0]
-        b = negative.args[0] if negative.target is aten.neg.default else None
-        if b is None or not (_part(a, 0) is _part(b, 1) is not None):
-            continue
-        pairs = _part(a, 0)
-        if pairs.meta["val"].shape != turned.meta["val"].shape:
-            continue
-        with graph.inserting_before(turned):
-            reverse = _add(graph, prims.rev.default, pairs, [pairs.meta["val"].ndim - 1])
-            turned.replace_all_uses_with(_times(graph, reverse, _signs(graph, pairs.meta["val"])))
-        graph.erase_node(turned)
-        found += 1
-    graph.eliminate_dead_code()
-    return found
-
-
-def turned_halves(graph: Graph) -> int:
-    """What is added to the halves (a, b) of x * c in place, -s * b and s * a, is (b, a) * s * (-1, 1); gives how many.
-
-    As diffusers writes LTX-2's rotary embedding (`apply_split_rotary_emb`). Inductor computes what is written into a
-    half under a mask, and all that it is made of, the norm too, anew for each: 35 loads in a kernel where 10 do.
-    """
-    found = 0
-    for whole in list(graph.nodes):
-        second = _added_to_half(whole, 1)
-        first = _added_to_half(second[0], 0) if second else None
-        if first is None or first[1] != second[1] or first[3] is not second[3]:
-            continue
-        (product, dimension, negative, x), sine = first, second[2]
-        value = x.meta["val"]
-        fits = product.meta["val"].shape == value.shape and sine.meta["val"].shape[dimension] == 1
-        if not fits or negative.target is not aten.neg.default or negative.args[0] is not sine:
-            continue
-        with graph.inserting_before(whole):
-            signs = _add(graph, aten.reshape.default, _signs(graph, value), [2] + [1] * (value.ndim - 1 - dimension))
-            turned = _times(graph, _add(graph, prims.rev.default, x, [dimension]), _times(graph, sine, signs))
-            whole.replace_all_uses_with(_add(graph, aten.add.Tensor, product, turned))
-        graph.erase_node(whole)
-        found += 1
-    graph.eliminate_dead_code()
-    return found
-
-
-def _added_to_half(node: Node, half: int) -> tuple[Node, int, Node, Node] | None:
-    """What `node` is but for one half, their dimension, and the factor and the x whose other half were added there.
-
-    As `addcmul_` on a slice is taken apart, with its own factor of 1.
-    """
-    dimension = _place(node, aten.slice_scatter.default, 2, half)
-    if dimension is None:
-        return None
-    into, total = node.args[:2]
-    term = total.args[1] if total.target is aten.add.Tensor and not total.kwargs else None
-    if not isinstance(term, Node) or term.target is not aten.mul.Tensor:
-        return None
-    before, (factor, other) = total.args[0], term.args
-    if factor.target is aten.mul.Tensor and factor.args[1] == 1:
-        factor = factor.args[0]
-    if _place(before, aten.slice.Tensor, 1, half) != dimension or before.args[0] is not into:
-        return None
-    if _place(other, aten.slice.Tensor, 1, 1 - half) != dimension:
-        return None
-    return into, dimension, factor, other.args[0]
-
-
-def _place(node: object, target: object, first: int, place: int) -> int | None:
-    """The dimension of two along which `node` takes or writes this place, as its arguments from the `first` on say."""
-    if not isinstance(node, Node) or node.target is not target:
-        return None
-    dimension, start, end, step = (*node.args[first:], *(0, None, None, 1)[len(node.args) - first :])
-    shape = node.args[0].meta["val"].shape
-    of_two = shape[dimension] == 2 and isinstance(start, int) and isinstance(end, int)
-    return dimension % len(shape) if of_two and step == 1 and (start, min(end, 2)) == (place, place + 1) else None
-
-
-def _signs(graph: Graph, like: torch.Tensor) -> Node:
-    """(-1, 1) in the type of `like`, computed where it is needed."""
-    place = graph.call_function(
-        prims.iota.default,
-        (2,),
-        {"start": 0, "step": 1, "dtype": torch.int32, "device": like.device, "requires_grad": False},
-    )
-    place.meta["val"] = like.new_empty(2, dtype=torch.int32)
-    sign = _add(graph, aten.sub.Tensor, _add(graph, aten.mul.Tensor, place, 2), 1)
-    return _add(graph, _CAST, sign, like.dtype)
-
-
-def _part(node: Node, index: int) -> Node | None:
-    """What `node` is the part `index` of, taken apart along its last dimension into two."""
-    if node.target is not operator.getitem or node.args[1] != index:
-        return None
-    parts = node.args[0]
-    if parts.target is not aten.unbind.int or parts.args[1:] not in ((-1,), (parts.args[0].meta["val"].ndim - 1,)):
-        return None
-    return parts.args[0] if parts.args[0].meta["val"].shape[-1] == 2 else None
-
-
-def real_rotations(graph: Graph) -> int:
-    """(a + bi)(c + di) = (ac - bd) + (bc + ad)i, on real tensors of pairs; gives how many products that were.
-
-    As (a, b) times (c, c) plus (b, a) times (-d, d), so that nothing large is put together from parts. Only for
-    products of `view_as_complex` whose result is viewed as real again, as rotary embeddings are written.
-    """
-    rotated = 0
-    for real in list(graph.nodes):
-        product = real.args[0] if real.target is aten.view_as_real.default else None
-        if product is None or product.target is not aten.mul.Tensor or len(product.users) > 1:
-            continue
-        pairs, turns = product.args
-        if pairs.target is not aten.view_as_complex.default or not turns.meta["val"].is_complex():
-            continue
-        with graph.inserting_before(real):
-            x, turn = pairs.args[0], _add(graph, aten.view_as_real.default, turns)
-            cosine, sine = (_add(graph, aten.slice.Tensor, turn, -1, part, part + 1) for part in (0, 1))
-            signed = _add(graph, aten.cat.default, [_add(graph, aten.neg.default, sine), sine], -1)
-            kept = _add(graph, aten.mul.Tensor, x, cosine)
-            crossed = _add(graph, aten.mul.Tensor, _add(graph, prims.rev.default, x, [x.meta["val"].ndim - 1]), signed)
-            real.replace_all_uses_with(_add(graph, aten.add.Tensor, kept, crossed))
-        graph.erase_node(real)
-        rotated += 1
-    graph.eliminate_dead_code()
-    return rotated
-
-
 def cast_before_view(graph: Graph) -> int:
     """Where a view is cast to a smaller type, cast first: Inductor writes what is viewed to memory. Gives how many."""
     moved = 0
     for cast in list(graph.nodes):
-        view = cast.args[0] if cast.target is _CAST else None
-        if view is None or view.target not in _VIEWS or len(view.users) > 1:
+        view = cast.args[0] if cast.target is CAST else None
+        if view is None or view.target not in VIEWS or len(view.users) > 1:
             continue
         source, dtype = view.args[0], cast.args[1]
         if dtype.itemsize >= source.meta["val"].dtype.itemsize:
             continue
         with graph.inserting_before(cast):
-            small = _add(graph, _CAST, source, dtype)
-            cast.replace_all_uses_with(_add(graph, aten.reshape.default, small, view.args[1]))
+            small = add(graph, CAST, source, dtype)
+            cast.replace_all_uses_with(add(graph, aten.reshape.default, small, view.args[1]))
         graph.erase_node(cast)
         moved += 1
     graph.eliminate_dead_code()
     return moved
-
-
-def _times(graph: Graph, a: Node, b: Node) -> Node:
-    return _add(graph, aten.mul.Tensor, a, b)
-
-
-def _add(graph: Graph, target: object, *args: object) -> Node:
-    """A new node, with the shape and type that its value will have."""
-    node = graph.call_function(target, args)
-    node.meta["val"] = target(*torch.fx.map_arg(args, lambda argument: argument.meta["val"]))
-    return node

@@ -11,8 +11,8 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from engine import catalog, fusion, loading
-from engine.fusion import aten
+from engine import catalog, fusion, loading, nodes, rotary
+from engine.nodes import aten
 from engine.pipeline import call, finished
 from engine.request import CompareRequest
 
@@ -134,7 +134,7 @@ def test_turned_pairs_are_turned_pairs(dtype):
     x = torch.randn(1, 5, 3, 8).to(dtype)
     graph = traced(turned, x)
     before = graph(x)
-    assert rewritten(graph, fusion.turned_pairs) == [1]
+    assert rewritten(graph, rotary.turned_pairs) == [1]
     assert count(graph, aten.cat.default, aten.stack.default) == 0
     assert torch.equal(graph(x), before)
 
@@ -145,7 +145,7 @@ def test_other_stacks_are_left_alone():
         return torch.stack([-a, b], dim=-1), torch.stack([b, a], dim=-1)
 
     graph = traced(function, torch.randn(3, 2))
-    assert rewritten(graph, fusion.turned_pairs) == [0]
+    assert rewritten(graph, rotary.turned_pairs) == [0]
 
 
 def split_rotary(x, cosine, sine):
@@ -167,7 +167,7 @@ def test_halves_are_turned_without_being_written_into(dtype):
     graph = traced(torch.func.functionalize(split_rotary), x, cosine, sine)
     assert count(graph, aten.slice_scatter.default) == 2
     before = graph(x, cosine, sine)
-    assert rewritten(graph, fusion.turned_halves) == [1]
+    assert rewritten(graph, rotary.turned_halves) == [1]
     assert count(graph, aten.slice_scatter.default, aten.slice.Tensor) == 0
     assert torch.equal(graph(x, cosine, sine), before)
 
@@ -191,14 +191,14 @@ def test_what_else_is_written_into_halves_is_left_alone(other):
         return made
 
     given = torch.randn(2, 2, 4), torch.randn(2, 1, 4)
-    assert rewritten(traced(torch.func.functionalize(function), *given), fusion.turned_halves) == [0]
+    assert rewritten(traced(torch.func.functionalize(function), *given), rotary.turned_halves) == [0]
 
 
 def test_heads_that_are_put_together_and_taken_apart_are_computed_by_rows():
     given = torch.randn(2, 5, 24).to(torch.bfloat16), *torch.randn(2, 2, 3, 5, 4)
     graph = traced(torch.func.functionalize(split_rotary), *given)
     before = graph(*given)
-    assert rewritten(graph, fusion.turned_halves, fusion.cast_before_view, fusion.write_rows) == [1, 1, 1]
+    assert rewritten(graph, rotary.turned_halves, fusion.cast_before_view, fusion.write_rows) == [1, 1, 1]
     rows = next(n for n in graph.graph.nodes if n.target is inductor_prims.force_stride_order)
     assert rows.meta["val"].shape == (2, 5, 24)
     parts = rows.args[0].args[0]
@@ -221,7 +221,7 @@ def test_other_rows_are_left_alone(function):
     assert rewritten(graph, fusion.write_rows) == [0]
 
 
-def rotary(x, turns):
+def as_complex(x, turns):
     """As diffusers writes it for Qwen-Image."""
     pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turns.unsqueeze(1)).flatten(3).type_as(x)
@@ -230,11 +230,108 @@ def rotary(x, turns):
 def test_a_rotation_needs_no_complex_numbers():
     x = torch.randn(1, 7, 3, 8).to(torch.bfloat16)
     turns = torch.polar(torch.ones(7, 4), torch.randn(7, 4))
-    graph = traced(rotary, x, turns)
+    graph = traced(as_complex, x, turns)
     before = graph(x, turns)
-    assert rewritten(graph, fusion.real_rotations, fusion.cast_before_view) == [1, 1]
+    assert rewritten(graph, rotary.real_rotations, fusion.cast_before_view) == [1, 1]
     assert count(graph, aten.view_as_complex.default) == 0
     torch.testing.assert_close(graph(x, turns).float(), before.float(), rtol=2.0**-8, atol=1e-6)
+
+
+def normed(x, weight):
+    """As diffusers writes Qwen-Image's."""
+    wide = x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+    return wide.to(weight.dtype) * weight
+
+
+def joined(text, picture, weights, scale, turns):
+    """Qwen-Image's queries: of the text and of the picture, each a product, normed and turned."""
+    made = [(rows @ weights).unflatten(-1, (3, 8)) for rows in (text, picture)]
+    made = [normed(part, scale) for part in made] if scale is not None else made
+    return torch.cat([as_complex(part, turn) for part, turn in zip(made, turns, strict=True)], 1)
+
+
+def products(dtype=torch.bfloat16):
+    torch.manual_seed(0)
+    text, picture, weights, scale = (torch.randn(n).to(dtype) for n in ((1, 5, 16), (1, 7, 16), (16, 24), (8,)))
+    return text, picture, weights, scale, [torch.polar(torch.ones(n, 4), torch.randn(n, 4)) for n in (5, 7)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("with_norm", [True, False])
+def test_pairs_are_turned_in_their_words(dtype, with_norm):
+    given = list(products(dtype))
+    given[3] = given[3] if with_norm else None
+    graph = traced(torch.func.functionalize(joined), *given)
+    assert rewritten(graph, rotary.real_rotations, fusion.cast_before_view) == [2, 2]
+    before = graph(*given)
+    assert rewritten(graph, rotary.pairs_in_words) == [2]
+    assert count(graph, torch.ops.prims.rev.default) == 0
+    assert [n.meta["val"].dtype for n in graph.graph.nodes if n.target is aten.cat.default] == [torch.int32]
+    if with_norm:  # a sum in another order
+        torch.testing.assert_close(graph(*given), before, rtol=2.0**-7, atol=1e-6)
+    else:
+        assert torch.equal(graph(*given), before)
+
+
+def test_turned_pairs_of_rows_are_turned_in_their_words():
+    """As diffusers writes FLUX's queries."""
+
+    def function(x, weights, scale, cosine, sine):
+        query = normed((x @ weights).unflatten(-1, (3, 8)), scale)
+        return (query.float() * cosine + turned(query).float() * sine).to(query.dtype)
+
+    text, _, weights, scale, _ = products()
+    given = text, weights, scale, *torch.randn(2, 1, 5, 1, 8)
+    graph = traced(torch.func.functionalize(function), *given)
+    before = graph(*given)
+    assert rewritten(graph, rotary.turned_pairs, rotary.pairs_in_words) == [1, 1]
+    assert count(graph, torch.ops.prims.rev.default) == 0
+    torch.testing.assert_close(graph(*given), before, rtol=2.0**-7, atol=1e-6)
+
+
+def turned_together(text, picture, weights, scale, cosine, sine):
+    """As diffusers writes FLUX's queries of the text and the picture."""
+    query = torch.cat([normed((rows @ weights).unflatten(-1, (3, 8)), scale) for rows in (text, picture)], 1)
+    return (query.float() * cosine + turned(query).float() * sine).to(query.dtype)
+
+
+def test_parts_are_turned_before_they_are_put_together():
+    text, picture, weights, scale, _ = products()
+    given = text, picture, weights, scale, *torch.randn(2, 1, 12, 1, 8)
+    graph = traced(torch.func.functionalize(turned_together), *given)
+    before = graph(*given)
+    assert rewritten(graph, rotary.turned_pairs, rotary.turned_before_put_together) == [1, 1]
+    assert torch.equal(graph(*given), before)
+    assert rewritten(graph, rotary.pairs_in_words) == [2]
+    assert [n.meta["val"].dtype for n in graph.graph.nodes if n.target is aten.cat.default] == [torch.int32]
+    torch.testing.assert_close(graph(*given), before, rtol=2.0**-7, atol=1e-6)
+
+
+def test_what_is_used_together_is_put_together_first():
+    def function(a, b, cosine, sine):
+        both = torch.cat([a, b], 1)
+        return (both.float() * cosine + turned(both).float() * sine).to(both.dtype), both.sum(1)
+
+    given = (*torch.randn(2, 1, 5, 3, 8).to(torch.bfloat16), *torch.randn(2, 1, 10, 1, 8))
+    assert rewritten(traced(function, *given), rotary.turned_pairs, rotary.turned_before_put_together) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda text, weights: text.float() @ weights.float(),
+        lambda text, weights: torch.cat([text, text[..., :8]], -1),
+        lambda text, weights: torch.sin(text @ weights),
+        lambda text, weights: torch.add(text @ weights, weights[0], alpha=2),
+        lambda text, weights: (text @ torch.cat([weights, weights[:, :1]], -1))[..., :24],
+    ],
+    ids=["4 bytes", "no product", "what is not known", "an argument by name", "an odd stride"],
+)
+def test_other_pairs_are_left_alone(made):
+    text, _, weights, _, (turns, _) = products()
+    graph = traced(lambda t, w, u: as_complex(made(t, w).unflatten(-1, (3, 8)), u), text, weights, turns)
+    assert rewritten(graph, rotary.real_rotations, fusion.cast_before_view, rotary.pairs_in_words)[::2] == [1, 0]
+    assert torch.ops.prims.rev.default in {node.target for node in graph.graph.nodes}
 
 
 @pytest.mark.parametrize(
@@ -284,22 +381,23 @@ def test_only_graphs_of_the_engine_keep_long_rows_in_registers(graph, monkeypatc
         assert fusion._Choices.should_use_persistent_reduction(Features(), False) == persistent
 
 
-def test_the_settings_exist_and_key_the_caches(tmp_path, monkeypatch):
+@pytest.mark.parametrize("module", [fusion, nodes, rotary])
+def test_the_settings_exist_and_key_the_caches(tmp_path, monkeypatch, module):
     torch.compile(torch.nn.Identity(), options=dict(fusion.options()))  # raises for one that does not exist
     passes = fusion.options()["post_grad_custom_pre_pass"]
     first = passes.uuid()
     assert first == fusion.Rewrites().uuid()
-    changed = tmp_path / "fusion.py"
+    changed = tmp_path / "changed.py"
     changed.write_text("# another text")
-    monkeypatch.setattr(fusion, "__file__", str(changed))
+    monkeypatch.setattr(module, "__file__", str(changed))
     assert passes.uuid() != first
 
 
 @pytest.mark.parametrize(
     ("model", "found"),
     [
-        ("flux.1-dev", {"logistic_gelu", "turned_pairs", "share"}),
-        ("qwen-image", {"logistic_gelu", "real_rotations", "cast_before_view", "share"}),
+        ("flux.1-dev", {"logistic_gelu", "turned_pairs", "turned_before_put_together", "pairs_in_words", "share"}),
+        ("qwen-image", {"logistic_gelu", "real_rotations", "cast_before_view", "pairs_in_words", "share"}),
         ("ltx-2", {"logistic_gelu", "turned_halves", "cast_before_view", "write_rows", "share"}),
     ],
 )
@@ -309,10 +407,11 @@ def test_a_models_rewritten_blocks_make_what_they_made(model, found, tmp_path, m
     monkeypatch.setattr(catalog, "MODELS", MappingProxyType({**catalog.MODELS, spec.id: spec}))
     pipeline = loading.load_pipeline(spec, torch.device("cpu"))
     used = set()
-    rewrites = ("logistic_gelu", "turned_pairs", "turned_halves", "real_rotations", "cast_before_view", "write_rows")
-    for name in (*rewrites, "share"):
-        rewrite = getattr(fusion, name)
-        monkeypatch.setattr(fusion, name, lambda graph, n=name, do=rewrite: used.update({n} if do(graph) else ()))
+    turns = ("turned_pairs", "turned_halves", "turned_before_put_together", "pairs_in_words", "real_rotations")
+    others = ("logistic_gelu", "cast_before_view", "write_rows", "share")
+    for module, name in [(rotary, name) for name in turns] + [(fusion, name) for name in others]:
+        rewrite = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda graph, n=name, do=rewrite: used.update({n} if do(graph) else ()))
 
     def rewritten_only(graph, _):
         fusion.Rewrites()(graph.graph)

@@ -1,10 +1,10 @@
 """What each step towards a faster denoiser gains: FLUX.1-dev in bf16 and FP8, random weights, one step at a time.
 
-python -m assets.figures.speed_steps OUT [--tiny]
+python -m assets.figures.speed_steps OUT [--side 512] [--tiny]
 python -m assets.figures.speed_steps --table assets/figures/speed-steps.json
 
 OUT is written anew after every measurement. A variant that fails says why and the rest goes on; none begins after
-`LIMIT` seconds. Every variant's output is compared with the uncompiled one of its precision on the same input; how far
+`LIMIT` seconds. With `--side` only the variants of that size are measured, and neither products nor whole calls. Every variant's output is compared with the uncompiled one of its precision on the same input; how far
 the seed post's own compile is from that is the noise floor. `--table` prints a result as Markdown.
 """
 
@@ -351,8 +351,11 @@ class Sweep:
                 f"floor {precision}: {found['floor_ms']:.2f} ms = {found['gemm_ms']:.2f} + {found['attention_ms']:.2f}"
             )
 
-    def run(self) -> None:
+    def run(self, side: int | None) -> None:
         self.write()
+        if side is not None:
+            self.variants([v for v in VARIANTS if v.side == side])
+            return
         if self.cuda:
             self.guarded("products", self.products)
             self.guarded("attention", self.attention)
@@ -387,6 +390,8 @@ def table(result: dict) -> str:
             f"\nFloor in {precision}: {floor['floor_ms']:.1f} ms, {floor['gemm_ms']:.1f} of it matrix products and "
             f"{floor['attention_ms']:.1f} attention, each shape timed alone on the same {result['device']}."
         )
+    if "note" in result:
+        lines.append(f"\n{result['note']}")
     return "\n".join(lines) + "\n"
 
 
@@ -395,6 +400,7 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("out", type=Path, nargs="?")
     what.add_argument("--table", type=Path)
+    parser.add_argument("--side", type=int)
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     if args.table:
@@ -402,7 +408,7 @@ def main() -> None:
         return
     compilation.configure()
     with torch.inference_mode():
-        Sweep(args.out, args.tiny).run()
+        Sweep(args.out, args.tiny).run(args.side)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,22 @@
+"""What rewrites of a graph of ATen operations share: names, and a new node with the value that it will have."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Graph, Node
+
+aten, prims = torch.ops.aten, torch.ops.prims
+
+CAST = prims.convert_element_type.default
+VIEWS = (aten.view.default, aten.reshape.default)
+
+
+def add(graph: Graph, target: object, *args: object) -> Node:
+    """A new node, with the shape and type that its value will have."""
+    node = graph.call_function(target, args)
+    node.meta["val"] = target(*torch.fx.map_arg(args, lambda argument: argument.meta["val"]))
+    return node
+
+
+def times(graph: Graph, a: Node, b: Node) -> Node:
+    return add(graph, aten.mul.Tensor, a, b)
