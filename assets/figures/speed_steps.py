@@ -4,8 +4,9 @@ python -m assets.figures.speed_steps OUT [--side 512] [--tiny]
 python -m assets.figures.speed_steps --table assets/figures/speed-steps.json
 
 OUT is written anew after every measurement. A variant that fails says why and the rest goes on; none begins after
-`LIMIT` seconds. With `--side` only the variants of that size are measured, and neither products nor whole calls. Every variant's output is compared with the uncompiled one of its precision on the same input; how far
-the seed post's own compile is from that is the noise floor. `--table` prints a result as Markdown.
+`LIMIT` seconds. With `--side` only the variants of that size are measured, and neither products nor whole calls. Every
+variant's output is compared with the uncompiled one of its precision on the same input; how far the seed post's own
+compile is from that is the noise floor. `--table` prints a result as Markdown.
 """
 
 from __future__ import annotations
