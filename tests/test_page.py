@@ -748,6 +748,7 @@ def benchmark(**changes):
             "execution": execution,
             "latency_s": latency | {"text": 0.05, "denoise": seconds - 0.2, "decode": 0.15},
             "step_ms": 1000 * (seconds - 0.2) / 28,
+            "repeats": 3,
             "memory_gb": {"weights": 0.8 * peak, "peak_allocated": peak, "peak_reserved": 1.1 * peak},
             "first_call_s": 21.5,
             "error": None,
@@ -780,7 +781,7 @@ def benchmark(**changes):
 
 def rows_of(html, heading):
     """The text of a table's rows, cell by cell, in the article with that heading."""
-    article = html.split(f"<h3>{heading}</h3>")[1].split("</article>")[0]
+    article = html.split(f">{heading}</h3>")[1].split("</article>")[0]
     cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", article)]
     return [[re.sub("<[^>]+>", "", cell) for cell in row] for row in cells]
 
@@ -815,8 +816,8 @@ def test_what_was_not_measured_is_not_filled_in(tmp_path):
     bare = bf16 | {"method": "bare", "latency_s": bf16["latency_s"] | dict.fromkeys(("text", "denoise", "decode"))}
     (tmp_path / "h200.json").write_text(json.dumps(made | {"rows": [bf16, fp8, bare | {"step_ms": None}]}))
     rows = rows_of(benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text())), "FLUX.1-dev")
-    assert " ".join(rows[1]) == "bf16 bare pipeline – – – 4.00 3.96–4.04 – – 31.20 39.00 – 21.5"
-    assert rows[3][2:] == ["OutOfMemoryError: &lt;no&gt; room", "21.84", "–", "–", "–"]
+    assert " ".join(rows[3]) == "bf16 bare pipeline – – – 4.00 3.96–4.04 – – 31.20 39.00 – 21.5"
+    assert rows[2][2:] == ["OutOfMemoryError: &lt;no&gt; room", "21.84", "–", "–", "–"]
 
 
 def test_the_engines_step_is_set_against_the_posts_method_at_the_same_precision(tmp_path):
@@ -828,6 +829,26 @@ def test_the_engines_step_is_set_against_the_posts_method_at_the_same_precision(
     column = next(k for k, head in enumerate(heads) if head.startswith("vs the post's"))
     assert [row[column] for row in rows] == ["1.25×", "1.25×", "–", "–"]
     assert [row[1] for row in rows] == ["Twinframe", "Twinframe", "the post&#x27;s", "the post&#x27;s"]
+
+
+def test_the_runs_of_a_model_stand_below_its_name_each_with_a_name_of_its_own(tmp_path):
+    for name, repeats in (("a", 2), ("b", 1)):
+        made = benchmark()
+        made["rows"][0] |= {"repeats": repeats}
+        (tmp_path / f"{name}.json").write_text(json.dumps(made))
+    html = benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text()))
+    assert re.findall("<h3[^>]*>(.*?)</h3>", html) == ["FLUX.1-dev"]
+    assert len(re.findall("<h4>Run [12]: ", html)) == 2
+    regions = re.findall('role="region" aria-label="([^"]*)"', html)
+    assert len(regions) == len(set(regions)) == 4
+
+
+def test_rows_that_were_not_measured_equally_often_say_so(tmp_path):
+    made = benchmark()
+    for row, repeats in zip(made["rows"], (3, 2, 3, 3), strict=False):
+        row["repeats"] = repeats
+    (tmp_path / "a.json").write_text(json.dumps(made))
+    assert "median of 2 to 3" in benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text()))
 
 
 def test_a_file_that_is_no_benchmark_is_named_and_the_others_are_shown(tmp_path):

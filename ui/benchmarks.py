@@ -41,13 +41,19 @@ def page(folder: Path) -> str:
 
 def measured(folder: Path, post: Mapping) -> str:
     """Every benchmark in `folder`; how to make one if there is none, and a line for each that cannot be read."""
-    said = []
+    runs: dict[str, list[str]] = {}
+    said, unreadable = [], []
     for file in sorted(folder.glob("*.json")):
         try:
-            said.append(_measurement(json.loads(file.read_text(encoding="utf-8")), post))
+            found = json.loads(file.read_text(encoding="utf-8"))
+            article = _measurement(found, post, len(runs.get(found["model"], ())) + 1)
+            runs.setdefault(found["model"], []).append(article)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("Benchmark %s cannot be shown: %r", file, error)
-            said.append(f'<p class="tf-small">{escape(words.benchmarks.unreadable(file.name))}</p>')
+            unreadable.append(f'<p class="tf-small">{escape(words.benchmarks.unreadable(file.name))}</p>')
+    for model, articles in runs.items():
+        said.append(f'<h3 class="tf-model">{escape(_name(model))}</h3>{"".join(articles)}')
+    said += unreadable
     note = words.benchmarks.MEASURED_NOTE
     if not said:
         note = words.benchmarks.NO_BENCHMARKS
@@ -56,29 +62,33 @@ def measured(folder: Path, post: Mapping) -> str:
     return f'<section class="tf-half">{head}{"".join(said)}</section>'
 
 
-def _measurement(found: Mapping, post: Mapping) -> str:
-    model = found["model"]
-    rows = sorted(found["rows"], key=lambda row: (row["batch_size"], row["method"], PRECISIONS.index(row["precision"])))
+def _measurement(found: Mapping, post: Mapping, run: int) -> str:
+    model, methods = found["model"], list(words.benchmarks.METHODS)
+    rows = sorted(
+        found["rows"],
+        key=lambda row: (row["batch_size"], methods.index(row["method"]), PRECISIONS.index(row["precision"])),
+    )
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     asked = found["settings"]
+    timed = [r for r in rows if r["execution"] == "native" and r["method"] == "engine" and r["latency_s"]]
     facts = [
         found["device"],
         words.when(found["date"]),
         words.benchmarks.WEIGHTS[found["weights"]],
         words.bench_settings(asked),
-        words.benchmarks.method(asked["recipe"], asked["repeats"]),
+        words.benchmarks.method(asked["recipe"], {row["repeats"] for row in timed} or {asked["repeats"]}),
         versions,
         *(found[key] for key in ("stopped", "note") if key in found),
     ]
-    timed = [r for r in rows if r["execution"] == "native" and r["method"] == "engine" and r["latency_s"]]
+    title = words.benchmarks.run(run, {row["batch_size"] for row in rows})
     times = [(r["precision"], r["batch_size"], r["latency_s"]["median"]) for r in timed]
     peaks = [(r["precision"], r["batch_size"], r["memory_gb"]["peak_allocated"]) for r in timed]
     return (
-        f'<article class="tf-bench"><h3>{escape(_name(model))}</h3>'
+        f'<article class="tf-bench"><h4>{escape(title)}</h4>'
         f'<p class="tf-facts-line"><span class="tf-badge tf-measured">{words.MEASURED_BADGE}</span>'
         f" {escape(' · '.join(facts))}</p>"
-        f"{_plots(model, times, peaks)}{_measured_table(rows, words.benchmarks.measured(_name(model), rows))}"
-        f"{_beside_the_post(model, rows, post)}</article>"
+        f"{_plots(model, times, peaks)}{_measured_table(rows, f'{words.benchmarks.MEASURED}: {_name(model)}, {title}')}"
+        f"{_beside_the_post(model, rows, post, title)}</article>"
     )
 
 
@@ -141,7 +151,7 @@ def _over_the_posts(row: Row, rows: Sequence[Row]) -> float | None:
     return posts["step_ms"] / row["step_ms"] if posts and posts["step_ms"] and row["step_ms"] else None
 
 
-def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping) -> str:
+def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping, title: str) -> str:
     """bf16's peak memory here and in the post: the one number that does not depend on the GPU's speed."""
     theirs = {
         r["batch_size"]: r["peak_memory_gb"]
@@ -164,8 +174,8 @@ def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping) -> str:
         for r in ours
     )
     heads = [("Batch", ""), ("Measured", "GB"), ("Post, B200", "GB"), ("Difference", "")]
-    label = f"{words.benchmarks.PEAK_BESIDE}: {words.benchmarks.measured(_name(model), ours)}"
-    return f"<h4>{words.benchmarks.PEAK_BESIDE}</h4>{table(heads, body, label)}"
+    label = f"{words.benchmarks.PEAK_BESIDE}: {_name(model)}, {title}"
+    return f"<h5>{words.benchmarks.PEAK_BESIDE}</h5>{table(heads, body, label)}"
 
 
 # What the post measured

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
 
 from engine.catalog import MODELS
 
@@ -32,8 +32,11 @@ QUOTED_SELECTIVE = "Every layer against selective, FLUX.1-dev"
 MEMORY_PLOT = "Peak memory"
 
 
-def method(recipe_id: str, repeats: int) -> str:
-    return f"recipe {recipe_id} · median of {repeats}" if repeats > 1 else f"recipe {recipe_id} · measured once"
+def method(recipe_id: str, repeats: Collection[int]) -> str:
+    """With the recipe, and how often each row was measured: not equally often where a time limit came between."""
+    low, high = min(repeats), max(repeats)
+    many = f"{low} to {high}" if low < high else f"{high}"
+    return f"recipe {recipe_id} · median of {many}" if high > 1 else f"recipe {recipe_id} · measured once"
 
 
 def latency_plot(model_id: str) -> str:
@@ -42,10 +45,9 @@ def latency_plot(model_id: str) -> str:
     return f"Latency per {made.removesuffix('s')}"
 
 
-def measured(name: str, rows: Sequence[Mapping]) -> str:
-    """The name of a table of measurements, for those who do not see where it stands."""
-    batches = sorted({row["batch_size"] for row in rows})
-    return f"{MEASURED}: {name}, batch {', '.join(map(str, batches))}"
+def run(number: int, batches: Collection[int]) -> str:
+    """The title of one of a model's runs."""
+    return f"Run {number}: batch {', '.join(map(str, sorted(batches)))}"
 
 
 def unreadable(name: str) -> str:
