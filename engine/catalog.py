@@ -244,7 +244,7 @@ MINI_LTX2 = ModelSpec(
         num_frames=(25, 25),
         frames_step=8,
     ),
-    recipes=("seed", "seed-corrected", "full"),
+    recipes=("seed", "tuned", "seed-corrected", "full"),
     batch_argument="num_videos_per_prompt",
     sound=True,
     call=MappingProxyType({"negative_prompt": "", "max_sequence_length": 32, **_LTX2_GUIDANCE}),

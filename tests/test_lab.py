@@ -493,7 +493,7 @@ def test_one_prompt_cannot_both_choose_and_report():
 # What was found
 
 
-@pytest.mark.parametrize("model", ["mini-flux", "mini-qwen"])
+@pytest.mark.parametrize("model", ["mini-flux", "mini-qwen", "mini-ltx2"])
 def test_the_readme_has_the_table_of_what_was_found(model):
     found = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())
     assert f"<!-- {model} -->\n{tune.table(found)}\n" in (catalog.ASSETS.parent / "README.md").read_text()
@@ -508,6 +508,9 @@ def test_the_readme_has_what_drift_says_of_lpips():
     assert [len(part["cells"]) for part in parts] == [84, 117] and [part["lpips_prompts"] for part in parts] == [4, 2]
     for measure in ("drift", "denoiser_error"):
         assert " and ".join(f"{sensitivity.agreement(part)[measure]:.2f}" for part in parts) in said
+    clips = json.loads((catalog.ASSETS / "quality" / "mini-ltx2.json").read_text())["sensitivity"]
+    assert (len(clips["cells"]), clips["lpips_prompts"]) == (40, 2)
+    assert f"its rank correlation with LPIPS is {sensitivity.agreement(clips)['drift']:.2f}" in " ".join(said.split())
 
 
 def test_agreement_is_of_ranks_and_needs_three_groups_with_lpips():
@@ -516,14 +519,14 @@ def test_agreement_is_of_ranks_and_needs_three_groups_with_lpips():
     assert sensitivity.agreement({"cells": cells[1:]}) == {}
 
 
-@pytest.mark.parametrize("model", ["mini-flux", "mini-qwen"])
-def test_the_recipe_that_is_shipped_is_the_one_that_was_reported(model):
+@pytest.mark.parametrize(("model", "prompts"), [("mini-flux", 64), ("mini-qwen", 64), ("mini-ltx2", 32)])
+def test_the_recipe_that_is_shipped_is_the_one_that_was_reported(model, prompts):
     found = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())
     (row,) = (row for row in found["frontier"] if row["id"] == "tuned")
     spec = catalog.MODELS[model]
     plan = recipes.plan(loading.empty_transformer(spec), recipes.recipe(spec.family, "tuned"), "nvfp4")
     assert plan.quantized_bytes == row["weight_bytes"]
-    assert row["lpips"]["report"]["n"] == len(found["prompts"]["report"]) == 64
+    assert row["lpips"]["report"]["n"] == len(found["prompts"]["report"]) == prompts
     assert not set(found["prompts"]["report"]) & set(found["prompts"]["search"])
     files = plan.recipe.tunings["nvfp4"].calibrated
     assert [tune._digest(file) for file in files] == found["calibration"]["digests"]
