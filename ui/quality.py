@@ -42,7 +42,8 @@ def page(folder: Path, models: Sequence[str]) -> str:
         models: ids of those that are offered, whose worst pairs can be opened.
     """
     said = []
-    for file in [*sorted(folder.glob("*.json")), *sorted(folder.glob("*/summary.json"))]:
+    files = [*folder.glob("*.json"), *folder.glob("*/summary.json")]
+    for file in sorted(files, key=lambda file: file.relative_to(folder).with_suffix("").parts):
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             said.append(_section(found if file.parent == folder else _of_evaluation(found, file.parent), models))
