@@ -103,7 +103,7 @@ def load_shared(
     for module in (value for value in shared.values() if isinstance(value, nn.Module)):
         module.eval().requires_grad_(False)
     if device.type == "cpu" and all(parameter.ndim <= 4 for parameter in shared["vae"].parameters()):
-        # Convolutions in channels_last decode twice as fast on CPUs; on an H200 18% slower (assets/figures/ends.json).
+        # Convolutions in channels_last decode faster on CPUs; on an H200 18% slower (assets/figures/ends.json).
         shared["vae"].to(memory_format=torch.channels_last)
     if spec.vae_tiling:
         shared["vae"].enable_tiling()

@@ -18,5 +18,12 @@ def add(graph: Graph, target: object, *args: object) -> Node:
     return node
 
 
+def like(graph: Graph, node: Node, *args: object) -> Node:
+    """The same operation on something else, by whose name its kernel will be known in profiles."""
+    made = add(graph, node.target, *args)
+    made.meta["original_aten"] = node.meta.get("original_aten")
+    return made
+
+
 def times(graph: Graph, a: Node, b: Node) -> Node:
     return add(graph, aten.mul.Tensor, a, b)

@@ -134,8 +134,13 @@ def _shape(result: Mapping) -> str:
     return f"{asked['width']}x{asked['height']}" + (f"x{asked['num_frames']}" if asked["num_frames"] > 1 else "")
 
 
+def repeats(result: Mapping) -> list[int]:
+    """How often its timed rows were measured: not equally often where a time limit came between."""
+    return sorted({row["repeats"] for row in timed(result)})
+
+
 def _repeats(result: Mapping) -> str:
-    counts = sorted({row["repeats"] for row in timed(result)})
+    counts = repeats(result)
     return f"{'-'.join(map(str, counts))} call{'s' * (counts != [1])}"
 
 

@@ -12,7 +12,23 @@ import operator
 import torch
 from torch.fx import Graph, Node
 
-from engine.nodes import CAST, VIEWS, add, aten, prims, times
+from engine.nodes import CAST, VIEWS, add, aten, like, prims, times
+
+_WORDS = {2: (torch.int16, torch.int32), 4: (torch.int32, torch.int64)}
+"""Bytes of a number -> integers of its size and of twice its size."""
+_PRODUCTS = frozenset({aten.mm.default, aten.addmm.default, aten._scaled_mm.default})
+_BY_ELEMENT = frozenset(
+    {
+        CAST,
+        aten.add.Tensor,
+        aten.add.Scalar,
+        aten.mul.Tensor,
+        aten.neg.default,
+        aten.pow.Tensor_Scalar,
+        aten.rsqrt.default,
+        aten.sub.Tensor,
+    }
+)
 
 
 def turned_pairs(graph: Graph) -> int:
@@ -218,8 +234,7 @@ def _of_part(
             if at >= 0 and value.shape[at] != 1:
                 part = add(graph, aten.slice.Tensor, argument, at, start, start + length)
             args.append(part)
-        made[node] = add(graph, node.target, *args)
-        made[node].meta["original_aten"] = node.meta.get("original_aten")
+        made[node] = like(graph, node, *args)
     return made[between[-1]]
 
 
@@ -314,13 +329,7 @@ class _Halves:
                 return None
             for side, part in zip(sides, pair, strict=True):
                 side.append(part)
-        return tuple(self._like(node, *side) for side in sides)
-
-    def _like(self, node: Node, *args: object) -> Node:
-        """The same operation on something else, by whose name its kernel will be known in profiles."""
-        made = add(self._graph, node.target, *args)
-        made.meta["original_aten"] = node.meta.get("original_aten")
-        return made
+        return tuple(like(self._graph, node, *side) for side in sides)
 
     def _operand(self, node: Node, width: int) -> tuple[Node, Node] | None:
         """What a node contributes to the halves of something `width` wide."""
@@ -358,7 +367,7 @@ class _Halves:
             return None
         if node not in self._rows:
             made = [self._by_row(n) if isinstance(n, Node) else n for n in node.args]
-            self._rows[node] = None if None in made else self._like(node, *made)
+            self._rows[node] = None if None in made else like(self._graph, node, *made)
         return self._rows[node]
 
     def _loaded(self, node: Node) -> tuple[Node, Node] | None:
@@ -376,23 +385,6 @@ class _Halves:
         word = add(graph, aten.view.dtype, node, large)
         shifted = add(graph, aten.bitwise_right_shift.Tensor_Scalar, word, 8 * value.dtype.itemsize)
         return tuple(add(graph, aten.view.dtype, add(graph, CAST, n, small), value.dtype) for n in (word, shifted))
-
-
-_WORDS = {2: (torch.int16, torch.int32), 4: (torch.int32, torch.int64)}
-"""Bytes of a number -> integers of its size and of twice its size."""
-_PRODUCTS = frozenset({aten.mm.default, aten.addmm.default, aten._scaled_mm.default})
-_BY_ELEMENT = frozenset(
-    {
-        CAST,
-        aten.add.Tensor,
-        aten.add.Scalar,
-        aten.mul.Tensor,
-        aten.neg.default,
-        aten.pow.Tensor_Scalar,
-        aten.rsqrt.default,
-        aten.sub.Tensor,
-    }
-)
 
 
 def _word(graph: Graph, low: Node, high: Node) -> Node:

@@ -832,10 +832,8 @@ def test_the_engines_step_is_set_against_the_posts_method_at_the_same_precision(
 
 
 def test_the_runs_of_a_model_stand_below_its_name_each_with_a_name_of_its_own(tmp_path):
-    for name, repeats in (("a", 2), ("b", 1)):
-        made = benchmark()
-        made["rows"][0] |= {"repeats": repeats}
-        (tmp_path / f"{name}.json").write_text(json.dumps(made))
+    for name in "ab":
+        (tmp_path / f"{name}.json").write_text(json.dumps(benchmark()))
     html = benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text()))
     assert re.findall("<h3[^>]*>(.*?)</h3>", html) == ["FLUX.1-dev"]
     assert len(re.findall("<h4>Run [12]: ", html)) == 2

@@ -42,7 +42,7 @@ def page(folder: Path) -> str:
 def measured(folder: Path, post: Mapping) -> str:
     """Every benchmark in `folder`; how to make one if there is none, and a line for each that cannot be read."""
     runs: dict[str, list[str]] = {}
-    said, unreadable = [], []
+    unreadable = []
     for file in sorted(folder.glob("*.json")):
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
@@ -51,8 +51,7 @@ def measured(folder: Path, post: Mapping) -> str:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("Benchmark %s cannot be shown: %r", file, error)
             unreadable.append(f'<p class="tf-small">{escape(words.benchmarks.unreadable(file.name))}</p>')
-    for model, articles in runs.items():
-        said.append(f'<h3 class="tf-model">{escape(_name(model))}</h3>{"".join(articles)}')
+    said = [f'<h3 class="tf-model">{escape(_name(model))}</h3>{"".join(made)}' for model, made in runs.items()]
     said += unreadable
     note = words.benchmarks.MEASURED_NOTE
     if not said:
@@ -76,7 +75,7 @@ def _measurement(found: Mapping, post: Mapping, run: int) -> str:
         words.when(found["date"]),
         words.benchmarks.WEIGHTS[found["weights"]],
         words.bench_settings(asked),
-        words.benchmarks.method(asked["recipe"], {row["repeats"] for row in timed} or {asked["repeats"]}),
+        words.benchmarks.method(asked["recipe"], plots.repeats(found) or [asked["repeats"]]),
         versions,
         *(found[key] for key in ("stopped", "note") if key in found),
     ]

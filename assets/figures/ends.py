@@ -9,7 +9,6 @@ says why. Outputs are compared with those of the components as diffusers loads t
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import time
 import traceback
@@ -21,7 +20,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from engine import catalog, compilation, loading
+from engine import catalog, compilation, loading, timing
 from engine.compare import versions
 from engine.precision import detect
 from engine.request import CompareRequest
@@ -41,9 +40,7 @@ class Ends:
         request = CompareRequest.create(spec.examples[0], model=name, precisions=["bf16"])
         began = time.monotonic()
         shared = loading.load_shared(spec, self.device, Source(random=not spec.bundled))
-        with torch.device("meta"):
-            transformer = loading.empty_transformer(spec)
-        pipeline = loading.assemble(spec, shared, transformer)
+        pipeline = loading.assemble(spec, shared, loading.empty_transformer(spec))
         print(f"{name}: loaded in {time.monotonic() - began:.0f} s", flush=True)
         self.text(spec, pipeline, request)
         self.decode(spec, pipeline, request)
@@ -110,25 +107,21 @@ class Ends:
         row = {"model": spec.id, "stage": stage, "variant": variant}
         made = None
         try:
-            gc.collect()
+            timing.free(self.device)
             if self.cuda:
-                torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
-            began = time.perf_counter()
+            began = timing.now(self.device)
             for _ in range(2):
                 made = _first(run())
-            self._sync()
-            row["first_calls_s"] = time.perf_counter() - began
+            row["first_calls_s"] = timing.now(self.device) - began
             if self.cuda:
-                row["peak_gb"] = (torch.cuda.max_memory_allocated() - before) / 1e9
+                row["peak_gb"] = (torch.cuda.max_memory_allocated() - before) / timing.GB
             found = []
             for _ in range(CALLS if self.cuda else 1):
-                self._sync()
-                began = time.perf_counter()
+                began = timing.now(self.device)
                 run()
-                self._sync()
-                found.append(1000 * (time.perf_counter() - began))
+                found.append(1000 * (timing.now(self.device) - began))
             row |= {"ms": median(found), "calls_ms": found}
             if truth is not None:
                 row["relative_l2"] = ((made.float() - truth.float()).norm() / truth.float().norm()).item()
@@ -139,10 +132,6 @@ class Ends:
         self.out.write_text(json.dumps(self.result, indent=1) + "\n")
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if k != "calls_ms"}, flush=True)
         return made
-
-    def _sync(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
 
 
 def _formatted(vae: nn.Module, memory_format: torch.memory_format) -> None:
@@ -170,7 +159,7 @@ def main() -> None:
     with torch.inference_mode():
         for name in args.models:
             torch.compiler.reset()
-            gc.collect()
+            timing.free(ends.device)
             try:
                 ends.model(name)
             except Exception as error:  # noqa: BLE001 (the others shall run)

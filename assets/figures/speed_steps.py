@@ -352,11 +352,8 @@ class Sweep:
                 f"floor {precision}: {found['floor_ms']:.2f} ms = {found['gemm_ms']:.2f} + {found['attention_ms']:.2f}"
             )
 
-    def run(self, side: int | None) -> None:
+    def run(self) -> None:
         self.write()
-        if side is not None:
-            self.variants([v for v in VARIANTS if v.side == side])
-            return
         if self.cuda:
             self.guarded("products", self.products)
             self.guarded("attention", self.attention)
@@ -401,7 +398,7 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("out", type=Path, nargs="?")
     what.add_argument("--table", type=Path)
-    parser.add_argument("--side", type=int)
+    parser.add_argument("--side", type=int, choices=sorted({v.side for v in VARIANTS}))
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     if args.table:
@@ -409,7 +406,11 @@ def main() -> None:
         return
     compilation.configure()
     with torch.inference_mode():
-        Sweep(args.out, args.tiny).run(args.side)
+        sweep = Sweep(args.out, args.tiny)
+        if args.side is None:
+            sweep.run()
+        else:
+            sweep.variants([v for v in VARIANTS if v.side == args.side])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from engine.catalog import MODELS
 
@@ -32,9 +32,9 @@ QUOTED_SELECTIVE = "Every layer against selective, FLUX.1-dev"
 MEMORY_PLOT = "Peak memory"
 
 
-def method(recipe_id: str, repeats: Collection[int]) -> str:
-    """With the recipe, and how often each row was measured: not equally often where a time limit came between."""
-    low, high = min(repeats), max(repeats)
+def method(recipe_id: str, repeats: Sequence[int]) -> str:
+    """With the recipe, and how often rows were measured, ascending."""
+    low, high = repeats[0], repeats[-1]
     many = f"{low} to {high}" if low < high else f"{high}"
     return f"recipe {recipe_id} · median of {many}" if high > 1 else f"recipe {recipe_id} · measured once"
 
