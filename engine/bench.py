@@ -45,9 +45,9 @@ from engine.several import driving
 log = logging.getLogger(__name__)
 
 METHODS = ("engine", "seed", "bare")
-TOGETHER = 0.75
-"""Denoisers stay in memory, to be timed in turns, if with text encoders and VAE they fill no more of it: all of them,
-or else those of one precision."""
+TOGETHER = 0.8
+"""Denoisers stay in memory, to be timed in turns, if with text encoders, VAE and the largest batch's run they fill no
+more of it: all of them, or else those of one precision."""
 
 SEED_CONFIGS: Mapping[str, Callable[[], AOBaseConfig]] = MappingProxyType(
     {
@@ -231,8 +231,9 @@ class _Bench:
             plan = recipes.plan(empty, recipes.recipe(self.spec.family, self.recipe), name)
             copies = ("seed" in methods) + bool({"engine", "bare"} & set(methods))  # `bare` runs the engine's denoiser
             gigabytes[name] = copies * plan.quantized_bytes / timing.GB
-        shared = self.spec.memory_gb.shared if self.spec.memory_gb is not None else 0.0
-        room = TOGETHER * _memory(self.device) - shared
+        needs, largest = self.spec.memory_gb, max(self.settings.batch_sizes)
+        taken = needs.shared + needs.run * largest if needs is not None else 0.0
+        room = TOGETHER * _memory(self.device) - taken
         if sum(gigabytes.values()) <= room:
             return [[pair for group in groups for pair in group]]
         split = []
@@ -350,7 +351,7 @@ class _Bench:
 
     def _warm_up(self, lane: _Lane, request: CompareRequest) -> None:
         native = lane.execution == "native"
-        lane.mode = compilation.mode(self.spec, request.batch_size, native, self.device)
+        lane.mode = compilation.mode(request.batch_size, native, self.device)
         if lane.method == "seed":  # the post compiles, come what may
             lane.mode = compilation.DEFAULT
         timing.free(self.device)

@@ -296,7 +296,7 @@ class Studio(Holdings):
     def mode(self, name: str, spec: ModelSpec, request: CompareRequest) -> str:
         """How this machine runs a denoiser's blocks in one precision for a request."""
         native = self.support[name].execution == "native"
-        return compilation.mode(spec, request.batch_size, native, self.device)
+        return compilation.mode(request.batch_size, native, self.device)
 
     def distance(self, made: Made, reference: Made) -> tuple[Metrics, list[Tensor]]:
         """LPIPS and PSNR of what was made from the reference, and where LPIPS comes from; one a picture or clip.

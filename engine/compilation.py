@@ -19,7 +19,6 @@ from torch import nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from engine import fusion
-from engine.catalog import ModelSpec
 from engine.files import cache_folder
 from engine.graphs import PLAIN_CALLS, StepGraph
 
@@ -56,11 +55,12 @@ class WarmUp:
     """Recordings that had been given up by then (`Blocks.dropped`)."""
 
 
-def mode(spec: ModelSpec, batch_size: int, native: bool, device: torch.device) -> str:
-    """How the blocks run: a CUDA graph pays where launching kernels takes a good part of a step, at one picture."""
+def mode(batch_size: int, native: bool, device: torch.device) -> str:
+    """How the blocks run: a CUDA graph pays where launching kernels takes a good part of a step, at one picture or
+    clip."""
     if device.type != "cuda":
         return EAGER
-    return GRAPHS if native and batch_size == 1 and spec.modality == "image" else DEFAULT
+    return GRAPHS if native and batch_size == 1 else DEFAULT
 
 
 def configure() -> None:

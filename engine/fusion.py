@@ -13,10 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import sympy
 import torch
+from torch import Tensor
 from torch._inductor import config, inductor_prims
 from torch._inductor.choices import InductorChoices
+from torch._inductor.codegen.triton import FixedTritonConfig
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch._inductor.runtime.runtime_utils import next_power_of_2
 from torch._inductor.virtualized import V
 from torch.fx import Graph, Node
 
@@ -27,8 +31,14 @@ PERSISTENT = 16384
 """Elements of a row that one kernel keeps in registers between its amax and its cast; Inductor's own limit is 1024,
 and beyond it every pass reads the row again. FLUX.1-dev's longest row is 15,360."""
 
-_ELEMENTWISE = frozenset({CAST, aten.clamp_min.default, aten.clamp_max.default, aten.div.Tensor})
-"""What a row-wise quantization is made of, behind its amax."""
+ROWS = 1024
+"""So many rows are worth a kernel that writes a vector they all take, and a block that fits them."""
+
+_PER_ROW = frozenset({aten.add.Tensor, aten.mul.Tensor})
+_ELEMENTWISE = frozenset(
+    {CAST, aten.abs.default, aten.clamp_min.default, aten.clamp_max.default, aten.div.Tensor, aten.reciprocal.default}
+)
+"""What a row-wise quantization is made of, besides its amax."""
 _FP8 = torch.float8_e4m3fn
 
 
@@ -42,7 +52,9 @@ class Rewrites(CustomGraphPass):
         rotary.turned_halves(graph)
         rotary.turned_before_put_together(graph)
         rotary.pairs_in_words(graph)
+        gelu_in_product(graph)
         logistic_gelu(graph)
+        sum_vectors(graph)
         share(graph)
         flatten_quantized(graph)
         multiply_and_saturate(graph)
@@ -63,6 +75,9 @@ def options() -> Mapping[str, object]:
             # Operations that may be computed anew rather than written to memory. A norm and the rotary embedding behind
             # it are up to 34; beyond Inductor's own limit, 30, what they make would be written in fp32 and read again.
             "realize_opcount_threshold": 64,
+            # What is computed from more tensors than this is written to memory once it is used twice. A gated residual
+            # reads four, and Inductor's own limit is 4.
+            "realize_reads_threshold": 3,
         }
     )
 
@@ -80,6 +95,32 @@ class _Choices(InductorChoices):
         ):
             return True
         return InductorChoices.should_use_persistent_reduction(features, cooperative_reduction)
+
+    def triton_kernel_kwargs(self, kernel_cls: type, features: object, groups: list, kernel_kwargs: dict) -> dict:
+        kernel_kwargs = super().triton_kernel_kwargs(kernel_cls, features, groups, kernel_kwargs)
+        length, many = features.reduction_numel, V.graph.sizevars.statically_known_geq(features.numel, ROWS)
+        ours = isinstance(config.post_grad_custom_pre_pass, Rewrites) and features.is_reduction()
+        if not ours or not many or not isinstance(length, sympy.Integer) or length > PERSISTENT:
+            return kernel_kwargs
+        chosen = tile(int(length), features.memory_stats().persistent.reads.count_per_thread)
+        if chosen["XBLOCK"] == 1 and features.contains_op("index_expr"):
+            return kernel_kwargs  # which Inductor cannot write for blocks of one row
+        return kernel_kwargs | {"fixed_config": FixedTritonConfig(chosen)}
+
+
+def tile(length: int, loads: int) -> dict[str, int]:
+    """How many rows a block takes and how many warps it has, in a kernel that reduces many rows of this length.
+
+    Inductor gives a thread 16 elements of a long row and tries three blocks for a short one. Of all kernels of the
+    three models' blocks, each timed on an H200 in a dozen shapes, those of long rows are fastest with 32 to 64 elements
+    a thread, if what they load fits its registers, and those of short ones with 512 elements a block.
+    """
+    if length <= 128:
+        return {"XBLOCK": 512 // next_power_of_2(length), "num_warps": 4, "num_stages": 1}
+    warps = min(8, next_power_of_2(-(-length // 1536)))
+    while warps < 16 and loads * length > 300 * 32 * warps:
+        warps *= 2
+    return {"XBLOCK": 1, "num_warps": warps, "num_stages": 1}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -119,7 +160,8 @@ def flatten_quantized(graph: Graph) -> int:
     """Where a quantized (B, S, K) activation is viewed as (B * S, K), quantize the view; gives how many.
 
     The layers then take the result of the cast itself, which can be kept in memory once, instead of a view of it, which
-    Inductor writes anew for every layer.
+    Inductor writes anew for every layer. The scale is computed of the view as well: Triton would not see that row
+    s of picture b is row b * S + s, and compute what is quantized twice.
     """
     flattened = 0
     for view in list(graph.nodes):
@@ -128,10 +170,18 @@ def flatten_quantized(graph: Graph) -> int:
         cast, shape = view.args[0], view.meta["val"].shape
         if cast.target is not CAST or cast.meta["val"].dtype != _FP8 or len(cast.users) > 1:
             continue
-        if len(shape) != 2 or shape[1] != cast.meta["val"].shape[-1]:
+        full = cast.meta["val"].shape
+        if len(shape) != 2 or shape[1] != full[-1]:
             continue
+        made: dict[Node, Node] = {}
         with graph.inserting_before(view):
-            view.replace_all_uses_with(_in_rows(graph, cast, cast.meta["val"].shape, {}))
+            view.replace_all_uses_with(_in_rows(graph, cast, full, made))
+        for node, rows in made.items():
+            value = node.meta["val"]
+            if value.shape[-1] == 1:  # the scale, which the layer takes as well
+                with graph.inserting_before(view):
+                    back = add(graph, aten.reshape.default, rows, list(value.shape))
+                node.replace_all_uses_with(back, delete_user_cb=lambda user, view=view: view < user)
         graph.erase_node(view)
         flattened += 1
     graph.eliminate_dead_code()
@@ -139,14 +189,19 @@ def flatten_quantized(graph: Graph) -> int:
 
 
 def _in_rows(graph: Graph, node: object, full: torch.Size, made: dict[Node, Node]) -> object:
-    """The same value as `node`, computed on rows: its elementwise operations moved behind a view."""
+    """The same value as `node`, computed on rows: its elementwise operations, and its amax of a row, moved behind a
+    view."""
     if not isinstance(node, Node) or node.meta["val"].ndim < len(full):
         return node
     if node not in made:
         value = node.meta["val"]
-        if node.target in _ELEMENTWISE and value.shape == full:
+        if node.target in VIEWS and node.args[0].meta["val"].shape == value.shape:
+            made[node] = _in_rows(graph, node.args[0], full, made)
+        elif node.target is aten.amax.default and node.args[1:] in (([-1], True), ([len(full) - 1], True)):
+            made[node] = nodes.like(graph, node, _in_rows(graph, node.args[0], full, made), [1], True)
+        elif node.target in _ELEMENTWISE and value.shape[:-1] == full[:-1]:
             moved = tuple(_in_rows(graph, argument, full, made) for argument in node.args)
-            made[node] = add(graph, node.target, *moved)
+            made[node] = nodes.like(graph, node, *moved)
         else:
             made[node] = add(graph, aten.reshape.default, node, [-1, value.shape[-1]])
     return made[node]
@@ -167,6 +222,41 @@ def keep_quantized(graph: Graph) -> int:
             cast.replace_all_uses_with(settled, delete_user_cb=lambda user, settled=settled: user is not settled)
             kept += 1
     return kept
+
+
+def sum_vectors(graph: Graph) -> int:
+    """Sums of two vectors that all rows of something large take are written to memory; gives how many.
+
+    Else each row would load both and keep both in registers: of a modulated norm that is more than the row itself.
+    """
+    written = 0
+    for node in list(graph.nodes):
+        if node.target is not aten.add.Tensor or not all(isinstance(argument, Node) for argument in node.args):
+            continue
+        value = node.meta["val"]
+        if not all(isinstance(n, int) for n in value.shape) or not _for_all_rows(node):
+            continue
+        with graph.inserting_after(node):
+            settled = add(graph, inductor_prims.force_stride_order, node, list(value.stride()))
+        node.replace_all_uses_with(settled, delete_user_cb=lambda user, settled=settled: user is not settled)
+        written += 1
+    return written
+
+
+def _for_all_rows(node: Node) -> bool:
+    """Whether something at least `ROWS` times as large is computed from `node`, or from a part of it."""
+    waiting, seen, whole = [node], {node}, node.meta["val"].numel()
+    while waiting:
+        part = waiting.pop()
+        for user in part.users:
+            value = user.meta.get("val")
+            if not isinstance(value, Tensor) or value.numel() <= whole:
+                if user not in seen:
+                    seen.add(user)
+                    waiting.append(user)  # still a vector, or several, as of unbind
+            elif user.target in _PER_ROW and value.numel() >= ROWS * part.meta["val"].numel():
+                return True
+    return False
 
 
 def write_rows(graph: Graph) -> int:
@@ -226,6 +316,52 @@ def multiply_and_saturate(graph: Graph) -> int:
         found += 1
     graph.eliminate_dead_code()
     return found
+
+
+def gelu_in_product(graph: Graph) -> int:
+    """GELU by tanh of a product with a bias is computed by the product's own kernel; gives how many.
+
+    cuBLASLt has it as an epilogue: the product is not written to be read again, and is not rounded before its GELU.
+    """
+    found = 0
+    for tanh in [node for node in graph.nodes if node.target is aten.tanh.default]:
+        x, gelu = _gelu_around(tanh)
+        shown = x.args[0] if gelu is not None and x.target is CAST else None
+        if shown is None:
+            continue
+        product = shown.args[0] if shown.target in VIEWS else shown
+        alone = product.target is aten.addmm.default and len(product.users) == len(shown.users) == 1
+        rounded = next(iter(gelu.users)) if alone and len(gelu.users) == 1 else None
+        if rounded is None or rounded.target is not CAST or not _only_between(x, gelu):
+            continue
+        if any(user.target is aten.cat.default for user in rounded.users):
+            continue  # which computes it while it copies, in no more time
+        bias, *factors = product.args
+        if product.kwargs or bias.meta["val"].ndim != 1 or rounded.args[1] != product.meta["val"].dtype:
+            continue
+        with graph.inserting_before(rounded):
+            made = graph.call_function(aten._addmm_activation.default, (bias, *factors), {"use_gelu": True})
+            made.meta["val"] = product.meta["val"]
+            if shown is not product:
+                made = add(graph, shown.target, made, *shown.args[1:])
+            rounded.replace_all_uses_with(made)
+        graph.erase_node(rounded)
+        found += 1
+    graph.eliminate_dead_code()
+    return found
+
+
+def _only_between(first: Node, last: Node) -> bool:
+    """Whether `first`, and all that is made of it on the way to `last`, serves nothing but `last`."""
+    inside, waiting = {first, last}, [last]
+    while waiting:
+        for node in waiting.pop().all_input_nodes:
+            if node not in inside:
+                inside.add(node)
+                waiting.append(node)
+        if len(inside) > 32:  # GELU is made of a dozen; this leads elsewhere
+            return False
+    return all(node is last or node.users.keys() <= inside for node in inside)
 
 
 def logistic_gelu(graph: Graph) -> int:

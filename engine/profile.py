@@ -159,9 +159,13 @@ def table(call: Callable[[], object], device: torch.device, calls: int = 3) -> d
     Returns:
         {"span_ms", "busy_ms", "gaps_ms", "kinds": {kind: ms}, "kernels": [{"name", "kind", "ms", "times"}]}.
     """
-    call()
-    torch.cuda.synchronize(device)
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as record:
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with torch.profiler.profile(
+        activities=activities, schedule=torch.profiler.schedule(wait=0, warmup=1, active=1)
+    ) as record:
+        call()  # the first replay of a CUDA graph under the profiler waits until all its nodes are known to it
+        torch.cuda.synchronize(device)
+        record.step()
         for _ in range(calls):
             call()
         torch.cuda.synchronize(device)

@@ -12,7 +12,7 @@ from torch._inductor.virtualized import V
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from engine import catalog, fusion, loading, nodes, rotary
-from engine.nodes import aten
+from engine.nodes import aten, prims
 from engine.pipeline import call, finished
 from engine.request import CompareRequest
 
@@ -64,6 +64,60 @@ def test_one_activation_is_quantized_once_for_all_its_layers():
         assert (a != b).float().mean() < 0.02
 
 
+def test_a_scale_is_computed_of_the_rows_that_the_layers_take():
+    """Else Inductor computes what is quantized twice: once by rows, and once by picture and row."""
+    x = torch.randn(2, 5, 32, dtype=torch.bfloat16)
+    graph = traced(three_layers, x)
+    rewritten(graph, fusion.Rewrites())
+    (amax,) = (n for n in graph.graph.nodes if n.target is aten.amax.default)
+    assert amax.meta["val"].shape == (10, 1)
+
+
+def modulated(x, table, vector):
+    scale, shift, _ = (table[None] + vector.reshape(len(x), 3, -1)).unbind(1)
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+@pytest.mark.parametrize(("rows", "written"), [(fusion.ROWS, 1), (fusion.ROWS - 1, 0)])
+def test_a_sum_of_vectors_for_many_rows_is_written_once(rows, written):
+    given = torch.randn(2, rows, 8), torch.randn(3, 8), torch.randn(2, 24)
+    graph = traced(modulated, *given)
+    before = graph(*given)
+    assert rewritten(graph, fusion.sum_vectors) == [written]
+    assert count(graph, inductor_prims.force_stride_order) == written
+    assert torch.equal(graph(*given), before)
+
+
+def test_whether_a_sum_is_for_many_rows_is_found_at_once():
+    """However many ways lead from it to what it is used for."""
+
+    def function(a, b):
+        a = a + b
+        for _ in range(60):
+            a = a * 2 - a
+        return a
+
+    assert rewritten(traced(function, torch.ones(8), torch.ones(8)), fusion.sum_vectors) == [0]
+
+
+@pytest.mark.parametrize(
+    ("length", "loads", "rows", "warps"),
+    [
+        (64, 6, 8, 4),  # FLUX.1-dev's queries and keys, in words
+        (128, 6, 4, 4),
+        (2048, 1, 1, 2),
+        (3072, 5, 1, 2),
+        (4096, 8, 1, 4),
+        (4096, 10, 1, 8),  # LTX-2's queries and keys with their rotary embeddings
+        (12288, 1, 1, 8),
+        (16384, 1, 1, 8),
+        (16384, 10, 1, 16),
+    ],
+)
+def test_a_block_fits_its_rows(length, loads, rows, warps):
+    assert fusion.tile(length, loads) == {"XBLOCK": rows, "num_warps": warps, "num_stages": 1}
+
+
 def test_what_draws_or_changes_is_never_shared():
     def function(x):
         return torch.rand_like(x) + torch.rand_like(x), torch.empty_like(x), torch.empty_like(x)
@@ -96,6 +150,36 @@ def test_the_gelu_that_pytorch_hands_over_is_found():
     before = graph(x)
     assert rewritten(graph, fusion.logistic_gelu) == [1]
     torch.testing.assert_close(graph(x), before, rtol=2.0**-7, atol=1e-6)
+
+
+def projected(x, weight, bias):
+    return torch.nn.functional.gelu(torch.nn.functional.linear(x, weight, bias), approximate="tanh")
+
+
+def test_gelu_behind_a_layer_is_the_products_epilogue():
+    torch.manual_seed(0)
+    given = [torch.randn(shape).to(torch.bfloat16) for shape in ((2, 5, 16), (24, 16), (24,))]
+    graph = traced(projected, *given)
+    before = graph(*given)
+    assert rewritten(graph, fusion.gelu_in_product, fusion.logistic_gelu) == [1, 0]
+    assert count(graph, aten.addmm.default, prims.convert_element_type.default) == 0
+    torch.testing.assert_close(graph(*given), before, rtol=2.0**-6, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, weight, bias: (
+            (y := torch.nn.functional.linear(x, weight, bias)) * torch.nn.functional.gelu(y, approximate="tanh")
+        ),
+        lambda x, weight, bias: torch.nn.functional.gelu(x @ weight.t(), approximate="tanh"),
+        lambda x, weight, bias: projected(x.float(), weight.float(), bias.float()).to(x.dtype),
+    ],
+    ids=["the product is used as well", "no bias", "not rounded before"],
+)
+def test_other_gelus_are_computed_by_themselves(function):
+    given = [torch.randn(shape).to(torch.bfloat16) for shape in ((2, 5, 16), (24, 16), (24,))]
+    assert rewritten(traced(function, *given), fusion.gelu_in_product, fusion.logistic_gelu) == [0, 1]
 
 
 def test_another_tanh_is_left_alone():
@@ -396,9 +480,19 @@ def test_the_settings_exist_and_key_the_caches(tmp_path, monkeypatch, module):
 @pytest.mark.parametrize(
     ("model", "found"),
     [
-        ("flux.1-dev", {"logistic_gelu", "turned_pairs", "turned_before_put_together", "pairs_in_words", "share"}),
-        ("qwen-image", {"logistic_gelu", "real_rotations", "cast_before_view", "pairs_in_words", "share"}),
-        ("ltx-2", {"logistic_gelu", "turned_halves", "cast_before_view", "write_rows", "share"}),
+        (
+            "flux.1-dev",  # whose single blocks' GELU is put beside what attention makes
+            {
+                "gelu_in_product",
+                "logistic_gelu",
+                "turned_pairs",
+                "turned_before_put_together",
+                "pairs_in_words",
+                "share",
+            },
+        ),
+        ("qwen-image", {"gelu_in_product", "real_rotations", "cast_before_view", "pairs_in_words", "share"}),
+        ("ltx-2", {"gelu_in_product", "turned_halves", "cast_before_view", "write_rows", "share"}),
     ],
 )
 def test_a_models_rewritten_blocks_make_what_they_made(model, found, tmp_path, monkeypatch):
@@ -408,7 +502,7 @@ def test_a_models_rewritten_blocks_make_what_they_made(model, found, tmp_path, m
     pipeline = loading.load_pipeline(spec, torch.device("cpu"))
     used = set()
     turns = ("turned_pairs", "turned_halves", "turned_before_put_together", "pairs_in_words", "real_rotations")
-    others = ("logistic_gelu", "cast_before_view", "write_rows", "share")
+    others = ("gelu_in_product", "logistic_gelu", "cast_before_view", "write_rows", "share")
     for module, name in [(rotary, name) for name in turns] + [(fusion, name) for name in others]:
         rewrite = getattr(module, name)
         monkeypatch.setattr(module, name, lambda graph, n=name, do=rewrite: used.update({n} if do(graph) else ()))
