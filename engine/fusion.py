@@ -99,12 +99,16 @@ class _Choices(InductorChoices):
     def triton_kernel_kwargs(self, kernel_cls: type, features: object, groups: list, kernel_kwargs: dict) -> dict:
         kernel_kwargs = super().triton_kernel_kwargs(kernel_cls, features, groups, kernel_kwargs)
         length, many = features.reduction_numel, V.graph.sizevars.statically_known_geq(features.numel, ROWS)
-        ours = isinstance(config.post_grad_custom_pre_pass, Rewrites) and features.is_reduction()
-        if not ours or not many or not isinstance(length, sympy.Integer) or length > PERSISTENT:
+        ours = isinstance(config.post_grad_custom_pre_pass, Rewrites) and groups[0].keys() == {"x", "r0_"}
+        if not ours or not many or not isinstance(length, sympy.Integer) or not 1 < length <= PERSISTENT:
             return kernel_kwargs
-        chosen = tile(int(length), features.memory_stats().persistent.reads.count_per_thread)
-        if chosen["XBLOCK"] == 1 and features.contains_op("index_expr"):
-            return kernel_kwargs  # which Inductor cannot write for blocks of one row
+        reads = features.memory_stats().persistent.reads
+        along = reads.dim[-1]  # the row: how its loads lie
+        chosen = tile(int(length), reads.count_per_thread)
+        # Inductor writes blocks of one row without a dimension for it, and stumbles over what depends on the row alone.
+        alone = features.contains_op("index_expr") or along.count_per_thread_broadcast
+        if along.count_per_thread_non_contiguous or (chosen["XBLOCK"] == 1 and alone):
+            return kernel_kwargs
         return kernel_kwargs | {"fixed_config": FixedTritonConfig(chosen)}
 
 
@@ -112,8 +116,9 @@ def tile(length: int, loads: int) -> dict[str, int]:
     """How many rows a block takes and how many warps it has, in a kernel that reduces many rows of this length.
 
     Inductor gives a thread 16 elements of a long row and tries three blocks for a short one. Of all kernels of the
-    three models' blocks, each timed on an H200 in a dozen shapes, those of long rows are fastest with 32 to 64 elements
-    a thread, if what they load fits its registers, and those of short ones with 512 elements a block.
+    three models' blocks, each timed on an H200 (assets/figures/row-blocks-h200.json), those of long rows are fastest
+    with 32 to 64 elements a thread, if what they load fits its registers, and those of short ones with 512 elements a
+    block.
     """
     if length <= 128:
         return {"XBLOCK": 512 // next_power_of_2(length), "num_warps": 4, "num_stages": 1}

@@ -249,6 +249,42 @@ def test_inductor_makes_kernels_for_sm_100_of_the_graphs(compiled, tmp_path):
         assert to_fp8 == (compiled.precision == "mxfp8")
 
 
+def scaled(x):
+    """As torchao quantizes to FP8 by rows."""
+    scale = x.abs().amax(-1, keepdim=True).float() / 448
+    return (x.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn), scale
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Inductor would compile for the GPU that is here")
+@pytest.mark.parametrize(
+    ("function", "short", "long"),
+    [
+        (lambda x, row: scaled(x), {128}, {64}),
+        (lambda x, row: scaled(x * row), {128}, {256}),
+        (lambda x, row: scaled(torch.cat([x[:, :100], x[:, 100:] * 2], 1)), {128}, {256}),
+        (lambda x, row: scaled(x * torch.arange(x.shape[1], device=x.device)[:, None]), {128}, {256}),
+        (lambda x, row: x.float().sum(1), {256}, {256}),
+        (lambda x, row: scaled(x.unflatten(-1, (4, -1)).transpose(1, 2).flatten(0, 1)), {64, 128}, {32, 128}),
+    ],
+    ids=["rows", "a value a row", "two parts", "a row's number", "columns", "heads of their own"],
+)
+def test_kernels_of_rows_get_blocks_that_fit_and_others_are_left_to_inductor(function, short, long, tmp_path):
+    """Told by the threads of a block. Inductor cannot write each kernel with blocks of one row: all shall compile."""
+    for features, threads in ((64, short), (3072, long)):
+        graphs = []
+        backend = aot_autograd(
+            fw_compiler=lambda graph, _, found=graphs: found.append(graph) or graph,
+            decompositions=select_decomp_table,
+        )
+        torch._dynamo.reset()
+        with FakeTensorMode(), torch.no_grad():
+            x = torch.empty(2, 1536, features, device="cuda", dtype=torch.bfloat16)
+            torch.compile(function, fullgraph=True, dynamic=False, backend=backend)(x, x[..., :1].contiguous())
+        torch._dynamo.reset()
+        ptx = inductor_kernels(graphs[0], tmp_path / str(features)).values()
+        assert {int(re.search(r"\.reqntid (\d+)", text)[1]) for text in ptx} == threads
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A recipe file's mixture: another precision, searched block scales, a low-rank branch
 

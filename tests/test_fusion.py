@@ -11,7 +11,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from engine import catalog, fusion, loading, nodes, rotary
+from engine import catalog, compilation, fusion, loading, nodes, rotary
 from engine.nodes import aten, prims
 from engine.pipeline import call, finished
 from engine.request import CompareRequest
@@ -108,10 +108,10 @@ def test_whether_a_sum_is_for_many_rows_is_found_at_once():
         (2048, 1, 1, 2),
         (3072, 5, 1, 2),
         (4096, 8, 1, 4),
-        (4096, 10, 1, 8),  # LTX-2's queries and keys with their rotary embeddings
+        (4096, 10, 1, 8),  # more than fits a thread's registers of four warps
         (12288, 1, 1, 8),
         (16384, 1, 1, 8),
-        (16384, 10, 1, 16),
+        (16384, 10, 1, 16),  # as many as there may be
     ],
 )
 def test_a_block_fits_its_rows(length, loads, rows, warps):
@@ -523,3 +523,37 @@ def test_a_models_rewritten_blocks_make_what_they_made(model, found, tmp_path, m
     torch._dynamo.reset()
     assert used == found
     assert (after - before).float().pow(2).mean().sqrt() < 0.01
+
+
+class Modulated(torch.nn.Module):
+    """What is rewritten for a GPU beside attention: a modulated norm, norms of heads, layers with a GELU between."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.randn(3, 2048))
+        self.heads = torch.nn.RMSNorm(128, eps=1e-6)
+        self.up, self.down = torch.nn.Linear(2048, 4096), torch.nn.Linear(4096, 2048)
+
+    def forward(self, x, vector):
+        scale, shift, gate = (self.table[None] + vector.reshape(len(x), 3, -1)).unbind(1)
+        rows = torch.nn.functional.rms_norm(x, (2048,)) * (1 + scale[:, None]) + shift[:, None]
+        rows = self.heads(rows.unflatten(-1, (-1, 128))).flatten(2)
+        inner = torch.nn.functional.gelu(self.up(rows), approximate="tanh")
+        return x + gate[:, None] * self.down(inner)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_rewritten_kernels_are_as_near_to_the_exact_result_as_what_they_replace(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.manual_seed(0)
+    block = Modulated().cuda()
+    given = torch.randn(2, 1536, 2048, device="cuda"), torch.randn(2, 6144, device="cuda")
+    with torch.inference_mode():
+        block, given = block.bfloat16(), [tensor.bfloat16() for tensor in given]
+        exact = block.double()(*(tensor.double() for tensor in given))
+        block.bfloat16()
+        compilation.configure()
+        compiled = torch.compile(block, fullgraph=True, dynamic=False, options=dict(fusion.options()))
+        away = [(made.double() - exact).norm() / exact.norm() for made in (compiled(*given), block(*given))]
+    assert away[0] < 1.1 * away[1]

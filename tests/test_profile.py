@@ -62,3 +62,14 @@ def test_the_work_of_a_call_is_counted_and_nothing_stays_wrapped():
     assert (work.gemm_flops, work.attention_flops) == (2 * 2 * 15 * 8 * 16, 4 * 3 * 2 * 5 * 5 * 8)
     assert torch.nn.functional.scaled_dot_product_attention is attention
     assert not denoiser.up._forward_hooks
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_profile_holds_the_kernels_of_the_calls_and_nothing_of_the_profilers():
+    device = torch.device("cuda")
+    x = torch.randn(2048, 2048, device=device, dtype=torch.bfloat16)
+    found = profile.table(lambda: x @ x, device)
+    assert found["kinds"].keys() == {"GEMM"}
+    assert {kernel["times"] for kernel in found["kernels"]} == {1}
+    assert 0 < found["busy_ms"] <= found["span_ms"]
