@@ -841,6 +841,15 @@ def test_the_runs_of_a_model_stand_below_its_name_each_with_a_name_of_its_own(tm
     assert len(regions) == len(set(regions)) == 4
 
 
+def test_a_models_newest_run_comes_first(tmp_path):
+    for name, day in (("a", 20), ("b", 22), ("c", 21)):
+        made = benchmark(date=f"2026-11-{day}T10:00:00+00:00", device=f"GPU of the {day}th")
+        (tmp_path / f"{name}.json").write_text(json.dumps(made))
+    html = benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text()))
+    assert re.findall(r"<h4>Run (\d)", html) == ["1", "2", "3"]
+    assert re.findall(r"GPU of the (\d+)th", html) == ["22", "21", "20"]
+
+
 def test_rows_that_were_not_measured_equally_often_say_so(tmp_path):
     made = benchmark()
     for row, repeats in zip(made["rows"], (3, 2, 3, 3), strict=False):

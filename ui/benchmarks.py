@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -40,18 +41,32 @@ def page(folder: Path) -> str:
 
 
 def measured(folder: Path, post: Mapping) -> str:
-    """Every benchmark in `folder`; how to make one if there is none, and a line for each that cannot be read."""
+    """Every benchmark in `folder`, a model's newest first; how to make one if there is none, and a line for each that
+    cannot be read."""
     runs: dict[str, list[str]] = {}
     unreadable = []
-    for file in sorted(folder.glob("*.json")):
+
+    def show(file: Path, make: Callable[[], None]) -> None:
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            article = _measurement(found, post, len(runs.get(found["model"], ())) + 1)
-            runs.setdefault(found["model"], []).append(article)
+            make()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("Benchmark %s cannot be shown: %r", file, error)
             unreadable.append(f'<p class="tf-small">{escape(words.benchmarks.unreadable(file.name))}</p>')
-    said = [f'<h3 class="tf-model">{escape(_name(model))}</h3>{"".join(made)}' for model, made in runs.items()]
+
+    def read(file: Path) -> None:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        files.append((str(found["date"]), file, found))
+
+    def add(found: Mapping) -> None:
+        article = _measurement(found, post, len(runs.get(found["model"], ())) + 1)
+        runs.setdefault(found["model"], []).append(article)
+
+    files: list[tuple[str, Path, Mapping]] = []
+    for file in sorted(folder.glob("*.json")):
+        show(file, partial(read, file))
+    for _, file, found in sorted(files, key=lambda entry: entry[0], reverse=True):
+        show(file, partial(add, found))
+    said = [f'<h3 class="tf-model">{escape(_name(model))}</h3>{"".join(made)}' for model, made in sorted(runs.items())]
     said += unreadable
     note = words.benchmarks.MEASURED_NOTE
     if not said:
