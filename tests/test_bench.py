@@ -119,6 +119,17 @@ def test_where_memory_is_short_one_denoiser_goes_before_the_next_comes(measure, 
     assert len(result["rows"]) == 4
 
 
+@pytest.mark.parametrize(("batch_sizes", "groups"), [((1, 4), 1), ((4, 8), 2)])
+def test_denoisers_stay_together_only_if_the_largest_batch_runs_beside_them(batch_sizes, groups, monkeypatch):
+    """LTX-2's two on 150 GB: at batch 8 they ran out of memory."""
+    monkeypatch.setattr(bench, "_memory", lambda _: 150.0)
+    settings = bench.Settings(precisions=("bf16", "fp8"), batch_sizes=batch_sizes)
+    studio = bench.Studio("cpu", bench.loading.Source(random=True))
+    found = bench._Bench(catalog.MODELS["ltx-2"], settings, studio, "seed", print).groups()
+    assert len(found) == groups
+    assert [pair for group in found for pair in group] == [("bf16", "engine"), ("fp8", "engine")]
+
+
 def test_a_run_that_is_killed_leaves_what_it_measured(measure, tmp_path, monkeypatch):
     calls = []
     original = bench._Bench._time

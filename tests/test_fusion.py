@@ -100,6 +100,29 @@ def test_whether_a_sum_is_for_many_rows_is_found_at_once():
     assert rewritten(traced(function, torch.ones(8), torch.ones(8)), fusion.sum_vectors) == [0]
 
 
+def test_a_symbolic_length_is_not_bound_by_looking_at_it():
+    guards = []
+
+    def look(graph, _):
+        env = (
+            next(n for n in graph.graph.nodes if n.meta["val"].__class__ is not torch.SymInt)
+            .meta["val"]
+            .fake_mode.shape_env
+        )
+        before = len(env.guards)
+        assert rewritten(graph, fusion.sum_vectors) == [0]
+        guards.append(len(env.guards) - before)
+        return graph
+
+    x = torch.randn(1500, 8)
+    torch._dynamo.mark_dynamic(x, 0)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(lambda x, a, b: x * (a + b), backend=aot_autograd(fw_compiler=look))(x, *torch.randn(2, 8))
+    torch._dynamo.reset()
+    assert guards == [0]
+
+
 @pytest.mark.parametrize(
     ("length", "loads", "rows", "warps"),
     [

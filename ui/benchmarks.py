@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
@@ -43,29 +43,17 @@ def page(folder: Path) -> str:
 def measured(folder: Path, post: Mapping) -> str:
     """Every benchmark in `folder`, a model's newest first; how to make one if there is none, and a line for each that
     cannot be read."""
+    read: list[tuple[str, Path, Mapping]] = []
     runs: dict[str, list[str]] = {}
-    unreadable = []
-
-    def show(file: Path, make: Callable[[], None]) -> None:
-        try:
-            make()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("Benchmark %s cannot be shown: %r", file, error)
-            unreadable.append(f'<p class="tf-small">{escape(words.benchmarks.unreadable(file.name))}</p>')
-
-    def read(file: Path) -> None:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        files.append((str(found["date"]), file, found))
-
-    def add(found: Mapping) -> None:
-        article = _measurement(found, post, len(runs.get(found["model"], ())) + 1)
-        runs.setdefault(found["model"], []).append(article)
-
-    files: list[tuple[str, Path, Mapping]] = []
+    unreadable: list[str] = []
     for file in sorted(folder.glob("*.json")):
-        show(file, partial(read, file))
-    for _, file, found in sorted(files, key=lambda entry: entry[0], reverse=True):
-        show(file, partial(add, found))
+        with _told(file, unreadable):
+            found = json.loads(file.read_text(encoding="utf-8"))
+            read.append((str(found["date"]), file, found))
+    for _, file, found in sorted(read, key=lambda entry: entry[0], reverse=True):
+        with _told(file, unreadable):
+            article = _measurement(found, post, len(runs.get(found["model"], ())) + 1)
+            runs.setdefault(found["model"], []).append(article)
     said = [f'<h3 class="tf-model">{escape(_name(model))}</h3>{"".join(made)}' for model, made in sorted(runs.items())]
     said += unreadable
     note = words.benchmarks.MEASURED_NOTE
@@ -74,6 +62,16 @@ def measured(folder: Path, post: Mapping) -> str:
         said.append(f'<pre class="tf-command">{words.benchmarks.BENCH_COMMAND}</pre>')
     head = f'<h2>{words.benchmarks.MEASURED}</h2><p class="tf-small">{note}</p>'
     return f'<section class="tf-half">{head}{"".join(said)}</section>'
+
+
+@contextmanager
+def _told(file: Path, unreadable: list[str]) -> Iterator[None]:
+    """What goes wrong with a file is a line of its own; the others are shown."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("Benchmark %s cannot be shown: %r", file, error)
+        unreadable.append(f'<p class="tf-small">{escape(words.benchmarks.unreadable(file.name))}</p>')
 
 
 def _measurement(found: Mapping, post: Mapping, run: int) -> str:
