@@ -174,7 +174,7 @@ def _models(args: argparse.Namespace) -> None:
                 "state": _state(spec, source, device),
                 "memory_gb": None
                 if memory is None
-                else {"device": memory.transformer + memory.shared + memory.run, "host": memory.host},
+                else {"device": memory.transformer + memory.shared + memory.one_run, "host": memory.host},
                 "precisions": {s.precision: {"execution": s.execution, "reason": s.reason} for s in supports},
             }
         )

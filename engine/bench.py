@@ -232,7 +232,7 @@ class _Bench:
             copies = ("seed" in methods) + bool({"engine", "bare"} & set(methods))  # `bare` runs the engine's denoiser
             gigabytes[name] = copies * plan.quantized_bytes / timing.GB
         needs, largest = self.spec.memory_gb, max(self.settings.batch_sizes)
-        taken = needs.shared + needs.run * largest if needs is not None else 0.0
+        taken = needs.shared + needs.text_kv + needs.run * largest if needs is not None else 0.0
         room = TOGETHER * _memory(self.device) - taken
         if sum(gigabytes.values()) <= room:
             return [[pair for group in groups for pair in group]]

@@ -64,10 +64,17 @@ class Memory:
     shared: float
     """Text encoders, VAE and whatever else all precisions share, in bf16."""
     run: float
-    """What one run at the default settings allocates beyond all weights: the post's peak at batch 1 on a B200, less
-    the weights."""
+    """What one run at the default settings allocates by the post's method beyond all weights: its peak at batch 1 on a
+    B200, less the weights."""
     host: float
     """Host memory while loading: the largest weight on its way, the libraries, the CUDA context."""
+    text_kv: float = 0.0
+    """Keys and values of the text that the recorded step of one clip reads, with guidance (engine/text_kv.py)."""
+
+    @property
+    def one_run(self) -> float:
+        """What one run at the default settings allocates beyond all weights."""
+        return self.run + self.text_kv
 
     @property
     def download(self) -> float:
@@ -369,7 +376,7 @@ LTX_2 = ModelSpec(
     bundled=False,
     revision="47da56e2ad66ce4125a9922b4a8826bf407f9d0a",
     configs="ltx-2",
-    memory_gb=Memory(transformer=37.75, shared=29.90, run=5.1, host=8),
+    memory_gb=Memory(transformer=37.75, shared=29.90, run=5.1, host=8, text_kv=2.42),
     licence="LTX-2 Community License",
     licence_url="https://huggingface.co/Lightricks/LTX-2/blob/main/LICENSE",
     defaults=Settings(

@@ -438,6 +438,8 @@ class Studio(Holdings):
             warm_up = "a warm-up step"
         else:
             recorded = ", one CUDA graph a step" if mode == compilation.GRAPHS else ""
+            if recorded and rendition.blocks.text_once:
+                recorded += ", the text's keys and values computed once"
             compiled = (
                 f"repeated blocks, fullgraph{recorded}, settings of engine/fusion.py; {warm.graphs} graphs compiled in "
                 f"a first call of {warm.seconds:.1f} s, {recompiled} in the timed one"

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from engine import fusion
+from engine import fusion, text_kv
 from engine.files import cache_folder
 from engine.graphs import PLAIN_CALLS, StepGraph
 
@@ -97,19 +97,30 @@ class Blocks:
         self._blocks = [m for m in denoiser.modules() if type(m).__name__ in denoiser._repeated_blocks]
         self._compiled_calls: list[Callable] | None = None
         self._step = StepGraph(denoiser._call_impl)
+        self._text_kv = text_kv.of(denoiser, self._blocks)
+        """Used with the step graph: more than one clip would take that many times the memory."""
+        self._key_value: Callable = text_kv.key_value
 
     def use(self, mode: str) -> None:
         """Run in `mode` from now on; what was compiled or recorded is kept."""
         if mode != EAGER and self._compiled_calls is None:
             self._compiled_calls = self._compiled()
         calls = [None] * len(self._blocks) if mode == EAGER else self._compiled_calls
+        whole = self._step if mode == GRAPHS else None
+        if self._text_kv is not None:
+            self._text_kv.install(mode == GRAPHS)
+            if mode == GRAPHS:
+                calls = [self._text_kv.instead(call, number) for number, call in enumerate(calls)]
+                whole = self._text_kv.before(whole, self._key_value)
         for block, call in zip(self._blocks, calls, strict=True):
             block._compiled_call_impl = call  # where nn.Module.compile() keeps it
-        self._denoiser._compiled_call_impl = self._step if mode == GRAPHS else None
+        self._denoiser._compiled_call_impl = whole
 
     def vary(self, variant: object) -> None:
         """The blocks compute something else from now on, which this hashable names: it gets recordings of its own."""
         self._step.variant = variant
+        if self._text_kv is not None:
+            self._text_kv.variant = variant
 
     @property
     def dropped(self) -> int:
@@ -119,10 +130,18 @@ class Blocks:
     def forget(self) -> None:
         """The weights have moved: what was recorded with their addresses is of no use any more."""
         self._step.forget()
+        if self._text_kv is not None:
+            self._text_kv.forget()
+
+    @property
+    def text_once(self) -> bool:
+        """Keys and values of the text are computed once a call, when a step is recorded."""
+        return self._text_kv is not None
 
     def _compiled(self) -> list[Callable]:
         configure()
         self._denoiser.compile_repeated_blocks(fullgraph=True, dynamic=self._dynamic, options=self._options)
+        self._key_value = torch.compile(self._key_value, fullgraph=True, dynamic=self._dynamic, options=self._options)
         calls = [block._compiled_call_impl for block in self._blocks]
         where = [PROMPT.get(type(block).__name__) for block in self._blocks]
         if self._dynamic is not False:

@@ -150,7 +150,7 @@ class Holdings:
         known = self._shelf.gigabytes(shared)
         memory = spec.memory_gb
         wanted = {shared: known if known is not None else memory.shared if memory else 0.0, key: gigabytes}
-        need, run = sum(wanted.values()), memory.run if memory else 0.0
+        need, run = sum(wanted.values()), memory.one_run if memory else 0.0
         device = residency.capacity(self.device, self._shelf.held(residency.DEVICE), self._limit)
         if memory is None:  # a miniature is never refused
             device = max(device, need)

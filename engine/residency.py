@@ -117,7 +117,7 @@ def run_memory(spec: ModelSpec, request: CompareRequest) -> float:
     default = spec.defaults
     usual = default.height * default.width * default.num_frames * default.batch_size
     asked = request.height * request.width * request.num_frames * request.batch_size
-    return spec.memory_gb.run * max(1.0, asked / usual)
+    return spec.memory_gb.run * max(1.0, asked / usual) + spec.memory_gb.text_kv
 
 
 def require(spec: ModelSpec, precision: str, transformer: float, device: torch.device) -> None:
@@ -132,7 +132,7 @@ def require(spec: ModelSpec, precision: str, transformer: float, device: torch.d
     if spec.memory_gb is None:
         return
     here, host = rooms(device)
-    need = transformer + spec.memory_gb.shared + spec.memory_gb.run
+    need = transformer + spec.memory_gb.shared + spec.memory_gb.one_run
     usable = here.total if device.type == "cpu" else min(limit(), here.total - RESERVE)
     if need > usable:
         raise UnsupportedError(_refusal(spec, precision, need, here, usable))

@@ -25,7 +25,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.errors import PTXASError
 
-from engine import catalog, loading, recipes
+from engine import catalog, loading, recipes, text_kv
+from engine.compilation import GRAPHS, Blocks
 from engine.precision import quantize_linear_modules, support
 from engine.remedies import WeightOnlySteps
 from engine.results import LayerCounts
@@ -231,6 +232,36 @@ def test_repeated_blocks_compile_without_a_graph_break(compiled):
     assert len(calls) == {"flux.1-dev": 3, "qwen-image": 1, "ltx-2": 1}[compiled.model]
     for graph in calls:
         assert graph[QUANTIZE_NVFP4] == (graph[SCALED_MM] if compiled.precision == "nvfp4" else 0)
+
+
+@pytest.mark.parametrize("precision", NATIVE)
+def test_a_recorded_clips_keys_and_values_of_the_text_reach_the_scaled_matmul_before_its_steps(precision, monkeypatch):
+    """The step of one clip as the engine runs it: two layers of each attention to a text are not in the blocks."""
+    graphs = []
+    backend = aot_autograd(fw_compiler=lambda graph, _: graphs.append(graph) or graph)
+
+    def compiled(self):
+        how = {"fullgraph": True, "dynamic": False, "backend": backend}
+        self._denoiser.compile_repeated_blocks(**how)
+        self._key_value = torch.compile(text_kv.key_value, **how)
+        return [block._compiled_call_impl for block in self._blocks]
+
+    monkeypatch.setattr(Blocks, "_compiled", compiled)
+    torch._dynamo.reset()
+    with FakeTensorMode(), torch.no_grad():
+        transformer, plan = quantized("ltx-2", precision, 2)
+        Blocks(transformer).use(GRAPHS)
+        inputs = SYSTEMS["ltx-2"].inputs(1)
+        for _ in range(2):
+            outputs = transformer(**inputs, return_dict=False)
+    torch._dynamo.reset()
+    assert [tuple(output.shape) for output in outputs] == SYSTEMS["ltx-2"].outputs(1)
+    calls = [Counter(n.target for n in graph.graph.nodes if n.op == "call_function") for graph in graphs]
+    block = sum(name.startswith("transformer_blocks.0.") for name in plan.names)
+    assert [graph[SCALED_MM] for graph in calls] == [2, 2, block - 4], "of the clip's text, of its sound's, of a block"
+    # Activations are quantized anew for each layer here: what shares them comes after, in engine/fusion.py.
+    quantizers = [graph[SCALED_MM] if precision == "nvfp4" else 0 for graph in calls]
+    assert [graph[QUANTIZE_NVFP4] for graph in calls] == quantizers
 
 
 KERNELS = {"mxfp8": (31, 14), "nvfp4": (21, 12)}

@@ -63,6 +63,19 @@ def test_weights_and_run_give_the_posts_peak(model):
     assert memory.transformer + memory.shared + memory.run == pytest.approx(peak, abs=0.06)
 
 
+def test_the_texts_keys_and_values_are_what_the_configuration_adds_up_to():
+    """Of a prompt and a negative one, in bf16, for the clip and for its sound."""
+    spec = MODELS["ltx-2"]
+    config = json.loads((spec.folder / "transformer" / "config.json").read_text())
+    features = sum(
+        config[f"{of}num_attention_heads"] * config[f"{of}attention_head_dim"] * config["num_layers"]
+        for of in ("", "audio_")
+    )
+    assert spec.memory_gb.text_kv == pytest.approx(
+        2 * 2 * spec.call["max_sequence_length"] * features * 2 / 1e9, abs=0.005
+    )
+
+
 @pytest.mark.parametrize("model", ["flux.1-dev", "qwen-image", "ltx-2"])
 def test_call_settings_are_the_posts(model):
     spec = MODELS[model]

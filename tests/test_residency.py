@@ -195,7 +195,7 @@ def test_every_precision_of_the_models_is_there_or_waits(sizes, specs, precision
     shelf, moved = Shelf(), []
     keys = [(spec.id, name, "") for spec in specs for name in precisions]
     for key in keys * 3:
-        run = catalog.model(key[0]).memory_gb.run
+        run = catalog.model(key[0]).memory_gb.one_run
         moved += use(shelf, key, sizes, run, device, host)
     assert all(move.to != GONE for move in moved), "nothing is ever read from disk again"
     assert {part.key for part in shelf.parts} == {*keys, *(shared_key(spec.id) for spec in specs)}
