@@ -231,9 +231,9 @@ class _Bench:
             plan = recipes.plan(empty, recipes.recipe(self.spec.family, self.recipe), name)
             copies = ("seed" in methods) + bool({"engine", "bare"} & set(methods))  # `bare` runs the engine's denoiser
             gigabytes[name] = copies * plan.quantized_bytes / timing.GB
-        needs, largest = self.spec.memory_gb, max(self.settings.batch_sizes)
-        taken = needs.shared + needs.text_kv + needs.run * largest if needs is not None else 0.0
-        room = TOGETHER * _memory(self.device) - taken
+        shared = self.spec.memory_gb.shared if self.spec.memory_gb is not None else 0.0
+        largest = _request(self.spec, self.settings, max(self.settings.batch_sizes))
+        room = TOGETHER * _memory(self.device) - shared - residency.run_memory(self.spec, largest)
         if sum(gigabytes.values()) <= room:
             return [[pair for group in groups for pair in group]]
         split = []

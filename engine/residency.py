@@ -109,8 +109,8 @@ def waiting_room(device: torch.device, pooled: float) -> float:
 def run_memory(spec: ModelSpec, request: CompareRequest) -> float:
     """GB that a run of the request allocates beyond all weights, at most.
 
-    In proportion to pictures, frames and pixels from the catalog's figure for the default settings. That bounds the
-    post's peaks at batch 4 and 8, and takes a smaller run for a default one.
+    In proportion to pictures, frames and pixels from the catalog's figure for the default settings, and what the text
+    leaves there. That bounds the post's peaks at batch 4 and 8, and takes a smaller run for a default one.
     """
     if spec.memory_gb is None:
         return 0.0
