@@ -210,10 +210,11 @@ def enter(visit, url, **options):
 
 
 def next_pair(page):
-    names = "[...document.querySelectorAll('.tf-blind :is(img, video)')].map((one) => one.src)"
-    before = page.evaluate(names)
+    # One look for both: between two, an open question can give way to a pair that is still being made.
+    shown = "[...document.querySelectorAll('.tf-blind[data-open=true] :is(img, video)')].map((one) => one.src)"
+    before = page.evaluate(shown)
     page.click("#tf-blind-next")
-    assert until(lambda: page.locator(".tf-blind[data-open=true]").count() and page.evaluate(names) != before)
+    assert until(lambda: page.evaluate(shown) not in ([], before))
     assert until(lambda: page.evaluate("[...document.querySelectorAll('.tf-blind img')].every(i => i.naturalWidth)"))
 
 
