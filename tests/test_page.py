@@ -206,6 +206,14 @@ def test_stop_does_not_wait_for_the_step_to_end(visit, slow):
     page.click("#tf-stop")
     assert until(lambda: worker.jobs[0].outcome == "cancelled", 1)
     page.wait_for_selector(".tf-recorded")
+    generate(page, "a dog")  # nor does the next one, but for its turn
+    assert until(lambda: len(worker.jobs) == 2, 2)
+    assert "a dog" in page.inner_text("#tf-headline")
+    worker.step_seconds = 0
+    finished(page)
+    assert until(lambda: pictures(page)[0] == "bf16: a dog, seed 7")
+    assert page.inner_text(".tf-notice") == ""
+    assert [job.outcome for job in worker.jobs] == ["cancelled", "completed"]
 
 
 @browser_test

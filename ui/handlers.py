@@ -103,9 +103,9 @@ class Handlers:
         self._recordings = {name: self._recorded(bundle) for name, bundle in bundles.items()}
         """Drawn up before anybody asks: on stage they are the net, so that nothing may be needed for them then."""
         self._runs: dict[str, _Run | CompareRequest] = {}
-        """By browser session; from the press until the queue gets to it what was asked for."""
-        self._stopped: set[str] = set()
-        """Sessions whose run was ended by Stop, which Gradio reports to `broken` as a failure."""
+        """By browser session; from the press until the queue gets to it what was asked for. A run that Stop or a
+        recording took the page from is no longer here: it shows nothing more and ends with its step, beside the next
+        one if that was asked for meanwhile."""
 
     def first_view(self) -> View:
         """What the page shows before anything was made: a recorded comparison of what is offered, or a welcome."""
@@ -127,7 +127,6 @@ class Handlers:
             # Keeps the run that is chained to this event from starting; the notice above is what is seen.
             raise gr.Error(str(error), visible=False, print_exception=False) from error
         self._runs[http.session_hash] = asked
-        self._stopped.discard(http.session_hash)
         yield {
             parts.asked: asked,
             parts.notice: cards.notice(""),
@@ -140,7 +139,7 @@ class Handlers:
         parts, session = self._parts, http.session_hash
         asked, before = values[parts.asked], values[parts.shown]
         if asked is None or self._runs.get(session) != asked:
-            # Stopped while it waited, before the browser knew of a place in the queue to give up.
+            # Stopped while it waited.
             yield gr.skip()
             return
         if earlier := self._earlier(values):
@@ -156,9 +155,9 @@ class Handlers:
             return
         run = self._runs[session] = _Run(job, views.begin(asked, self._worker.machine.name), before)
         try:
-            ending = yield from self._redraw(run)
+            ending = yield from self._redraw(run, session)
         finally:
-            # Reached as well when the browser goes away or Stop closes this generator. Harmless to a job that ended.
+            # Reached as well when the browser goes away. Harmless to a job that ended.
             job.cancel()
             left = self._runs.get(session) is not run
             if not left:
@@ -188,10 +187,12 @@ class Handlers:
         made, folder = found
         return views.of(made, folder, recorded=True, shared=True, programs=programs(self._worker, made))
 
-    def _redraw(self, run: _Run) -> Generator[dict, None, events.Event | None]:
-        """Yield what each event changes on the page; returns the event that ended the stream."""
+    def _redraw(self, run: _Run, session: str) -> Generator[dict, None, events.Event | None]:
+        """Yield what each event changes on the page; returns the event that ended the stream, None if none did."""
         sent, sent_at = draw(self._parts, run.view), 0.0
         for event in run.job.events():
+            if self._runs.get(session) is not run:
+                break
             if isinstance(event, events.TERMINAL):
                 return event
             run.view = views.advance(run.view, event)
@@ -204,7 +205,6 @@ class Handlers:
 
     def stop(self, values: dict, http: gr.Request) -> dict:
         """Stop was pressed: end the job, running or still in the queue, and show what there is."""
-        self._stopped.add(http.session_hash)
         run = self._runs.pop(http.session_hash, None)
         if not isinstance(run, _Run):
             return self._end(values[self._parts.shown], "")
@@ -213,10 +213,7 @@ class Handlers:
 
     def leave(self, http: gr.Request) -> None:
         """A tab was closed: free the device."""
-        run = self._runs.pop(http.session_hash, None)
-        self._stopped.discard(http.session_hash)
-        if isinstance(run, _Run):
-            run.job.cancel()
+        self._leave_run(http.session_hash)
 
     def back_to_recorded(self, values: dict, http: gr.Request) -> dict:
         """The recorded run of what the form says, or the nearest: shown, and what runs is ended."""
@@ -244,11 +241,10 @@ class Handlers:
         return {self._parts.shown: view, **self._end(view, said)}
 
     def broken(self, values: dict, http: gr.Request) -> dict:
-        """The run ended with something nobody foresaw, or the queue is full; or Stop ended it, and all is said."""
+        """The run ended with something nobody foresaw, or the queue is full."""
+        if isinstance(self._runs.get(http.session_hash), _Run):
+            return gr.skip()  # what broke was stopped before, and the next one is under way
         self._runs.pop(http.session_hash, None)
-        if http.session_hash in self._stopped:
-            self._stopped.discard(http.session_hash)
-            return gr.skip()
         return self._net(values, words.BROKEN) or self._end(values[self._parts.shown], words.BROKEN)
 
     def choose_model(self, model_id: str, prompt: str) -> dict:
@@ -313,8 +309,6 @@ class Handlers:
     def _leave_run(self, session: str) -> None:
         """End a session's run, running or still in the queue, because something else is to be shown."""
         run = self._runs.pop(session, None)
-        if run is not None:
-            self._stopped.add(session)
         if isinstance(run, _Run):
             run.job.cancel()
 

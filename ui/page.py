@@ -292,11 +292,18 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers, tiles: gr.HTML) -> 
         **PRIVATE,
     )
     kept = {parts.asked, parts.shown, parts.on_stage}
-    run = pressed.success(handlers.run, inputs=kept, outputs=[*drawn, parts.shown], **DEVICE, **PRIVATE)
-    run.failure(handlers.broken, inputs=kept, outputs=[*drawn, parts.shown], queue=False, **PRIVATE)
-    parts.stop.click(
-        handlers.stop, inputs={parts.shown}, outputs=[*drawn, parts.shown], cancels=[run], queue=False, **PRIVATE
+    run = pressed.success(
+        handlers.run,
+        inputs=kept,
+        outputs=[*drawn, parts.shown],
+        # A run that was stopped lasts until its step ends. The browser is not to hold the next one back for it, nor may
+        # Gradio cancel it, which it reports as a failure, and only when the step has ended.
+        trigger_mode="multiple",
+        **DEVICE,
+        **PRIVATE,
     )
+    run.failure(handlers.broken, inputs=kept, outputs=[*drawn, parts.shown], queue=False, **PRIVATE)
+    parts.stop.click(handlers.stop, inputs={parts.shown}, outputs=[*drawn, parts.shown], queue=False, **PRIVATE)
     around = [parts.examples, parts.about, parts.hints]
     # Not change, which an opened link would cause as well: it brings values of its own.
     another = form.model.input(
@@ -312,8 +319,8 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers, tiles: gr.HTML) -> 
     demo.load(handlers.open_link, None, [*around, *opened], queue=False, **PRIVATE)
     quick = {"queue": False, **PRIVATE}
     for chosen in (
-        tiles.select(handlers.open_recorded, None, opened, cancels=[run], **quick),
-        parts.on_stage.select(handlers.back_to_recorded, form.components(), opened, cancels=[run], **quick),
+        tiles.select(handlers.open_recorded, None, opened, **quick),
+        parts.on_stage.select(handlers.back_to_recorded, form.components(), opened, **quick),
     ):
         chosen.then(handlers.restore, {parts.shown}, around, **quick)
     demo.unload(handlers.leave)
