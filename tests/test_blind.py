@@ -338,7 +338,7 @@ def test_a_fresh_pair_is_made_for_the_question_and_its_files_stay_on_the_server(
 @browser_test
 @pytest.mark.parametrize("how", ["fails", "is stopped"])
 def test_a_fresh_pair_that_does_not_come_leaves_a_usable_tab(visit, unseen, how):
-    slow = 0.05 if how == "fails" else 0.5
+    slow = 0.05 if how == "fails" else 2
     worker = FakeWorker(fail_at="nvfp4" if how == "fails" else None, failure="Out of memory.", step_seconds=slow)
     with served(worker, unseen=unseen) as url:
         page = enter(visit, url)
@@ -348,7 +348,8 @@ def test_a_fresh_pair_that_does_not_come_leaves_a_usable_tab(visit, unseen, how)
         assert page.locator("#tf-blind-a:visible").count() == 0, "there is nothing to answer meanwhile"
         if how == "is stopped":
             page.click("#tf-blind-stop")
-            assert until(lambda: worker.jobs[0].outcome == "cancelled")
+            page.get_by_text(words.blind.STOPPING).wait_for()
+            assert worker.jobs[0].outcome == "cancelled"
         else:
             page.get_by_text("Out of memory.").wait_for()
         assert until(lambda: page.inner_text("#tf-blind-question") == "")

@@ -116,7 +116,7 @@ def tab(demo: gr.Blocks, opened: gr.Tab, worker: object, shelf: Shelf, models: t
     gr.on([go.click, prompt.submit], test.ask, inputs=asking, outputs=drawn, concurrency_limit=None, **PRIVATE)
     a.click(test.answer_a, None, drawn, queue=False, **PRIVATE)
     b.click(test.answer_b, None, drawn, queue=False, **PRIVATE)
-    stop.click(test.stop, None, None, queue=False, **PRIVATE)
+    stop.click(test.stop, None, question, queue=False, **PRIVATE)
     sources.input(lambda chosen: gr.Textbox(visible=chosen == FRESH), sources, prompt, queue=False, **PRIVATE)
     demo.unload(test.leave)
 
@@ -211,10 +211,12 @@ class BlindTest:
             return {self._parts.notice: cards.notice("" if sitting else words.blind.GONE)}
         return self._drawn(question(*closed)) | {self._parts.score: score(sitting)}
 
-    def stop(self, http: gr.Request) -> None:
-        """Stop was pressed while a pair was made."""
+    def stop(self, http: gr.Request) -> str:
+        """Stop was pressed while a pair was made: gives what stands in the question's place until that has ended."""
         if job := self._jobs.get(http.session_hash):
             job.cancel()
+            return making(words.blind.STOPPING)
+        return gr.skip()
 
     def leave(self, http: gr.Request) -> None:
         """A tab was closed."""

@@ -20,6 +20,7 @@ NEXT, SKIP = "Next pair", "Skip"
 ASKED = {"which": "Which one is bf16?", "abx": "X is one of the two again: which?"}
 ANSWERS = {"which": ("A is bf16", "B is bf16"), "abx": ("X is A", "X is B")}
 MAKING, MEASURING = "Making a fresh pair", "Measuring the fresh pair"
+STOPPING = "Stopping after this step"
 GONE = "The server has forgotten this question: press Next pair."
 SCORE = "Your score"
 HEADS = ("bf16 against", "Question", "Right", "Share, 95% interval", "p", "What it is worth")
