@@ -208,7 +208,7 @@ def test_stop_does_not_wait_for_the_step_to_end(visit, slow):
     page.wait_for_selector(".tf-recorded")
     generate(page, "a dog")  # nor does the next one, but for its turn
     assert until(lambda: len(worker.jobs) == 2, 2)
-    assert "a dog" in page.inner_text("#tf-headline")
+    assert until(lambda: "a dog" in page.inner_text("#tf-headline"), 2)
     worker.step_seconds = 0
     finished(page)
     assert until(lambda: pictures(page)[0] == "bf16: a dog, seed 7")
