@@ -116,7 +116,7 @@ def tab(demo: gr.Blocks, opened: gr.Tab, worker: object, shelf: Shelf, models: t
     gr.on([go.click, prompt.submit], test.ask, inputs=asking, outputs=drawn, concurrency_limit=None, **PRIVATE)
     a.click(test.answer_a, None, drawn, queue=False, **PRIVATE)
     b.click(test.answer_b, None, drawn, queue=False, **PRIVATE)
-    stop.click(test.stop, None, question, queue=False, **PRIVATE)
+    stop.click(test.stop, None, stop, queue=False, **PRIVATE)
     sources.input(lambda chosen: gr.Textbox(visible=chosen == FRESH), sources, prompt, queue=False, **PRIVATE)
     demo.unload(test.leave)
 
@@ -211,12 +211,12 @@ class BlindTest:
             return {self._parts.notice: cards.notice("" if sitting else words.blind.GONE)}
         return self._drawn(question(*closed)) | {self._parts.score: score(sitting)}
 
-    def stop(self, http: gr.Request) -> str:
-        """Stop was pressed while a pair was made: gives what stands in the question's place until that has ended."""
+    def stop(self, http: gr.Request) -> gr.Button:
+        """Stop was pressed while a pair was made. Only the button says so, which is hidden when that has ended: this
+        answer may come after the last one of what makes the pair."""
         if job := self._jobs.get(http.session_hash):
             job.cancel()
-            return making(words.blind.STOPPING)
-        return gr.skip()
+        return gr.Button(words.blind.STOPPING, interactive=False)
 
     def leave(self, http: gr.Request) -> None:
         """A tab was closed."""
@@ -240,7 +240,7 @@ class BlindTest:
                 variant="secondary" if answers else "primary",
                 interactive=not busy,
             ),
-            parts.stop: gr.Button(visible=busy),
+            parts.stop: gr.Button(words.STOP, visible=busy, interactive=True),
         }
 
 

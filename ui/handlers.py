@@ -205,11 +205,9 @@ class Handlers:
 
     def stop(self, values: dict, http: gr.Request) -> dict:
         """Stop was pressed: end the job, running or still in the queue, and show what there is."""
-        run = self._runs.pop(http.session_hash, None)
-        if not isinstance(run, _Run):
-            return self._end(values[self._parts.shown], "")
-        run.job.cancel()
-        return self._ended_early(run, words.run.STOPPED_KEPT, "")
+        if run := self._leave_run(http.session_hash):
+            return self._ended_early(run, words.run.STOPPED_KEPT, "")
+        return self._end(values[self._parts.shown], "")
 
     def leave(self, http: gr.Request) -> None:
         """A tab was closed: free the device."""
@@ -306,11 +304,14 @@ class Handlers:
         made = bundle.comparison
         return views.of(made, bundle.folder, recorded=True, programs=programs(self._worker, made))
 
-    def _leave_run(self, session: str) -> None:
-        """End a session's run, running or still in the queue, because something else is to be shown."""
+    def _leave_run(self, session: str) -> _Run | None:
+        """End a session's run, running or still in the queue, because something else is to be shown; gives the run,
+        None if it had not begun."""
         run = self._runs.pop(session, None)
-        if isinstance(run, _Run):
-            run.job.cancel()
+        if not isinstance(run, _Run):
+            return None
+        run.job.cancel()
+        return run
 
     def _controls(self, asked: CompareRequest) -> dict:
         """Every control as a request has it; precisions that this machine cannot run are left out."""
