@@ -179,9 +179,11 @@ def _models(args: argparse.Namespace) -> None:
             }
         )
     if args.json:
-        print(json.dumps({"device": machine.name, "models": rows}, indent=1))
+        print(json.dumps({"device": machine.name, "note": machine.note, "models": rows}, indent=1))
         return
     print(machine.name)
+    if machine.note:
+        print(f"  {machine.note}")
     for support in supports:
         print(f"  {support.precision:6} {support.execution:12} {support.reason}")
     for row in rows:
@@ -473,9 +475,9 @@ def _one_device(args: argparse.Namespace) -> str:
 
 
 def _default_device() -> str:
-    import torch
+    from engine import precision
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return precision.default_device()
 
 
 def main() -> None:

@@ -351,7 +351,7 @@ class _Bench:
 
     def _warm_up(self, lane: _Lane, request: CompareRequest) -> None:
         native = lane.execution == "native"
-        lane.mode = compilation.mode(request.batch_size, native, self.device)
+        lane.mode = compilation.mode(request.batch_size, self.studio.support[lane.precision], self.device)
         if lane.method == "seed":  # the post compiles, come what may
             lane.mode = compilation.DEFAULT
         timing.free(self.device)

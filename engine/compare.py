@@ -295,8 +295,7 @@ class Studio(Holdings):
 
     def mode(self, name: str, spec: ModelSpec, request: CompareRequest) -> str:
         """How this machine runs a denoiser's blocks in one precision for a request."""
-        native = self.support[name].execution == "native"
-        return compilation.mode(request.batch_size, native, self.device)
+        return compilation.mode(request.batch_size, self.support[name], self.device)
 
     def distance(self, made: Made, reference: Made) -> tuple[Metrics, list[Tensor]]:
         """LPIPS and PSNR of what was made from the reference, and where LPIPS comes from; one a picture or clip.
@@ -434,12 +433,15 @@ class Studio(Holdings):
         linears = layers.quantized + layers.skipped + layers.left
         mode = self.mode(support.precision, spec, request)
         if mode == compilation.EAGER:
-            compiled = "off (eager), for every precision"
+            without = self.machine.no_compile
+            compiled = f"off, for every precision: {without}" if without else "off (eager), for every precision"
             warm_up = "a warm-up step"
         else:
             recorded = ", one CUDA graph a step" if mode == compilation.GRAPHS else ""
             if recorded and rendition.blocks.text_once:
                 recorded += ", the text's keys and values computed once"
+            if support.no_graph:
+                recorded = f", no CUDA graph ({support.no_graph})"
             compiled = (
                 f"repeated blocks, fullgraph{recorded}, settings of engine/fusion.py; {warm.graphs} graphs compiled in "
                 f"a first call of {warm.seconds:.1f} s, {recompiled} in the timed one"

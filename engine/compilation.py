@@ -5,7 +5,7 @@ the whole model and is nearly as fast. On a CPU it costs a minute and gains emul
 everything stays eager.
 
 Dynamo's and Inductor's settings belong to a thread: call everything here from the thread that runs the model.
-Knows nothing of precisions beyond whether one runs natively.
+Knows nothing of precisions beyond what their `Support` says.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from engine import fusion, text_kv
 from engine.files import cache_folder
 from engine.graphs import PLAIN_CALLS, StepGraph
+from engine.machine import Support
 
 EAGER, DEFAULT, GRAPHS = "eager", "default", "step graph"
 """Not compiled; compiled; compiled, and recorded as one CUDA graph a step."""
@@ -55,12 +56,13 @@ class WarmUp:
     """Recordings that had been given up by then (`Blocks.dropped`)."""
 
 
-def mode(batch_size: int, native: bool, device: torch.device) -> str:
+def mode(batch_size: int, support: Support, device: torch.device) -> str:
     """How the blocks run: a CUDA graph pays where launching kernels takes a good part of a step, at one picture or
     clip."""
-    if device.type != "cuda":
+    if device.type != "cuda" or (support.machine and support.machine.no_compile):
         return EAGER
-    return GRAPHS if native and batch_size == 1 else DEFAULT
+    recorded = support.execution == "native" and batch_size == 1 and not support.no_graph
+    return GRAPHS if recorded else DEFAULT
 
 
 def configure() -> None:

@@ -1296,6 +1296,12 @@ def test_the_keyboard_reaches_everything_with_a_visible_focus(visit, quick):
 # Without a browser
 
 
+def test_what_to_know_of_the_machine_stands_in_the_header():
+    assert "tf-note" not in cards.header("Some CPU")
+    said = cards.header("Some CPU", "The driver <535> is too old.")
+    assert '<p class="tf-note" role="note">The driver &lt;535&gt; is too old.</p>' in said
+
+
 def comparison(tmp_path, support=LAPTOP, **changes):
     job = FakeWorker(support=support).submit(CompareRequest.create(PROMPT, **changes), tmp_path)
     *_, done = job.events()

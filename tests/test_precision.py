@@ -1,10 +1,12 @@
 """Every hardware gate, on machines described by hand, and what each precision really puts into a layer."""
 
 import copy
+import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 from torchao.prototype.mx_formats import inference_workflow
 from torchao.prototype.mx_formats.mx_tensor import MXTensor
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
@@ -15,6 +17,7 @@ from torchao.quantization.quantize_.common import KernelPreference
 from engine import precision
 from engine.emulation import EmulatedFP8Tensor, EmulatedNVFP4Tensor
 from engine.errors import UnsupportedError
+from engine.machine import nvidia_driver, unusable_gpu
 from engine.precision import Machine, Support, detect, quantize_linear_modules, stored_precision, support
 from engine.request import PRECISIONS
 
@@ -85,6 +88,111 @@ def test_only_nvfp4_on_blackwell_with_mslk_uses_the_fused_quantizer():
     machines = [m for m, *_ in GATES]
     fused = [(m, p) for m in machines for p in PRECISIONS if support(p, m).fused_quantizer]
     assert fused == [(B200, "nvfp4"), (RTX_PRO, "nvfp4")]
+
+
+@pytest.mark.parametrize(("version", "recorded"), [("2.11.0+cu130", False), ("2.12.0", True), ("2.14.1", True)])
+def test_no_cuda_graph_of_ada_fp8_before_torch_2_12(monkeypatch, version, recorded):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    without = [(m, p) for m, *_ in GATES for p in PRECISIONS if support(p, m).no_graph]
+    assert without == ([] if recorded else [(L40S, "fp8")])
+    assert recorded or version in support("fp8", L40S).no_graph
+
+
+PASCAL = (6, 1)
+
+
+@pytest.mark.parametrize(
+    ("modules", "capability", "system", "words"),
+    [
+        ({}, (9, 0), "Linux", None),
+        ({"triton": None, "triton.compiler": None}, (9, 0), "Windows", "pip install triton-windows"),
+        ({"triton": None, "triton.compiler": None}, (9, 0), "Linux", "pip install triton,"),
+        ({"triton.compiler": None}, (9, 0), "Linux", "Triton does not load"),
+        ({}, PASCAL, "Linux", "7.0, this GPU has 6.1"),
+    ],
+)
+def test_without_triton_a_gpu_says_that_nothing_is_compiled(monkeypatch, modules, capability, system, words):
+    if words is None or "triton" in words:
+        pytest.importorskip("triton", reason="Triton is for Linux only")
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(precision.platform, "system", lambda: system)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
+    machine = detect("cuda")
+    if words is None:
+        assert (machine.no_compile, machine.note) == ("", "")
+    else:
+        assert words in machine.no_compile and machine.no_compile in machine.note
+
+
+def proc(tmp_path, version):
+    """As an open and a closed kernel module write it."""
+    file = tmp_path / "version"
+    file.write_text(
+        f"NVRM version: NVIDIA UNIX {version}  Release Build  (dvs-builder)  Tue Mar 18 04:51:15 UTC 2025\n"
+        "GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)\n"
+    )
+    return file
+
+
+@pytest.mark.parametrize("kind", ["x86_64 Kernel Module", "Open Kernel Module for x86_64"])
+def test_the_drivers_version_is_read(tmp_path, kind):
+    assert nvidia_driver(proc(tmp_path, f"{kind}  535.104.05")) == "535.104.05"
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [("echo 572.60", "572.60"), ("echo no devices; exit 9", None), (None, None)],
+    ids=["nvidia-smi", "it fails", "it is missing"],
+)
+def test_without_proc_nvidia_smi_is_asked(tmp_path, monkeypatch, script, found):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    assert nvidia_driver(tmp_path / "nothing") == found
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver", "environment", "words"),
+    [
+        ("13.0", None, {}, []),
+        (None, None, {}, []),
+        ("13.0", "535.104.05", {}, ["535.104.05 is too old", "CUDA 13.0 needs driver 580", "update the driver"]),
+        ("13.0", "579.99", {}, ["too old"]),
+        ("12.8", "470.1", {}, ["CUDA 12.8 needs driver 525"]),
+        ("14.0", "470.1", {}, ["too old"]),
+        ("13.0", "580.65.06", {}, ["580.65.06 is here", "nvidia-smi", "--gpus all"]),
+        ("12.8", "535.104.05", {}, ["can use no GPU"]),
+        (None, "535.104.05", {}, ["built without CUDA", "pytorch.org"]),
+        ("13.0", "535.104.05", {"CUDA_VISIBLE_DEVICES": ""}, []),
+        ("13.0", "535.104.05", {"CUDA_VISIBLE_DEVICES": "-1"}, []),
+        ("13.0", "535.104.05", {"CUDA_VISIBLE_DEVICES": "0"}, ["too old"]),
+    ],
+)
+def test_why_a_gpu_is_not_used(cuda, driver, environment, words):
+    said = unusable_gpu(cuda, driver, environment)
+    assert all(word in said for word in words) and bool(said) == bool(words)
+    assert "\n" not in said and said.count(". ") == 0
+
+
+def test_an_old_driver_is_no_cpu_in_silence(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(precision, "nvidia_driver", lambda: "535.104.05")
+    assert precision.default_device() == "cpu"
+    assert "This runs on the CPU, not on a GPU. The NVIDIA driver 535.104.05 is too old" in caplog.text
+    assert "too old" in detect("cpu").note
+    with pytest.raises(UnsupportedError, match=r"535\.104\.05 is too old .* needs driver 580"):
+        detect("cuda")
+    caplog.clear()
+    monkeypatch.setattr(precision, "nvidia_driver", lambda: None)
+    assert precision.default_device() == "cpu" and not caplog.text and detect("cpu").note == ""
 
 
 def test_unknown_precision():

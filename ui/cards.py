@@ -43,13 +43,19 @@ def link(file: str | Path) -> str:
     return f"gradio_api/file={quote(str(file), safe='/')}"
 
 
-def header(machine: str) -> str:
+def header(machine: str, note: str = "") -> str:
+    """
+    Args:
+        machine: the device, and what it does natively.
+        note: what to know of it before anything else, empty if nothing.
+    """
+    said = f'<p class="tf-note" role="note">{escape(note)}</p>' if note else ""
     return (
         f'<header class="tf-header"><h1>{words.TITLE}</h1><p class="tf-tagline">{words.TAGLINE}</p>'
         f'<p class="tf-machine">{escape(machine)}</p>'
         f'<button type="button" class="tf-theme" aria-label="{words.compare.THEME_TOGGLE}"'
         f' title="{words.compare.THEME_TOGGLE}">'
-        "</button></header>"
+        f"</button>{said}</header>"
     )
 
 
