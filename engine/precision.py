@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.float8.inference import Float8MMConfig
-from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig, NVFP4DynamicActivationNVFP4WeightConfig
+from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig, nvfp4_tensor
 from torchao.prototype.mx_formats.mx_tensor import MXTensor
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, QuantizeTensorToNVFP4Kwargs
 from torchao.prototype.mx_formats.utils import hp_data_dims_to_swizzled_scale_dims_nvfp4, to_blocked
@@ -306,16 +306,21 @@ def _to_rowwise_fp8(module: nn.Linear, config: _RowwiseFP8Config) -> nn.Linear:
 
 
 @dataclass
-class _PackedNVFP4Config(AOBaseConfig):
-    """torchao's `NVFP4DynamicActivationNVFP4WeightConfig` with codes and scales given: the same layout."""
+class _NVFP4Config(AOBaseConfig):
+    """torchao's `NVFP4DynamicActivationNVFP4WeightConfig`, whose scale of an all-zero tensor is 0 and its values NaN.
 
-    packed: nvfp4.Packed
+    So weights are packed by engine/nvfp4.py, to the same bits otherwise, or come packed, and the scale of activations
+    is guarded.
+    """
+
+    packed: nvfp4.Packed | None
     use_triton_kernel: bool
 
 
-@register_quantize_module_handler(_PackedNVFP4Config)
-def _to_packed_nvfp4(module: nn.Linear, config: _PackedNVFP4Config) -> nn.Linear:
-    codes, block_scales, tensor_scale = config.packed
+@register_quantize_module_handler(_NVFP4Config)
+def _to_nvfp4(module: nn.Linear, config: _NVFP4Config) -> nn.Linear:
+    nvfp4_tensor.per_tensor_amax_to_scale = _scale_of_activations
+    codes, block_scales, tensor_scale = config.packed or nvfp4.quantize(module.weight)
     weight = NVFP4Tensor(
         codes,
         to_blocked(block_scales).view(hp_data_dims_to_swizzled_scale_dims_nvfp4(*module.weight.shape)),
@@ -332,6 +337,14 @@ def _to_packed_nvfp4(module: nn.Linear, config: _PackedNVFP4Config) -> nn.Linear
     return module
 
 
+_SCALE_OF_TENSOR = nvfp4_tensor.per_tensor_amax_to_scale
+
+
+def _scale_of_activations(amax: Tensor) -> Tensor:
+    """torchao's `per_tensor_amax_to_scale`, in whose place it is called, but for what is zero or as good as zero."""
+    return nvfp4.usable(_SCALE_OF_TENSOR(amax))
+
+
 def _config(support: Support, packed: nvfp4.Packed | None) -> AOBaseConfig:
     native = support.execution == "native"
     if support.precision == "mxfp8":
@@ -340,12 +353,8 @@ def _config(support: Support, packed: nvfp4.Packed | None) -> AOBaseConfig:
             weight_dtype=torch.float8_e4m3fn,
             kernel_preference=KernelPreference.AUTO if native else KernelPreference.EMULATED,
         )
-    if support.precision == "nvfp4" and native and packed is not None:
-        return _PackedNVFP4Config(packed, use_triton_kernel=support.fused_quantizer)
     if support.precision == "nvfp4" and native:
-        return NVFP4DynamicActivationNVFP4WeightConfig(
-            use_dynamic_per_tensor_scale=True, use_triton_kernel=support.fused_quantizer
-        )
+        return _NVFP4Config(packed, use_triton_kernel=support.fused_quantizer)
     if native:
         return _RowwiseFP8Config()
     if support.precision == "fp8":

@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import nn
 from torch.torch_version import TorchVersion
-from torchao.prototype.mx_formats import inference_workflow
+from torchao.prototype.mx_formats import nvfp4_tensor
+from torchao.prototype.mx_formats.kernels import f4_unpacked_to_f32, unpack_uint4
 from torchao.prototype.mx_formats.mx_tensor import MXTensor
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 from torchao.prototype.mx_formats.utils import from_blocked
 from torchao.quantization import Float8Tensor
 from torchao.quantization.quantize_.common import KernelPreference
 
-from engine import precision
+from engine import nvfp4, precision
 from engine.emulation import EmulatedFP8Tensor, EmulatedNVFP4Tensor
 from engine.errors import UnsupportedError
 from engine.machine import nvidia_driver, unusable_gpu
@@ -58,12 +59,6 @@ class Net(nn.Module):
 def net():
     torch.manual_seed(0)
     return Net().to(torch.bfloat16).requires_grad_(False)
-
-
-@pytest.fixture
-def blackwell(monkeypatch):
-    """Lets torchao's NVFP4 config quantize weights here; nothing of it can run a GEMM."""
-    monkeypatch.setattr(inference_workflow, "is_sm_at_least_100", lambda: True)
 
 
 @pytest.mark.parametrize(("machine", "expected"), [(m, e) for m, *e in GATES])
@@ -303,7 +298,7 @@ def test_mxfp8_kernel_follows_the_hardware(net, machine, kernel):
 
 
 @pytest.mark.parametrize("machine", [B200, B200_BARE])
-def test_native_nvfp4_uses_triton_only_with_mslk(net, blackwell, machine):
+def test_native_nvfp4_uses_triton_only_with_mslk(net, machine):
     quantize_linear_modules(net, {"first"}, support("nvfp4", machine))
     weight = net.first.weight.data
     assert type(weight) is NVFP4Tensor and stored_precision(weight) == "nvfp4"
@@ -311,7 +306,7 @@ def test_native_nvfp4_uses_triton_only_with_mslk(net, blackwell, machine):
     assert weight.act_quant_kwargs.use_dynamic_per_tensor_scale
 
 
-def test_emulated_and_native_nvfp4_hold_the_same_weights(net, blackwell):
+def test_emulated_and_native_nvfp4_hold_the_same_weights(net):
     other = copy.deepcopy(net)
     native = quantize_linear_modules(net, {"first"}, support("nvfp4", B200)).first.weight.data
     emulated = quantize_linear_modules(other, {"first"}, support("nvfp4", H100)).first.weight.data
@@ -319,6 +314,74 @@ def test_emulated_and_native_nvfp4_hold_the_same_weights(net, blackwell):
     assert torch.equal(native.per_tensor_scale, emulated.tensor_scale)
     scales = from_blocked(native.scale, *emulated.block_scales.shape)
     assert torch.equal(scales.view(torch.uint8), emulated.block_scales.view(torch.uint8))
+
+
+@pytest.fixture
+def scaled_mm(monkeypatch):
+    """`torch._scaled_mm` of block-scaled operands, in fp32, as a Blackwell has it: no CPU does."""
+
+    def multiply(a, b, scale_a, scale_b, bias=None, out_dtype=None):
+        def values(codes, scale):
+            if codes.dtype == torch.float4_e2m1fn_x2:
+                codes = f4_unpacked_to_f32(unpack_uint4(codes.view(torch.uint8)))
+            blocks = 16 if scale.dtype == torch.float8_e4m3fn else 32
+            scale = from_blocked(scale.flatten(), len(codes), codes.shape[1] // blocks).float()
+            return codes.float() * scale.repeat_interleave(blocks, 1)
+
+        product = values(a, scale_a) @ values(b.t(), scale_b.t().flatten()).t()
+        return (product if bias is None else product + bias.float()).to(out_dtype)
+
+    monkeypatch.setattr(torch, "_scaled_mm", multiply)
+
+
+EXTREMES = {
+    "ordinary": lambda w: w,
+    "all zero": lambda w: w * 0,
+    "a zero row": lambda w: w.index_fill(0, torch.tensor([5]), 0),
+    "a zero block": lambda w: torch.cat([w[:, :32] * 0, w[:, 32:]], 1),
+    "all but zero": lambda w: w.sign() * 2.0**-130,
+    "one value": lambda w: w.sign() * 448 * 6,
+    "large": lambda w: w.sign() * 2.0**60,
+}
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_the_engines_nvfp4_weights_are_torchaos_but_for_what_is_zero(extreme, net):
+    weight = EXTREMES[extreme](net.first.weight)
+    codes, block_scales, tensor_scale = nvfp4.quantize(weight)
+    # torchao divides by 448 * 6, which CUDA makes a multiplication of, as the engine does.
+    theirs = weight.abs().max().float() * (1 / (448 * 6))
+    assert block_scales.float().isfinite().all() and tensor_scale.isfinite() and tensor_scale > 0
+    assert nvfp4.dequantize(codes, block_scales, tensor_scale).isfinite().all()
+    if extreme in ("all zero", "all but zero"):
+        assert tensor_scale == 1 and not codes.bitwise_and(0x77).any()
+        return
+    assert torch.equal(tensor_scale, theirs)
+    reference = nvfp4_tensor.NVFP4Tensor.to_nvfp4(weight, per_tensor_scale=theirs)
+    assert torch.equal(codes, reference.qdata)
+    # The largest of a block over 6, by a multiplication here: half a unit of e4m3 is far from any tie but by chance.
+    assert torch.equal(block_scales.view(torch.uint8), reference.scale.view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "machine"),
+    [("mxfp8", B200_BARE), ("mxfp8", H100), ("nvfp4", B200_BARE), ("nvfp4", H100), ("fp8", CPU)],
+)
+@pytest.mark.parametrize("weights", EXTREMES)
+@pytest.mark.parametrize("activations", EXTREMES)
+def test_nothing_finite_becomes_nan(net, scaled_mm, name, machine, weights, activations):
+    """As a Blackwell without mslk runs it, but for who multiplies; and emulated."""
+    net.first.weight.copy_(EXTREMES[weights](net.first.weight))
+    x = EXTREMES[activations](torch.randn(130, 64)).to(torch.bfloat16)
+    exact = net.first(x).float()
+    quantize_linear_modules(net, {"first"}, support(name, machine))
+    assert (type(net.first.weight.data) is NVFP4Tensor) == (name == "nvfp4" and machine is B200_BARE)
+    with torch.no_grad():
+        made = net.first(x).float()
+    assert exact.isfinite().all() and made.isfinite().all()
+    zero = ("all zero", "all but zero")
+    if weights in zero or activations in zero:
+        assert torch.equal(made, net.first.bias.float().expand_as(made))
 
 
 def test_mslk_is_usable_only_if_it_imports(monkeypatch):
