@@ -168,6 +168,7 @@ def _models(args: argparse.Namespace) -> None:
                 "summary": spec.summary,
                 "modality": spec.modality,
                 "licence": spec.licence,
+                "licence_note": spec.licence_note,
                 "source": spec.source if spec.bundled else spec.url,
                 "revision": spec.revision,
                 "recipes": list(spec.recipes),
@@ -187,7 +188,8 @@ def _models(args: argparse.Namespace) -> None:
     for support in supports:
         print(f"  {support.precision:6} {support.execution:12} {support.reason}")
     for row in rows:
-        print(f"{row['id']}: {row['name']} ({row['modality']}, {row['licence']})\n  {row['summary']}\n  {row['state']}")
+        print(f"{row['id']}: {row['name']} ({row['modality']}, {row['licence']})")
+        print(*(f"  {row[said]}" for said in ("summary", "licence_note", "state") if row[said]), sep="\n")
 
 
 def _state(spec: catalog.ModelSpec, source: Source, device: torch.device) -> str:

@@ -491,6 +491,7 @@ def test_the_form_follows_the_model(visit, many):
         hints = page.inner_text(".tf-form")
         assert (f"The weights of {spec.id} are not here." in hints) == (not spec.bundled)
         assert ("non-commercial use only" in hints) == (spec is catalog.FLUX_DEV)
+        assert spec.licence_note in hints
         assert spec.licence in hints
 
 
