@@ -38,9 +38,10 @@ def turned_pairs(graph: Graph) -> int:
     """
     found = 0
     for turned in list(graph.nodes):
-        if turned.target is not aten.cat.default or len(turned.args[0]) != 2:
+        parts = _put_together(turned)
+        if parts is None or len(parts) != 2:
             continue
-        first, second = turned.args[0]
+        first, second = parts
         last = (-1, turned.meta["val"].ndim - 1)
         if any(part.target is not aten.unsqueeze.default or part.args[1] not in last for part in (first, second)):
             continue
@@ -60,6 +61,14 @@ def turned_pairs(graph: Graph) -> int:
         found += 1
     graph.eliminate_dead_code()
     return found
+
+
+def _put_together(whole: Node) -> list[Node] | None:
+    """The parts that `whole` puts together, if each has as many dimensions as it, as an empty vector need not have."""
+    parts = whole.args[0] if whole.target is aten.cat.default else None
+    if not isinstance(parts, list | tuple) or any(tensor(part) is None for part in parts):
+        return None
+    return parts if all(part.meta["val"].ndim == whole.meta["val"].ndim for part in parts) else None
 
 
 def _part(node: Node, index: int) -> Node | None:
@@ -114,10 +123,10 @@ def _added_to_half(node: Node, half: int) -> tuple[Node, int, Node, Node] | None
     if not isinstance(term, Node) or term.target is not aten.mul.Tensor:
         return None
     before, (factor, other) = total.args[0], term.args
+    if tensor(factor) is not None and factor.target is aten.mul.Tensor and factor.args[1] == 1:
+        factor = factor.args[0]
     if tensor(factor) is None or tensor(other) is None:
         return None
-    if factor.target is aten.mul.Tensor and factor.args[1] == 1:
-        factor = factor.args[0]
     if _place(before, aten.slice.Tensor, 1, half) != dimension or before.args[0] is not into:
         return None
     if _place(other, aten.slice.Tensor, 1, 1 - half) != dimension:
@@ -187,12 +196,10 @@ def turned_before_put_together(graph: Graph) -> int:
         end, whole = _result(turn), turn.args[0]
         while whole.target in VIEWS or whole.target is CAST:
             whole = whole.args[0]
-        if end is None or whole.target is not aten.cat.default:
+        parts = _put_together(whole)
+        if end is None or parts is None:
             continue
-        parts, dimension = (*whole.args, 0)[:2]
-        if any(part.meta["val"].ndim != whole.meta["val"].ndim for part in parts):
-            continue
-        dimension %= whole.meta["val"].ndim
+        dimension = (*whole.args, 0)[1] % whole.meta["val"].ndim
         between = _between(whole, end, dimension)
         if between is None or not all(isinstance(n, int) for part in parts for n in part.meta["val"].shape):
             continue
@@ -413,8 +420,8 @@ def _word(graph: Graph, low: Node, high: Node) -> Node:
 
 def _put_together_in_words(graph: Graph, whole: Node) -> None:
     """Words are put together as words: one view of them all instead of a copy of each."""
-    parts, dimension = (*whole.args, 0)[:2]
-    if any(part.meta["val"].ndim != whole.meta["val"].ndim for part in parts):
+    parts, dimension = _put_together(whole), (*whole.args, 0)[1]
+    if parts is None:
         return
     words = [part.args[0] for part in parts if part.target is aten.view.dtype]
     if len(words) < len(parts) or dimension % whole.meta["val"].ndim == whole.meta["val"].ndim - 1:
