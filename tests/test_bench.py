@@ -13,7 +13,7 @@ import torch
 from torchao.quantization.utils import recommended_inductor_config_setter
 
 from assets.figures import speed_steps
-from engine import __main__, bench, catalog, compilation, loading, methods, plots, precision
+from engine import __main__, bench, catalog, compilation, loading, methods, plots, precision, timing
 from engine.errors import OutputError, RequestError
 from engine.methods import METHODS
 from engine.precision import Machine
@@ -223,6 +223,79 @@ def test_a_run_that_is_killed_leaves_what_it_measured(measure, tmp_path, monkeyp
     first, second = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert first["repeats"] == 2 and first["latency_s"]["median"] > 0
     assert second["repeats"] == 0 and second["latency_s"] is None and second["memory_gb"]["peak_allocated"] > 0
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """Has something compile in the whole calls with these numbers, from 0."""
+
+    def set_(*spoilt):
+        calls, compiled = [], []
+        original = bench._Bench._call
+
+        def call(self, lane, request, warming=False):
+            if not warming:
+                compiled.extend([1] * (len(calls) in spoilt))
+                calls.append(lane)
+            return original(self, lane, request, warming=warming)
+
+        monkeypatch.setattr(bench._Bench, "_call", call)
+        monkeypatch.setattr(compilation, "graphs_compiled", lambda: len(compiled))
+        return calls
+
+    return set_
+
+
+def test_a_call_in_which_something_compiled_is_left_out_and_made_again(measure, compiles):
+    calls = compiles(0, 2)
+    (row,) = measure(repeats=3)["rows"]
+    assert len(calls) == 5 and row["repeats"] == 3 and row["error"] is None
+    assert row["compile"]["timed_calls_left_out"] == 2
+
+
+def test_a_lane_that_compiles_in_every_call_is_not_comparable(measure, compiles):
+    calls = compiles(*range(100))
+    (row,) = measure(repeats=3)["rows"]
+    assert len(calls) == bench.SPOILT and row["repeats"] == 0 and row["latency_s"] is None
+    assert row["error"] == "not comparable: something was compiled or recorded in each of 3 timed calls"
+    assert "not comparable" in bench.line(row)
+
+
+def test_a_call_in_which_a_step_was_recorded_is_left_out_too(measure, monkeypatch):
+    recorded = iter([0, 0, 0, 1] + [1] * 100)
+    monkeypatch.setattr(compilation.Blocks, "recorded", property(lambda _: next(recorded)))
+    (row,) = measure(repeats=1)["rows"]
+    assert row["repeats"] == 1 and row["compile"]["timed_calls_left_out"] == 1
+
+
+def test_what_nobody_else_can_use_holds_the_pools_of_cuda_graphs_whole(monkeypatch):
+    def segment(pool, total, allocated, device=0):
+        return {"segment_pool_id": pool, "total_size": total, "allocated_size": allocated, "device": device}
+
+    segments = [segment((0, 0), 100, 60), segment((0, 1), 50, 10), segment((2, 0), 8, 8), segment((0, 1), 70, 0, 1)]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 78)
+    assert timing.held_bytes(torch.device("cuda", 0)) == 78 + 40
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("model", ["mini-flux", "mini-qwen"])
+def test_on_a_gpu_every_lane_replays_what_it_says(model, tmp_path):
+    settings = bench.Settings(precisions=("bf16",), batch_sizes=(1,), methods=METHODS, repeats=2, steps=4, profile=True)
+    result = bench.run(catalog.MODELS[model], settings, "cuda", loading.Source(), tmp_path / "b.json")
+    rows = {row["method"]: row for row in result["rows"]}
+    assert list(rows) == list(METHODS) and all(row["error"] is None and row["repeats"] == 2 for row in rows.values())
+    for row in rows.values():
+        assert row["compile"]["timed_calls_left_out"] == row["compile"]["cuda_graphs_given_up"] == 0
+        memory = row["memory_gb"]
+        assert memory["weights"] < memory["peak_allocated"] <= memory["peak_reserved"]
+    ran = {method: row["compile"] for method, row in rows.items()}
+    assert ran["engine"]["steps_replayed"] >= 4 and ran["bare"]["steps_replayed"] >= 4
+    assert ran["post"]["cuda_graphs_recorded"] > 4 and ran["post"]["steps_replayed"] == 0
+    assert ran["post-default"]["cuda_graphs_recorded"] == ran["post-default"]["steps_replayed"] == 0
+    assert rows["engine"]["from_post"]["lpips"] < 0.3
+    assert all(product["alone"] for part in result["profiles"] for product in part["floor"]["gemm"])
 
 
 def test_the_time_limit_ends_a_run_after_the_row_that_passes_it(measure):
