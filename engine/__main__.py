@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import catalog
+from engine import catalog, methods
 from engine.errors import LoadError, OutputError, RequestError, TwinframeError, UnsupportedError
 from engine.logs import quiet_libraries
 from engine.options import Parser, add_engine, add_source
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--model", default="mini-flux")
     bench.add_argument("--precision", nargs="+", metavar="P", default=["bf16"], help=f"of {', '.join(PRECISIONS)}")
     bench.add_argument("--batch-size", nargs="+", type=int, metavar="B", default=[1])
-    bench.add_argument("--methods", nargs="+", metavar="M", default=["engine"], help="of engine, seed, bare")
+    bench.add_argument("--methods", nargs="+", metavar="M", default=["engine"], help=f"of {', '.join(methods.METHODS)}")
     bench.add_argument("--repeats", type=int, default=5)
     bench.add_argument("--recipe")
     for name in ("--steps", "--height", "--width", "--frames"):
@@ -293,7 +293,7 @@ def _bench(args: argparse.Namespace) -> None:
     settings = bench.Settings(
         precisions=tuple(dict.fromkeys(args.precision)),
         batch_sizes=tuple(dict.fromkeys(args.batch_size)),
-        methods=tuple(dict.fromkeys(args.methods)),
+        methods=tuple(dict.fromkeys(map(methods.named, args.methods))),
         repeats=args.repeats,
         recipe=args.recipe,
         steps=args.steps,
@@ -325,8 +325,8 @@ def _bench_table(files: Sequence[Path]) -> None:
     results = []
     for file in files:
         try:
-            results.append(json.loads(file.read_text()))
-        except (OSError, ValueError) as error:
+            results.append(methods.read(file))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RequestError(f"{file} is no result of a benchmark: give what bench --out wrote.") from error
     print(plots.section(results), end="")
 

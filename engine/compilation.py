@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from engine import fusion, text_kv
@@ -23,11 +24,15 @@ from engine.files import cache_folder
 from engine.graphs import PLAIN_CALLS, StepGraph
 from engine.machine import Support
 
-EAGER, DEFAULT, GRAPHS = "eager", "default", "step graph"
-"""Not compiled; compiled; compiled, and recorded as one CUDA graph a step."""
-WARM_UP_STEPS: Mapping[str, int] = {EAGER: 1, DEFAULT: 2, GRAPHS: PLAIN_CALLS + 1}
+EAGER, DEFAULT, GRAPHS, BLOCK_GRAPHS = "eager", "default", "step graph", "reduce-overhead"
+"""Not compiled; compiled; compiled, and recorded as one CUDA graph a step; compiled by torch.compile's mode of that
+name, which records each block as a CUDA graph of its own. The last is no mode of the engine's: the benchmark measures
+it, as the seed post runs it."""
+WARM_UP_STEPS: Mapping[str, int] = {EAGER: 1, DEFAULT: 2, GRAPHS: PLAIN_CALLS + 1, BLOCK_GRAPHS: 5}
 """Denoising steps until nothing new happens: a second one meets tensors with other strides, and a graph is recorded
-after that."""
+after that. Graphs of blocks come latest: where guidance has two lengths of prompt, the second step runs the first
+length by the second's symbolic code, whose first call is plain, the third records what that left out, and the fourth
+replays."""
 
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _RECOMPILE_LIMIT = 128
@@ -82,6 +87,32 @@ def graphs_compiled() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+def forget_sizes() -> None:
+    """Let what is compiled next know nothing of the sizes that were compiled before: with `dynamic=None` a dimension
+    that was ever seen to change becomes symbolic, whoever changed it."""
+    torch._dynamo.pgo.reset_code_state()
+
+
+def block_graphs_recorded(device: torch.device) -> int:
+    """What this thread's CUDA graphs of blocks have done so far besides replaying: recordings, and the plain call that
+    each compiled function begins with. A difference counts both in between, unless `torch.compiler.reset` was."""
+    from torch._inductor.cudagraph_trees import get_manager  # belongs to the thread that imports it first
+
+    trees = get_manager(device.index or 0, create_if_none_exists=False)
+    if trees is None:
+        return 0
+    nodes, waiting = 0, list(trees.get_roots())
+    while waiting:
+        nodes += 1
+        waiting += chain.from_iterable(waiting.pop().children.values())
+    return nodes + len(trees.warmed_up_functions)
+
+
+def block_graphs_skipped() -> int:
+    """How often Inductor has given up recording a compiled function in this process."""
+    return torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+
+
 class Blocks:
     """The repeated blocks of one denoiser, in one mode at a time.
 
@@ -97,7 +128,8 @@ class Blocks:
         self._denoiser, self._dynamic = denoiser, dynamic
         self._options = dict(fusion.options() if options is None else options)
         self._blocks = [m for m in denoiser.modules() if type(m).__name__ in denoiser._repeated_blocks]
-        self._compiled_calls: list[Callable] | None = None
+        self._calls: dict[str, list[Callable | None]] = {EAGER: [None] * len(self._blocks)}
+        """By mode; `GRAPHS` records the calls of `DEFAULT`."""
         self._step = StepGraph(denoiser._call_impl)
         self._text_kv = text_kv.of(denoiser, self._blocks)
         """Used with the step graph: more than one clip would take that many times the memory."""
@@ -105,9 +137,10 @@ class Blocks:
 
     def use(self, mode: str) -> None:
         """Run in `mode` from now on; what was compiled or recorded is kept."""
-        if mode != EAGER and self._compiled_calls is None:
-            self._compiled_calls = self._compiled()
-        calls = [None] * len(self._blocks) if mode == EAGER else self._compiled_calls
+        kind = DEFAULT if mode == GRAPHS else mode
+        if kind not in self._calls:
+            self._calls[kind] = self._compiled() if kind == DEFAULT else self._replayed()
+        calls = self._calls[kind]
         whole = self._step if mode == GRAPHS else None
         if self._text_kv is not None:
             self._text_kv.install(mode == GRAPHS)
@@ -129,6 +162,16 @@ class Blocks:
         """Recorded steps that were given up for others so far: when it grows, what was warm may not be any more."""
         return self._step.dropped
 
+    @property
+    def recorded(self) -> int:
+        """Steps recorded so far as CUDA graphs."""
+        return self._step.recorded
+
+    @property
+    def replayed(self) -> int:
+        """Steps so far that were replays of a recorded one."""
+        return self._step.replayed
+
     def forget(self) -> None:
         """The weights have moved: what was recorded with their addresses is of no use any more."""
         self._step.forget()
@@ -149,6 +192,24 @@ class Blocks:
         if self._dynamic is not False:
             return calls
         return [_any_prompt(call, at) if at else call for call, at in zip(calls, where, strict=True)]
+
+    def _replayed(self) -> list[Callable]:
+        """As the post has it: the compiled `forward` of every block, and copies of its outputs, which the next block's
+        replay would overwrite. With copies every call may begin a new round, so that no step needs to be marked."""
+        configure()
+        options = self._options | torch._inductor.list_mode_options("reduce-overhead")
+        return [
+            _cloned(torch.compile(block.forward, fullgraph=True, dynamic=self._dynamic, options=dict(options)))
+            for block in self._blocks
+        ]
+
+
+def _cloned(call: Callable) -> Callable:
+    def called(*args: object, **kwargs: object) -> object:
+        made = call(*args, **kwargs)
+        return made.clone() if isinstance(made, Tensor) else tuple(tensor.clone() for tensor in made)
+
+    return called
 
 
 def _any_prompt(call: Callable, where: Callable[[Mapping], tuple]) -> Callable:

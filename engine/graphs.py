@@ -35,11 +35,13 @@ class StepGraph:
 
     Attributes:
         dropped: recordings that gave way to others so far.
+        recorded: recordings made so far.
+        replayed: calls so far that were replays.
         variant: hashable, set by whoever changes what `call` does besides through its arguments: part of the shape.
     """
 
     def __init__(self, call: Callable):
-        self.dropped = 0
+        self.dropped = self.recorded = self.replayed = 0
         self.variant: object = None
         self._call = call
         self._plain: dict[tuple, int] = {}
@@ -59,6 +61,7 @@ class StepGraph:
                 return self._call(*args, **kwargs)
             self._record(key, args, kwargs)
         self._recorded.move_to_end(key)
+        self.replayed += 1
         return self._recorded[key].replay(tensors)
 
     def forget(self) -> None:
@@ -74,6 +77,7 @@ class StepGraph:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         self._recorded[key] = _Recording(self._call, args, kwargs, self._pool)
+        self.recorded += 1
 
 
 class _Recording:

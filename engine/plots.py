@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine.errors import OutputError
 from engine.files import write_whole
+from engine.methods import BARE, ENGINE, METHODS, POST, POST_DEFAULT, stands_for
 from engine.request import PRECISIONS, REFERENCE
 
 Row = Mapping
@@ -20,9 +21,13 @@ Bar = tuple[Row, float]
 """A row and its value."""
 
 _NAMES = {"bf16": "bf16", "fp8": "FP8", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
-_DRAWN = ("engine", "seed")
+_DRAWN = (ENGINE, POST, POST_DEFAULT)
 """`bare` is the engine's denoiser again, called without the engine."""
 _ABSENT = "–"
+POSTS_FP8 = (
+    "The post has no FP8: by its method, FP8 is torchao's row-wise configuration, compiled as the post compiles MXFP8 "
+    "and NVFP4."
+)
 _STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #18181b; text-anchor: middle; font-variant-numeric: tabular-nums }
 .title { font-size: 14px; font-weight: 600; text-anchor: start }
@@ -32,7 +37,7 @@ line { stroke: #dcdce1 }
 rect { stroke-width: 1.5 }
 .bf16 { fill: #c9c9d0; stroke: #c9c9d0 } .fp8 { fill: #b7791f; stroke: #b7791f }
 .mxfp8 { fill: #52525b; stroke: #52525b } .nvfp4 { fill: #0f766e; stroke: #0f766e }
-.seed { fill-opacity: 0.15 }
+.post { fill-opacity: 0.15 } .post-default { fill-opacity: 0.15; stroke-dasharray: 3 2 }
 @media (prefers-color-scheme: dark) {
   text { fill: #f0f0f2 } .soft { fill: #a3a3ad } line { stroke: #34343a }
   .bf16 { fill: #4b4b53; stroke: #4b4b53 } .fp8 { fill: #e0a94a; stroke: #e0a94a }
@@ -44,8 +49,7 @@ rect { stroke-width: 1.5 }
 def timed(result: Mapping) -> list[Row]:
     """The rows that have a latency of the real format, by batch size, precision and method."""
     rows = [row for row in result["rows"] if row["execution"] == "native" and row["latency_s"]]
-    methods = ("engine", "seed", "bare")
-    return sorted(rows, key=lambda r: (r["batch_size"], PRECISIONS.index(r["precision"]), methods.index(r["method"])))
+    return sorted(rows, key=lambda r: (r["batch_size"], PRECISIONS.index(r["precision"]), METHODS.index(r["method"])))
 
 
 def speedup(row: Row, rows: Sequence[Row], precision: str, method: str) -> float | None:
@@ -60,7 +64,7 @@ def table(result: Mapping) -> str:
     columns = {
         "Batch": [str(row["batch_size"]) for row in rows],
         "Precision": [_NAMES[row["precision"]] for row in rows],
-        "Method": [row["method"] for row in rows],
+        "Method": [", ".join([row["method"], *row.get("also", ())]) for row in rows],
         "Median s": [f"{row['latency_s']['median']:.3f}" for row in rows],
         "10-90% s": [f"{row['latency_s']['p10']:.3f}-{row['latency_s']['p90']:.3f}" for row in rows],
         "Step ms": [_cell(row["step_ms"], 1) for row in rows],
@@ -68,27 +72,34 @@ def table(result: Mapping) -> str:
             _factor(None if row["precision"] == REFERENCE else speedup(row, rows, REFERENCE, row["method"]))
             for row in rows
         ],
-        "vs seed": [
-            _factor(None if row["method"] == "seed" else speedup(row, rows, row["precision"], "seed")) for row in rows
-        ],
+        **{
+            f"vs {method}": [
+                _factor(None if stands_for(row, method) else speedup(row, rows, row["precision"], method))
+                for row in rows
+            ]
+            for method in (POST, POST_DEFAULT)
+        },
         "Weights GB": [_cell(row["memory_gb"]["weights"], 2) for row in rows],
         "Peak GB": [_cell(row["memory_gb"]["peak_allocated"], 2) for row in rows],
         "First call s": [_cell(row["first_call_s"], 1) for row in rows],
     }
-    return "\n".join([f"{_about(result)}.", "", *_grid(columns)]) + "\n"
+    return "\n".join([f"{_about(result)}.", "", *_grid(columns), "", *_posts_fp8([result])]).rstrip() + "\n"
 
 
 def section(results: Sequence[Mapping]) -> str:
     """Several results as one table in Markdown, the engine's rows beside the other methods', and what each of them is.
 
-    Within a row everything comes from one run; `step` is the pipeline's denoising divided by its steps.
+    Within a row everything comes from one run; `step` is the pipeline's denoising divided by its steps. A compile with
+    the default mode has columns of its own where that is not the post's method.
     """
     columns: dict[str, list[str]] = {}
     for result in results:
         rows = timed(result)
-        for row in (row for row in rows if row["method"] == "engine"):
-            seed, bare = (other(row, rows, row["precision"], method) for method in ("seed", "bare"))
-            reference = None if row["precision"] == REFERENCE else other(row, rows, REFERENCE, "engine")
+        for row in (row for row in rows if row["method"] == ENGINE):
+            post, default, bare = (other(row, rows, row["precision"], m) for m in (POST, POST_DEFAULT, BARE))
+            if default is post:
+                default = None
+            reference = None if row["precision"] == REFERENCE else other(row, rows, REFERENCE, ENGINE)
             cells = {
                 "": f"{result['model']} {_shape(result)}",
                 "steps": str(result["settings"]["num_inference_steps"]),
@@ -96,10 +107,12 @@ def section(results: Sequence[Mapping]) -> str:
                 "precision": _NAMES[row["precision"]],
                 "whole call, s": f"{row['latency_s']['median']:.2f}",
                 "step, ms": _cell(row["step_ms"], 1),
-                "step by the post's method, ms": _cell(seed and seed["step_ms"], 1),
-                "faster than it": _factor(seed and seed["step_ms"] / row["step_ms"]),
+                "step by the post's method, ms": _cell(post and post["step_ms"], 1),
+                "faster than it": _factor(post and post["step_ms"] / row["step_ms"]),
+                "step by default-mode compile, ms": _cell(default and default["step_ms"], 1),
+                "faster than that": _factor(default and default["step_ms"] / row["step_ms"]),
                 "faster than bf16": _factor(reference and reference["step_ms"] / row["step_ms"]),
-                "LPIPS from the post's": _cell((row.get("from_seed") or {}).get("lpips"), 4),
+                "LPIPS from the post's": _cell((row.get("from_post") or {}).get("lpips"), 4),
                 "over the bare pipeline": _percent(bare and row["latency_s"]["median"] / bare["latency_s"]["median"]),
                 "peak, GB": _cell(row["memory_gb"]["peak_allocated"], 1),
                 "first call, s": _cell(row["first_call_s"], 0),
@@ -110,13 +123,20 @@ def section(results: Sequence[Mapping]) -> str:
         f"- {_about(result)}; median of {_repeats(result)}." + (f" {result['note']}" if "note" in result else "")
         for result in results
     ]
-    return "\n".join([*_grid(columns), "", *dict.fromkeys(notes)]) + "\n"
+    return "\n".join([*_grid(columns), "", *_posts_fp8(results), *dict.fromkeys(notes)]) + "\n"
+
+
+def _posts_fp8(results: Sequence[Mapping]) -> list[str]:
+    """What FP8 by the post's method is, where there is any."""
+    rows = [row for result in results for row in timed(result)]
+    there = any(row["precision"] == "fp8" and row["method"] in (POST, POST_DEFAULT) for row in rows)
+    return [POSTS_FP8, ""] if there else []
 
 
 def other(row: Row, rows: Sequence[Row], precision: str, method: str) -> Row | None:
     """The row of another precision or method at the same batch size."""
-    wanted = (row["batch_size"], precision, method)
-    return next((r for r in rows if (r["batch_size"], r["precision"], r["method"]) == wanted), None)
+    wanted = (row["batch_size"], precision)
+    return next((r for r in rows if (r["batch_size"], r["precision"]) == wanted and stands_for(r, method)), None)
 
 
 def _about(result: Mapping) -> str:

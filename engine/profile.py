@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
+from torch.utils._python_dispatch import TorchDispatchMode
 
 KINDS: tuple[tuple[str, re.Pattern], ...] = (
     ("GEMM", re.compile(r"^triton_tem|^(?!triton).*(gemm|gemv|nvjet|cutlass|cublas|xmma|splitk)", re.I)),
@@ -29,6 +31,8 @@ KINDS: tuple[tuple[str, re.Pattern], ...] = (
 )
 """What a kernel does -> how its name tells; the first that fits counts, and `REST` is what none fits."""
 REST = "other elementwise"
+PRODUCTS = frozenset({"linear", "mm", "addmm", "_scaled_mm", "_scaled_mm_v2", "_int_mm", "f8f8bf16_rowwise"})
+"""Operations that multiply matrices: PyTorch's, and the one that torchao's FP8 takes from mslk."""
 _TIMED = 20
 
 
@@ -95,11 +99,15 @@ def counted(denoiser: nn.Module) -> Iterator[Work]:
 def floor(work: Work, device: torch.device) -> dict:
     """Milliseconds that the step's products and attentions take alone, each shape at its own measured rate.
 
-    An activation is quantized before the clock starts where the layer quantizes it: the product alone is timed.
+    The product alone is timed, in any format: an activation is quantized before the clock starts. `alone` is false of a
+    layer among whose operations no product was found, so that all of it was timed.
     """
     gemm = []
     for product, times in work.products.items():
-        alone = milliseconds(_alone(work.layers[product], product.m, device), device)
+        layer = work.layers[product]
+        products = _alone(layer, product.m, device)
+        whole = torch.randn(product.m, product.k, device=device, dtype=torch.bfloat16)
+        alone = milliseconds(products or partial(layer, whole), device)
         gemm.append(
             {
                 "m": product.m,
@@ -108,6 +116,7 @@ def floor(work: Work, device: torch.device) -> dict:
                 "weight": product.kind,
                 "times": times,
                 "ms": alone,
+                "alone": products is not None,
                 "tflops": 2 * product.m * product.k * product.n / alone / 1e9,
             }
         )
@@ -126,18 +135,36 @@ def floor(work: Work, device: torch.device) -> dict:
     return parts | {"floor_ms": sum(parts.values()), "gemm": gemm, "attention": attention}
 
 
-def _alone(layer: nn.Linear, rows: int, device: torch.device) -> Callable[[], object]:
-    """The layer's product on random rows; row-wise FP8's without the quantization of its activation."""
-    x = torch.randn(rows, layer.in_features, device=device, dtype=torch.bfloat16)
-    weight = layer.weight.data
-    if type(weight).__name__ != "Float8Tensor":
-        return lambda: layer(x)
-    scale = x.abs().amax(1, keepdim=True).float() / torch.finfo(torch.float8_e4m3fn).max
-    codes = (x / scale).to(torch.float8_e4m3fn)
-    columns, scales = weight.qdata.t(), weight.scale.t()
-    return lambda: torch._scaled_mm(
-        codes, columns, scale, scales, bias=layer.bias, out_dtype=torch.bfloat16, use_fast_accum=True
-    )
+def _alone(layer: nn.Linear, rows: int, device: torch.device) -> Callable[[], object] | None:
+    """The matrix products among a layer's operations on random rows, with the operands they had there: without the
+    quantization of the activation, in whatever format. None if there is no operation that is known for one."""
+    with torch.inference_mode(), _Products() as found:
+        layer(torch.randn(rows, layer.in_features, device=device, dtype=torch.bfloat16))
+    if not found.calls:
+        return None
+
+    def products() -> None:
+        for operation, args, kwargs in found.calls:
+            operation(*args, **kwargs)
+
+    return torch.inference_mode()(products)
+
+
+class _Products(TorchDispatchMode):
+    """Keeps the matrix products of what runs inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable, tuple, dict]] = []
+
+    def __torch_dispatch__(
+        self, operation: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            return NotImplemented  # a quantized tensor's own operation, inside which the product comes
+        if operation.overloadpacket.__name__ in PRODUCTS:
+            self.calls.append((operation, args, kwargs or {}))
+        return operation(*args, **kwargs or {})
 
 
 def milliseconds(call: Callable[[], object], device: torch.device) -> float:

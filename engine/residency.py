@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from engine import timing
 from engine.catalog import ModelSpec
 from engine.door import positive
 from engine.errors import UnsupportedError
@@ -62,18 +63,9 @@ def rooms(device: torch.device) -> tuple[Room, Room]:
     if device.type == "cpu":
         return host, host
     free, total = torch.cuda.mem_get_info(device)
-    return Room(what="GPU memory", free=(free + _reusable(device)) / GB, total=total / GB), host
-
-
-def _reusable(device: torch.device) -> int:
-    """Bytes that PyTorch holds on a GPU and does not use, as good as free.
-
-    Not what recorded CUDA graphs hold: a private pool serves its own recordings alone, and goes back with the last.
-    """
-    index = torch.cuda.current_device() if device.index is None else device.index
-    segments = torch.cuda.memory_snapshot(include_traces=False)
-    common = [s for s in segments if s["device"] == index and tuple(s["segment_pool_id"]) == (0, 0)]
-    return sum(segment["total_size"] - segment["allocated_size"] for segment in common)
+    # What PyTorch holds and others can use is as good as free.
+    free += torch.cuda.memory_reserved(device) - timing.held_bytes(device)
+    return Room(what="GPU memory", free=free / GB, total=total / GB), host
 
 
 def _host(group: Path = Path("/sys/fs/cgroup")) -> Room:

@@ -122,6 +122,14 @@ def added_bytes(run: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
+def held_bytes(device: torch.device) -> int:
+    """What of a CUDA device's memory nobody else can use: what is allocated, and the pools of CUDA graphs whole, as a
+    replay writes where nothing is allocated any more."""
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    pools = [s for s in torch.cuda.memory_snapshot() if s["device"] == index and tuple(s["segment_pool_id"]) != (0, 0)]
+    return torch.cuda.memory_allocated(device) + sum(s["total_size"] - s["allocated_size"] for s in pools)
+
+
 def now(device: torch.device) -> float:
     """Seconds of a steady clock, once the device has done all it was given."""
     if device.type == "cuda":

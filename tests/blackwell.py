@@ -270,6 +270,18 @@ class Recorder(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
+class Everything(TorchDispatchMode):
+    """Notes every operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators: list = []
+
+    def __torch_dispatch__(self, operator: object, types: tuple, args: tuple = (), kwargs: dict | None = None):
+        self.operators.append(operator)
+        return operator(*args, **(kwargs or {}))
+
+
 def step(transformer: nn.Module, inputs: dict) -> tuple[list[tuple[int, ...]], Recorder]:
     """One call of the denoiser: the shapes of its outputs, and what was recorded."""
     recorder = Recorder(transformer)

@@ -4,17 +4,22 @@ import json
 import math
 import re
 import sys
+from dataclasses import replace
 from types import MappingProxyType
 from xml.etree import ElementTree
 
 import pytest
 import tiny
 import torch
+from torch import nn
+from torchao.prototype.mx_formats import inference_workflow
+from torchao.quantization import quantize_
 from torchao.quantization.utils import recommended_inductor_config_setter
 
 from assets.figures import speed_steps
-from engine import __main__, bench, catalog, compilation, loading, plots, precision
+from engine import __main__, bench, catalog, compilation, loading, methods, plots, precision, timing
 from engine.errors import OutputError, RequestError
+from engine.methods import METHODS
 from engine.precision import Machine
 
 ROW = {
@@ -41,7 +46,8 @@ def spec(tmp_path_factory):
 @pytest.fixture
 def eager(monkeypatch):
     """Compiling for a CPU takes minutes and is not what is tested."""
-    monkeypatch.setattr(compilation.Blocks, "_compiled", lambda self: [None] * len(self._blocks))
+    for calls in ("_compiled", "_replayed"):
+        monkeypatch.setattr(compilation.Blocks, calls, lambda self: [None] * len(self._blocks))
 
 
 @pytest.fixture
@@ -84,19 +90,62 @@ def test_the_bare_call_is_timed_whole(measure):
     assert rows[0]["memory_gb"]["weights"] == rows[1]["memory_gb"]["weights"]
 
 
-def test_the_seeds_method_has_a_denoiser_of_its_own_and_is_not_tried_where_it_cannot_run(measure, eager, monkeypatch):
+def test_the_posts_methods_are_timed_in_turns_and_not_tried_where_they_cannot_run(measure, eager, monkeypatch):
     used = []
     original = bench._Bench._time
     monkeypatch.setattr(
         bench._Bench, "_time", lambda self, lane, request: (used.append(lane), original(self, lane, request))
     )
-    rows = measure(precisions=("bf16", "nvfp4"), methods=("engine", "seed"), repeats=2)["rows"]
-    assert [(r["precision"], r["method"]) for r in rows] == [("bf16", "engine"), ("bf16", "seed"), ("nvfp4", "engine")]
-    assert [lane.method for lane in used] == ["engine", "seed", "engine", "seed"]  # in turns
-    assert used[0].pipeline.transformer is not used[1].pipeline.transformer
-    assert used[0].pipeline.vae is used[1].pipeline.vae
-    assert rows[1]["compile"]["mode"] == "default" and rows[1]["latency_s"]["median"] > 0
+    rows = measure(precisions=("bf16", "nvfp4"), methods=METHODS, repeats=2)["rows"]
+    assert [(r["precision"], r["method"]) for r in rows] == [*(("bf16", m) for m in METHODS), ("nvfp4", "engine")]
+    assert [lane.method for lane in used] == [*METHODS] * 2  # in turns
+    assert len({id(lane.pipeline.transformer) for lane in used}) == 1  # nothing is quantized: the same weights
+    assert [row["compile"]["mode"] for row in rows[:4]] == ["eager", "reduce-overhead", "default", "eager"]
+    assert all(row["latency_s"]["median"] > 0 and row["also"] == [] for row in rows[:4])
     assert rows[0]["memory_gb"]["weights"] == pytest.approx(rows[1]["memory_gb"]["weights"])
+    assert rows[0]["from_post"]["lpips"] == 0
+
+
+def test_where_the_posts_two_methods_are_one_it_is_measured_once(measure, eager):
+    both = measure(methods=("post-default", "post"), batch_sizes=(1, 2))["rows"]
+    assert [(row["batch_size"], row["method"], row["also"]) for row in both] == [
+        (1, "post", []),
+        (1, "post-default", []),
+        (2, "post", ["post-default"]),
+    ]
+    assert [row["compile"]["mode"] for row in both] == ["reduce-overhead", "default", "default"]
+    (alone,) = measure(methods=("post-default",), batch_sizes=(2,))["rows"]
+    assert (alone["method"], alone["also"]) == ("post-default", [])
+
+
+@pytest.mark.parametrize("model", catalog.MODELS)
+def test_only_the_pictures_models_at_batch_1_have_graphs_of_blocks(model):
+    assert methods.block_graphs(model, 1) == ("ltx" not in model)
+    assert not methods.block_graphs(model, 4)
+
+
+def test_a_lane_never_runs_what_another_one_put_into_the_denoiser_they_share(measure, monkeypatch):
+    """The calls of a step's blocks, by lane."""
+    for calls in ("_compiled", "_replayed"):
+        monkeypatch.setattr(
+            compilation.Blocks, calls, lambda self, c=calls: [named(c, b.forward) for b in self._blocks]
+        )
+    seen, ran = {}, []
+
+    def named(name, call):
+        return lambda *args, **kwargs: ran.append(name) or call(*args, **kwargs)
+
+    original = bench._Bench._call
+
+    def watched(self, lane, request, **more):
+        ran.clear()
+        made = original(self, lane, request, **more)
+        seen.setdefault(lane.method, set()).update(ran)
+        return made
+
+    monkeypatch.setattr(bench._Bench, "_call", watched)
+    measure(methods=("engine", "post", "post-default"), repeats=2)
+    assert seen == {"engine": set(), "post": {"_replayed"}, "post-default": {"_compiled"}}
 
 
 def test_where_memory_is_short_one_denoiser_goes_before_the_next_comes(measure, eager, monkeypatch):
@@ -105,18 +154,50 @@ def test_where_memory_is_short_one_denoiser_goes_before_the_next_comes(measure, 
 
     def look(self, group, request, deadline):
         yield from original(self, group, request, deadline)
-        held.append((group, sorted(key[1] for key in self.studio._renditions), sorted(self._seeded)))
+        held.append((group, sorted(key[1] for key in self.studio._renditions), sorted(self._posts)))
 
     monkeypatch.setattr(bench, "TOGETHER", 0)
     monkeypatch.setattr(bench._Bench, "rows", look)
-    result = measure(precisions=("bf16", "nvfp4"), methods=("engine", "seed", "bare"))
+    result = measure(precisions=("bf16", "nvfp4"), methods=("engine", "post", "bare"))
     assert held == [
-        ([("bf16", "engine"), ("bf16", "bare")], ["bf16"], []),
-        ([("bf16", "seed")], [], ["bf16"]),
+        ([("bf16", "engine"), ("bf16", "post"), ("bf16", "bare")], ["bf16"], []),
         ([("nvfp4", "engine")], ["nvfp4"], []),
     ]
     assert "one group after the other" in result["settings"]["order"]
     assert len(result["rows"]) == 4
+
+
+GPU = Machine(name="NVIDIA H100 80GB HBM3", kind="cuda", capability=(9, 0))
+
+
+@pytest.mark.parametrize(
+    ("model", "memory", "groups"),
+    [
+        (
+            "flux.1-dev",
+            85,
+            [["bf16 engine", "bf16 post", "bf16 post-default", "fp8 engine", "fp8 post", "fp8 post-default"]],
+        ),
+        (
+            "qwen-image",
+            85,
+            [["bf16 engine", "bf16 post", "bf16 post-default"], ["fp8 engine"], ["fp8 post", "fp8 post-default"]],
+        ),
+        (
+            "qwen-image",
+            250,
+            [["bf16 engine", "bf16 post", "bf16 post-default", "fp8 engine", "fp8 post", "fp8 post-default"]],
+        ),
+    ],
+)
+def test_as_much_as_fits_is_timed_in_turns(model, memory, groups, monkeypatch):
+    """In GB. In bf16 all methods run one denoiser, so that they are together wherever one of them can be."""
+    monkeypatch.setattr(bench, "_memory", lambda _: float(memory))
+    studio = bench.Studio("cpu", bench.loading.Source(random=True))
+    studio.support = {name: precision.support(name, GPU) for name in ("bf16", "fp8")}
+    settings = bench.Settings(precisions=("bf16", "fp8"), batch_sizes=(1,), methods=("engine", "post", "post-default"))
+    found = bench._Bench(catalog.MODELS[model], settings, studio, "seed", print).groups()
+    assert [[" ".join(pair) for pair in group] for group in found] == groups
 
 
 @pytest.mark.parametrize(("batch_sizes", "groups"), [((1, 4), 1), ((4, 8), 2)])
@@ -146,6 +227,79 @@ def test_a_run_that_is_killed_leaves_what_it_measured(measure, tmp_path, monkeyp
     first, second = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert first["repeats"] == 2 and first["latency_s"]["median"] > 0
     assert second["repeats"] == 0 and second["latency_s"] is None and second["memory_gb"]["peak_allocated"] > 0
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """Has something compile in the whole calls with these numbers, from 0."""
+
+    def set_(*spoilt):
+        calls, compiled = [], []
+        original = bench._Bench._call
+
+        def call(self, lane, request, warming=False):
+            if not warming:
+                compiled.extend([1] * (len(calls) in spoilt))
+                calls.append(lane)
+            return original(self, lane, request, warming=warming)
+
+        monkeypatch.setattr(bench._Bench, "_call", call)
+        monkeypatch.setattr(compilation, "graphs_compiled", lambda: len(compiled))
+        return calls
+
+    return set_
+
+
+def test_a_call_in_which_something_compiled_is_left_out_and_made_again(measure, compiles):
+    calls = compiles(0, 2)
+    (row,) = measure(repeats=3)["rows"]
+    assert len(calls) == 5 and row["repeats"] == 3 and row["error"] is None
+    assert row["compile"]["timed_calls_left_out"] == 2
+
+
+def test_a_lane_that_compiles_in_every_call_is_not_comparable(measure, compiles):
+    calls = compiles(*range(100))
+    (row,) = measure(repeats=3)["rows"]
+    assert len(calls) == bench.SPOILT and row["repeats"] == 0 and row["latency_s"] is None
+    assert row["error"] == "not comparable: something was compiled or recorded in each of 3 timed calls"
+    assert "not comparable" in bench.line(row)
+
+
+def test_a_call_in_which_a_step_was_recorded_is_left_out_too(measure, monkeypatch):
+    recorded = iter([0, 0, 0, 1] + [1] * 100)
+    monkeypatch.setattr(compilation.Blocks, "recorded", property(lambda _: next(recorded)))
+    (row,) = measure(repeats=1)["rows"]
+    assert row["repeats"] == 1 and row["compile"]["timed_calls_left_out"] == 1
+
+
+def test_what_nobody_else_can_use_holds_the_pools_of_cuda_graphs_whole(monkeypatch):
+    def segment(pool, total, allocated, device=0):
+        return {"segment_pool_id": pool, "total_size": total, "allocated_size": allocated, "device": device}
+
+    segments = [segment((0, 0), 100, 60), segment((0, 1), 50, 10), segment((2, 0), 8, 8), segment((0, 1), 70, 0, 1)]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 78)
+    assert timing.held_bytes(torch.device("cuda", 0)) == 78 + 40
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("model", ["mini-flux", "mini-qwen"])
+def test_on_a_gpu_every_lane_replays_what_it_says(model, tmp_path):
+    settings = bench.Settings(precisions=("bf16",), batch_sizes=(1,), methods=METHODS, repeats=2, steps=4, profile=True)
+    result = bench.run(catalog.MODELS[model], settings, "cuda", loading.Source(), tmp_path / "b.json")
+    rows = {row["method"]: row for row in result["rows"]}
+    assert list(rows) == list(METHODS) and all(row["error"] is None and row["repeats"] == 2 for row in rows.values())
+    for row in rows.values():
+        assert row["compile"]["timed_calls_left_out"] == row["compile"]["cuda_graphs_given_up"] == 0
+        memory = row["memory_gb"]
+        assert memory["weights"] < memory["peak_allocated"] <= memory["peak_reserved"]
+    ran = {method: row["compile"] for method, row in rows.items()}
+    assert ran["engine"]["steps_replayed"] >= 4 and ran["bare"]["steps_replayed"] >= 4
+    assert ran["post"]["cuda_graphs_recorded"] > 4 and ran["post"]["steps_replayed"] == 0
+    assert ran["post-default"]["cuda_graphs_recorded"] == ran["post-default"]["steps_replayed"] == 0
+    assert rows["engine"]["from_post"]["lpips"] < 0.3
+    assert all(product["alone"] for part in result["profiles"] for product in part["floor"]["gemm"])
 
 
 def test_the_time_limit_ends_a_run_after_the_row_that_passes_it(measure):
@@ -197,12 +351,42 @@ def test_a_target_that_cannot_be_written_is_found_before_measuring(measure, tmp_
         measure()
 
 
+def quantized_on_a_b200(config):
+    layer = nn.ModuleDict({"layer": nn.Linear(64, 32, dtype=torch.bfloat16)}).requires_grad_(False)
+    torch.manual_seed(0)
+    layer.layer.weight.normal_()
+    quantize_(layer, config, filter_fn=lambda _, name: name == "layer")
+    return layer.layer.weight.data
+
+
 @pytest.mark.parametrize("name", ["mxfp8", "nvfp4"])
-def test_the_native_configurations_are_the_posts(name):
+def test_the_native_configurations_are_the_posts(name, monkeypatch):
+    """They make the same of a weight that is not zero; with what the post's divides by, see tests/test_precision.py."""
+    monkeypatch.setattr(inference_workflow, "is_sm_at_least_100", lambda: True)
     b200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
-    engines, posts = precision._config(precision.support(name, b200), None), bench.SEED_CONFIGS[name]()
-    assert type(engines) is type(posts)
-    assert vars(engines) == vars(posts)
+    engines = quantized_on_a_b200(precision._config(precision.support(name, b200), None))
+    posts = quantized_on_a_b200(bench.POST_CONFIGS[name]())
+    assert type(engines) is type(posts) and torch.equal(engines.qdata, posts.qdata)
+    assert torch.equal(engines.scale.view(torch.uint8).flatten(), posts.scale.view(torch.uint8).flatten())
+    further = getattr(posts, "optional_tensor_attribute_names", [])
+    for attribute in (*posts.tensor_attribute_names, *further):
+        assert getattr(engines, attribute) == getattr(posts, attribute), attribute
+
+
+def test_a_lane_of_the_post_that_this_machine_cannot_run_says_why(measure, monkeypatch):
+    original = precision.detect
+    why = "Triton is missing: pip install triton-windows"
+    monkeypatch.setattr(precision, "detect", lambda device: replace(original(device), no_compile=why))
+    rows = measure(precisions=("bf16",), methods=("engine", "post-default"))["rows"]
+    assert {row["method"]: row["error"] for row in rows} == {"engine": None, "post-default": why}
+
+
+def test_no_lane_records_fp8_graphs_that_cannot_be_replayed(measure, monkeypatch):
+    original = precision.support
+    monkeypatch.setattr(precision, "support", lambda *args: replace(original(*args), no_graph="it hangs"))
+    monkeypatch.setattr(bench.methods, "block_graphs", lambda *_: True)
+    rows = measure(precisions=("bf16",), methods=("engine", "post"))["rows"]
+    assert {row["method"]: row["error"] for row in rows} == {"engine": None, "post": "it hangs"}
 
 
 def test_fp8s_options_are_what_torchao_would_set_for_the_whole_process():
@@ -212,12 +396,12 @@ def test_fp8s_options_are_what_torchao_would_set_for_the_whole_process():
         recommended_inductor_config_setter()
         after = config.get_config_copy()
         changed = {name for name in after if after[name] != before[name]}
-        wanted = bench.SEED_OPTIONS["fp8"]
+        wanted = bench.POST_OPTIONS["fp8"]
         assert changed <= wanted.keys()
         assert all(after[name] == value for name, value in wanted.items())
         for name in changed - {"coordinate_descent_tuning"}:
             setattr(config, name, before[name])
-    assert bench.SEED_CONFIGS["fp8"]().set_inductor_config is False
+    assert bench.POST_CONFIGS["fp8"]().set_inductor_config is False
 
 
 def test_a_line_of_the_table_is_one_line(measure):
@@ -330,20 +514,25 @@ def test_an_emulated_or_failed_row_is_nowhere(measured):
     assert "NVFP4" not in plots.table(found) and "FP8" not in plots.table(found)
 
 
-def test_the_table_compares_with_bf16_and_with_the_seeds_method(measured):
-    rows = [row(), row("fp8", seconds=3.0), row(method="seed", seconds=5.0), row("fp8", method="seed", seconds=4.5)]
+def test_the_table_compares_with_bf16_and_with_the_posts_methods(measured):
+    rows = [row(), row("fp8", seconds=3.0), row(method="post", seconds=5.0), row("fp8", method="post", seconds=4.5)]
+    rows += [row(method="post-default", seconds=6.0)]
     about, _, head, _, *lines = plots.table(measured(*rows, row(method="bare", seconds=3.9))).splitlines()
     assert all(word in about for word in ("1024x512", "28 steps", "random weights", "NVIDIA H100", "2026-01-02"))
     heads = [cell.strip() for cell in head.strip("|").split("|")]
+    *lines, _, note = lines
     found = [dict(zip(heads, (c.strip() for c in line.strip("|").split("|")), strict=True)) for line in lines]
-    assert [(f["Precision"], f["Method"], f["vs bf16"], f["vs seed"]) for f in found] == [
-        ("bf16", "engine", "–", "1.25x"),
-        ("bf16", "seed", "–", "–"),
-        ("bf16", "bare", "–", "1.28x"),
-        ("FP8", "engine", "1.33x", "1.50x"),
-        ("FP8", "seed", "1.11x", "–"),
+    assert "has no FP8" in note
+    columns = ("Precision", "Method", "vs bf16", "vs post", "vs post-default")
+    assert [tuple(f[column] for column in columns) for f in found] == [
+        ("bf16", "engine", "–", "1.25x", "1.50x"),
+        ("bf16", "post", "–", "–", "1.20x"),
+        ("bf16", "post-default", "–", "0.83x", "–"),
+        ("bf16", "bare", "–", "1.28x", "1.54x"),
+        ("FP8", "engine", "1.33x", "1.50x", "–"),
+        ("FP8", "post", "1.11x", "–", "–"),
     ]
-    assert "vs seed" not in plots.table(measured(row()))
+    assert "vs post" not in plots.table(measured(row()))
 
 
 def cells(section):
@@ -354,12 +543,14 @@ def cells(section):
 
 
 def test_a_section_sets_the_engine_beside_the_posts_method_and_the_bare_pipeline(measured):
-    rows = [row(), row("fp8", seconds=2.0), row(method="seed", seconds=5.0), row("fp8", method="seed", seconds=3.0)]
-    rows = [r | {"repeats": 3, "from_seed": {"lpips": 0.0123}} for r in [*rows, row(method="bare", seconds=3.9)]]
+    rows = [row(), row("fp8", seconds=2.0), row(method="post", seconds=5.0), row("fp8", method="post", seconds=3.0)]
+    rows += [row(method="post-default", seconds=6.0), row("fp8", method="post-default", seconds=7.0)]
+    rows = [r | {"repeats": 3, "from_post": {"lpips": 0.0123}} for r in [*rows, row(method="bare", seconds=3.9)]]
     section = plots.section([measured(*rows), measured(row() | {"repeats": 1})])
     first, second, third = cells(section)
     assert (first["precision"], first["step, ms"], first["faster than it"]) == ("bf16", "400.0", "1.25x")
     assert first["over the bare pipeline"] == "+2.6%" and first["LPIPS from the post's"] == "0.0123"
+    assert (first["step by default-mode compile, ms"], first["faster than that"]) == ("600.0", "1.50x")
     assert (second["faster than it"], second["faster than bf16"]) == ("1.50x", "2.00x")
     assert third["faster than it"] == "–"
     assert "median of 3 calls" in section and "median of 1 call." in section
@@ -394,7 +585,7 @@ def test_a_file_that_is_no_result_is_one_sentence(tmp_path, capsys, monkeypatch)
 
 @pytest.mark.parametrize("file", sorted((catalog.ASSETS / "benchmarks").glob("*.json")), ids=lambda file: file.stem)
 def test_every_recorded_benchmark_can_be_drawn(file, tmp_path):
-    recorded = json.loads(file.read_text())
+    recorded = methods.read(file)
     files = plots.write(recorded, tmp_path / "plots", file.stem)
     assert {f.name for f in files} >= {f"{file.stem}-latency.svg", f"{file.stem}-memory.svg", f"{file.stem}.md"}
     for drawn in (f for f in files if f.suffix == ".svg"):

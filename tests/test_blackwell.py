@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.errors import PTXASError
 
-from engine import catalog, loading, recipes, text_kv
+from engine import catalog, loading, profile, recipes, text_kv
 from engine.compilation import GRAPHS, Blocks
 from engine.precision import quantize_linear_modules, support
 from engine.remedies import WeightOnlySteps
@@ -39,6 +39,7 @@ from tests.blackwell import (
     QUANTIZE_NVFP4,
     SCALED_MM,
     SYSTEMS,
+    Everything,
     Recorder,
     aten,
     bf16,
@@ -142,6 +143,17 @@ def test_rows_of_the_strict_recipe_are_those_that_a_step_multiplies(rehearsal):
 
 def test_one_block_of_each_class_stands_for_all(rehearsal, products):
     assert set(rehearsal.recorder.products.values()) == products[rehearsal.model, rehearsal.precision, 1]
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_the_floor_times_the_product_alone(name):
+    with FakeTensorMode():
+        layer = nn.Sequential(nn.Linear(3072, 3072, dtype=torch.bfloat16, device="cuda:0")).requires_grad_(False)
+        quantize_linear_modules(layer, {"0"}, support(name, B200))
+        alone = profile._alone(layer[0], 512, torch.device("cuda:0"))
+        with Everything() as ran:
+            alone()
+    assert ran.operators == [SCALED_MM]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

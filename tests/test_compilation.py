@@ -2,15 +2,17 @@
 
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import ConfigMixin, ModelMixin, QwenImageTransformer2DModel
 from torch import nn
+from torch._inductor import cudagraph_trees
 from torch.torch_version import TorchVersion
 
 from engine import compilation, fusion
-from engine.compilation import DEFAULT, EAGER, GRAPHS, WARM_UP_STEPS, Blocks
+from engine.compilation import BLOCK_GRAPHS, DEFAULT, EAGER, GRAPHS, WARM_UP_STEPS, Blocks
 from engine.graphs import PLAIN_CALLS, StepGraph
 from engine.precision import Machine, quantize_linear_modules, support
 
@@ -142,6 +144,73 @@ def test_the_seeds_method_keeps_its_own_settings(options, own_cache, compiler_se
     Blocks(denoiser, options=options).use(DEFAULT)
     assert asked[0]["options"] == options
     torch.compile(nn.Identity(), options=asked[0]["options"])  # raises for an option that does not exist
+
+
+@pytest.mark.parametrize("options", [{}, {"coordinate_descent_tuning": True}])
+def test_the_posts_graphs_of_blocks_are_torchs_mode_with_further_options_and_copied_outputs(
+    options, own_cache, compiler_settings, monkeypatch
+):
+    asked, denoiser, real = [], Denoiser(), torch.compile
+    outputs = (torch.zeros(4, 32), torch.ones(4, 32))  # where a graph leaves them, at every replay
+
+    def compiled(call, **how):
+        asked.append((call, how))
+        return lambda *_: outputs
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    Blocks(denoiser, dynamic=None, options=options).use(BLOCK_GRAPHS)
+    assert [call for call, _ in asked] == [block.forward for block in denoiser.blocks]
+    mode = torch._inductor.list_mode_options("reduce-overhead")
+    assert mode and all(how == {"fullgraph": True, "dynamic": None, "options": options | mode} for _, how in asked)
+    real(nn.Identity(), options=asked[0][1]["options"])  # raises for an option that does not exist
+    made = denoiser.blocks[0](torch.zeros(4, 32))
+    assert type(made) is tuple and all(map(torch.equal, made, outputs))
+    assert not {tensor.data_ptr() for tensor in made} & {tensor.data_ptr() for tensor in outputs}
+
+
+def test_the_default_mode_and_graphs_of_blocks_stand_side_by_side(own_cache, compiler_settings, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda call, **_: lambda x: x + 10)
+    denoiser, x = Denoiser(), torch.zeros(4, 32)
+    stub(denoiser, [])
+    blocks = Blocks(denoiser)
+    for mode, more in ((DEFAULT, 2), (BLOCK_GRAPHS, 20), (GRAPHS, 2), (BLOCK_GRAPHS, 20)):
+        blocks.use(mode)
+        assert torch.equal(denoiser(x), x + more), mode
+
+
+def test_one_compile_knows_nothing_of_the_sizes_of_another(compiler_settings):
+    """Two that differ only in their settings share what Dynamo remembers of the code's inputs."""
+    seen = []
+
+    class Backend:
+        def __call__(self, graph, inputs):
+            seen.append([value for value in inputs if not isinstance(value, torch.Tensor)])
+            return graph
+
+    def double(x):
+        return x * 2
+
+    def sizes(forget):
+        torch._dynamo.reset()
+        for length in (5, 6):
+            torch.compile(double, backend=(backend := Backend()))(torch.zeros(length))
+            if forget:
+                compilation.forget_sizes()
+        return [bool(symbols) for symbols in seen[-2:]], backend
+
+    assert sizes(forget=False)[0] == [False, True]
+    assert sizes(forget=True)[0] == [False, False]
+
+
+def test_recordings_of_blocks_are_counted_with_the_plain_calls_before_them(monkeypatch):
+    def node(*children):
+        return SimpleNamespace(children={"function": list(children)})
+
+    trees = SimpleNamespace(get_roots=lambda: iter([node(node(), node(node())), node()]), warmed_up_functions={1, 2})
+    monkeypatch.setattr(cudagraph_trees, "get_manager", lambda index, create_if_none_exists: trees)
+    assert compilation.block_graphs_recorded(torch.device("cuda", 0)) == 7
+    monkeypatch.setattr(cudagraph_trees, "get_manager", lambda index, create_if_none_exists: None)
+    assert compilation.block_graphs_recorded(torch.device("cuda", 0)) == 0
 
 
 def test_a_step_graph_is_used_in_its_mode_alone(own_cache, compiler_settings):

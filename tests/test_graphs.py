@@ -45,8 +45,10 @@ def test_a_shape_runs_plainly_first_and_is_replayed_from_then_on():
     step = StepGraph(plain)
     assert [step(numbered(i)) for i in range(PLAIN_CALLS)] == ["plain"] * PLAIN_CALLS
     assert step(numbered(7), more={"y": [numbered(8)]}) == "plain"  # another nesting
+    assert (step.recorded, step.replayed) == (0, 0)
     assert step(numbered(5)) == (1, [5.0])
     assert step(numbered(6)) == (1, [6.0])
+    assert (step.recorded, step.replayed) == (1, 2)
 
 
 @pytest.mark.parametrize(

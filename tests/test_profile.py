@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from engine import profile
+from engine.precision import Machine, quantize_linear_modules, support
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,28 @@ def test_the_work_of_a_call_is_counted_and_nothing_stays_wrapped():
     assert (work.gemm_flops, work.attention_flops) == (2 * 2 * 15 * 8 * 16, 4 * 3 * 2 * 5 * 5 * 8)
     assert torch.nn.functional.scaled_dot_product_attention is attention
     assert not denoiser.up._forward_hooks
+
+
+@pytest.mark.parametrize("name", ["bf16", "mxfp8"])
+def test_a_layers_product_is_found_and_made_again_alone(name):
+    """Of a microscaled layer without the quantization of its activation; the native ones are rehearsed elsewhere."""
+    layer = nn.Sequential(nn.Linear(64, 32, dtype=torch.bfloat16)).requires_grad_(False)
+    if name != "bf16":
+        quantize_linear_modules(layer, {"0"}, support(name, Machine(name="a CPU", kind="cpu")))
+    alone = profile._alone(layer[0], 16, torch.device("cpu"))
+    with profile._Products() as again:
+        alone()
+    (product,) = again.calls
+    assert product[0].overloadpacket in (torch.ops.aten.linear, torch.ops.aten.addmm)
+    assert all(type(tensor) in (torch.Tensor, nn.Parameter) for tensor in product[1])
+
+
+def test_a_layer_without_a_known_product_has_none_alone():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return x * 2
+
+    assert profile._alone(Scaled(8, 8), 16, torch.device("cpu")) is None
 
 
 @pytest.mark.gpu

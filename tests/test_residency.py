@@ -280,7 +280,7 @@ def test_what_recorded_graphs_hold_is_not_free_for_others(monkeypatch, device):
     ]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (20 * 10**9, 80 * 10**9))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda include_traces: segments)
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 23 * 10**9)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 8 * 10**9)
     here, _ = residency.rooms(device)
