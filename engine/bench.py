@@ -136,9 +136,8 @@ class _Lane:
     """Methods that are this one at this batch size."""
     error: str | None = None
     first_call_s: float | None = None
-    graphs: int = 0
-    recorded: int = 0
-    """CUDA graphs, in the warm-up."""
+    done: compilation.Done = field(default_factory=compilation.Done)
+    """In the warm-up."""
     replayed: int = 0
     """Steps of the last timed call that were replays of a recorded step."""
     gave_up: int = 0
@@ -416,16 +415,18 @@ class _Bench:
         native = lane.execution == "native"
         timing.free(self.device)
         compilation.forget_sizes()  # as in a process of its own
-        done, skipped, began = self._done(lane), compilation.block_graphs_skipped(), timing.now(self.device)
+        self._use(lane)
+        before, skipped = compilation.Done.so_far(lane.blocks), compilation.block_graphs_skipped()
+        began = timing.now(self.device)
         if self.device.type == "cuda":
-            before, reserved = timing.held_bytes(self.device), torch.cuda.memory_reserved(self.device)
+            held, reserved = timing.held_bytes(self.device), torch.cuda.memory_reserved(self.device)
             allocated = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             self._few(lane, request)
             lane.first_call_s = timing.now(self.device) - began
             owner = compilation.BLOCK_GRAPHS if lane.mode == compilation.BLOCK_GRAPHS else lane.blocks
             there = self._kept.get(owner, 0)  # by a lane before, and used by this one too
-            lane.kept = self._kept[owner] = there + timing.held_bytes(self.device) - before
+            lane.kept = self._kept[owner] = there + timing.held_bytes(self.device) - held
             lane.warm_peak = torch.cuda.max_memory_allocated(self.device) - allocated
             grown = torch.cuda.max_memory_reserved(self.device) - reserved
             lane.reserved = max(there + grown, lane.warm_peak)
@@ -434,16 +435,8 @@ class _Bench:
             lane.first_call_s = timing.now(self.device) - began
             lane.warm_peak = timing.added_bytes(lambda: self._few(lane, request), self.device)
         lane.peak = lane.warm_peak if not native else 0
-        lane.graphs, lane.recorded = (now - then for now, then in zip(self._done(lane), done, strict=True))
+        lane.done = compilation.Done.so_far(lane.blocks).since(before)
         lane.gave_up = compilation.block_graphs_skipped() - skipped
-
-    def _done(self, lane: _Lane) -> tuple[int, int]:
-        """Graphs that were compiled so far, and CUDA graphs of this lane's kind that were recorded."""
-        if lane.mode == compilation.BLOCK_GRAPHS:
-            recorded = compilation.block_graphs_recorded(self.device) if self.device.type == "cuda" else 0
-        else:
-            recorded = lane.blocks.recorded
-        return compilation.graphs_compiled(), recorded
 
     def _time(self, lane: _Lane, request: CompareRequest) -> None:
         """One timed call in which nothing was compiled or recorded, or else the lane ends."""
@@ -456,7 +449,7 @@ class _Bench:
     def _timed(self, lane: _Lane, request: CompareRequest) -> bool:
         """A timed call, counted if nothing was compiled or recorded in it."""
         self._use(lane)
-        done, replayed, cuda = self._done(lane), lane.blocks.replayed, self.device.type == "cuda"
+        earlier, cuda = compilation.Done.so_far(lane.blocks), self.device.type == "cuda"
         if cuda:
             before, reserved = torch.cuda.memory_allocated(self.device), torch.cuda.memory_reserved(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -469,10 +462,11 @@ class _Bench:
             with timing.stages(lane.pipeline, self.device) as clock:
                 output = self._call(lane, request)
             latency = clock.latency
-        if self._done(lane) != done:
+        done = compilation.Done.so_far(lane.blocks).since(earlier)
+        if done.delayed:
             return False
         lane.latencies.append(latency)
-        lane.replayed = lane.blocks.replayed - replayed
+        lane.replayed = done.replayed
         if cuda:
             lane.peak = max(lane.peak, lane.kept + torch.cuda.max_memory_allocated(self.device) - before)
             grown = lane.kept + torch.cuda.max_memory_reserved(self.device) - reserved
@@ -547,8 +541,8 @@ class _Bench:
             "first_call_s": lane.first_call_s if lane.execution == "native" else None,
             "compile": {
                 "mode": lane.mode,
-                "graphs": lane.graphs,
-                "cuda_graphs_recorded": lane.recorded,
+                "graphs": lane.done.compiled,
+                "cuda_graphs_recorded": lane.done.recorded,
                 "cuda_graphs_given_up": lane.gave_up,
                 "steps_replayed": lane.replayed,
                 "timed_calls_left_out": lane.spoilt,

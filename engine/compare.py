@@ -7,6 +7,7 @@ pages: it is given a function to tell events to, and a function that says whethe
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine import catalog, compilation, content, events, loading, media, metrics, recipes, residency, timing, tuned
 from engine.catalog import ModelSpec
@@ -167,25 +168,25 @@ class Studio(Holdings):
         name = rendition.support.precision
         preview = Previewer(rendition.pipeline, spec, request) if request.previews else None
         progress = Progress(name, request.num_inference_steps, tell, stop, preview)
-        graphs = compilation.graphs_compiled()
+        before = compilation.Done.so_far(rendition.blocks)
         with timing.stages(rendition.pipeline, self.device) as clock:
             steps = rendition.weight_only(request.num_inference_steps)
             output = call(rendition.pipeline, spec, request, request.seed, progress, steps)
-        recompiled = compilation.graphs_compiled() - graphs
+        done = compilation.Done.so_far(rendition.blocks).since(before)
         made = finished(rendition.pipeline, spec, output)
         generation = Generation(
             precision=name,
             execution=rendition.support.execution,
             files=(),
             latency=clock.latency,
-            latency_comparable=rendition.support.execution == "native" and not request.previews,
+            latency_comparable=rendition.support.execution == "native" and not request.previews and not done.delayed,
             memory=Memory(
                 weights=rendition.weights,
                 transformer=rendition.transformer,
                 peak=rendition.weights + warm.added / timing.GB,
             ),
             layers=rendition.layers,
-            ran=self._ran(rendition, spec, request, warm, recompiled, made.not_numbers),
+            ran=self._ran(rendition, spec, request, warm, done, made.not_numbers),
         )
         return generation, made
 
@@ -426,25 +427,31 @@ class Studio(Holdings):
         spec: ModelSpec,
         request: CompareRequest,
         warm: compilation.WarmUp,
-        recompiled: int,
+        done: compilation.Done,
         not_numbers: int,
     ) -> dict[str, str]:
-        """What really ran, label -> words."""
+        """What really ran, label -> words; `done` is what the timed call compiled, recorded and replayed."""
         support, layers = rendition.support, rendition.layers
         linears = layers.quantized + layers.skipped + layers.left
-        mode = self.mode(support.precision, spec, request)
+        mode = rendition.blocks.mode
+        steps = rendition.warm_up_steps(mode)
+        warm_up = f"{steps} warm-up steps" if steps > 1 else "a warm-up step"
         if mode == compilation.EAGER:
             compiled = "off (eager), for every precision"
-            warm_up = "a warm-up step"
         else:
-            recorded = ", one CUDA graph a step" if mode == compilation.GRAPHS else ""
-            if recorded and rendition.blocks.text_once:
-                recorded += ", the text's keys and values computed once"
             compiled = (
-                f"repeated blocks, fullgraph{recorded}, settings of engine/fusion.py; {warm.graphs} graphs compiled in "
-                f"a first call of {warm.seconds:.1f} s, {recompiled} in the timed one"
+                f"repeated blocks, fullgraph, settings of engine/fusion.py; {warm.graphs} graphs compiled in a first "
+                f"call of {warm.seconds:.1f} s, {done.compiled} in the timed one"
             )
-            warm_up = f"{rendition.warm_up_steps(mode)} warm-up steps"
+            if mode == compilation.GRAPHS:
+                compiled += f"; {done.replayed} of its steps replayed from a CUDA graph, {done.recorded} recorded"
+                compiled += ", the text's keys and values computed once" if rendition.blocks.text_once else ""
+        if request.previews:
+            timed = "not timed: previews were drawn between the steps"
+        elif done.delayed:
+            timed = "not timed: something was compiled or recorded in the call; make it again"
+        else:
+            timed = f"one pipeline call between device synchronisations, after {warm_up} of the same shape"
         spoilt = f"{not_numbers} values are not numbers and are shown as 0: do not trust this output"
         return (
             {
@@ -457,18 +464,14 @@ class Studio(Holdings):
                 ),
                 "Prompt": read(rendition.pipeline, spec, request.prompt),
                 "Recipe": f"{request.recipe}: {recipes.recipe(spec.family, request.recipe).summary}",
-                "GEMM": support.gemm,
+                "GEMM": f"{support.gemm}; weights of Linear layers: {_weights(rendition.pipeline.transformer)}",
                 "Attention": f"PyTorch scaled_dot_product_attention in bf16 (diffusers backend {ATTENTION!r})",
                 "Compile": compiled,
                 "Text encoders and VAE": "bf16, shared by all precisions",
                 "Residency": self.where(key_of(spec, support.precision, request.recipe)),
                 "Scheduler": f"{type(rendition.pipeline.scheduler).__name__}, {request.num_inference_steps} steps",
                 "Noise": f"CPU generator, seed {request.seed}, the same for every precision",
-                "Timing": (
-                    "not timed: previews were drawn between the steps"
-                    if request.previews
-                    else f"one pipeline call between device synchronisations, after {warm_up} of the same shape"
-                ),
+                "Timing": timed,
                 "Memory": (
                     "weights as stored, plus the peak that the warm-up, with decoding, allocates"
                     + (" through PyTorch's CPU allocator" if self.device.type == "cpu" else " on the device")
@@ -477,6 +480,19 @@ class Studio(Holdings):
             | ({"Damage": spoilt} if not_numbers else {})
             | _activations(rendition)
         )
+
+
+def _weights(denoiser: nn.Module) -> str:
+    """Kinds of the weights that the Linear layers hold, on which their products depend, and how many of each."""
+    kinds = Counter(_kind(layer.weight.data) for layer in denoiser.modules() if isinstance(layer, nn.Linear))
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+
+
+def _kind(weight: Tensor) -> str:
+    if type(weight) is Tensor:
+        return str(weight.dtype).removeprefix("torch.")
+    chosen = getattr(weight, "kernel_preference", None)
+    return type(weight).__name__ + (f" (kernel preference {chosen.value})" if chosen else "")
 
 
 def _activations(rendition: Rendition) -> dict[str, str]:

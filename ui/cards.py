@@ -298,7 +298,7 @@ def _numbers(view: View, made: Generation) -> str:
         latency = _stat("Latency", "latency", took, words.factor(speedup) if speedup else "")
         stages = f'<p class="tf-stages" title="{words.WHY["stages"]}">{words.stages(made.latency)}</p>'
     else:
-        why = "previews" if view.request.previews else "shared"
+        why = "previews" if view.request.previews else "shared" if made.at_once else "compiled"
         latency = _absent("Latency", why, words.NOT_TIMED_SHORT) if native else ""
         stages = f'<p class="tf-stages">{words.compare.no_latency_note(made, view.request)}</p>'
     if native:

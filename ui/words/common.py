@@ -30,6 +30,8 @@ WHY = {
     "nothing. Switch them off to time it.",
     "shared": "Another precision ran on the same device at the same time, so its time says nothing. Give each its own "
     "device, or all of them one, to time it.",
+    "compiled": "Something was compiled or recorded during this very run, so its time says nothing. Generate again to "
+    "time it.",
     "emulated": "This machine has no tensor cores for the format: the same arithmetic runs on others, so picture, "
     "LPIPS and weight bytes are the format's, speed and peak memory are not.",
     "stages": "The latency by stage, in seconds: encoding the prompt, all denoising steps, and the VAE's decoding.",
@@ -71,6 +73,7 @@ PLAYER_HINT = "Space plays, the arrow keys go frame by frame."
 NOT_COMPARABLE = "emulated, not comparable"
 NOT_TIMED, NOT_TIMED_SHORT = "not timed: previews were drawn", "not timed"
 SHARED_DEVICE = "not timed: it shared its device"
+COMPILED = "not timed: something was compiled meanwhile"
 STARTING = "Starting"
 BUSY = "A comparison is already running: wait for it, or press Stop."
 BROKEN = "The comparison could not be run: try again in a moment, and see the server's log if it happens again."
@@ -93,7 +96,9 @@ def no_latency(generation: Generation, asked: CompareRequest) -> str:
     """Why a precision has no latency, in a few words."""
     if generation.execution == "emulated":
         return NOT_COMPARABLE
-    return NOT_TIMED if asked.previews else SHARED_DEVICE
+    if asked.previews:
+        return NOT_TIMED
+    return SHARED_DEVICE if generation.at_once else COMPILED
 
 
 def seconds(value: float) -> str:
