@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
-from engine.catalog import ASSETS
+from engine import reference
 
-POST = ASSETS / "reference" / "b200.json"
 SIDE = 320
 """Longer side of the embedded copies, in pixels."""
 QUALITY = 82
@@ -180,7 +178,7 @@ def _quoted(summary: Mapping) -> str:
     """The post's own full-versus-selective table, beside an evaluation of both recipes."""
     if not {"full", "seed"} <= {row["recipe"] for row in summary["results"]}:
         return ""
-    post = json.loads(POST.read_text(encoding="utf-8"))
+    post = reference.read()
     body = "".join(
         f'<tr><th scope="row">{NAMES[row["precision"]]}</th><td class="word">'
         f"{'full' if row['quantization'] == 'full' else 'seed (selective)'}</td>"
@@ -189,7 +187,7 @@ def _quoted(summary: Mapping) -> str:
     )
     return (
         '<h2>Full against selective in the post</h2><p><span class="badge">quoted: NVIDIA B200, FLUX.1-dev</span></p>'
-        f'<p class="soft">{escape(post["source"])}</p>'
+        f'<p class="soft">{escape(post["source"])} {escape(post["latency_note"])} {escape(post["lpips_note"])}</p>'
         + _framed(["Precision", "Recipe", "LPIPS", "Latency, s", "Peak, GB"], body, "Quoted from the post")
     )
 

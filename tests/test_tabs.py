@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from engine import catalog
+from engine import catalog, reference
 from engine.errors import RequestError
 from engine.request import CompareRequest
 from tests.fake_engine import RULER, FakeWorker, open_tab, plan, record, served, until
 from tests.test_page import BEYOND_THE_EDGE
-from ui import benchmarks, cards, how, link, quality, recipe, words
+from ui import cards, how, link, quality, recipe, words
 from ui import view as views
 from ui.scatter import ROOM, Point, plot, ticks
 
@@ -384,9 +384,7 @@ def test_the_post_is_quoted_where_the_same_call_is_only_emulated(tmp_path):
     def headline(request):
         return cards.headline(views.of(replace(made, request=request), tmp_path, recorded=False))
 
-    post = {
-        (r["model"], r["precision"], r["batch_size"]): r for r in json.loads(benchmarks.POST.read_text())["performance"]
-    }
+    post = {(r["model"], r["precision"], r["batch_size"]): r for r in reference.read()["performance"]}
     row = post["flux.1-dev", "nvfp4", 4]
     saving = 1 - row["peak_memory_gb"] / post["flux.1-dev", "bf16", 4]["peak_memory_gb"]
     assert f"{words.verdict.QUOTED_HERE} {words.verdict.quoted('nvfp4', row['speedup'], saving)}." in headline(asked)

@@ -42,7 +42,10 @@ WHY = {
     "median": "Median of the repeats: wall clock of one real pipeline call after a warm-up of the same shape.",
     "spread": "The tenth and the ninetieth percentile of the repeats.",
     "step": "One denoising step: the denoising time over the number of steps.",
-    "over the post": "The time of a step by the post's method over this one's, at the same precision, in one run.",
+    "over the post": "The time of a step by the post's method over this one's, at the same precision, in one run: at "
+    "batch 1 of FLUX.1-dev and Qwen-Image each block is replayed from a CUDA graph, elsewhere only compiled.",
+    "over the default mode": "The time of a step with the post's blocks only compiled, with torch.compile's default "
+    "mode, over this one's, at the same precision, in one run.",
     "saving": "Peak memory against bf16's in the same file.",
     "first call": "The first call of this row, which compiles and warms up; no other number holds any of it.",
     "bf16 bytes": "Two bytes a weight; MB are 1e6 bytes.",
