@@ -25,7 +25,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig, NVFP4DynamicActivationNVFP4WeightConfig
 from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
@@ -250,8 +250,11 @@ class _Bench:
             asked = [m for m in METHODS if m in self.settings.methods] if native else [ENGINE]
             groups.append([(name, method) for method in asked])
             plan = recipes.plan(empty, recipes.recipe(self.spec.family, self.recipe), name)
-            copies = len({self._denoiser(name, method) for method in asked})
-            gigabytes[name] = copies * plan.quantized_bytes / timing.GB
+            gigabytes[name] = plan.quantized_bytes / timing.GB
+            if len({self._denoiser(name, method) for method in asked}) > 1:
+                shares = ENGINE in asked and self.recipe == self.spec.recipes[0]
+                own = sum(layer.bytes for layer in plan.layers if layer.quantized) if shares else plan.quantized_bytes
+                gigabytes[name] += own / timing.GB
         shared = self.spec.memory_gb.shared if self.spec.memory_gb is not None else 0.0
         largest = _request(self.spec, self.settings, max(self.settings.batch_sizes))
         room = TOGETHER * _memory(self.device) - shared - residency.run_memory(self.spec, largest)
@@ -344,7 +347,10 @@ class _Bench:
             pipeline, load_s = rendition.pipeline, self._load_s[name]
         else:
             if name not in self._posts:
-                self._posts[name] = self._post(name)
+                beside = (
+                    self.studio.rendition(self.spec, name, self.recipe, self._loading) if name in self._load_s else None
+                )
+                self._posts[name] = self._post(name, beside and beside.pipeline.transformer)
             pipeline, load_s = self._posts[name]
         if method in POSTS:
             graphs = method == POST and methods.block_graphs(self.spec.id, request.batch_size)
@@ -371,8 +377,12 @@ class _Bench:
         if isinstance(event, events.Loading):
             self.say(f"loading {event.what}")
 
-    def _post(self, name: str) -> tuple[DiffusionPipeline, float]:
-        """The model with its denoiser quantized as the post does it, and the seconds that took."""
+    def _post(self, name: str, beside: nn.Module | None) -> tuple[DiffusionPipeline, float]:
+        """The model with its denoiser quantized as the post does it, and the seconds that took.
+
+        Args:
+            beside: the engine's denoiser, if it is there; what is equal in both lies in memory once.
+        """
         spec, studio = self.spec, self.studio
         self.say(f"loading {spec.name} in {name}, as the post quantizes")
         began = time.monotonic()
@@ -380,9 +390,13 @@ class _Bench:
 
         def place(layer: str, module: nn.Module) -> None:
             if layer in plan.names:
+                exact = module.weight
                 quantize_(
                     nn.ModuleDict({"layer": module}), POST_CONFIGS[name](), filter_fn=lambda _, fqn: fqn == "layer"
                 )
+                exact.data = exact.data.new_empty(0)  # the loader holds it until all are loaded
+            if beside is not None:
+                _share(module, beside.get_submodule(layer))
 
         transformer = loading.load_transformer(spec, self.device, studio.source, place=place)
         return loading.assemble(spec, studio.shared(spec), transformer), time.monotonic() - began
@@ -553,6 +567,14 @@ class _Bench:
         }
 
 
+def _share(module: nn.Module, other: nn.Module) -> None:
+    """Take the other module's parameters where they are the same plain numbers."""
+    for key, own in module.named_parameters(recurse=False):
+        theirs = other.get_parameter(key).data
+        if type(own.data) is type(theirs) is Tensor and torch.equal(own, theirs):
+            own.data = theirs
+
+
 def _request(spec: ModelSpec, settings: Settings, batch_size: int) -> CompareRequest:
     return CompareRequest.create(
         spec.examples[0],
@@ -599,7 +621,7 @@ def _settings(
             "compile_repeated_blocks(fullgraph=True), which post-default is throughout; a row names in `also` the "
             "method that was the same there. FP8 is not the post's: it is torchao's configuration with its default "
             "Inductor settings, in the post's manner. Text encoders, VAE and attention backend as in the engine; in "
-            "bf16 all methods run the same weights"
+            "bf16 all methods run the same weights, elsewhere all but the quantized ones"
         ),
     }
 
