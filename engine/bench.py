@@ -41,6 +41,7 @@ from engine.pipeline import Made, Progress, call, finished
 from engine.request import CompareRequest
 from engine.results import Latency
 from engine.several import driving
+from engine.worker import writable
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def run(
             "switches": [],
             "profiles": [],
         }
-        _write(result, out)
+        writable(out.parent)
         for group in groups:
             for request in requests:
                 passed = settings.time_limit is not None and time.monotonic() - began > settings.time_limit
