@@ -76,7 +76,11 @@ def run(args: argparse.Namespace) -> int:
         closing(Worker(args.models, device, door, shares)) as worker,
         closing(build_page(worker, models=args.models)) as page,
     ):
-        page.serve(host=args.host, port=args.port, share=args.share, doors=doors, mcp=args.mcp)
+        try:
+            page.serve(host=args.host, port=args.port, share=args.share, doors=doors, mcp=args.mcp)
+        except OSError as error:  # every port that Gradio tries is taken, or the one that was free a moment ago
+            where = args.host if args.port is None else f"{args.host} port {args.port}"
+            raise RequestError(f"Cannot listen on {where}: the port is taken. Choose another with --port.") from error
         gc.freeze()  # what is here stays: looking through it for garbage would stop all answers for 0.4 s at a time
         for name in args.preload:
             worker.preload(name)

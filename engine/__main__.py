@@ -286,9 +286,8 @@ def _bench(args: argparse.Namespace) -> None:
         _bench_table(args.table)
         return
     spec, source, device = catalog.model(args.model), _source(args), _one_device(args)
-    _check_result(args.out)
     if args.plots:
-        _check_result(args.plots / f"{args.out.stem}.md")
+        files.check_target(args.plots / f"{args.out.stem}.md")
     from engine import bench, plots
 
     settings = bench.Settings(
@@ -376,9 +375,9 @@ def _lab(args: argparse.Namespace) -> tuple:
         raise RequestError("Take at least one prompt and one step: --probes and --probe-steps begin at 1.")
     chosen = prompts.read(args.prompts)
     device = _one_device(args)
-    _check_result(args.out)
+    files.check_target(args.out)
     if args.command == "tune":
-        _check_result(args.recipe)
+        files.check_target(args.recipe)
     bench = lab.Bench(spec, device, source, say=_say)
     return bench, lab.Quality(args.out, bench, chosen)
 
@@ -477,18 +476,6 @@ def _print(comparison: Comparison) -> None:
         print(f"  {g.precision:6} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}  {', '.join(g.files)}{beside}")
     if comparison.ruler:
         print(f"  ruler: floor {comparison.ruler.floor:.4f}, ceiling {comparison.ruler.ceiling:.4f}")
-
-
-def _check_result(file: Path) -> None:
-    """See whether a result could be written there, before anything is measured.
-
-    Raises:
-        OutputError: it could not.
-    """
-    if file.is_dir():
-        raise OutputError(f"{file} is a folder: name a file in it.")
-    if not files.can_be_written(file.parent):
-        raise OutputError(f"Cannot write into {file.parent}: choose another folder.")
 
 
 def _tentative(args: argparse.Namespace) -> AbstractContextManager:

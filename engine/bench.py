@@ -35,7 +35,7 @@ from engine import compilation, events, loading, profile, recipes, residency, ti
 from engine.catalog import ModelSpec
 from engine.compare import Studio, versions
 from engine.errors import RequestError, UnsupportedError
-from engine.files import write_whole
+from engine.files import check_target, write_whole
 from engine.holdings import Rendition
 from engine.pipeline import Made, Progress, call, finished
 from engine.request import CompareRequest
@@ -164,6 +164,7 @@ def run(
         RequestError: a setting that the model does not allow.
         UnsupportedError, LoadError, OutputError: in one sentence.
     """
+    check_target(out)
     began = time.monotonic()
     requests = [_request(spec, settings, size) for size in settings.batch_sizes]
     studio = Studio(device, source)

@@ -37,6 +37,18 @@ def can_be_written(folder: Path) -> bool:
     return nearest is not None and nearest.is_dir() and os.access(nearest, os.W_OK)
 
 
+def check_target(file: Path) -> None:
+    """See whether a result could be written there, before anything is measured.
+
+    Raises:
+        OutputError: it could not.
+    """
+    if file.is_dir():
+        raise OutputError(f"{file} is a folder: name a file in it.")
+    if not can_be_written(file.parent):
+        raise OutputError(f"Cannot write into {file.parent}: choose another folder.")
+
+
 def own_temporary() -> Path:
     """A folder below the system's temporary one that belongs to this user, so that what is in it can be trusted.
 

@@ -12,7 +12,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
 
 from engine import files, logs
 from engine.errors import FaultError, TwinframeError, fault
@@ -20,8 +19,8 @@ from engine.errors import FaultError, TwinframeError, fault
 MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
 
 
-def leave(work: Callable[[], int | None], log: Callable[[], None]) -> NoReturn:
-    """Do the whole work of a process, and end it with the status that the work returns; None is 0.
+def leave(work: Callable[[], int | None], log: Callable[[], None]) -> None:
+    """Do the whole work of a process; where the status that it returns, or its failure gives, is not 0, end with that.
 
     Sees to what every process needs first: a user, quiet libraries, streams that take any character, and the log.
 
@@ -40,7 +39,8 @@ def leave(work: Callable[[], int | None], log: Callable[[], None]) -> NoReturn:
         status = _status(work)
     finally:
         logging.getLogger().removeHandler(kept)
-    sys.exit(status)
+    if status:
+        sys.exit(status)
 
 
 def _status(work: Callable[[], int | None]) -> int:
