@@ -1,25 +1,25 @@
 """The command line, `python -m engine COMMAND`: models, inspect, compare, bench, evaluate, sensitivity, tune, record.
 
-A user's mistake exits 2 with one sentence on stderr. With `--json`, stdout holds one JSON object and nothing else.
+A user's mistake exits 2 with one sentence on stderr, a fault of ours 1 (engine/leaving.py). With `--json`, stdout holds
+one JSON object and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
-import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import catalog, methods
-from engine.errors import LoadError, OutputError, RequestError, TwinframeError, UnsupportedError
-from engine.logs import quiet_libraries
+from engine import catalog, files, logs, methods
+from engine.errors import FaultError, LoadError, OutputError, RequestError, TwinframeError, UnsupportedError
+from engine.leaving import leave
 from engine.options import Parser, add_engine, add_source
 from engine.request import PRECISIONS, CompareRequest
 from engine.results import Comparison
@@ -27,6 +27,8 @@ from engine.source import Source
 
 if TYPE_CHECKING:
     import torch
+
+    from engine.worker import Job
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -284,6 +286,8 @@ def _bench(args: argparse.Namespace) -> None:
         _bench_table(args.table)
         return
     spec, source, device = catalog.model(args.model), _source(args), _one_device(args)
+    if args.plots:
+        files.check_target(args.plots / f"{args.out.stem}.md")
     from engine import bench, plots
 
     settings = bench.Settings(
@@ -305,24 +309,27 @@ def _bench(args: argparse.Namespace) -> None:
         device,
         source,
         args.out,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        say=_say,
     )
     if args.plots:
         plots.write(result, args.plots, args.out.stem)
+    if failed := sum(row["error"] is not None for row in result["rows"]):
+        print(f"{failed} of {len(result['rows'])} rows failed: {logs.file()} says more.", file=sys.stderr)
     if args.json:
         print(json.dumps(result, indent=1))
     else:
         print("\n".join([f"{spec.id} on {result['device']}", bench.HEADER, *map(bench.line, result["rows"])]))
 
 
-def _bench_table(files: Sequence[Path]) -> None:
+def _bench_table(given: Sequence[Path]) -> None:
     from engine import plots
 
     results = []
-    for file in files:
+    for file in given:
         try:
             results.append(methods.read(file))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            plots.section(results)
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise RequestError(f"{file} is no result of a benchmark: give what bench --out wrote.") from error
     print(plots.section(results), end="")
 
@@ -368,7 +375,10 @@ def _lab(args: argparse.Namespace) -> tuple:
         raise RequestError("Take at least one prompt and one step: --probes and --probe-steps begin at 1.")
     chosen = prompts.read(args.prompts)
     device = _one_device(args)
-    bench = lab.Bench(spec, device, source, say=lambda text: print(text, file=sys.stderr, flush=True))
+    files.check_target(args.out)
+    if args.command == "tune":
+        files.check_target(args.recipe)
+    bench = lab.Bench(spec, device, source, say=_say)
     return bench, lab.Quality(args.out, bench, chosen)
 
 
@@ -397,7 +407,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.device or _default_device(),
         source,
         args.out,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        say=_say,
     )
     if args.json:
         print(json.dumps(summary, indent=1))
@@ -408,7 +418,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(f"ruler: floor {floor:.4f}, ceiling {ceiling:.4f}\n{args.out / 'report.html'}")
 
 
-def _finish(job: object) -> Comparison:
+def _say(text: str) -> None:
+    """Progress, a line each. What is being loaded only where somebody watches: elsewhere it would stand before the one
+    sentence with which loading fails."""
+    if sys.stderr.isatty() or not text.startswith("loading "):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _finish(job: Job) -> Comparison:
     """The job's comparison; progress goes to stderr while somebody watches it there."""
     from engine import events
 
@@ -421,7 +438,7 @@ def _finish(job: object) -> Comparison:
             case events.Completed(comparison):
                 return comparison
             case events.Failed(reason):
-                raise TwinframeError(reason)
+                raise FaultError(reason, kind=job.fault) if job.fault else TwinframeError(reason)
             case events.Cancelled():
                 raise TwinframeError("The comparison was cancelled.")
             case events.Loading(what):
@@ -436,7 +453,7 @@ def _finish(job: object) -> Comparison:
                 say(f"measuring the ruler: {index} of {total}", end="")
             case events.RulerReady():
                 say("", end="\r")
-    raise TwinframeError("The engine stopped before the comparison was finished: please retry.")
+    raise FaultError("The engine stopped before the comparison was finished: please retry.")
 
 
 def _moved(comparison: Comparison, source: Path, target: Path) -> Comparison:
@@ -461,6 +478,17 @@ def _print(comparison: Comparison) -> None:
         print(f"  ruler: floor {comparison.ruler.floor:.4f}, ceiling {comparison.ruler.ceiling:.4f}")
 
 
+def _tentative(args: argparse.Namespace) -> AbstractContextManager:
+    """What a command that fails leaves at `--out`: nothing, but for what is whole and the next run goes on with."""
+    out = getattr(args, "out", None)
+    if out is None:
+        return nullcontext()
+    if args.run is _evaluate:
+        rows = "pictures/*/*.json"
+        return files.tentative(out, "manifest.json", "pictures", worth_keeping=lambda: any(out.glob(rows)))
+    return files.tentative(out if args.run in (_compare, _record) else out.parent)
+
+
 def _one_device(args: argparse.Namespace) -> str:
     """Of a command that runs on a single one, since others at work would share its host.
 
@@ -479,20 +507,13 @@ def _default_device() -> str:
 
 
 def main() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    quiet_libraries()
-    try:
-        args = _parser().parse_args()
+    leave(_run, logs.plain)
+
+
+def _run() -> None:
+    args = _parser().parse_args()
+    with _tentative(args):
         args.run(args)
-        sys.stdout.flush()
-    except TwinframeError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # as in `... | head`; Python would complain once more when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -35,13 +35,14 @@ from engine import compilation, events, loading, methods, profile, recipes, resi
 from engine.catalog import ModelSpec
 from engine.compare import Studio, versions
 from engine.errors import RequestError, UnsupportedError
-from engine.files import write_whole
+from engine.files import check_target, write_whole
 from engine.holdings import Rendition
 from engine.methods import BARE, ENGINE, METHODS, POST, POST_DEFAULT
 from engine.pipeline import Made, Progress, call, finished
 from engine.request import REFERENCE, CompareRequest
 from engine.results import Latency
 from engine.several import driving
+from engine.worker import writable
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +180,7 @@ def run(
         RequestError: a setting that the model does not allow.
         UnsupportedError, LoadError, OutputError: in one sentence.
     """
+    check_target(out)
     began = time.monotonic()
     requests = [_request(spec, settings, size) for size in settings.batch_sizes]
     studio = Studio(device, source)
@@ -196,7 +198,7 @@ def run(
             "switches": [],
             "profiles": [],
         }
-        _write(result, out)
+        writable(out.parent)
         for group in groups:
             for request in requests:
                 passed = settings.time_limit is not None and time.monotonic() - began > settings.time_limit

@@ -176,8 +176,7 @@ def _opened(file: Path) -> Iterator[safe_open]:
             yield tensors
     except (OSError, SafetensorError) as error:
         raise LoadError(
-            f"The calibrated weights in {file} are missing or damaged: restore them with git checkout, or choose "
-            "another recipe."
+            f"The calibrated weights in {file} are missing or damaged: restore them, or choose another recipe."
         ) from error
 
 

@@ -27,17 +27,18 @@ class Source:
         Raises:
             LoadError: the folder is not there, or neither a checkpoint nor a folder of some.
         """
+        said = "--weights" if folder else "TWINFRAME_WEIGHTS"
         folder = folder or os.environ.get("TWINFRAME_WEIGHTS") or None
         if random and folder:
-            raise LoadError(f"Weights come from {folder} or at random: choose one of --weights and --random-weights.")
+            raise LoadError(f"Weights come from {folder} or at random: choose one of {said} and --random-weights.")
         if folder is None:
             return cls(random=random, offline=offline)
         folder = Path(folder)
         if not folder.is_dir():
-            raise LoadError(f"There is no folder {folder}: give --weights a checkpoint's folder.")
+            raise LoadError(f"There is no folder {folder}: give {said} a checkpoint's folder.")
         if not any(folder.glob("model_index.json")) and not any(folder.glob("*/model_index.json")):
             raise LoadError(
-                f"{folder} is not a checkpoint: it has no model_index.json, nor has any folder in it; give --weights a "
+                f"{folder} is not a checkpoint: it has no model_index.json, nor has any folder in it; give {said} a "
                 "folder as diffusers saves it."
             )
         return cls(folder=folder, offline=offline)

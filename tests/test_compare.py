@@ -554,9 +554,8 @@ def test_every_item_has_a_file_with_its_recipe_and_seed(tiny_run):
     assert Comparison.load(tiny_run.out) == tiny_run.comparison
 
 
+@pytest.mark.parametrize("tiny_run", ["ltx-2"], indirect=True)
 def test_a_clip_has_its_frames_its_rate_and_its_sound(tiny_run):
-    if tiny_run.spec.modality == "image":
-        pytest.skip("pictures")
     rate = tiny_run.studio.rendition(tiny_run.spec, "bf16", "full", lambda _: None).pipeline.vocoder.config
     with av.open(tiny_run.comparison.results[0].files[0]) as clip:
         video, audio = clip.streams.video[0], clip.streams.audio[0]

@@ -343,7 +343,6 @@ def test_each_prompt_is_taken_once_however_many_lines_there_are(prompt_file):
         ("p.txt", "", "has no prompts"),
         ("p.txt", " \n\n", "has no prompts"),
         ("p.txt", "a caf\xe9".encode("latin-1"), "not UTF-8 text (byte 6)"),
-        ("p.txt", "a cat".encode("utf-16"), "not UTF-8 text (byte 1)"),
         ("p.csv", "", "no column named prompt"),
         ("p.csv", "text,kind\na,b\n", "no column named prompt"),
         ("p.csv", "prompt\n", "has no prompts"),
