@@ -13,7 +13,7 @@ from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 from torchao.utils import get_model_size_in_bytes
 
 from engine import catalog, gptq, lab, loading, nvfp4, precision, prompts, recipes, remedies, sensitivity, tune, tuned
-from engine.errors import LoadError, OutputError, RequestError
+from engine.errors import LoadError, OutputError, RequestError, UnsupportedError
 from engine.machine import Machine
 from engine.tuned import TunedRecipe, Tuning
 
@@ -164,6 +164,26 @@ def test_calibrated_weights_of_something_else_are_refused(calibrated):
     calibrated.files[0].write_bytes(b"nothing")
     with pytest.raises(LoadError, match="missing or damaged"):
         gptq.read(calibrated.files, "a", layers()["a"].weight)
+
+
+@pytest.mark.parametrize("bits", [None, 0xFF, 0xB0], ids=["tensor scale", "nan with a sign", "negative"])
+def test_calibrated_weights_with_scales_that_cannot_be_are_refused(calibrated, tmp_path, bits):
+    codes, scales, tensor_scale = (tensor.clone() for tensor in calibrated.packed["a"])
+    if bits is None:
+        tensor_scale.fill_(torch.nan)
+    else:
+        scales.view(torch.uint8)[0, 0] = bits
+    files = gptq.write(tmp_path, "spoilt", {"a": (codes, scales, tensor_scale)})
+    with pytest.raises(LoadError, match="calibrated for another weight of a"):
+        gptq.read(files, "a", layers()["a"].weight)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_moment_that_is_no_number_is_refused_instead_of_damped_for_ever(bad):
+    moment = torch.eye(32)
+    moment[3, 3] = bad
+    with pytest.raises(UnsupportedError, match="inputs are not numbers"):
+        gptq.quantize(torch.randn(16, 32).to(torch.bfloat16), moment)
 
 
 # Low rank
