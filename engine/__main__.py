@@ -22,7 +22,7 @@ from engine.errors import LoadError, OutputError, RequestError, TwinframeError, 
 from engine.logs import quiet_libraries
 from engine.options import Parser, add_engine, add_source
 from engine.request import PRECISIONS, CompareRequest
-from engine.results import Comparison
+from engine.results import Comparison, Metrics
 from engine.source import Source
 
 if TYPE_CHECKING:
@@ -454,11 +454,17 @@ def _print(comparison: Comparison) -> None:
     for g in comparison.results:
         untimed = "emulated" if g.execution == "emulated" else "not timed"
         speed = f"{g.latency.total:6.2f} s" if g.latency_comparable else untimed
-        distance = f"LPIPS {g.metrics.mean_lpips:.4f}" if g.metrics else "reference"
+        distance = _distance(g.metrics) if g.metrics else "reference"
         beside = f"  at once with {' and '.join(g.at_once)}" if g.at_once else ""
         print(f"  {g.precision:6} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}  {', '.join(g.files)}{beside}")
     if comparison.ruler:
         print(f"  ruler: floor {comparison.ruler.floor:.4f}, ceiling {comparison.ruler.ceiling:.4f}")
+
+
+def _distance(metrics: Metrics) -> str:
+    """The score in words, and how many have none."""
+    score = [] if metrics.mean_lpips is None else [f"LPIPS {metrics.mean_lpips:.4f}"]
+    return ", ".join(score + ([metrics.damage] if metrics.damage else []))
 
 
 def _one_device(args: argparse.Namespace) -> str:

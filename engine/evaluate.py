@@ -31,7 +31,8 @@ from scipy.stats import bootstrap
 
 from engine import events, loading, metrics, report
 from engine.catalog import ModelSpec
-from engine.compare import Studio, versions
+from engine.compare import Studio
+from engine.environment import versions
 from engine.errors import OutputError, RequestError, UnsupportedError
 from engine.files import write_whole
 from engine.holdings import Rendition

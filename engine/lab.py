@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from engine import loading, metrics, precision, recipes
 from engine.catalog import ModelSpec
-from engine.compare import versions
+from engine.environment import versions
 from engine.errors import OutputError, RequestError, UnsupportedError
 from engine.files import write_whole
 from engine.pipeline import call, finished
