@@ -402,10 +402,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(summary, indent=1))
         return
-    floor, ceiling = (summary["ruler"][name]["lpips"]["mean"] for name in (evaluate.FLOOR, evaluate.CEILING))
-    print(f"{spec.id} on {summary['device']}, {summary['prompts']['count']} prompts of {chosen.name}")
-    print("\n".join([evaluate.HEADER, *map(evaluate.line, summary["results"])]))
-    print(f"ruler: floor {floor:.4f}, ceiling {ceiling:.4f}\n{args.out / 'report.html'}")
+    print("\n".join([evaluate.heading(summary), evaluate.HEADER, *map(evaluate.line, summary["results"])]))
+    print(f"{evaluate.ruler(summary)}\n{args.out / 'report.html'}")
 
 
 def _finish(job: object) -> Comparison:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from engine import events
 from engine.catalog import ModelSpec
@@ -149,6 +150,23 @@ def _lost(values: Tensor) -> list[int]:
 
 def _numbers(values: Tensor) -> Tensor:
     return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def token_ids(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> tuple[tuple[int, ...], ...]:
+    """All that the pipeline's text encoders are given of a prompt: the ids of each of its tokenizers, cut where the
+    pipeline cuts. Prompts of the same ids are the same prompt to the model.
+
+    The model's own length is that of `spec.tokenizer`; another, as CLIP's beside T5 in FLUX, reads as far as it can. A
+    template around the prompt is read in full and does not count (diffusers' `_get_qwen_prompt_embeds`).
+    """
+    found = []
+    for name in sorted(name for name, part in pipeline.components.items() if isinstance(part, PreTrainedTokenizerBase)):
+        tokenizer, text, length = getattr(pipeline, name), prompt, None
+        if name == spec.tokenizer:
+            length = spec.call["max_sequence_length"] + spec.template_tokens
+            text = pipeline.prompt_template_encode.format(prompt) if spec.template_tokens else prompt
+        found.append(tuple(tokenizer(text, truncation=True, max_length=length).input_ids))
+    return tuple(found)
 
 
 def tokens(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> int:

@@ -492,7 +492,7 @@ def damaging(monkeypatch):
 
     def finished(pipeline, spec, output, usual=compare.finished):
         for index in spoilt.get("pictures", ()):
-            output.images[index] = torch.nan
+            output.images[index : index + 1] = torch.nan
         return usual(pipeline, spec, output)
 
     monkeypatch.setattr(compare, "finished", finished)

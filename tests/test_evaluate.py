@@ -289,7 +289,7 @@ def test_results_of_other_weights_or_machines_do_not_mix(spec, whole, tmp_path, 
         run(spec, tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", f'{{"format": {evaluate.FORMAT}}}'])
 def test_a_damaged_manifest_is_said_and_nothing_is_lost(spec, tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     (tmp_path / "pictures").mkdir()
