@@ -80,9 +80,7 @@ def page(summary: Mapping, folder: Path) -> str:
         kept += f", {prompts['repeated']} repeated ones left out"
     if prompts["same"]:
         which = ", ".join(f"{prompt} as {other}" for prompt, other in prompts["same"].items())
-        kept += (
-            f"; {prompts['given']} were given, and of these the model reads the same tokens: {which}, each counted once"
-        )
+        kept += f"; {prompts['given']} were given, but the model reads the same tokens of some, counted once: {which}"
     note = (
         f"LPIPS (AlexNet) and PSNR are against bf16 from the same noise. In small print the "
         f"{interval['confidence']:.0%} interval of a mean: {interval['method']}, {interval['resamples']:,} resamples. "
