@@ -15,6 +15,7 @@ from torchao.utils import get_model_size_in_bytes
 from engine import catalog, gptq, lab, loading, nvfp4, precision, prompts, recipes, remedies, sensitivity, tune, tuned
 from engine.errors import LoadError, OutputError, RequestError, UnsupportedError
 from engine.machine import Machine
+from engine.pipeline import Made
 from engine.tuned import TunedRecipe, Tuning
 
 CPU = Machine(name="Some CPU", kind="cpu")
@@ -493,6 +494,16 @@ def test_a_weight_only_step_is_torchaos_own_on_a_blackwell_gpu():
         (lambda c: "{", "damaged"),
         (lambda c: json.dumps(c | {"weights": "other"}), "other weights"),
         (lambda c: json.dumps(c | {"prompts": {}}), "other prompts"),
+        (
+            lambda c: json.dumps(c | {"weights": c["weights"].replace(", scheduler ", ", scheduler 1")}),
+            r"other weights \(scheduler\)",
+        ),
+        (
+            lambda c: json.dumps(c | {"versions": c["versions"] | {"twinframe": "0", "torch": "1"}}),
+            r"other versions \(twinframe, torch\)",
+        ),
+        (lambda c: json.dumps(c | {"recipes": c["recipes"] | {"full": "0"}}), r"other recipes \(full\)"),
+        (lambda c: json.dumps({k: v for k, v in c.items() if k != "recipes"}), "other recipes"),  # an older version's
     ],
 )
 def test_a_file_of_something_else_is_left_alone(known, tmp_path, change, said):
@@ -503,6 +514,33 @@ def test_a_file_of_something_else_is_left_alone(known, tmp_path, change, said):
     with pytest.raises(OutputError, match=said):
         lab.Quality(file, made, CHOSEN)
     assert file.read_text() == content
+
+
+@pytest.mark.parametrize("where", ["in every weight", "in the picture alone"])
+@pytest.mark.parametrize("command", ["sensitivity", "tune"])
+def test_a_search_by_what_is_not_numbers_is_refused_in_one_sentence(known, tmp_path, monkeypatch, command, where):
+    made = bench(known, [])
+    if where == "in every weight":
+        made.exact.proj_out.weight.data.fill_(torch.nan)
+    else:  # as by a VAE that overflows
+        black = Made(pixels=torch.zeros(1, 3, 64, 64), not_numbers=(9,))
+        monkeypatch.setattr(lab, "finished", lambda *_: black)
+        monkeypatch.setattr(sensitivity.Probe, "damage", lambda self: (0.5, 0.5))
+    quality = lab.Quality(tmp_path / "q.json", made, CHOSEN)
+    with pytest.raises(UnsupportedError, match=f"^{known.name} makes values that are not numbers of 'a', so there is"):
+        if command == "tune":
+            tune.run(made, quality, 8.0, tmp_path / "tiny.json", probes=1, steps=1)
+        else:
+            sensitivity.run(made, quality, probes=1, steps=1, lpips_prompts=1)
+    assert not (tmp_path / "tiny.json").exists() and "NaN" not in json.dumps(quality.content)
+
+
+def test_a_denoiser_whose_output_is_no_number_has_no_drift(known):
+    made = bench(known, [])
+    probe = sensitivity.Probe(made, ["a"], 1)
+    made.exact.proj_out.weight.data.fill_(torch.nan)
+    with pytest.raises(UnsupportedError, match="not numbers"):
+        probe.damage()
 
 
 def test_one_prompt_cannot_both_choose_and_report():
