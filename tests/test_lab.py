@@ -14,6 +14,7 @@ from torchao.utils import get_model_size_in_bytes
 
 from engine import catalog, gptq, lab, loading, nvfp4, precision, prompts, recipes, remedies, sensitivity, tune, tuned
 from engine.errors import LoadError, OutputError, RequestError, UnsupportedError
+from engine.inspection import inspect
 from engine.machine import Machine
 from engine.pipeline import Made
 from engine.tuned import TunedRecipe, Tuning
@@ -555,6 +556,19 @@ def test_one_prompt_cannot_both_choose_and_report():
 def test_the_readme_has_the_table_of_what_was_found(model):
     found = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())
     assert f"<!-- {model} -->\n{tune.table(found)}\n" in (catalog.ASSETS.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize("model", ["mini-flux", "mini-qwen", "mini-ltx2"])
+def test_the_bytes_of_what_was_found_are_those_that_inspect_gives(model):
+    found = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())
+    rows = [row for row in (*found["frontier"], *found["ablation"]) if row["id"] in ("seed", "full", "tuned")]
+    assert {(row["id"], row["precision"]) for row in rows} >= {
+        (i, p) for i in ("seed", "full") for p in ("mxfp8", "nvfp4")
+    }
+    for row in rows:
+        stored = inspect(model, row["precision"], row["id"])["bytes"]["quantized"]
+        assert row["weight_bytes"] == stored, row["label"]
+        assert row["bytes_over_seed_percent"] == pytest.approx(100 * (stored / found["bytes"]["seed"] - 1))
 
 
 def test_the_readme_has_what_drift_says_of_lpips():
