@@ -393,9 +393,8 @@ def test_a_clip_without_a_score_says_so_and_draws_no_curve(tmp_path, lost):
         assert said in drawn or said.capitalize() in drawn
     assert cards.stage(view).count("<polyline") == 2 - len(lost)
     assert cards.pairs(view).count("data-top=") == 2 - len(lost)
-    assert ("NVFP4:" in how.page(view, {p: plan("mini-flux", p, "full") for p in ("bf16", "nvfp4")})) is (
-        len(lost) == 1
-    )
+    explained = how.page(view, {p: plan("mini-flux", p, "full") for p in ("bf16", "nvfp4")})
+    assert (words.how.HOW_NO_RULER in explained) is (len(lost) == 2)
 
 
 def test_the_post_is_quoted_where_the_same_call_is_only_emulated(tmp_path):
