@@ -222,7 +222,9 @@ main()
 
 
 def test_three_kills_at_random_moments_lose_nothing_and_repeat_nothing(spec, cache, tmp_path, prompt_file):
-    file = prompt_file("".join(f"prompt {i}\n" for i in range(40)))
+    # Of "prompt 6" and "prompt 7" the tiny model would read the same tokens.
+    things, colours = ("cat", "dog", "rocket", "apple", "house"), "red blue green black white yellow pink brown".split()
+    file = prompt_file("".join(f"a {thing}, {colour}\n" for thing in things for colour in colours))
     line = [sys.executable, "-c", TINY_CLI, spec.source, "evaluate", "--model", spec.id, "--prompts", file]
     line += ["--precision", "nvfp4", "--recipe", "full", "--steps", "1"]
     line += ["--out", str(out := tmp_path / "killed")]
