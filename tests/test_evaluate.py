@@ -223,7 +223,8 @@ main()
 
 def test_three_kills_at_random_moments_lose_nothing_and_repeat_nothing(spec, cache, tmp_path, prompt_file):
     # Of "prompt 6" and "prompt 7" the tiny model would read the same tokens.
-    things, colours = ("cat", "dog", "rocket", "apple", "house"), "red blue green black white yellow pink brown".split()
+    things = ("cat", "dog", "rocket", "apple", "house")
+    colours = ("red", "blue", "green", "black", "white", "yellow", "pink", "brown")
     file = prompt_file("".join(f"a {thing}, {colour}\n" for thing in things for colour in colours))
     line = [sys.executable, "-c", TINY_CLI, spec.source, "evaluate", "--model", spec.id, "--prompts", file]
     line += ["--precision", "nvfp4", "--recipe", "full", "--steps", "1"]
