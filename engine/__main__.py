@@ -22,7 +22,7 @@ from engine.errors import FaultError, LoadError, OutputError, RequestError, Twin
 from engine.leaving import leave
 from engine.options import Parser, add_engine, add_source
 from engine.request import PRECISIONS, CompareRequest
-from engine.results import Comparison
+from engine.results import Comparison, Metrics
 from engine.source import Source
 
 if TYPE_CHECKING:
@@ -412,10 +412,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(summary, indent=1))
         return
-    floor, ceiling = (summary["ruler"][name]["lpips"]["mean"] for name in (evaluate.FLOOR, evaluate.CEILING))
-    print(f"{spec.id} on {summary['device']}, {summary['prompts']['count']} prompts of {chosen.name}")
-    print("\n".join([evaluate.HEADER, *map(evaluate.line, summary["results"])]))
-    print(f"ruler: floor {floor:.4f}, ceiling {ceiling:.4f}\n{args.out / 'report.html'}")
+    print("\n".join([evaluate.heading(summary), evaluate.HEADER, *map(evaluate.line, summary["results"])]))
+    print(f"{evaluate.ruler(summary)}\n{args.out / 'report.html'}")
 
 
 def _say(text: str) -> None:
@@ -471,7 +469,7 @@ def _print(comparison: Comparison) -> None:
     for g in comparison.results:
         untimed = "emulated" if g.execution == "emulated" else "not timed"
         speed = f"{g.latency.total:6.2f} s" if g.latency_comparable else untimed
-        distance = f"LPIPS {g.metrics.mean_lpips:.4f}" if g.metrics else "reference"
+        distance = _distance(g.metrics) if g.metrics else "reference"
         beside = f"  at once with {' and '.join(g.at_once)}" if g.at_once else ""
         print(f"  {g.precision:6} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}  {', '.join(g.files)}{beside}")
     if comparison.ruler:
@@ -487,6 +485,12 @@ def _tentative(args: argparse.Namespace) -> AbstractContextManager:
         rows = "pictures/*/*.json"
         return files.tentative(out, "manifest.json", "pictures", worth_keeping=lambda: any(out.glob(rows)))
     return files.tentative(out if args.run in (_compare, _record) else out.parent)
+
+
+def _distance(metrics: Metrics) -> str:
+    """The score in words, and how many have none."""
+    score = [] if metrics.mean_lpips is None else [f"LPIPS {metrics.mean_lpips:.4f}"]
+    return ", ".join(score + ([metrics.damage] if metrics.damage else []))
 
 
 def _one_device(args: argparse.Namespace) -> str:

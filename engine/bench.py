@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from types import MappingProxyType
 
 import numpy as np
@@ -33,7 +33,8 @@ from torchao.quantization.quantize_.common import KernelPreference
 
 from engine import compilation, events, loading, methods, profile, recipes, residency, timing
 from engine.catalog import ModelSpec
-from engine.compare import Studio, versions
+from engine.compare import Studio
+from engine.environment import versions
 from engine.errors import RequestError, UnsupportedError
 from engine.files import check_target, write_whole
 from engine.holdings import Rendition
@@ -305,7 +306,7 @@ class _Bench:
             made = [o.made for method in POSTS for o in timed if o.is_method(lane.precision, method) and o.made]
             if lane.method == ENGINE and lane.made is not None and made:
                 found, _ = self.studio.distance(lane.made, made[0])
-                lane.from_post = {"lpips": found.mean_lpips, "psnr_db": fmean(found.psnr_db)}
+                lane.from_post = {"lpips": found.mean_lpips, "psnr_db": found.mean_psnr_db}
         yield [self._row(lane, request) for lane in lanes]
 
     def switches(self, group: Sequence[tuple[str, str]]) -> list[dict]:

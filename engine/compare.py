@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from engine import catalog, compilation, content, events, loading, media, metrics, recipes, residency, timing, tuned
 from engine.catalog import ModelSpec
+from engine.environment import versions
 from engine.holdings import Holdings, Rendition, key_of
 from engine.pipeline import Made, Progress, call, finished, read, seed_of, tokens
 from engine.previews import Previewer
@@ -34,22 +34,10 @@ FLOOR_ATTENTION = "_native_math"
 """The second legitimate bf16 path of the noise floor where nothing is compiled: the same attention, unfused."""
 RULER_PROMPTS = 3
 """Of a miniature; one for a model that takes seconds to minutes a picture."""
-PACKAGES = ("torch", "torchao", "diffusers", "transformers", "lpips", "mslk-cuda")
 
 
 Take = Callable[[Callable[[events.Event], None], Callable[[], bool]], tuple[Generation, Made]]
 """A timed call that only waits to be made, with what is told and what stops it; gives what it made, without files."""
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide a result; those not installed are left out."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 class Studio(Holdings):
@@ -186,7 +174,7 @@ class Studio(Holdings):
                 peak=rendition.weights + warm.added / timing.GB,
             ),
             layers=rendition.layers,
-            ran=self._ran(rendition, spec, request, warm, done, made.not_numbers),
+            ran=self._ran(rendition, spec, request, warm, done, sum(made.not_numbers)),
         )
         return generation, made
 
@@ -299,11 +287,12 @@ class Studio(Holdings):
         native = self.support[name].execution == "native"
         return compilation.mode(request.batch_size, native, self.device)
 
-    def distance(self, made: Made, reference: Made) -> tuple[Metrics, list[Tensor]]:
+    def distance(self, made: Made, reference: Made) -> tuple[Metrics, list[Tensor | None]]:
         """LPIPS and PSNR of what was made from the reference, and where LPIPS comes from; one a picture or clip.
 
         Returns:
-            The numbers, and maps (F, h, w) as of `metrics.lpips_maps`, F being 1 for a picture.
+            The numbers, and maps (F, h, w) as of `metrics.lpips_maps`, F being 1 for a picture. Both are None for a
+            picture or clip of which either side has values that are not numbers.
         """
         a, b = made.pixels * 2 - 1, reference.pixels * 2 - 1
         if a.ndim == 4:
@@ -314,8 +303,15 @@ class Studio(Holdings):
             by_frame, decibels, maps = (list(values) for values in zip(*each, strict=True))
             frames = tuple(tuple(distances.tolist()) for distances in by_frame)
             distances, decibels = torch.stack([d.mean() for d in by_frame]), torch.stack(decibels)
-        found = Metrics(lpips=tuple(distances.tolist()), psnr_db=tuple(decibels.tolist()), lpips_frames=frames)
-        return found, maps
+        lost = [made.is_damaged(i) or reference.is_damaged(i) for i in range(len(a))]
+
+        def kept(values: Iterable) -> tuple:
+            return tuple(None if no else value for no, value in zip(lost, values, strict=True))
+
+        found = Metrics(
+            lpips=kept(distances.tolist()), psnr_db=kept(decibels.tolist()), lpips_frames=frames and kept(frames)
+        )
+        return found, list(kept(maps))
 
     def ruler(
         self,
@@ -323,8 +319,10 @@ class Studio(Holdings):
         request: CompareRequest,
         tell: Callable[[events.Event], None],
         stop: Callable[[], bool],
-    ) -> Ruler:
+    ) -> Ruler | None:
         """Noise floor and other-seed ceiling of bf16 at the request's shape and steps, measured once, then kept.
+
+        None where bf16 makes values that are not numbers: there is nothing to measure with then, and nothing is kept.
 
         Raises:
             CancelledRun: `stop` said so.
@@ -335,8 +333,7 @@ class Studio(Holdings):
                 spec.id,
                 self._fingerprint(spec),
                 self.machine.name,
-                version("torch"),
-                version("diffusers"),
+                *(f"{name} {number}" for name, number in versions().items()),
                 f"{request.width}x{request.height}x{request.num_frames}",
                 request.num_inference_steps,
                 request.guidance_scale,
@@ -345,6 +342,8 @@ class Studio(Holdings):
         ruler = self._rulers.get(key)
         if ruler is None:
             ruler = self._measure_ruler(spec, request, tell, stop)
+            if ruler is None:
+                return None
             self._rulers.put(key, ruler)
         tell(events.RulerReady(ruler))
         return ruler
@@ -360,7 +359,7 @@ class Studio(Holdings):
         request: CompareRequest,
         tell: Callable[[events.Event], None],
         stop: Callable[[], bool],
-    ) -> Ruler:
+    ) -> Ruler | None:
         rendition = self.rendition(spec, REFERENCE, request.recipe, tell)
         prompts, seed = spec.examples[: RULER_PROMPTS if spec.bundled else 1], spec.defaults.seed
         done, total = 0, 3 * len(prompts)
@@ -371,6 +370,8 @@ class Studio(Holdings):
             for path, noise in ((False, seed), (True, seed), (False, seed + 1)):
                 tell(events.Measuring(done, total))
                 made.append(self.retake(rendition, spec, replace(asked, seed=noise), stop, second_path=path))
+                if made[-1].is_damaged(0):
+                    return None
                 done += 1
             floors.append(self.distance(made[1], made[0])[0].mean_lpips)
             ceilings.append(self.distance(made[2], made[0])[0].mean_lpips)
@@ -452,7 +453,7 @@ class Studio(Holdings):
             timed = "not timed: something was compiled or recorded in the call; make it again"
         else:
             timed = f"one pipeline call between device synchronisations, after {warm_up} of the same shape"
-        spoilt = f"{not_numbers} values are not numbers and are shown as 0: do not trust this output"
+        spoilt = f"{not_numbers} values are not numbers and are shown as 0: do not trust this output, it has no score"
         return (
             {
                 "Device": self.machine.name,
@@ -502,14 +503,17 @@ def _activations(rendition: Rendition) -> dict[str, str]:
     )
 
 
-def keep_maps(maps: Sequence[Tensor], generation: Generation) -> tuple[LpipsMap, ...]:
-    """Write LPIPS maps, one a picture or clip, beside its file.
+def keep_maps(maps: Sequence[Tensor | None], generation: Generation) -> tuple[LpipsMap | None, ...]:
+    """Write LPIPS maps, one a picture or clip that has a score, beside its file.
 
     Raises:
         OutputError: they cannot be written.
     """
     kept = []
     for each, made in zip(maps, generation.files, strict=True):
+        if each is None:
+            kept.append(None)
+            continue
         file = Path(made).with_name(f"{Path(made).stem}-lpips.png")
         kept.append(LpipsMap(file=str(file), top=media.save_map(each, file)))
     return tuple(kept)

@@ -7,7 +7,6 @@ memory.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ from torch.utils._pytree import tree_map_only
 from engine import hub
 from engine.catalog import ModelSpec
 from engine.errors import LoadError
+from engine.fingerprint import of_folder
 from engine.source import BUNDLED_OR_HUB, Source
 
 Place = Callable[[str, nn.Module], None]
@@ -195,22 +195,14 @@ def described(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
 def fingerprint(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
     """What tells these weights from others: a figure kept for one checkpoint must not serve another.
 
-    A digest of the contents where they are bundled, of names, sizes and times in another folder, the revision on the
-    hub, or "random".
+    Of a folder what `fingerprint.of_folder` says, configurations included; the revision on the hub; or "random".
     """
     if source.random:
         return "random"
     checkpoint = _here(spec, source)
     if checkpoint is None or (not spec.bundled and source.folder is None):
         return f"{spec.source}@{spec.revision}"
-    digest = hashlib.sha256()
-    for file in sorted(checkpoint.folder.rglob("*.safetensors")):
-        if spec.bundled and checkpoint.folder == spec.folder:
-            digest.update(file.read_bytes())
-        else:
-            state = file.stat()
-            digest.update(f"{file.relative_to(checkpoint.folder)} {state.st_size} {state.st_mtime_ns}".encode())
-    return digest.hexdigest()[:16]
+    return of_folder(checkpoint.folder)
 
 
 def _checkpoint(spec: ModelSpec, source: Source, told: Told | None) -> _Checkpoint | None:

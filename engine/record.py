@@ -48,7 +48,7 @@ def read(folder: Path) -> list[Bundle]:
     for file in sorted(folder.glob("[!.]*/comparison.json")):
         try:
             comparison = Comparison.load(file.parent)
-            files = [f for g in comparison.results for f in (*g.files, *(m.file for m in g.lpips_maps))]
+            files = [f for g in comparison.results for f in (*g.files, *(m.file for m in g.lpips_maps if m))]
             missing = [f for f in files if not Path(f).is_file()]
             if missing:
                 raise FileNotFoundError(f"{missing[0]} is missing")

@@ -30,7 +30,7 @@ from torch.fx import Graph
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine import catalog, compilation, fusion, loading, profile, recipes
-from engine.compare import versions
+from engine.environment import versions
 from engine.precision import detect, support
 from engine.source import Source
 

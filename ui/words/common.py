@@ -143,7 +143,9 @@ def score(lpips: float) -> str:
     return f"{lpips:.3f}" if lpips >= 0.01 else f"{lpips:.4f}"
 
 
-def psnr(decibels: float) -> str:
+def psnr(decibels: float | None) -> str:
+    if decibels is None:
+        return "–"
     return "identical" if decibels == float("inf") else f"{decibels:.1f}"
 
 
