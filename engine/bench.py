@@ -401,7 +401,7 @@ class _Bench:
 
     def _call(self, lane: _Lane, request: CompareRequest, warming: bool = False) -> object:
         lane.blocks.use(lane.mode)
-        progress = Progress(lane.precision, request.num_inference_steps, lambda _: None, lambda: False)
+        progress = Progress(lane.precision, lambda _: None, lambda: False)
         steps = lane.rendition.weight_only(request.num_inference_steps, warming) if lane.rendition else None
         return call(lane.pipeline, self.spec, request, request.seed, progress, steps)
 
