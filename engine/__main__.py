@@ -145,8 +145,8 @@ def _request(args: argparse.Namespace) -> CompareRequest:
 
 
 def _source(args: argparse.Namespace, *models: str) -> Source:
-    """Where the weights of these models come from; asked before anything heavy is imported, so that a mistake is told at
-    once."""
+    """Where the weights of these models come from; asked before anything heavy is imported, so that a mistake is told
+    at once."""
     return Source.create(args.weights, args.random_weights, args.offline, models)
 
 

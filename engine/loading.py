@@ -297,7 +297,7 @@ def _check(spec: ModelSpec, checkpoint: Checkpoint) -> str:
         LoadError: it does not.
     """
     folder, remedy = checkpoint.folder, checkpoint.remedy
-    state = (spec.id, _state(folder))
+    state = (spec, _state(folder))
     if folder in _checked and _checked[folder][0] == state:
         return _checked[folder][1]
     if folder != spec.folder and not (folder / "model_index.json").is_file():
@@ -488,9 +488,9 @@ def _reader(module: nn.Module, found: Component, device: torch.device, opened: E
 def _scaled(codes: Tensor, scale: Tensor, found: Component, name: str) -> Tensor:
     scale_name = found.scales[name]
     blocks = files.scale_blocks(tuple(scale.shape), tuple(codes.shape))
-    if not bool((scale.float() > 0).all()) or not bool(scale.float().isfinite().all()):
+    if not bool(((scale > 0) & scale.isfinite()).all()):
         raise LoadError(
-            f"{scale_name} in {found.tensors[scale_name].file} has values that are no scales, as they are not positive: "
+            f"{scale_name} in {found.tensors[scale_name].file} has values that are not positive, and so no scales: "
             f"{files.SAVE_AGAIN} in bf16."
         )
     spread = scale.float().reshape(*scale.shape, *(1 for _ in range(codes.ndim - scale.ndim)))

@@ -1,7 +1,7 @@
 """Which schedulers a checkpoint may bring: those of diffusers that step by flow matching and draw no noise themselves.
 
-Pipelines hand a scheduler their own noise levels, and some schedulers make theirs themselves; `make` gives both kinds so
-that they are called alike. Knows nothing of models.
+Pipelines hand a scheduler their own noise levels, and some schedulers make theirs themselves; `make` gives both kinds
+so that they are called alike. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 
 import diffusers
+import numpy as np
 
 from engine.errors import LoadError
 
@@ -20,9 +21,8 @@ KNOWN = (
     "FlowMatchHeunDiscreteScheduler",
     "UniPCMultistepScheduler",
     "DPMSolverMultistepScheduler",
-    "DEISMultistepScheduler",
 )
-"""Each is tested on a bundled model. The last three step by flow matching with `use_flow_sigmas`."""
+"""Each is tested on a bundled model. The last two step by flow matching with `use_flow_sigmas`."""
 
 
 def make(kind: str, config: Mapping[str, object], where: str) -> object:
@@ -44,7 +44,7 @@ def make(kind: str, config: Mapping[str, object], where: str) -> object:
         raise LoadError(f"The scheduler {kind} is set to draw noise of its own, so no two runs are alike: {advice}.")
     try:
         scheduler = _callable(kind).from_config(dict(config))
-        scheduler.set_timesteps(2, sigmas=[1.0, 0.5], mu=1.0)
+        scheduler.set_timesteps(2, sigmas=np.array([1.0, 0.5]), mu=1.0)
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ArithmeticError) as error:
         said = " ".join(str(error).split())[:200]
         raise LoadError(f"The scheduler {kind} cannot be used as it is configured ({said}): {advice}.") from error
@@ -73,7 +73,7 @@ def _callable(kind: str) -> type:
         self: object,
         num_inference_steps: int | None = None,
         device: object = None,
-        sigmas: list[float] | None = None,
+        sigmas: np.ndarray | None = None,
         mu: float | None = None,
     ) -> None:
         given = {name: value for name, value in (("sigmas", sigmas), ("mu", mu)) if name in takes}

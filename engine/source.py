@@ -78,7 +78,7 @@ class Source:
                 inside = ", ".join(sorted(file.parent.name for file in self.folder.glob("*/model_index.json")))
                 wanted = " or ".join(spec.id for spec in specs)
                 raise LoadError(
-                    f"{self.folder} has no folder named {wanted}: it has {inside}; name it by the model's id."
+                    f"{self.folder} has no folder named {wanted}, only {inside}: name it by the model's id."
                 )
             return
         checkpoint.require_fit(self.folder, self.remedy, *specs)
