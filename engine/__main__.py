@@ -146,13 +146,14 @@ def _request(args: argparse.Namespace) -> CompareRequest:
     )
 
 
-def _source(args: argparse.Namespace) -> Source:
-    """Where weights come from; asked for before anything heavy is imported, so that a mistake is told at once."""
-    return Source.create(args.weights, args.random_weights, args.offline)
+def _source(args: argparse.Namespace, *models: str) -> Source:
+    """Where the weights of these models come from; asked before anything heavy is imported, so that a mistake is told
+    at once."""
+    return Source.create(args.weights, args.random_weights, args.offline, models)
 
 
 def _models(args: argparse.Namespace) -> None:
-    source = _source(args)
+    source = _source(args, *catalog.MODELS)
     import torch
 
     from engine import precision
@@ -231,7 +232,8 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    request, source = _request(args), _source(args)
+    request = _request(args)
+    source = _source(args, request.model)
     from engine.device import Device
     from engine.worker import Worker, writable
 
@@ -261,12 +263,12 @@ def _record(args: argparse.Namespace) -> None:
         wanted = {args.name or record.name_for(args.prompt): _request(args)}
     for name in wanted:
         record.check_name(name)
-    source = _source(args)
+    models = tuple(dict.fromkeys(request.model for request in wanted.values()))
+    source = _source(args, *models)
     from engine.device import Device
     from engine.worker import Worker, writable
 
     writable(args.out)
-    models = tuple(dict.fromkeys(request.model for request in wanted.values()))
     worker, made = Worker(models, Device(args.device, source)), []
     try:
         for bundle in record.record(wanted, args.out, lambda *asked: _finish(worker.submit(*asked))):
@@ -285,7 +287,7 @@ def _bench(args: argparse.Namespace) -> None:
     if args.table:
         _bench_table(args.table)
         return
-    spec, source, device = catalog.model(args.model), _source(args), _one_device(args)
+    spec, source, device = catalog.model(args.model), _source(args, args.model), _one_device(args)
     if args.plots:
         files.check_target(args.plots / f"{args.out.stem}.md")
     from engine import bench, plots
@@ -368,7 +370,7 @@ def _tune(args: argparse.Namespace) -> None:
 
 def _lab(args: argparse.Namespace) -> tuple:
     """The bench and the file that `sensitivity` and `tune` work on."""
-    spec, source = catalog.model(args.model), _source(args)
+    spec, source = catalog.model(args.model), _source(args, args.model)
     from engine import lab, prompts
 
     if args.probes < 1 or args.probe_steps < 1 or getattr(args, "lpips_prompts", 0) < 0:
@@ -385,7 +387,7 @@ def _lab(args: argparse.Namespace) -> tuple:
 def _evaluate(args: argparse.Namespace) -> None:
     from engine import prompts
 
-    spec, source = catalog.model(args.model), _source(args)
+    spec, source = catalog.model(args.model), _source(args, args.model)
     chosen = prompts.read(args.prompts, args.limit)
     from engine import evaluate
 
@@ -466,6 +468,7 @@ def _moved(comparison: Comparison, source: Path, target: Path) -> Comparison:
 
 def _print(comparison: Comparison) -> None:
     print(f"{comparison.request.model} on {comparison.device}: {comparison.request.prompt!r}")
+    print(f"  weights: {comparison.results[0].ran['Weights']}")
     for g in comparison.results:
         untimed = "emulated" if g.execution == "emulated" else "not timed"
         speed = f"{g.latency.total:6.2f} s" if g.latency_comparable else untimed

@@ -501,7 +501,7 @@ class _Bench:
         return self._call(lane, replace(request, num_inference_steps=count), warming=True)
 
     def _call(self, lane: _Lane, request: CompareRequest, warming: bool = False) -> object:
-        progress = Progress(lane.precision, request.num_inference_steps, lambda _: None, lambda: False)
+        progress = Progress(lane.precision, lambda _: None, lambda: False)
         steps = lane.rendition.weight_only(request.num_inference_steps, warming) if lane.rendition else None
         return call(lane.pipeline, self.spec, request, request.seed, progress, steps)
 

@@ -18,7 +18,20 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from engine import catalog, compilation, content, events, loading, media, metrics, recipes, residency, timing, tuned
+from engine import (
+    catalog,
+    compilation,
+    content,
+    events,
+    loading,
+    media,
+    metrics,
+    recipes,
+    residency,
+    schedulers,
+    timing,
+    tuned,
+)
 from engine.catalog import ModelSpec
 from engine.environment import versions
 from engine.holdings import Holdings, Rendition, key_of
@@ -154,8 +167,9 @@ class Studio(Holdings):
     ) -> tuple[Generation, Made]:
         """The timed call, and what is known of it; no files are written yet."""
         name = rendition.support.precision
-        preview = Previewer(rendition.pipeline, spec, request) if request.previews else None
-        progress = Progress(name, request.num_inference_steps, tell, stop, preview)
+        drawn = request.previews and schedulers.is_euler(rendition.pipeline.scheduler)  # others are heading elsewhere
+        preview = Previewer(rendition.pipeline, spec, request) if drawn else None
+        progress = Progress(name, tell, stop, preview)
         before = compilation.Done.so_far(rendition.blocks)
         with timing.stages(rendition.pipeline, self.device) as clock:
             steps = rendition.weight_only(request.num_inference_steps)
@@ -271,7 +285,7 @@ class Studio(Holdings):
         """A few steps in which everything is compiled, tuned and recorded, and memory is weighed."""
         count = few.num_inference_steps
         steps = rendition.weight_only(count, warming=True)
-        quiet = Progress(rendition.support.precision, count, lambda _: None, stop)
+        quiet = Progress(rendition.support.precision, lambda _: None, stop)
         gc.collect()
         began, graphs = timing.now(self.device), compilation.graphs_compiled()
         added = timing.added_bytes(lambda: call(rendition.pipeline, spec, few, few.seed, quiet, steps), self.device)
@@ -407,7 +421,7 @@ class Studio(Holdings):
         second_path: bool,
     ) -> Made:
         transformer = rendition.pipeline.transformer
-        quiet = Progress(REFERENCE, request.num_inference_steps, lambda _: None, stop)
+        quiet = Progress(REFERENCE, lambda _: None, stop)
         if self.mode(REFERENCE, spec, request) == compilation.EAGER:
             transformer.set_attention_backend(FLOOR_ATTENTION if second_path else ATTENTION)
         elif second_path:

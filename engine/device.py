@@ -114,9 +114,10 @@ class Device:
             return "The weights are random: speed and memory are those of the real model, what it makes is noise."
         try:
             loading.check(spec, self.studio.source)
+            stored = loading.stored_as(spec, self.studio.source)
         except LoadError as error:
             return str(error)
-        return ""
+        return f"The bf16 reference is made of weights that are stored in {stored}." if "fp8" in stored else ""
 
     def recipes(self, model_id: str) -> Mapping[str, str]:
         """The recipes of a model and what each of them quantizes, in words; the default first."""

@@ -49,12 +49,11 @@ class Progress:
     def __init__(
         self,
         name: str,
-        total: int,
         tell: Callable[[events.Event], None],
         stop: Callable[[], bool],
         preview: Previewer | None = None,
     ):
-        self._name, self._total, self._tell, self._stop, self._preview = name, total, tell, stop, preview
+        self._name, self._tell, self._stop, self._preview = name, tell, stop, preview
         self._first: datetime | None = None
 
     def check(self) -> None:
@@ -63,13 +62,13 @@ class Progress:
 
     def __call__(self, pipeline: DiffusionPipeline, index: int, timestep: Tensor, kwargs: dict) -> dict:
         self.check()
-        now, done = datetime.now(UTC), index + 1
+        now, done, total = datetime.now(UTC), index + 1, pipeline.num_timesteps
         if self._first is None:
             self._first = now
         spent = (now - self._first).total_seconds()
-        left = spent / index * (self._total - done) if index else None
-        preview = self._preview(kwargs["latents"], index) if self._preview and done < self._total else None
-        self._tell(events.Step(self._name, done, self._total, left, preview))
+        left = spent / index * (total - done) if index else None
+        preview = self._preview(kwargs["latents"], index) if self._preview and done < total else None
+        self._tell(events.Step(self._name, done, total, left, preview))
         return {}
 
 

@@ -139,7 +139,7 @@ class Process:
         Raises:
             LoadError, RequestError: they want what cannot be.
         """
-        source = Source.create(args.weights, args.random_weights, args.offline)
+        source = Source.create(args.weights, args.random_weights, args.offline, args.models)
         return cls(args.device, source, filtered=Filter.from_environment(os.environ, options.is_public(args)))
 
     @property
