@@ -10,14 +10,13 @@ import gc
 import os
 import queue
 import signal
-import sys
 from contextlib import closing
 from pathlib import Path
 
-from engine import options, record, rehearse
+from engine import logs, options, record, rehearse
 from engine.door import Door, Limits, positive
-from engine.errors import TwinframeError
-from engine.logs import quiet_libraries, structured
+from engine.errors import RequestError
+from engine.leaving import leave
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,8 +40,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     options.add_engine(parser)
     args = parser.parse_args(argv)
     args.preload = args.models[:1] if args.preload is None else args.preload
-    if args.port is None and os.environ.get("GRADIO_SERVER_PORT", "").isdecimal():
-        args.port = int(os.environ["GRADIO_SERVER_PORT"])
+    if args.port is None and (named := os.environ.get("GRADIO_SERVER_PORT")):
+        if not named.isdecimal():
+            raise RequestError(f"GRADIO_SERVER_PORT is {named!r}: set it to a port's number, or unset it.")
+        args.port = int(named)
     everywhere = "0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1"
     args.host = args.host or os.environ.get("GRADIO_SERVER_NAME") or everywhere
     return args
@@ -75,7 +76,11 @@ def run(args: argparse.Namespace) -> int:
         closing(Worker(args.models, device, door, shares)) as worker,
         closing(build_page(worker, models=args.models)) as page,
     ):
-        page.serve(host=args.host, port=args.port, share=args.share, doors=doors, mcp=args.mcp)
+        try:
+            page.serve(host=args.host, port=args.port, share=args.share, doors=doors, mcp=args.mcp)
+        except OSError as error:  # every port that Gradio tries is taken, or the one that was free a moment ago
+            where = args.host if args.port is None else f"{args.host} port {args.port}"
+            raise RequestError(f"Cannot listen on {where}: the port is taken. Choose another with --port.") from error
         gc.freeze()  # what is here stays: looking through it for garbage would stop all answers for 0.4 s at a time
         for name in args.preload:
             worker.preload(name)
@@ -85,13 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main() -> None:
-    quiet_libraries()
-    structured()
-    try:
-        sys.exit(run(arguments()))
-    except (TwinframeError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    leave(lambda: run(arguments()), logs.structured)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,34 @@
 """The command line, `python -m engine COMMAND`: models, inspect, compare, bench, evaluate, sensitivity, tune, record.
 
-A user's mistake exits 2 with one sentence on stderr. With `--json`, stdout holds one JSON object and nothing else.
+A user's mistake exits 2 with one sentence on stderr, a fault of ours 1 (engine/leaving.py). With `--json`, stdout holds
+one JSON object and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
-import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import catalog, methods
-from engine.errors import LoadError, OutputError, RequestError, TwinframeError, UnsupportedError
-from engine.logs import quiet_libraries
+from engine import catalog, files, logs, methods
+from engine.errors import FaultError, LoadError, OutputError, RequestError, TwinframeError, UnsupportedError
+from engine.leaving import leave
 from engine.options import Parser, add_engine, add_source
 from engine.request import PRECISIONS, CompareRequest
-from engine.results import Comparison
+from engine.results import Comparison, Metrics
 from engine.source import Source
 
 if TYPE_CHECKING:
     import torch
+
+    from engine.worker import Job
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,13 +146,14 @@ def _request(args: argparse.Namespace) -> CompareRequest:
     )
 
 
-def _source(args: argparse.Namespace) -> Source:
-    """Where weights come from; asked for before anything heavy is imported, so that a mistake is told at once."""
-    return Source.create(args.weights, args.random_weights, args.offline)
+def _source(args: argparse.Namespace, *models: str) -> Source:
+    """Where the weights of these models come from; asked before anything heavy is imported, so that a mistake is told
+    at once."""
+    return Source.create(args.weights, args.random_weights, args.offline, models)
 
 
 def _models(args: argparse.Namespace) -> None:
-    source = _source(args)
+    source = _source(args, *catalog.MODELS)
     import torch
 
     from engine import precision
@@ -233,7 +236,8 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    request, source = _request(args), _source(args)
+    request = _request(args)
+    source = _source(args, request.model)
     from engine.device import Device
     from engine.worker import Worker, writable
 
@@ -263,12 +267,12 @@ def _record(args: argparse.Namespace) -> None:
         wanted = {args.name or record.name_for(args.prompt): _request(args)}
     for name in wanted:
         record.check_name(name)
-    source = _source(args)
+    models = tuple(dict.fromkeys(request.model for request in wanted.values()))
+    source = _source(args, *models)
     from engine.device import Device
     from engine.worker import Worker, writable
 
     writable(args.out)
-    models = tuple(dict.fromkeys(request.model for request in wanted.values()))
     worker, made = Worker(models, Device(args.device, source)), []
     try:
         for bundle in record.record(wanted, args.out, lambda *asked: _finish(worker.submit(*asked))):
@@ -287,7 +291,9 @@ def _bench(args: argparse.Namespace) -> None:
     if args.table:
         _bench_table(args.table)
         return
-    spec, source, device = catalog.model(args.model), _source(args), _one_device(args)
+    spec, source, device = catalog.model(args.model), _source(args, args.model), _one_device(args)
+    if args.plots:
+        files.check_target(args.plots / f"{args.out.stem}.md")
     from engine import bench, plots
 
     settings = bench.Settings(
@@ -309,24 +315,27 @@ def _bench(args: argparse.Namespace) -> None:
         device,
         source,
         args.out,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        say=_say,
     )
     if args.plots:
         plots.write(result, args.plots, args.out.stem)
+    if failed := sum(row["error"] is not None for row in result["rows"]):
+        print(f"{failed} of {len(result['rows'])} rows failed: {logs.file()} says more.", file=sys.stderr)
     if args.json:
         print(json.dumps(result, indent=1))
     else:
         print("\n".join([f"{spec.id} on {result['device']}", bench.HEADER, *map(bench.line, result["rows"])]))
 
 
-def _bench_table(files: Sequence[Path]) -> None:
+def _bench_table(given: Sequence[Path]) -> None:
     from engine import plots
 
     results = []
-    for file in files:
+    for file in given:
         try:
             results.append(methods.read(file))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            plots.section(results)
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise RequestError(f"{file} is no result of a benchmark: give what bench --out wrote.") from error
     print(plots.section(results), end="")
 
@@ -365,21 +374,24 @@ def _tune(args: argparse.Namespace) -> None:
 
 def _lab(args: argparse.Namespace) -> tuple:
     """The bench and the file that `sensitivity` and `tune` work on."""
-    spec, source = catalog.model(args.model), _source(args)
+    spec, source = catalog.model(args.model), _source(args, args.model)
     from engine import lab, prompts
 
     if args.probes < 1 or args.probe_steps < 1 or getattr(args, "lpips_prompts", 0) < 0:
         raise RequestError("Take at least one prompt and one step: --probes and --probe-steps begin at 1.")
     chosen = prompts.read(args.prompts)
     device = _one_device(args)
-    bench = lab.Bench(spec, device, source, say=lambda text: print(text, file=sys.stderr, flush=True))
+    files.check_target(args.out)
+    if args.command == "tune":
+        files.check_target(args.recipe)
+    bench = lab.Bench(spec, device, source, say=_say)
     return bench, lab.Quality(args.out, bench, chosen)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     from engine import prompts
 
-    spec, source = catalog.model(args.model), _source(args)
+    spec, source = catalog.model(args.model), _source(args, args.model)
     chosen = prompts.read(args.prompts, args.limit)
     from engine import evaluate
 
@@ -401,18 +413,23 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.device or _default_device(),
         source,
         args.out,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        say=_say,
     )
     if args.json:
         print(json.dumps(summary, indent=1))
         return
-    floor, ceiling = (summary["ruler"][name]["lpips"]["mean"] for name in (evaluate.FLOOR, evaluate.CEILING))
-    print(f"{spec.id} on {summary['device']}, {summary['prompts']['count']} prompts of {chosen.name}")
-    print("\n".join([evaluate.HEADER, *map(evaluate.line, summary["results"])]))
-    print(f"ruler: floor {floor:.4f}, ceiling {ceiling:.4f}\n{args.out / 'report.html'}")
+    print("\n".join([evaluate.heading(summary), evaluate.HEADER, *map(evaluate.line, summary["results"])]))
+    print(f"{evaluate.ruler(summary)}\n{args.out / 'report.html'}")
 
 
-def _finish(job: object) -> Comparison:
+def _say(text: str) -> None:
+    """Progress, a line each. What is being loaded only where somebody watches: elsewhere it would stand before the one
+    sentence with which loading fails."""
+    if sys.stderr.isatty() or not text.startswith("loading "):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _finish(job: Job) -> Comparison:
     """The job's comparison; progress goes to stderr while somebody watches it there."""
     from engine import events
 
@@ -425,7 +442,7 @@ def _finish(job: object) -> Comparison:
             case events.Completed(comparison):
                 return comparison
             case events.Failed(reason):
-                raise TwinframeError(reason)
+                raise FaultError(reason, kind=job.fault) if job.fault else TwinframeError(reason)
             case events.Cancelled():
                 raise TwinframeError("The comparison was cancelled.")
             case events.Loading(what):
@@ -440,7 +457,7 @@ def _finish(job: object) -> Comparison:
                 say(f"measuring the ruler: {index} of {total}", end="")
             case events.RulerReady():
                 say("", end="\r")
-    raise TwinframeError("The engine stopped before the comparison was finished: please retry.")
+    raise FaultError("The engine stopped before the comparison was finished: please retry.")
 
 
 def _moved(comparison: Comparison, source: Path, target: Path) -> Comparison:
@@ -455,14 +472,32 @@ def _moved(comparison: Comparison, source: Path, target: Path) -> Comparison:
 
 def _print(comparison: Comparison) -> None:
     print(f"{comparison.request.model} on {comparison.device}: {comparison.request.prompt!r}")
+    print(f"  weights: {comparison.results[0].ran['Weights']}")
     for g in comparison.results:
         untimed = "emulated" if g.execution == "emulated" else "not timed"
         speed = f"{g.latency.total:6.2f} s" if g.latency_comparable else untimed
-        distance = f"LPIPS {g.metrics.mean_lpips:.4f}" if g.metrics else "reference"
+        distance = _distance(g.metrics) if g.metrics else "reference"
         beside = f"  at once with {' and '.join(g.at_once)}" if g.at_once else ""
         print(f"  {g.precision:6} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}  {', '.join(g.files)}{beside}")
     if comparison.ruler:
         print(f"  ruler: floor {comparison.ruler.floor:.4f}, ceiling {comparison.ruler.ceiling:.4f}")
+
+
+def _tentative(args: argparse.Namespace) -> AbstractContextManager:
+    """What a command that fails leaves at `--out`: nothing, but for what is whole and the next run goes on with."""
+    out = getattr(args, "out", None)
+    if out is None:
+        return nullcontext()
+    if args.run is _evaluate:
+        rows = "pictures/*/*.json"
+        return files.tentative(out, "manifest.json", "pictures", worth_keeping=lambda: any(out.glob(rows)))
+    return files.tentative(out if args.run in (_compare, _record) else out.parent)
+
+
+def _distance(metrics: Metrics) -> str:
+    """The score in words, and how many have none."""
+    score = [] if metrics.mean_lpips is None else [f"LPIPS {metrics.mean_lpips:.4f}"]
+    return ", ".join(score + ([metrics.damage] if metrics.damage else []))
 
 
 def _one_device(args: argparse.Namespace) -> str:
@@ -483,20 +518,13 @@ def _default_device() -> str:
 
 
 def main() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    quiet_libraries()
-    try:
-        args = _parser().parse_args()
+    leave(_run, logs.plain)
+
+
+def _run() -> None:
+    args = _parser().parse_args()
+    with _tentative(args):
         args.run(args)
-        sys.stdout.flush()
-    except TwinframeError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # as in `... | head`; Python would complain once more when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from types import MappingProxyType
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig, NVFP4DynamicActivationNVFP4WeightConfig
 from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
@@ -33,15 +33,17 @@ from torchao.quantization.quantize_.common import KernelPreference
 
 from engine import compilation, events, loading, methods, profile, recipes, residency, timing
 from engine.catalog import ModelSpec
-from engine.compare import Studio, versions
+from engine.compare import Studio
+from engine.environment import versions
 from engine.errors import RequestError, UnsupportedError
-from engine.files import write_whole
+from engine.files import check_target, write_whole
 from engine.holdings import Rendition
 from engine.methods import BARE, ENGINE, METHODS, POST, POST_DEFAULT
 from engine.pipeline import Made, Progress, call, finished
 from engine.request import REFERENCE, CompareRequest
 from engine.results import Latency
 from engine.several import driving
+from engine.worker import writable
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +138,8 @@ class _Lane:
     """Methods that are this one at this batch size."""
     error: str | None = None
     first_call_s: float | None = None
-    graphs: int = 0
-    recorded: int = 0
-    """CUDA graphs, in the warm-up."""
+    done: compilation.Done = field(default_factory=compilation.Done)
+    """In the warm-up."""
     replayed: int = 0
     """Steps of the last timed call that were replays of a recorded step."""
     gave_up: int = 0
@@ -180,6 +181,7 @@ def run(
         RequestError: a setting that the model does not allow.
         UnsupportedError, LoadError, OutputError: in one sentence.
     """
+    check_target(out)
     began = time.monotonic()
     requests = [_request(spec, settings, size) for size in settings.batch_sizes]
     studio = Studio(device, source)
@@ -197,7 +199,7 @@ def run(
             "switches": [],
             "profiles": [],
         }
-        _write(result, out)
+        writable(out.parent)
         for group in groups:
             for request in requests:
                 passed = settings.time_limit is not None and time.monotonic() - began > settings.time_limit
@@ -251,8 +253,11 @@ class _Bench:
             asked = [m for m in METHODS if m in self.settings.methods] if native else [ENGINE]
             groups.append([(name, method) for method in asked])
             plan = recipes.plan(empty, recipes.recipe(self.spec.family, self.recipe), name)
-            copies = len({self._denoiser(name, method) for method in asked})
-            gigabytes[name] = copies * plan.quantized_bytes / timing.GB
+            gigabytes[name] = plan.quantized_bytes / timing.GB
+            if len({self._denoiser(name, method) for method in asked}) > 1:
+                shares = ENGINE in asked and self.recipe == self.spec.recipes[0]
+                own = sum(layer.bytes for layer in plan.layers if layer.quantized) if shares else plan.quantized_bytes
+                gigabytes[name] += own / timing.GB
         shared = self.spec.memory_gb.shared if self.spec.memory_gb is not None else 0.0
         largest = _request(self.spec, self.settings, max(self.settings.batch_sizes))
         room = TOGETHER * _memory(self.device) - shared - residency.run_memory(self.spec, largest)
@@ -301,7 +306,7 @@ class _Bench:
             made = [o.made for method in POSTS for o in timed if o.is_method(lane.precision, method) and o.made]
             if lane.method == ENGINE and lane.made is not None and made:
                 found, _ = self.studio.distance(lane.made, made[0])
-                lane.from_post = {"lpips": found.mean_lpips, "psnr_db": fmean(found.psnr_db)}
+                lane.from_post = {"lpips": found.mean_lpips, "psnr_db": found.mean_psnr_db}
         yield [self._row(lane, request) for lane in lanes]
 
     def switches(self, group: Sequence[tuple[str, str]]) -> list[dict]:
@@ -345,7 +350,10 @@ class _Bench:
             pipeline, load_s = rendition.pipeline, self._load_s[name]
         else:
             if name not in self._posts:
-                self._posts[name] = self._post(name)
+                beside = (
+                    self.studio.rendition(self.spec, name, self.recipe, self._loading) if name in self._load_s else None
+                )
+                self._posts[name] = self._post(name, beside and beside.pipeline.transformer)
             pipeline, load_s = self._posts[name]
         if method in POSTS:
             graphs = method == POST and methods.block_graphs(self.spec.id, request.batch_size)
@@ -374,8 +382,12 @@ class _Bench:
         if isinstance(event, events.Loading):
             self.say(f"loading {event.what}")
 
-    def _post(self, name: str) -> tuple[DiffusionPipeline, float]:
-        """The model with its denoiser quantized as the post does it, and the seconds that took."""
+    def _post(self, name: str, beside: nn.Module | None) -> tuple[DiffusionPipeline, float]:
+        """The model with its denoiser quantized as the post does it, and the seconds that took.
+
+        Args:
+            beside: the engine's denoiser, if it is there; what is equal in both lies in memory once.
+        """
         spec, studio = self.spec, self.studio
         self.say(f"loading {spec.name} in {name}, as the post quantizes")
         began = time.monotonic()
@@ -383,9 +395,13 @@ class _Bench:
 
         def place(layer: str, module: nn.Module) -> None:
             if layer in plan.names:
+                exact = module.weight
                 quantize_(
                     nn.ModuleDict({"layer": module}), POST_CONFIGS[name](), filter_fn=lambda _, fqn: fqn == "layer"
                 )
+                exact.data = exact.data.new_empty(0)  # the loader holds it until all are loaded
+            if beside is not None:
+                _share(module, beside.get_submodule(layer))
 
         transformer = loading.load_transformer(spec, self.device, studio.source, place=place)
         return loading.assemble(spec, studio.shared(spec), transformer), time.monotonic() - began
@@ -418,16 +434,18 @@ class _Bench:
         native = lane.execution == "native"
         timing.free(self.device)
         compilation.forget_sizes()  # as in a process of its own
-        done, skipped, began = self._done(lane), compilation.block_graphs_skipped(), timing.now(self.device)
+        self._use(lane)
+        before, skipped = compilation.Done.so_far(lane.blocks), compilation.block_graphs_skipped()
+        began = timing.now(self.device)
         if self.device.type == "cuda":
-            before, reserved = timing.held_bytes(self.device), torch.cuda.memory_reserved(self.device)
+            held, reserved = timing.held_bytes(self.device), torch.cuda.memory_reserved(self.device)
             allocated = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             self._few(lane, request)
             lane.first_call_s = timing.now(self.device) - began
             owner = compilation.BLOCK_GRAPHS if lane.mode == compilation.BLOCK_GRAPHS else lane.blocks
             there = self._kept.get(owner, 0)  # by a lane before, and used by this one too
-            lane.kept = self._kept[owner] = there + timing.held_bytes(self.device) - before
+            lane.kept = self._kept[owner] = there + timing.held_bytes(self.device) - held
             lane.warm_peak = torch.cuda.max_memory_allocated(self.device) - allocated
             grown = torch.cuda.max_memory_reserved(self.device) - reserved
             lane.reserved = max(there + grown, lane.warm_peak)
@@ -436,16 +454,8 @@ class _Bench:
             lane.first_call_s = timing.now(self.device) - began
             lane.warm_peak = timing.added_bytes(lambda: self._few(lane, request), self.device)
         lane.peak = lane.warm_peak if not native else 0
-        lane.graphs, lane.recorded = (now - then for now, then in zip(self._done(lane), done, strict=True))
+        lane.done = compilation.Done.so_far(lane.blocks).since(before)
         lane.gave_up = compilation.block_graphs_skipped() - skipped
-
-    def _done(self, lane: _Lane) -> tuple[int, int]:
-        """Graphs that were compiled so far, and CUDA graphs of this lane's kind that were recorded."""
-        if lane.mode == compilation.BLOCK_GRAPHS:
-            recorded = compilation.block_graphs_recorded(self.device) if self.device.type == "cuda" else 0
-        else:
-            recorded = lane.blocks.recorded
-        return compilation.graphs_compiled(), recorded
 
     def _time(self, lane: _Lane, request: CompareRequest) -> None:
         """One timed call in which nothing was compiled or recorded, or else the lane ends."""
@@ -458,7 +468,7 @@ class _Bench:
     def _timed(self, lane: _Lane, request: CompareRequest) -> bool:
         """A timed call, counted if nothing was compiled or recorded in it."""
         self._use(lane)
-        done, replayed, cuda = self._done(lane), lane.blocks.replayed, self.device.type == "cuda"
+        earlier, cuda = compilation.Done.so_far(lane.blocks), self.device.type == "cuda"
         if cuda:
             before, reserved = torch.cuda.memory_allocated(self.device), torch.cuda.memory_reserved(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -471,10 +481,11 @@ class _Bench:
             with timing.stages(lane.pipeline, self.device) as clock:
                 output = self._call(lane, request)
             latency = clock.latency
-        if self._done(lane) != done:
+        done = compilation.Done.so_far(lane.blocks).since(earlier)
+        if done.delayed:
             return False
         lane.latencies.append(latency)
-        lane.replayed = lane.blocks.replayed - replayed
+        lane.replayed = done.replayed
         if cuda:
             lane.peak = max(lane.peak, lane.kept + torch.cuda.max_memory_allocated(self.device) - before)
             grown = lane.kept + torch.cuda.max_memory_reserved(self.device) - reserved
@@ -492,7 +503,7 @@ class _Bench:
         return self._call(lane, replace(request, num_inference_steps=count), warming=True)
 
     def _call(self, lane: _Lane, request: CompareRequest, warming: bool = False) -> object:
-        progress = Progress(lane.precision, request.num_inference_steps, lambda _: None, lambda: False)
+        progress = Progress(lane.precision, lambda _: None, lambda: False)
         steps = lane.rendition.weight_only(request.num_inference_steps, warming) if lane.rendition else None
         return call(lane.pipeline, self.spec, request, request.seed, progress, steps)
 
@@ -549,8 +560,8 @@ class _Bench:
             "first_call_s": lane.first_call_s if lane.execution == "native" else None,
             "compile": {
                 "mode": lane.mode,
-                "graphs": lane.graphs,
-                "cuda_graphs_recorded": lane.recorded,
+                "graphs": lane.done.compiled,
+                "cuda_graphs_recorded": lane.done.recorded,
                 "cuda_graphs_given_up": lane.gave_up,
                 "steps_replayed": lane.replayed,
                 "timed_calls_left_out": lane.spoilt,
@@ -559,6 +570,14 @@ class _Bench:
             "from_post": lane.from_post,
             "error": lane.error,
         }
+
+
+def _share(module: nn.Module, other: nn.Module) -> None:
+    """Take the other module's parameters where they are the same plain numbers."""
+    for key, own in module.named_parameters(recurse=False):
+        theirs = other.get_parameter(key).data
+        if type(own.data) is type(theirs) is Tensor and torch.equal(own, theirs):
+            own.data = theirs
 
 
 def _request(spec: ModelSpec, settings: Settings, batch_size: int) -> CompareRequest:
@@ -607,7 +626,7 @@ def _settings(
             "compile_repeated_blocks(fullgraph=True), which post-default is throughout; a row names in `also` the "
             "method that was the same there. FP8 is not the post's: it is torchao's configuration with its default "
             "Inductor settings, in the post's manner. Text encoders, VAE and attention backend as in the engine; in "
-            "bf16 all methods run the same weights"
+            "bf16 all methods run the same weights, elsewhere all but the quantized ones"
         ),
     }
 

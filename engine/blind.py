@@ -181,12 +181,15 @@ class Sitting:
 
 
 def pairs(comparison: Comparison, *, fresh: bool) -> Iterator[Pair]:
-    """Each other precision of a comparison against its bf16, picture by picture."""
+    """Each other precision of a comparison against its bf16, picture by picture; pictures without a score are left
+    out, as whoever sees a black one need not look."""
     asked = comparison.request
     for made in comparison.results:
         if made.precision == REFERENCE or made.metrics is None:
             continue
         for index, (reference, other) in enumerate(zip(comparison.reference.files, made.files, strict=True)):
+            if made.metrics.lpips[index] is None:
+                continue
             yield Pair(
                 model=asked.model,
                 precision=made.precision,

@@ -7,19 +7,33 @@ pages: it is given a function to tell events to, and a function that says whethe
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from engine import catalog, compilation, content, events, loading, media, metrics, recipes, residency, timing, tuned
+from engine import (
+    catalog,
+    compilation,
+    content,
+    events,
+    loading,
+    media,
+    metrics,
+    recipes,
+    residency,
+    schedulers,
+    timing,
+    tuned,
+)
 from engine.catalog import ModelSpec
+from engine.environment import versions
 from engine.holdings import Holdings, Rendition, key_of
 from engine.pipeline import Made, Progress, call, finished, read, seed_of, tokens
 from engine.previews import Previewer
@@ -33,22 +47,10 @@ FLOOR_ATTENTION = "_native_math"
 """The second legitimate bf16 path of the noise floor where nothing is compiled: the same attention, unfused."""
 RULER_PROMPTS = 3
 """Of a miniature; one for a model that takes seconds to minutes a picture."""
-PACKAGES = ("torch", "torchao", "diffusers", "transformers", "lpips", "mslk-cuda")
 
 
 Take = Callable[[Callable[[events.Event], None], Callable[[], bool]], tuple[Generation, Made]]
 """A timed call that only waits to be made, with what is told and what stops it; gives what it made, without files."""
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide a result; those not installed are left out."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 class Studio(Holdings):
@@ -165,27 +167,28 @@ class Studio(Holdings):
     ) -> tuple[Generation, Made]:
         """The timed call, and what is known of it; no files are written yet."""
         name = rendition.support.precision
-        preview = Previewer(rendition.pipeline, spec, request) if request.previews else None
-        progress = Progress(name, request.num_inference_steps, tell, stop, preview)
-        graphs = compilation.graphs_compiled()
+        drawn = request.previews and schedulers.is_euler(rendition.pipeline.scheduler)  # others are heading elsewhere
+        preview = Previewer(rendition.pipeline, spec, request) if drawn else None
+        progress = Progress(name, tell, stop, preview)
+        before = compilation.Done.so_far(rendition.blocks)
         with timing.stages(rendition.pipeline, self.device) as clock:
             steps = rendition.weight_only(request.num_inference_steps)
             output = call(rendition.pipeline, spec, request, request.seed, progress, steps)
-        recompiled = compilation.graphs_compiled() - graphs
+        done = compilation.Done.so_far(rendition.blocks).since(before)
         made = finished(rendition.pipeline, spec, output)
         generation = Generation(
             precision=name,
             execution=rendition.support.execution,
             files=(),
             latency=clock.latency,
-            latency_comparable=rendition.support.execution == "native" and not request.previews,
+            latency_comparable=rendition.support.execution == "native" and not request.previews and not done.delayed,
             memory=Memory(
                 weights=rendition.weights,
                 transformer=rendition.transformer,
                 peak=rendition.weights + warm.added / timing.GB,
             ),
             layers=rendition.layers,
-            ran=self._ran(rendition, spec, request, warm, recompiled, made.not_numbers),
+            ran=self._ran(rendition, spec, request, warm, done, sum(made.not_numbers)),
         )
         return generation, made
 
@@ -282,7 +285,7 @@ class Studio(Holdings):
         """A few steps in which everything is compiled, tuned and recorded, and memory is weighed."""
         count = few.num_inference_steps
         steps = rendition.weight_only(count, warming=True)
-        quiet = Progress(rendition.support.precision, count, lambda _: None, stop)
+        quiet = Progress(rendition.support.precision, lambda _: None, stop)
         gc.collect()
         began, graphs = timing.now(self.device), compilation.graphs_compiled()
         added = timing.added_bytes(lambda: call(rendition.pipeline, spec, few, few.seed, quiet, steps), self.device)
@@ -297,11 +300,12 @@ class Studio(Holdings):
         """How this machine runs a denoiser's blocks in one precision for a request."""
         return compilation.mode(request.batch_size, self.support[name], self.device)
 
-    def distance(self, made: Made, reference: Made) -> tuple[Metrics, list[Tensor]]:
+    def distance(self, made: Made, reference: Made) -> tuple[Metrics, list[Tensor | None]]:
         """LPIPS and PSNR of what was made from the reference, and where LPIPS comes from; one a picture or clip.
 
         Returns:
-            The numbers, and maps (F, h, w) as of `metrics.lpips_maps`, F being 1 for a picture.
+            The numbers, and maps (F, h, w) as of `metrics.lpips_maps`, F being 1 for a picture. Both are None for a
+            picture or clip of which either side has values that are not numbers.
         """
         a, b = made.pixels * 2 - 1, reference.pixels * 2 - 1
         if a.ndim == 4:
@@ -312,8 +316,15 @@ class Studio(Holdings):
             by_frame, decibels, maps = (list(values) for values in zip(*each, strict=True))
             frames = tuple(tuple(distances.tolist()) for distances in by_frame)
             distances, decibels = torch.stack([d.mean() for d in by_frame]), torch.stack(decibels)
-        found = Metrics(lpips=tuple(distances.tolist()), psnr_db=tuple(decibels.tolist()), lpips_frames=frames)
-        return found, maps
+        lost = [made.is_damaged(i) or reference.is_damaged(i) for i in range(len(a))]
+
+        def kept(values: Iterable) -> tuple:
+            return tuple(None if no else value for no, value in zip(lost, values, strict=True))
+
+        found = Metrics(
+            lpips=kept(distances.tolist()), psnr_db=kept(decibels.tolist()), lpips_frames=frames and kept(frames)
+        )
+        return found, list(kept(maps))
 
     def ruler(
         self,
@@ -321,8 +332,10 @@ class Studio(Holdings):
         request: CompareRequest,
         tell: Callable[[events.Event], None],
         stop: Callable[[], bool],
-    ) -> Ruler:
+    ) -> Ruler | None:
         """Noise floor and other-seed ceiling of bf16 at the request's shape and steps, measured once, then kept.
+
+        None where bf16 makes values that are not numbers: there is nothing to measure with then, and nothing is kept.
 
         Raises:
             CancelledRun: `stop` said so.
@@ -333,8 +346,7 @@ class Studio(Holdings):
                 spec.id,
                 self._fingerprint(spec),
                 self.machine.name,
-                version("torch"),
-                version("diffusers"),
+                *(f"{name} {number}" for name, number in versions().items()),
                 f"{request.width}x{request.height}x{request.num_frames}",
                 request.num_inference_steps,
                 request.guidance_scale,
@@ -343,6 +355,8 @@ class Studio(Holdings):
         ruler = self._rulers.get(key)
         if ruler is None:
             ruler = self._measure_ruler(spec, request, tell, stop)
+            if ruler is None:
+                return None
             self._rulers.put(key, ruler)
         tell(events.RulerReady(ruler))
         return ruler
@@ -358,7 +372,7 @@ class Studio(Holdings):
         request: CompareRequest,
         tell: Callable[[events.Event], None],
         stop: Callable[[], bool],
-    ) -> Ruler:
+    ) -> Ruler | None:
         rendition = self.rendition(spec, REFERENCE, request.recipe, tell)
         prompts, seed = spec.examples[: RULER_PROMPTS if spec.bundled else 1], spec.defaults.seed
         done, total = 0, 3 * len(prompts)
@@ -369,6 +383,8 @@ class Studio(Holdings):
             for path, noise in ((False, seed), (True, seed), (False, seed + 1)):
                 tell(events.Measuring(done, total))
                 made.append(self.retake(rendition, spec, replace(asked, seed=noise), stop, second_path=path))
+                if made[-1].is_damaged(0):
+                    return None
                 done += 1
             floors.append(self.distance(made[1], made[0])[0].mean_lpips)
             ceilings.append(self.distance(made[2], made[0])[0].mean_lpips)
@@ -404,7 +420,7 @@ class Studio(Holdings):
         second_path: bool,
     ) -> Made:
         transformer = rendition.pipeline.transformer
-        quiet = Progress(REFERENCE, request.num_inference_steps, lambda _: None, stop)
+        quiet = Progress(REFERENCE, lambda _: None, stop)
         if self.mode(REFERENCE, spec, request) == compilation.EAGER:
             transformer.set_attention_backend(FLOOR_ATTENTION if second_path else ATTENTION)
         elif second_path:
@@ -425,29 +441,35 @@ class Studio(Holdings):
         spec: ModelSpec,
         request: CompareRequest,
         warm: compilation.WarmUp,
-        recompiled: int,
+        done: compilation.Done,
         not_numbers: int,
     ) -> dict[str, str]:
-        """What really ran, label -> words."""
+        """What really ran, label -> words; `done` is what the timed call compiled, recorded and replayed."""
         support, layers = rendition.support, rendition.layers
         linears = layers.quantized + layers.skipped + layers.left
-        mode = self.mode(support.precision, spec, request)
+        mode = rendition.blocks.mode
+        steps = rendition.warm_up_steps(mode)
+        warm_up = f"{steps} warm-up steps" if steps > 1 else "a warm-up step"
         if mode == compilation.EAGER:
             without = self.machine.no_compile
             compiled = f"off, for every precision: {without}" if without else "off (eager), for every precision"
-            warm_up = "a warm-up step"
         else:
-            recorded = ", one CUDA graph a step" if mode == compilation.GRAPHS else ""
-            if recorded and rendition.blocks.text_once:
-                recorded += ", the text's keys and values computed once"
-            if support.no_graph:
-                recorded = f", no CUDA graph ({support.no_graph})"
             compiled = (
-                f"repeated blocks, fullgraph{recorded}, settings of engine/fusion.py; {warm.graphs} graphs compiled in "
-                f"a first call of {warm.seconds:.1f} s, {recompiled} in the timed one"
+                f"repeated blocks, fullgraph, settings of engine/fusion.py; {warm.graphs} graphs compiled in a first "
+                f"call of {warm.seconds:.1f} s, {done.compiled} in the timed one"
             )
-            warm_up = f"{rendition.warm_up_steps(mode)} warm-up steps"
-        spoilt = f"{not_numbers} values are not numbers and are shown as 0: do not trust this output"
+            if mode == compilation.GRAPHS:
+                compiled += f"; {done.replayed} of its steps replayed from a CUDA graph, {done.recorded} recorded"
+                compiled += ", the text's keys and values computed once" if rendition.blocks.text_once else ""
+            if support.no_graph:
+                compiled += f"; no CUDA graph: {support.no_graph}"
+        if request.previews:
+            timed = "not timed: previews were drawn between the steps"
+        elif done.delayed:
+            timed = "not timed: something was compiled or recorded in the call; make it again"
+        else:
+            timed = f"one pipeline call between device synchronisations, after {warm_up} of the same shape"
+        spoilt = f"{not_numbers} values are not numbers and are shown as 0: do not trust this output, it has no score"
         return (
             {
                 "Device": self.machine.name,
@@ -459,18 +481,14 @@ class Studio(Holdings):
                 ),
                 "Prompt": read(rendition.pipeline, spec, request.prompt),
                 "Recipe": f"{request.recipe}: {recipes.recipe(spec.family, request.recipe).summary}",
-                "GEMM": support.gemm,
+                "GEMM": f"{support.gemm}; weights of Linear layers: {_weights(rendition.pipeline.transformer)}",
                 "Attention": f"PyTorch scaled_dot_product_attention in bf16 (diffusers backend {ATTENTION!r})",
                 "Compile": compiled,
                 "Text encoders and VAE": "bf16, shared by all precisions",
                 "Residency": self.where(key_of(spec, support.precision, request.recipe)),
                 "Scheduler": f"{type(rendition.pipeline.scheduler).__name__}, {request.num_inference_steps} steps",
                 "Noise": f"CPU generator, seed {request.seed}, the same for every precision",
-                "Timing": (
-                    "not timed: previews were drawn between the steps"
-                    if request.previews
-                    else f"one pipeline call between device synchronisations, after {warm_up} of the same shape"
-                ),
+                "Timing": timed,
                 "Memory": (
                     "weights as stored, plus the peak that the warm-up, with decoding, allocates"
                     + (" through PyTorch's CPU allocator" if self.device.type == "cpu" else " on the device")
@@ -481,6 +499,19 @@ class Studio(Holdings):
         )
 
 
+def _weights(denoiser: nn.Module) -> str:
+    """Kinds of the weights that the Linear layers hold, on which their products depend, and how many of each."""
+    kinds = Counter(_kind(layer.weight.data) for layer in denoiser.modules() if isinstance(layer, nn.Linear))
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+
+
+def _kind(weight: Tensor) -> str:
+    if type(weight) is Tensor:
+        return str(weight.dtype).removeprefix("torch.")
+    chosen = getattr(weight, "kernel_preference", None)
+    return type(weight).__name__ + (f" (kernel preference {chosen.value})" if chosen else "")
+
+
 def _activations(rendition: Rendition) -> dict[str, str]:
     steps = tuned.in_words(rendition.weight_only_steps)
     return (
@@ -488,14 +519,17 @@ def _activations(rendition: Rendition) -> dict[str, str]:
     )
 
 
-def keep_maps(maps: Sequence[Tensor], generation: Generation) -> tuple[LpipsMap, ...]:
-    """Write LPIPS maps, one a picture or clip, beside its file.
+def keep_maps(maps: Sequence[Tensor | None], generation: Generation) -> tuple[LpipsMap | None, ...]:
+    """Write LPIPS maps, one a picture or clip that has a score, beside its file.
 
     Raises:
         OutputError: they cannot be written.
     """
     kept = []
     for each, made in zip(maps, generation.files, strict=True):
+        if each is None:
+            kept.append(None)
+            continue
         file = Path(made).with_name(f"{Path(made).stem}-lpips.png")
         kept.append(LpipsMap(file=str(file), top=media.save_map(each, file)))
     return tuple(kept)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 
 import torch
@@ -59,6 +59,33 @@ class WarmUp:
     """The most bytes it allocated beyond what was there when it began."""
     dropped: int = 0
     """Recordings that had been given up by then (`Blocks.dropped`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What compiling and recording did; a difference of two is what was done in between."""
+
+    compiled: int = 0
+    """Graphs, in this process."""
+    plain: int = 0
+    """Steps that ran as they are, on the way to a recording."""
+    recorded: int = 0
+    """CUDA graphs, of one denoiser in its mode."""
+    replayed: int = 0
+    """Its steps that were replays of a recorded one."""
+
+    @classmethod
+    def so_far(cls, blocks: Blocks) -> Done:
+        steps = {"plain": blocks.plain, "recorded": blocks.recorded, "replayed": blocks.replayed}
+        return cls(compiled=graphs_compiled(), **steps)
+
+    def since(self, before: Done) -> Done:
+        return Done(**{name: value - getattr(before, name) for name, value in asdict(self).items()})
+
+    @property
+    def delayed(self) -> bool:
+        """Something was done that a call of a warm shape does not do, so that its time is not that of the call."""
+        return bool(self.compiled or self.plain or self.recorded)
 
 
 def mode(batch_size: int, support: Support, device: torch.device) -> str:
@@ -122,12 +149,16 @@ class Blocks:
             prompts that are not padded, which is symbolic from the first (see `PROMPT`); None lets any dimension that
             changes become symbolic, so that what a size runs as depends on which came before it.
         options: Inductor settings on top of the mode's own.
+
+    Attributes:
+        mode: the one in use.
     """
 
     def __init__(self, denoiser: nn.Module, dynamic: bool | None = False, options: Mapping[str, object] | None = None):
         self._denoiser, self._dynamic = denoiser, dynamic
         self._options = dict(fusion.options() if options is None else options)
         self._blocks = [m for m in denoiser.modules() if type(m).__name__ in denoiser._repeated_blocks]
+        self.mode = EAGER
         self._calls: dict[str, list[Callable | None]] = {EAGER: [None] * len(self._blocks)}
         """By mode; `GRAPHS` records the calls of `DEFAULT`."""
         self._step = StepGraph(denoiser._call_impl)
@@ -137,6 +168,7 @@ class Blocks:
 
     def use(self, mode: str) -> None:
         """Run in `mode` from now on; what was compiled or recorded is kept."""
+        self.mode = mode
         kind = DEFAULT if mode == GRAPHS else mode
         if kind not in self._calls:
             self._calls[kind] = self._compiled() if kind == DEFAULT else self._replayed()
@@ -164,8 +196,13 @@ class Blocks:
 
     @property
     def recorded(self) -> int:
-        """Steps recorded so far as CUDA graphs."""
-        return self._step.recorded
+        """CUDA graphs recorded so far: of steps, or in their mode of blocks."""
+        return self._step.recorded if self.mode != BLOCK_GRAPHS else block_graphs_recorded(self._denoiser.device)
+
+    @property
+    def plain(self) -> int:
+        """Steps so far that ran as they are, on the way to a recording."""
+        return self._step.plain
 
     @property
     def replayed(self) -> int:

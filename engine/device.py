@@ -20,7 +20,7 @@ import torch
 
 from engine import catalog, code, compilation, events, inspection, loading, precision, recipes, timing
 from engine.content import NO_FILTER, Filter
-from engine.errors import CancelledRun, FaultError, LoadError, TwinframeError, UnsupportedError
+from engine.errors import CancelledRun, FaultError, LoadError, TwinframeError, UnsupportedError, fault
 from engine.machine import Machine, Support
 from engine.request import CompareRequest
 from engine.results import Comparison
@@ -114,9 +114,10 @@ class Device:
             return "The weights are random: speed and memory are those of the real model, what it makes is noise."
         try:
             loading.check(spec, self.studio.source)
+            stored = loading.stored_as(spec, self.studio.source)
         except LoadError as error:
             return str(error)
-        return ""
+        return f"The bf16 reference is made of weights that are stored in {stored}." if "fp8" in stored else ""
 
     def recipes(self, model_id: str) -> Mapping[str, str]:
         """The recipes of a model and what each of them quantizes, in words; the default first."""
@@ -151,28 +152,20 @@ class Device:
         """It ends with the process."""
 
     def _carry_out(self, work: Callable[..., Result], *args: object) -> Result:
-        fault = None
+        failed = None
         try:
             with driving(self.studio.device):
                 return work(*args)
         except (TwinframeError, CancelledRun):
             raise
         except Exception as error:  # noqa: BLE001 - raised below, once the frames that hold its tensors are gone
-            fault = self._fault(error)
+            failed = self._fault(error)
         timing.free(self.studio.device)
-        raise fault
+        raise failed
 
     def _fault(self, error: Exception) -> FaultError:
         trace = "".join(traceback.format_exception(error)).rstrip()
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            sentence = "The device ran out of memory: choose a smaller batch or size and retry."
-            return FaultError(sentence, kind="OutOfMemoryError", trace=trace)
-        kind, lost = type(error).__name__, self._lost(error)
-        if lost:
-            sentence = f"The device failed ({kind}) and is being started again: please retry in a minute."
-        else:
-            sentence = f"The engine failed ({kind}): its log says more; please retry."
-        return FaultError(sentence, kind=kind, trace=trace, lost=lost)
+        return fault(error, trace, lost=self._lost(error))
 
     def _lost(self, error: Exception) -> bool:
         """Whether the CUDA context went with the error: all that comes after would fail as well."""

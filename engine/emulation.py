@@ -176,11 +176,13 @@ def nvfp4_weight(codes: Tensor, block_scales: Tensor) -> Tensor:
         block_scales: float8_e4m3fn (N, K / 16), none of them negative.
 
     Returns:
-        The block-scaled values e2m1 * e4m3, bf16 (N, K), exact; the per-tensor scale is not applied.
+        The block-scaled values e2m1 * e4m3, bf16 (N, K), exact; the per-tensor scale is not applied. A block whose
+        scale is NaN is NaN.
     """
     rows, width = codes.shape
     # One lookup unpacks and scales: the index is the scale's bits above the byte with its two codes.
-    scale = block_scales.view(torch.uint8).to(torch.int32).mul_(256)
+    # Without the sign, which a NaN may have, no scale points beyond the table: on a GPU that would end the process.
+    scale = (block_scales.view(torch.uint8) & 0x7F).to(torch.int32).mul_(256)
     index = codes.view(rows, -1, BLOCK // 2).to(torch.int32).add_(scale.unsqueeze(-1))
     pairs = torch.index_select(_scaled_pairs(codes.device), 0, index.view(-1))
     return pairs.view(torch.bfloat16).view(rows, width * 2)

@@ -47,5 +47,19 @@ class FaultError(TwinframeError, RuntimeError):
         self.kind, self.trace, self.lost = kind, trace, lost
 
 
+def fault(error: Exception, trace: str = "", lost: bool = False) -> FaultError:
+    """What to tell of an exception that nobody expected; named without torch, whose memory errors have names of their
+    own."""
+    kind = type(error).__name__
+    if kind in ("OutOfMemoryError", "MemoryError"):
+        sentence = "The device ran out of memory: choose a smaller batch or size and retry."
+        return FaultError(sentence, kind="OutOfMemoryError", trace=trace)
+    if lost:
+        sentence = f"The device failed ({kind}) and is being started again: please retry in a minute."
+    else:
+        sentence = f"The engine failed ({kind}): its log says more; please retry."
+    return FaultError(sentence, kind=kind, trace=trace, lost=lost)
+
+
 class CancelledRun(Exception):
     """No failure: whoever asked for a run does not want it any more. Raised out of the pipeline's call."""

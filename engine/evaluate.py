@@ -4,8 +4,13 @@ Every prompt is made in bf16 once, again by a second legitimate bf16 path (the f
 ceiling), and then by each precision with each recipe from the noise of the first. A picture and its row are written
 whole, one after the other, into a folder for the prompt, so that a run that is killed at any moment goes on where it
 stopped: at most the pictures that were in the making are made again. Tables and report are built from the rows in the
-end. `manifest.json` says what the folder holds; a run with anything else in mind leaves it alone. Several devices take
-prompts from one list; they hinder each other's clocks, so no latency is kept then, and everything else is the same.
+end. `manifest.json` says what the folder holds and all that shaped it; a run with anything else in mind leaves it
+alone. Several devices take prompts from one list; they hinder each other's clocks, so no latency is kept then, and
+everything else is the same.
+
+What would count twice, or should not count at all, is left out of every mean and interval, and it is said: prompts of
+which a model reads the same tokens, which would give the same picture, and pairs of which either side has values that
+are not numbers, which have no score.
 
 Knows nothing of how pictures are made: that is engine/compare.py's `Studio`.
 """
@@ -29,20 +34,22 @@ import numpy as np
 from safetensors.torch import load_file, save
 from scipy.stats import bootstrap
 
-from engine import events, loading, metrics, report
+from engine import events, fingerprint, loading, metrics, recipes, report
 from engine.catalog import ModelSpec
-from engine.compare import Studio, versions
+from engine.compare import Studio
+from engine.environment import versions
 from engine.errors import OutputError, RequestError, UnsupportedError
 from engine.files import write_whole
 from engine.holdings import Rendition
-from engine.pipeline import Made, seed_of
+from engine.pipeline import Made, seed_of, token_ids
 from engine.prompts import Prompt, PromptSet
 from engine.request import PRECISIONS, REFERENCE, CompareRequest
+from engine.results import NO_SCORE
 from engine.several import Stop, driving, each, studio_on, studios_of
 from engine.worker import writable
 
 FLOOR, CEILING = "floor", "ceiling"
-FORMAT = 1
+FORMAT = 2
 """Of the folder; it changes when rows of one version could not be read by another."""
 AT_ONCE = 16
 """Prompts that a large model makes in one precision before the next one is loaded; their references wait on disk."""
@@ -50,6 +57,8 @@ RESAMPLES = 10_000
 CONFIDENCE = 0.95
 EXTREMES = 4
 """Worst and best pairs that are shown, at most."""
+SAME_SAID = 5
+"""Prompts that are named as equal to others, at most; summary.json has them all."""
 _REFERENCE_FILE = "reference.safetensors"
 _DRAWS_AT_ONCE = 10_000_000
 """Numbers that the bootstrap holds at once."""
@@ -125,9 +134,14 @@ def run(
         for name in asked.precisions:
             if studio.support[name].execution == "unavailable":
                 raise UnsupportedError(studio.support[name].reason)
-        manifest = _claim(out, _manifest(spec, asked, lanes, prompts, studio))
+        wanted = _manifest(spec, asked, lanes, prompts, studio)
+        manifest = _held(out, wanted) or _begun(out, wanted | {"same": _same(spec, asked, prompts, studio, say)})
+        given, same = len(prompts.prompts), manifest["same"]
+        prompts = replace(prompts, prompts=tuple(p for p in prompts.prompts if str(p.id) not in same))
+        if same:
+            say(same_in_words(same, spec.name))
         _Evaluation(spec, asked, lanes, prompts.prompts, studio, out, say).make()
-        summary = _summary(spec, manifest, lanes, prompts, refused, studio, out)
+        summary = _summary(spec, manifest, lanes, prompts, given, refused, studio, out)
     _write_table(out / "scores.csv", _scores(lanes, prompts.prompts, out), spec)
     _write_table(out / "rulers.csv", _rulers(prompts.prompts, out), spec)
     _write_json(out / "summary.json", summary)
@@ -195,6 +209,8 @@ class _Evaluation:
         row = self._make(studio, stop, folder, name, rendition, request)
         _write_json(folder / f"{name}.json", row)
         score = "" if row["lpips"] is None else f", LPIPS {row['lpips']:.4f}"
+        if row["unscored"] or row["not_numbers"]:
+            score = f", {NO_SCORE}"
         with self._lock:
             self._seconds[name].append(time.monotonic() - began)
             self._left[name] = max(0, self._left[name] - 1)
@@ -214,6 +230,7 @@ class _Evaluation:
             "psnr_db": None,
             "lpips_frames": None,
             "temporal_lpips": None,
+            "unscored": False,
             "latency_s": None,
             "memory_gb": None,
         }
@@ -231,17 +248,20 @@ class _Evaluation:
                 ran["Timing"] = f"not timed: {self._devices} devices of one host were at work at once"
             elif generation.latency_comparable:
                 row["latency_s"] = asdict(generation.latency)
-        row |= {"file": Path(files[0]).name, "not_numbers": made.not_numbers, "ran": ran}
+        row |= {"file": Path(files[0]).name, "not_numbers": sum(made.not_numbers), "ran": ran}
         reference = folder / _REFERENCE_FILE
         if name == REFERENCE:
             write_whole(reference, save({"pixels": made.pixels.cpu().contiguous()}))
         else:
-            kept = Made(pixels=load_file(reference)["pixels"].to(made.pixels.device))
+            lost = _read_row(folder, REFERENCE)["not_numbers"]
+            kept = Made(pixels=load_file(reference)["pixels"].to(made.pixels.device), not_numbers=(lost,))
             row |= self._distances(studio, made, kept)
         return row
 
     def _distances(self, studio: Studio, made: Made, reference: Made) -> dict:
         found, _ = studio.distance(made, reference)
+        if found.unscored:
+            return {"unscored": True}
         row = {"lpips": found.lpips[0], "psnr_db": _finite(found.psnr_db[0])}
         if found.lpips_frames is not None:
             one, other = made.pixels[0] * 2 - 1, reference.pixels[0] * 2 - 1
@@ -323,9 +343,8 @@ def _folder(out: Path, prompt: Prompt) -> Path:
     return out / "pictures" / f"{prompt.id:05}"
 
 
-def _read_row(out: Path, prompt: Prompt, name: str) -> dict | None:
-    """A finished row; None if it or its picture is not there, or not whole."""
-    folder = _folder(out, prompt)
+def _read_row(folder: Path, name: str) -> dict | None:
+    """A finished row of a prompt's folder; None if it or its picture is not there, or not whole."""
     try:
         row = json.loads((folder / f"{name}.json").read_bytes())
         return row if (folder / row["file"]).is_file() else None
@@ -334,7 +353,7 @@ def _read_row(out: Path, prompt: Prompt, name: str) -> dict | None:
 
 
 def _is_done(out: Path, prompt: Prompt, name: str) -> bool:
-    return _read_row(out, prompt, name) is not None
+    return _read_row(_folder(out, prompt), name) is not None
 
 
 def _manifest(
@@ -351,12 +370,16 @@ def _manifest(
         "versions": versions(),
         "settings": request,
         "lanes": [asdict(lane) for lane in lanes],
+        "recipes": {
+            name: fingerprint.of_recipe(recipes.recipe(spec.family, name))
+            for name in dict.fromkeys(lane.recipe for lane in lanes)
+        },
         "prompts": {"source": prompts.name, "taken": [asdict(prompt) for prompt in prompts.prompts]},
     }
 
 
-def _claim(out: Path, wanted: dict) -> dict:
-    """Write the manifest of a new evaluation, or make sure that the folder's own is the same.
+def _held(out: Path, wanted: dict) -> dict | None:
+    """The folder's own manifest if it is of the same evaluation; None if the folder is empty.
 
     Raises:
         OutputError: the folder holds something else, which stays as it is.
@@ -366,25 +389,58 @@ def _claim(out: Path, wanted: dict) -> dict:
         others = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith("."))
         if others:
             raise OutputError(f"{out} holds {others[0]} but no evaluation: choose an empty folder.")
-        manifest = wanted | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
-        _write_json(file, manifest)
-        return manifest
+        return None
+    damaged = f"{file} is damaged: restore it, or choose another folder; nothing was changed."
     try:
         manifest = json.loads(file.read_bytes())
-        held = {name: manifest[name] for name in (*wanted, "created")}
-        created = held.pop("created")
+        if manifest["format"] != FORMAT:
+            raise OutputError(f"{out} holds an evaluation of another version of Twinframe: choose another folder.")
+        held = {name: manifest[name] for name in (*wanted, "created", "same")}
+    except OutputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{file} is damaged: restore it, or choose another folder; nothing was changed.") from error
-    differs = _difference(held, wanted)
+        raise OutputError(damaged) from error
+    differs = _difference({name: held[name] for name in wanted}, wanted)
     if differs:
         raise OutputError(f"{out} holds another evaluation ({differs}): choose another folder, or ask for the same.")
-    return wanted | {"created": created}
+    return held
+
+
+def _begun(out: Path, wanted: dict) -> dict:
+    """The manifest of a new evaluation, written."""
+    manifest = wanted | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
+    _write_json(out / "manifest.json", manifest)
+    return manifest
+
+
+def _same(
+    spec: ModelSpec, asked: CompareRequest, prompts: PromptSet, studio: Studio, say: Callable[[str], None]
+) -> dict[str, int]:
+    """Id of a prompt, as JSON has it -> id of the one before it of which the model reads the same tokens."""
+    told = lambda event: say(f"loading {event.what}") if isinstance(event, events.Loading) else None  # noqa: E731
+    pipeline = studio.rendition(spec, REFERENCE, asked.recipe, told).pipeline
+    first: dict[tuple, int] = {}
+    found = {
+        prompt.id: first.setdefault(token_ids(pipeline, spec, prompt.text), prompt.id) for prompt in prompts.prompts
+    }
+    return {str(prompt): other for prompt, other in found.items() if prompt != other}
+
+
+def same_in_words(same: Mapping[str, int], name: str) -> str:
+    """Which prompts a model cannot tell from others, in one sentence."""
+    said = [f"{prompt} is {other} to it" for prompt, other in same.items()]
+    further = f" and {len(said) - SAME_SAID} more" if len(said) > SAME_SAID else ""
+    left = "prompt that" if len(said) == 1 else "prompts that"
+    return f"{len(said)} {left} {name} cannot tell from another left out: {', '.join(said[:SAME_SAID])}{further}"
 
 
 def _difference(held: object, wanted: object, name: str = "") -> str | None:
     """The first value in which two manifests differ, in words."""
     if held == wanted:
         return None
+    if name == "recipes" and isinstance(held, dict):
+        changed = [key for key in dict.fromkeys((*held, *wanted)) if held.get(key) != wanted.get(key)]
+        return f"by a recipe that has changed since: {', '.join(changed)}"
     if isinstance(held, dict) and isinstance(wanted, dict):
         return next(
             found
@@ -396,6 +452,8 @@ def _difference(held: object, wanted: object, name: str = "") -> str | None:
         return f"of {held}, not of {wanted}"
     if name == "taken":
         return "over other prompts"
+    if name == "weights" and isinstance(held, str):
+        return f"of a checkpoint that has changed since: {fingerprint.changed(held, wanted)}"
     return f"{name} {held}, not {wanted}"
 
 
@@ -409,23 +467,26 @@ def _write_json(file: Path, content: dict) -> None:
 def _scores(lanes: Sequence[Lane], prompts: Sequence[Prompt], out: Path) -> Iterable[dict]:
     for prompt in prompts:
         for lane in lanes:
-            yield _line(prompt, {"precision": lane.precision, "recipe": lane.recipe}, _read_row(out, prompt, lane.name))
+            row = _read_row(_folder(out, prompt), lane.name)
+            yield _line(prompt, {"precision": lane.precision, "recipe": lane.recipe}, row)
 
 
 def _rulers(prompts: Sequence[Prompt], out: Path) -> Iterable[dict]:
     for prompt in prompts:
         for name in (FLOOR, CEILING):
-            yield _line(prompt, {"ruler": name}, _read_row(out, prompt, name))
+            yield _line(prompt, {"ruler": name}, _read_row(_folder(out, prompt), name))
 
 
 def _line(prompt: Prompt, what: dict, row: dict) -> dict:
+    """A line of a table; what has no score has none in words either, and equal pictures have infinite decibels."""
+    decibels = math.inf if row["psnr_db"] is None and not row["unscored"] else row["psnr_db"]
     return {
         "prompt_id": prompt.id,
         "category": prompt.category,
         "prompt": prompt.text,
         **what,
         "lpips": row["lpips"],
-        "psnr_db": math.inf if row["psnr_db"] is None else row["psnr_db"],
+        "psnr_db": decibels,
         "temporal_lpips": row["temporal_lpips"],
     }
 
@@ -483,6 +544,7 @@ def _summary(
     manifest: Mapping,
     lanes: Sequence[Lane],
     prompts: PromptSet,
+    given: int,
     refused: Sequence[int],
     studio: Studio,
     out: Path,
@@ -490,7 +552,7 @@ def _summary(
     categories = sorted({prompt.category for prompt in prompts.prompts} - {""})
 
     def rows(name: str) -> list[tuple[Prompt, dict]]:
-        return [(prompt, _read_row(out, prompt, name)) for prompt in prompts.prompts]
+        return [(prompt, _read_row(_folder(out, prompt), name)) for prompt in prompts.prompts]
 
     found = {name: rows(name) for name in (REFERENCE, FLOOR, CEILING)}
     path = found[FLOOR][0][1]["ran"]["path"]
@@ -505,7 +567,9 @@ def _summary(
         "settings": manifest["settings"],
         "prompts": {
             "source": prompts.name,
+            "given": given,
             "count": len(prompts.prompts),
+            "same": manifest["same"],
             "repeated": prompts.repeated,
             "refused": list(refused),
         },
@@ -535,10 +599,13 @@ Rows = Sequence[tuple[Prompt, dict]]
 
 
 def _scored(rows: Rows, categories: Sequence[str]) -> dict:
-    """Scores over all prompts and in each category; PSNR over pairs that differ, as equal ones have an infinite one."""
+    """Scores over all prompts and in each category, of pairs that have one; PSNR over those that differ, as equal ones
+    have an infinite one."""
 
-    def scores(some: Rows) -> dict:
+    def scores(every: Rows) -> dict:
+        some = [(prompt, row) for prompt, row in every if not row["unscored"]]
         return {
+            "unscored": len(every) - len(some),
             "lpips": estimate([row["lpips"] for _, row in some]),
             "psnr_db": estimate([row["psnr_db"] for _, row in some if row["psnr_db"] is not None]),
             "equal": sum(row["psnr_db"] is None for _, row in some),
@@ -570,12 +637,13 @@ def _ran(rows: Rows) -> dict:
 
 def _extremes(rows: Rows, out: Path, name: str) -> dict:
     """The pairs that differ most and least; no pair is in both."""
-    ordered = sorted(rows, key=lambda each: -each[1]["lpips"])
+    scored = [each for each in rows if not each[1]["unscored"]]
+    ordered = sorted(scored, key=lambda each: -each[1]["lpips"])
     count = min(EXTREMES, math.ceil(len(ordered) / 2))
 
     def pair(prompt: Prompt, row: dict) -> dict:
         folder = _folder(out, prompt)
-        reference = _read_row(out, prompt, REFERENCE)["file"]
+        reference = _read_row(folder, REFERENCE)["file"]
         return {
             "prompt_id": prompt.id,
             "category": prompt.category,
@@ -605,12 +673,38 @@ HEADER = f"{'precision':9} {'recipe':14} {'LPIPS':>7} {'95% interval':>17} {'PSN
 
 
 def line(row: Mapping) -> str:
-    """A result as one line of a table below `HEADER`."""
+    """A result as one line of a table below `HEADER`; behind it, how many prompts have no score."""
     score, psnr, latency = row["lpips"], row["psnr_db"], row["latency_s"]
-    ends = "-" if score["low"] is None else f"{score['low']:.4f} - {score['high']:.4f}"
+    ends = "-" if score is None or score["low"] is None else f"{score['low']:.4f} - {score['high']:.4f}"
+    mean = f"{score['mean']:.4f}" if score else "-"
+    lost = unscored(row)
     decibels = f"{psnr['mean']:.1f}" if psnr else "-"
     seconds = f"{latency['median']:.3f}" if latency else "-"
     return (
-        f"{row['precision']:9} {row['recipe']:14} {score['mean']:7.4f} {ends:>17} {decibels:>8} {seconds:>8} "
-        f"{row['memory_gb']['peak']:8.2f}"
+        f"{row['precision']:9} {row['recipe']:14} {mean:>7} {ends:>17} {decibels:>8} {seconds:>8} "
+        f"{row['memory_gb']['peak']:8.2f}{f'  {lost}' if lost else ''}"
     )
+
+
+def unscored(scores: Mapping) -> str:
+    """How many prompts of a result or an end of the ruler have no score, in words; empty if all have."""
+    count, scored = scores["unscored"], scores["lpips"]["n"] if scores["lpips"] else 0
+    return f"{count} of {count + scored} prompts: {NO_SCORE}" if count else ""
+
+
+def heading(summary: Mapping) -> str:
+    """What was evaluated, as the line above `HEADER`."""
+    prompts = summary["prompts"]
+    said = f"{summary['model']} on {summary['device']}, {prompts['count']} prompts of {prompts['source']}"
+    same = prompts["same"]
+    return said + (f" ({prompts['given']} given; {same_in_words(same, summary['name'])})" if same else "")
+
+
+def ruler(summary: Mapping) -> str:
+    """Floor and ceiling in a line."""
+    said = []
+    for name in (FLOOR, CEILING):
+        scores = summary["ruler"][name]
+        mean = f"{scores['lpips']['mean']:.4f}" if scores["lpips"] else "-"
+        said.append(" ".join(filter(None, (name, mean, unscored(scores) and f"({unscored(scores)})"))))
+    return f"ruler: {', '.join(said)}"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import getpass
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from engine.errors import OutputError
@@ -17,9 +20,92 @@ except ImportError:  # Windows
 
 
 def cache_folder() -> Path:
-    """What may be lost: $TWINFRAME_CACHE, or `twinframe` below the user's cache folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(os.environ.get("TWINFRAME_CACHE", home / "twinframe"))
+    """What may be lost: $TWINFRAME_CACHE, or `twinframe` below the user's cache folder, or else, as for a user without
+    a home or with one that cannot be written, the user's own temporary folder."""
+    if named := os.environ.get("TWINFRAME_CACHE"):
+        return Path(named)
+    try:
+        usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twinframe"
+    except RuntimeError:  # the system knows of no home
+        return own_temporary()
+    return usual if can_be_written(usual) else own_temporary()
+
+
+def can_be_written(folder: Path) -> bool:
+    """Whether files can be written into a folder, or the folder can be made."""
+    nearest = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    return nearest is not None and nearest.is_dir() and os.access(nearest, os.W_OK)
+
+
+def check_target(file: Path) -> None:
+    """See whether a result could be written there, before anything is measured.
+
+    Raises:
+        OutputError: it could not.
+    """
+    if file.is_dir():
+        raise OutputError(f"{file} is a folder: name a file in it.")
+    if not can_be_written(file.parent):
+        raise OutputError(f"Cannot write into {file.parent}: choose another folder.")
+
+
+def own_temporary() -> Path:
+    """A folder below the system's temporary one that belongs to this user, so that what is in it can be trusted.
+
+    Raises:
+        OSError: the system has no temporary folder.
+    """
+    return _own_below(tempfile.gettempdir())
+
+
+@functools.cache
+def _own_below(place: str) -> Path:
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    folder = Path(place) / f"twinframe-{user}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if not hasattr(os, "getuid") or folder.lstat().st_uid == user:
+            return folder
+    return Path(tempfile.mkdtemp(prefix="twinframe-", dir=place))  # somebody else has taken that name
+
+
+def provide_user() -> None:
+    """Give this process a user's name and a home where the system knows of none, as in a container that runs under any
+    user id: torch, Triton and the hub's library ask for them and raise. Call it before they are imported."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ["LOGNAME"] = f"user-{os.getuid()}"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = None
+    # Docker gives such a user the root folder as home.
+    if home is None or (home == Path(home.anchor) and not os.access(home, os.W_OK)):
+        os.environ["HOME"] = str(own_temporary())
+
+
+@contextlib.contextmanager
+def tentative(folder: Path, *parts: str, worth_keeping: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Should what is done fail, take back the folders that it made on the way to `folder` and left empty.
+
+    Args:
+        parts: names in `folder` of what it may write there, and what is then of no use; what was there before stays.
+        worth_keeping: whether the parts are of use all the same.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    new = [folder / part for part in parts if not (folder / part).exists()]
+    try:
+        yield
+    except BaseException:
+        if not worth_keeping():
+            for part in new:
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        for place in missing:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+        raise
 
 
 def write_whole(file: Path, content: bytes) -> None:

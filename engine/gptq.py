@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchao.prototype.mx_formats.kernels import f32_to_f4_unpacked, pack_uint4
 
 from engine import nvfp4
-from engine.errors import LoadError
+from engine.errors import LoadError, UnsupportedError
 from engine.files import write_whole
 from engine.nvfp4 import BLOCK, E2M1_MAX, Packed, round_e2m1_
 
@@ -77,6 +77,9 @@ def quantize(weight: Tensor, moment: Tensor) -> Packed:
     """Round a bf16 (N, K) weight so that its product with inputs of this second moment (K, K) loses little.
 
     Block scales are searched as in `nvfp4.quantize`, for the block as it is when its turn comes.
+
+    Raises:
+        UnsupportedError: the moment has values that are not numbers.
     """
     rest = weight.float().clone()
     factor = _factor(moment.float().clone())
@@ -98,7 +101,16 @@ def quantize(weight: Tensor, moment: Tensor) -> Packed:
 
 
 def _factor(moment: Tensor) -> Tensor:
-    """The upper Cholesky factor of the damped moment's inverse, fp32 (K, K)."""
+    """The upper Cholesky factor of the damped moment's inverse, fp32 (K, K).
+
+    Raises:
+        UnsupportedError: the moment has values that are not numbers, which no damping mends.
+    """
+    if not moment.isfinite().all():
+        raise UnsupportedError(
+            "A layer's inputs are not numbers, or too large to be squared, so its rounding cannot be calibrated: "
+            "choose other prompts or another model."
+        )
     damping = DAMPING * moment.diagonal().mean() + torch.finfo(torch.float32).tiny
     while True:
         moment.diagonal().add_(damping)
@@ -154,7 +166,9 @@ def read(files: Sequence[Path], name: str, weight: Tensor) -> Packed:
     exact = weight.float()
     if packed[0].shape[0] != exact.shape[0] or 2 * packed[0].shape[1] != exact.shape[1]:
         raise _others(file, name)
-    if (nvfp4.dequantize(*packed) - exact).norm() > OTHER_WEIGHTS * exact.norm():
+    # Written so that a distance that is NaN is refused too; a scale with a sign is none of ours.
+    near = (nvfp4.dequantize(*packed) - exact).norm() <= OTHER_WEIGHTS * exact.norm()
+    if not near or (packed[1].view(torch.uint8) > nvfp4.E4M3_MAX_BITS).any():
         raise _others(file, name)
     return packed
 
@@ -176,8 +190,7 @@ def _opened(file: Path) -> Iterator[safe_open]:
             yield tensors
     except (OSError, SafetensorError) as error:
         raise LoadError(
-            f"The calibrated weights in {file} are missing or damaged: restore them with git checkout, or choose "
-            "another recipe."
+            f"The calibrated weights in {file} are missing or damaged: restore them, or choose another recipe."
         ) from error
 
 

@@ -35,13 +35,14 @@ class StepGraph:
 
     Attributes:
         dropped: recordings that gave way to others so far.
+        plain: calls so far that ran as they are, on the way to a recording.
         recorded: recordings made so far.
         replayed: calls so far that were replays.
         variant: hashable, set by whoever changes what `call` does besides through its arguments: part of the shape.
     """
 
     def __init__(self, call: Callable):
-        self.dropped = self.recorded = self.replayed = 0
+        self.dropped = self.plain = self.recorded = self.replayed = 0
         self.variant: object = None
         self._call = call
         self._plain: dict[tuple, int] = {}
@@ -58,6 +59,7 @@ class StepGraph:
         if key not in self._recorded:
             if self._plain.get(key, 0) < PLAIN_CALLS:
                 self._plain[key] = self._plain.get(key, 0) + 1
+                self.plain += 1
                 return self._call(*args, **kwargs)
             self._record(key, args, kwargs)
         self._recorded.move_to_end(key)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import DiffusionPipeline
 
-from engine import compilation, events, loading, pinned, precision, recipes, residency, timing
+from engine import compilation, events, loading, pinned, precision, recipes, residency, schedulers, timing
 from engine.catalog import ModelSpec
 from engine.errors import UnsupportedError
 from engine.remedies import WeightOnlySteps
@@ -41,9 +41,11 @@ class Rendition:
         return compilation.WARM_UP_STEPS[mode] * (2 if any(self.weight_only_steps) else 1)
 
     def weight_only(self, total: int, warming: bool = False) -> WeightOnlySteps | None:
-        """What leaves activations in bf16 in some steps of a call of `total`, or, `warming`, in every other half."""
+        """What leaves activations in bf16 in some steps of a call of `total` inference steps, or, `warming`, in every
+        other half."""
         if not any(self.weight_only_steps):
             return None
+        total = schedulers.timesteps(self.pipeline.scheduler, total)
         steps = (total // 2, 0) if warming else self.weight_only_steps
         return WeightOnlySteps(self.pipeline.transformer, steps, total, self.blocks.vary)
 

@@ -14,16 +14,16 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from engine import loading, metrics, precision, recipes
+from engine import fingerprint, loading, metrics, precision, recipes
 from engine.catalog import ModelSpec
-from engine.compare import versions
+from engine.environment import versions
 from engine.errors import OutputError, RequestError, UnsupportedError
 from engine.files import write_whole
 from engine.pipeline import call, finished
 from engine.prompts import PromptSet
 from engine.recipes import Plan, Recipe
 from engine.remedies import WeightOnlySteps
-from engine.request import PRECISIONS, CompareRequest
+from engine.request import PRECISIONS, CompareRequest, shown
 from engine.source import Source
 
 FORMAT = 1
@@ -73,11 +73,24 @@ class Bench:
         return transformer, plan
 
     def make(self, transformer: nn.Module, prompt: str, weight_only_steps: tuple[int, int] = (0, 0)) -> Tensor:
-        """A picture (1, 3, H, W) or the frames of a clip (F, 3, H, W), float in [-1, 1], on the CPU."""
+        """A picture (1, 3, H, W) or the frames of a clip (F, 3, H, W), float in [-1, 1], on the CPU.
+
+        Raises:
+            UnsupportedError: its values are not numbers, so that nothing can be learnt from it.
+        """
         pipeline, request = self.pipeline(transformer), self.request(prompt)
         steps = WeightOnlySteps(transformer, weight_only_steps, request.num_inference_steps)
         made = finished(pipeline, self.spec, call(pipeline, self.spec, request, request.seed, steps=steps))
+        if made.is_damaged(0):
+            raise self.not_numbers(prompt)
         return (made.pixels if self.spec.modality == "image" else made.pixels[0]).cpu() * 2 - 1
+
+    def not_numbers(self, prompt: str) -> UnsupportedError:
+        """What to say where a search would go by values that are not numbers."""
+        return UnsupportedError(
+            f"{self.spec.name} makes values that are not numbers of {shown(prompt)}, so there is no score to search "
+            "by: mend its weights, or choose another model or other prompts."
+        )
 
     def reference(self, prompt: str) -> Tensor:
         """What bf16 makes of it, made once, while no layer of `exact` is changed."""
@@ -137,6 +150,10 @@ class Quality:
             "execution": bench.support["nvfp4"].execution,
             "versions": versions(),
             "weights": loading.fingerprint(bench.spec, bench.source),
+            "recipes": {
+                name: fingerprint.of_recipe(recipes.recipe(bench.spec.family, name))
+                for name in dict.fromkeys((bench.spec.recipes[0], "full"))
+            },
             "settings": {k: v for k, v in asked.items() if k not in ("prompt", "precisions", "recipe", "model")},
             "prompts": {"source": prompts.name, "search": search, "report": report},
         }
@@ -170,18 +187,29 @@ class Quality:
     def _held(self, conditions: Mapping[str, object]) -> dict:
         try:
             content = json.loads(self.file.read_bytes())
-            held = {name: content[name] for name in conditions}
-            content["scores"].items()
+            content["model"], content["scores"].items()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(
                 f"{self.file} is damaged or no file of the lab: choose another; nothing was changed."
             ) from error
+        # Of a file that an older version wrote, some conditions are not known: it is not gone on with either.
         for name, wanted in conditions.items():
-            if held[name] != wanted:
+            if (held := content.get(name)) != wanted:
                 raise OutputError(
-                    f"{self.file} holds what was found with other {name}: choose another file; nothing was changed."
+                    f"{self.file} holds what was found with other {name}{_which(name, held, wanted)}: choose another "
+                    "file; nothing was changed."
                 )
         return content
+
+
+def _which(name: str, held: object, wanted: object) -> str:
+    """What of it is another, in brackets, where that can be said in a few words."""
+    if name == "weights" and isinstance(held, str):
+        return f" ({fingerprint.changed(held, wanted)})"
+    if name in ("versions", "settings", "recipes") and isinstance(held, dict):
+        other = [key for key in dict.fromkeys((*held, *wanted)) if held.get(key) != wanted.get(key)]
+        return f" ({', '.join(other)})"
+    return ""
 
 
 def _now() -> str:

@@ -19,7 +19,9 @@ BLOCK = 16
 E2M1_MAX = 6.0
 E4M3_MAX = 448.0
 E4M3_LEAST_NORMAL = 2.0**-6
-_NORMAL_BITS = (0x08, 0x7E)
+E4M3_MAX_BITS = 0x7E
+"""Bit pattern of 448; the only ones above it are NaN and what has a sign."""
+_NORMAL_BITS = (0x08, E4M3_MAX_BITS)
 """Of the least and the greatest normal e4m3, 2^-6 and 448; between them bit patterns sort like the numbers."""
 SEARCHED_STEPS = range(-4, 7)
 """e4m3 neighbours of the usual block scale that are tried, 8 to an octave: from 0.7 of it, where the largest value is

@@ -95,8 +95,7 @@ def check_app(args: argparse.Namespace) -> None:
         raise RequestError('--mcp needs a package that is missing: run pip install "gradio[mcp]" and start again.')
     if args.mcp and os.environ.get("TWINFRAME_AUTH"):
         raise RequestError("--mcp cannot be had with TWINFRAME_AUTH, as MCP clients have no password: leave one out.")
-    if args.port is not None:
-        check_address(args.host, args.port)
+    check_address(args.host, args.port)
 
 
 def is_public(args: argparse.Namespace) -> bool:
@@ -114,19 +113,20 @@ def shares_results(args: argparse.Namespace, environment: Mapping[str, str]) -> 
     return switch(environment, "TWINFRAME_SHARE_RESULTS", default=is_public(args))
 
 
-def check_address(host: str, port: int) -> None:
-    """See whether a server could listen there.
+def check_address(host: str, port: int | None) -> None:
+    """See whether a server could listen there; without a port, whether it could at all.
 
     Raises:
         RequestError: it could not.
     """
-    if not 1 <= port <= 65535:
+    if port is not None and not 1 <= port <= 65535:
         raise RequestError(f"Port {port} does not exist: choose one from 1 to 65535.")
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        where, why = f"{host} port {port}", error.strerror or error
-        raise RequestError(f"Cannot listen on {where}: {why}. Choose another with --port.") from error
+        where, other = (host, "--host") if port is None else (f"{host} port {port}", "--port")
+        why = error.strerror or error
+        raise RequestError(f"Cannot listen on {where}: {why}. Choose another with {other}.") from error

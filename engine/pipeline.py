@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from engine import events
 from engine.catalog import ModelSpec
@@ -32,8 +33,13 @@ class Made:
     """Float (N, channels, samples) in [-1, 1], on the CPU; None without sound."""
     audio_rate: int = 0
     """Samples a second."""
-    not_numbers: int = 0
-    """Values that the model made NaN; they are 0 here, hence black."""
+    not_numbers: tuple[int, ...] = ()
+    """For each picture or clip, how many of its values the model made NaN or infinite; they are 0 here, hence black.
+    Empty stands for none anywhere."""
+
+    def is_damaged(self, index: int) -> bool:
+        """Whether picture or clip `index` has values that are not numbers, so that no distance to it means anything."""
+        return bool(self.not_numbers) and self.not_numbers[index] > 0
 
 
 class Progress:
@@ -43,12 +49,11 @@ class Progress:
     def __init__(
         self,
         name: str,
-        total: int,
         tell: Callable[[events.Event], None],
         stop: Callable[[], bool],
         preview: Previewer | None = None,
     ):
-        self._name, self._total, self._tell, self._stop, self._preview = name, total, tell, stop, preview
+        self._name, self._tell, self._stop, self._preview = name, tell, stop, preview
         self._first: datetime | None = None
 
     def check(self) -> None:
@@ -57,13 +62,13 @@ class Progress:
 
     def __call__(self, pipeline: DiffusionPipeline, index: int, timestep: Tensor, kwargs: dict) -> dict:
         self.check()
-        now, done = datetime.now(UTC), index + 1
+        now, done, total = datetime.now(UTC), index + 1, pipeline.num_timesteps
         if self._first is None:
             self._first = now
         spent = (now - self._first).total_seconds()
-        left = spent / index * (self._total - done) if index else None
-        preview = self._preview(kwargs["latents"], index) if self._preview and done < self._total else None
-        self._tell(events.Step(self._name, done, self._total, left, preview))
+        left = spent / index * (total - done) if index else None
+        preview = self._preview(kwargs["latents"], index) if self._preview and done < total else None
+        self._tell(events.Step(self._name, done, total, left, preview))
         return {}
 
 
@@ -119,20 +124,48 @@ def call(
 
 
 def finished(pipeline: DiffusionPipeline, spec: ModelSpec, output: object) -> Made:
-    """A pipeline's output as pictures or clips, with every value a number."""
+    """A pipeline's output as pictures or clips, with every value a number, and how many were none."""
     if spec.modality == "image":
         pixels, audio, audio_rate = output.images.float(), None, 0
     else:
         # bf16 clips stay bf16 and leave the device: a batch of them in fp32 takes gigabytes.
         pixels, audio = output.frames.cpu(), output.audio.float().cpu()
         audio_rate = pipeline.vocoder.config.output_sampling_rate
-    not_numbers = int(pixels.isnan().sum()) + (0 if audio is None else int(audio.isnan().sum()))
+    lost = _lost(pixels)
+    if audio is not None:
+        lost = [seen + heard for seen, heard in zip(lost, _lost(audio), strict=True)]
     return Made(
-        pixels=pixels.nan_to_num(0),
-        audio=None if audio is None else audio.nan_to_num(0),
+        pixels=_numbers(pixels),
+        audio=None if audio is None else _numbers(audio),
         audio_rate=audio_rate,
-        not_numbers=not_numbers,
+        not_numbers=tuple(lost),
     )
+
+
+def _lost(values: Tensor) -> list[int]:
+    """How many values of each item are NaN or infinite."""
+    return (~values.isfinite()).flatten(1).sum(1).tolist()
+
+
+def _numbers(values: Tensor) -> Tensor:
+    return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def token_ids(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> tuple[tuple[int, ...], ...]:
+    """All that the pipeline's text encoders are given of a prompt: the ids of each of its tokenizers, cut where the
+    pipeline cuts. Prompts of the same ids are the same prompt to the model.
+
+    The model's own length is that of `spec.tokenizer`; another, as CLIP's beside T5 in FLUX, reads as far as it can. A
+    template around the prompt is read in full and does not count (diffusers' `_get_qwen_prompt_embeds`).
+    """
+    found = []
+    for name in sorted(name for name, part in pipeline.components.items() if isinstance(part, PreTrainedTokenizerBase)):
+        tokenizer, text, length = getattr(pipeline, name), prompt, None
+        if name == spec.tokenizer:
+            length = spec.call["max_sequence_length"] + spec.template_tokens
+            text = pipeline.prompt_template_encode.format(prompt) if spec.template_tokens else prompt
+        found.append(tuple(tokenizer(text, truncation=True, max_length=length).input_ids))
+    return tuple(found)
 
 
 def tokens(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from engine import reference
 from engine.errors import OutputError
 from engine.files import write_whole
 from engine.methods import BARE, ENGINE, METHODS, POST, POST_DEFAULT, stands_for
@@ -99,7 +100,7 @@ def section(results: Sequence[Mapping]) -> str:
             post, default, bare = (other(row, rows, row["precision"], m) for m in (POST, POST_DEFAULT, BARE))
             if default is post:
                 default = None
-            reference = None if row["precision"] == REFERENCE else other(row, rows, REFERENCE, ENGINE)
+            bf16 = None if row["precision"] == REFERENCE else other(row, rows, REFERENCE, ENGINE)
             cells = {
                 "": f"{result['model']} {_shape(result)}",
                 "steps": str(result["settings"]["num_inference_steps"]),
@@ -111,7 +112,7 @@ def section(results: Sequence[Mapping]) -> str:
                 "faster than it": _factor(post and post["step_ms"] / row["step_ms"]),
                 "step by default-mode compile, ms": _cell(default and default["step_ms"], 1),
                 "faster than that": _factor(default and default["step_ms"] / row["step_ms"]),
-                "faster than bf16": _factor(reference and reference["step_ms"] / row["step_ms"]),
+                "faster than bf16": _factor(bf16 and bf16["step_ms"] / row["step_ms"]),
                 "LPIPS from the post's": _cell((row.get("from_post") or {}).get("lpips"), 4),
                 "over the bare pipeline": _percent(bare and row["latency_s"]["median"] / bare["latency_s"]["median"]),
                 "peak, GB": _cell(row["memory_gb"]["peak_allocated"], 1),
@@ -123,7 +124,8 @@ def section(results: Sequence[Mapping]) -> str:
         f"- {_about(result)}; median of {_repeats(result)}." + (f" {result['note']}" if "note" in result else "")
         for result in results
     ]
-    return "\n".join([*_grid(columns), "", *_posts_fp8(results), *dict.fromkeys(notes)]) + "\n"
+    beside = [*_posts_fp8(results), reference.read()["latency_note"], ""]
+    return "\n".join([*_grid(columns), "", *beside, *dict.fromkeys(notes)]) + "\n"
 
 
 def _posts_fp8(results: Sequence[Mapping]) -> list[str]:

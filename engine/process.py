@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -138,7 +139,7 @@ class Process:
         Raises:
             LoadError, RequestError: they want what cannot be.
         """
-        source = Source.create(args.weights, args.random_weights, args.offline)
+        source = Source.create(args.weights, args.random_weights, args.offline, args.models)
         return cls(args.device, source, filtered=Filter.from_environment(os.environ, options.is_public(args)))
 
     @property
@@ -394,6 +395,7 @@ def serve(connection: Connection, make: Callable[..., object], *args: object) ->
     multiprocessing.set_start_method(None, force=True)  # libraries are to find what they find in any process
     logs.quiet_libraries()
     logs.structured()
+    logging.getLogger().addHandler(logs.Kept())
     sending, runs, unwanted = threading.Lock(), queue.SimpleQueue(), set()
 
     def send(message: Message) -> None:
@@ -430,6 +432,9 @@ def serve(connection: Connection, make: Callable[..., object], *args: object) ->
     except TwinframeError as error:
         send(Raised(HELLO, error))
         return
+    except Exception:
+        log.exception("the engine's process does not start")
+        sys.exit(1)
     send(Returned(HELLO, None))
     while True:  # on the main thread: what the libraries set up while they were imported belongs to it
         call = runs.get()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from types import MappingProxyType
 
@@ -268,6 +269,10 @@ def tuned_recipe(family: str, found: TunedRecipe) -> Recipe:
     return replace(RECIPES[family, found.base], id=found.id, summary=found.summary, tunings=found.tunings)
 
 
+SCALE_TILE = (128, 4)
+"""Rows and columns of a tile of scales, as Blackwell's products take them (torchao's `to_blocked`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """What a precision asks of a layer's shape and how many bytes it stores."""
@@ -277,13 +282,20 @@ class Format:
     multiple_out: int
     """Output features must be a multiple of this."""
     bytes_per_weight: float
+    """Without the scales that the others count."""
     bytes_per_row: int = 0
     bytes_per_tensor: int = 0
+    tiled: int = 0
+    """Input features that share a scale of one byte, where scales are stored in whole tiles; 0 where they are not."""
 
     def size(self, in_features: int, out_features: int) -> int:
-        """Bytes of one weight."""
+        """Bytes of one weight as it is stored."""
         weights = in_features * out_features
-        return round(self.bytes_per_weight * weights) + self.bytes_per_row * out_features + self.bytes_per_tensor
+        size = round(self.bytes_per_weight * weights) + self.bytes_per_row * out_features + self.bytes_per_tensor
+        if self.tiled:
+            rows, columns = SCALE_TILE
+            size += rows * ceil(out_features / rows) * columns * ceil(in_features / self.tiled / columns)
+        return size
 
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
@@ -291,8 +303,8 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "bf16": Format(multiple_in=1, multiple_out=1, bytes_per_weight=2),
         # e4m3; one fp32 scale a row
         "fp8": Format(multiple_in=16, multiple_out=16, bytes_per_weight=1, bytes_per_row=4),
-        # e4m3; one e8m0 scale for 32. torchao pads the scales to tiles of 128 x 4: up to 1% more in small layers.
-        "mxfp8": Format(multiple_in=32, multiple_out=32, bytes_per_weight=1 + 1 / 32),
+        # e4m3; one e8m0 scale for 32, which torchao pads to tiles: 1 to 2% more in the miniatures.
+        "mxfp8": Format(multiple_in=32, multiple_out=32, bytes_per_weight=1, tiled=32),
         # e2m1; one e4m3 scale for 16, one fp32 scale a tensor. Blackwell's GEMM takes rows of 16 bytes: 32 features.
         "nvfp4": Format(multiple_in=32, multiple_out=16, bytes_per_weight=1 / 2 + 1 / 16, bytes_per_tensor=4),
     }

@@ -48,7 +48,7 @@ def read(folder: Path) -> list[Bundle]:
     for file in sorted(folder.glob("[!.]*/comparison.json")):
         try:
             comparison = Comparison.load(file.parent)
-            files = [f for g in comparison.results for f in (*g.files, *(m.file for m in g.lpips_maps))]
+            files = [f for g in comparison.results for f in (*g.files, *(m.file for m in g.lpips_maps if m))]
             missing = [f for f in files if not Path(f).is_file()]
             if missing:
                 raise FileNotFoundError(f"{missing[0]} is missing")
@@ -87,10 +87,10 @@ def read_list(file: Path) -> dict[str, CompareRequest]:
         RequestError: it cannot be read, or an entry of it is wrong.
     """
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        entries = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RequestError(f"Cannot read {file}: {error.strerror or error}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{file} is not JSON: {error}.") from error
     if not isinstance(entries, dict) or not entries or not all(isinstance(e, dict) for e in entries.values()):
         raise RequestError(f'{file} must be an object of requests: {{"rocket": {{"prompt": "a rocket"}}, ...}}.')

@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     from engine.source import Source
     from engine.worker import Worker
 
-    source = Source.create(args.weights, args.random_weights, args.offline)
+    source = Source.create(args.weights, args.random_weights, args.offline, args.models)
     device, door = Process(args.device, source), Door(Limits.from_environment(os.environ))
     with closing(Worker(args.models, device, door)) as worker:
         acts = rehearse(

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
-from engine.catalog import ASSETS
+from engine import reference
+from engine.results import NO_SCORE
 
-POST = ASSETS / "reference" / "b200.json"
 SIDE = 320
 """Longer side of the embedded copies, in pixels."""
 QUALITY = 82
@@ -77,6 +76,9 @@ def page(summary: Mapping, folder: Path) -> str:
         kept += f", {left} that the model does not take left out"
     if prompts["repeated"]:
         kept += f", {prompts['repeated']} repeated ones left out"
+    if prompts["same"]:
+        which = ", ".join(f"{prompt} as {other}" for prompt, other in prompts["same"].items())
+        kept += f"; {prompts['given']} were given, but the model reads the same tokens of some, counted once: {which}"
     note = (
         f"LPIPS (AlexNet) and PSNR are against bf16 from the same noise. In small print the "
         f"{interval['confidence']:.0%} interval of a mean: {interval['method']}, {interval['resamples']:,} resamples. "
@@ -96,10 +98,11 @@ def page(summary: Mapping, folder: Path) -> str:
 
 def _table(summary: Mapping) -> str:
     ruler, reference = summary["ruler"], summary["reference"]
-    clips = ruler["floor"]["temporal_lpips"] is not None
+    clips = any(scores["temporal_lpips"] is not None for scores in (ruler["floor"], *summary["results"]))
     top = max(
         value
-        for scores in (ruler["ceiling"], *summary["results"])
+        for scores in ({"lpips": {"mean": 0, "high": 0}}, ruler["ceiling"], *summary["results"])
+        if scores["lpips"]
         for value in (scores["lpips"]["mean"], scores["lpips"]["high"] or 0)
     )
     heads = ["Precision", "Recipe", "LPIPS", "", "PSNR, dB", *(["Temporal LPIPS"] if clips else [])]
@@ -110,9 +113,9 @@ def _table(summary: Mapping) -> str:
         if scores is None:
             cells.append("<td>reference</td><td></td><td></td>" + "<td></td>" * clips)
         else:
-            cells.append(_estimate(scores["lpips"], 4))
-            cells.append(f"<td>{_bar(scores['lpips'], ruler, top)}</td>")
-            cells.append(_estimate(scores["psnr_db"], 1, "equal"))
+            cells.append(_estimate(scores["lpips"], 4, "no score"))
+            cells.append(f"<td>{_bar(scores['lpips'], ruler, top) if scores['lpips'] else ''}</td>")
+            cells.append(_estimate(scores["psnr_db"], 1, "equal" if scores["equal"] else "–"))
             cells.append(_estimate(scores["temporal_lpips"], 4) if clips else "")
         cells.append("<td></td>" * 4 if costs is None else _costs(costs))
         return f"<tr{kind}>{''.join(cells)}</tr>"
@@ -152,6 +155,7 @@ def _bar(found: Mapping, ruler: Mapping, top: float) -> str:
     ticks = "".join(
         f'<line x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="14" stroke="var(--soft)"><title>{name}</title></line>'
         for name in ("floor", "ceiling")
+        if ruler[name]["lpips"]
         for x in [ruler[name]["lpips"]["mean"] * scale]
     )
     spread = ""
@@ -167,10 +171,18 @@ def _bar(found: Mapping, ruler: Mapping, top: float) -> str:
 
 
 def _damage(summary: Mapping) -> str:
+    """What has no score, and whose values are not numbers."""
+    ends = [(f"bf16, {name}", summary["ruler"][name]) for name in ("floor", "ceiling")]
+    rows = [(f"{NAMES[row['precision']]} {row['recipe']}", row) for row in summary["results"]]
     said = [
-        f"{NAMES[row['precision']]} {row['recipe']}: {row['not_numbers']} outputs have values that are not numbers and "
-        "count as 0; do not trust them."
-        for row in summary["results"]
+        f"{name}: {NO_SCORE}. This holds for {scores['unscored']} of {summary['prompts']['count']} prompts, which no "
+        "mean or interval counts."
+        for name, scores in (*rows, *ends)
+        if scores["unscored"]
+    ]
+    said += [
+        f"{name}: {row['not_numbers']} outputs have values that are not numbers, shown as 0; do not trust them."
+        for name, row in (("bf16", summary["reference"]), *rows)
         if row["not_numbers"]
     ]
     return "".join(f"<p>{escape(sentence)}</p>" for sentence in said)
@@ -180,7 +192,7 @@ def _quoted(summary: Mapping) -> str:
     """The post's own full-versus-selective table, beside an evaluation of both recipes."""
     if not {"full", "seed"} <= {row["recipe"] for row in summary["results"]}:
         return ""
-    post = json.loads(POST.read_text(encoding="utf-8"))
+    post = reference.read()
     body = "".join(
         f'<tr><th scope="row">{NAMES[row["precision"]]}</th><td class="word">'
         f"{'full' if row['quantization'] == 'full' else 'seed (selective)'}</td>"
@@ -189,7 +201,7 @@ def _quoted(summary: Mapping) -> str:
     )
     return (
         '<h2>Full against selective in the post</h2><p><span class="badge">quoted: NVIDIA B200, FLUX.1-dev</span></p>'
-        f'<p class="soft">{escape(post["source"])}</p>'
+        f'<p class="soft">{escape(post["source"])} {escape(post["latency_note"])} {escape(post["lpips_note"])}</p>'
         + _framed(["Precision", "Recipe", "LPIPS", "Latency, s", "Peak, GB"], body, "Quoted from the post")
     )
 
@@ -204,13 +216,17 @@ def _categories(summary: Mapping) -> str:
         ("ceiling", summary["ruler"]["ceiling"]),
     ]
     body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{columns[0][1]["categories"][name]["lpips"]["n"]}</td>'
+        f'<tr><th scope="row">{escape(name)}</th><td>{_prompts(columns[0][1]["categories"][name])}</td>'
         + "".join(_estimate(scores["categories"][name]["lpips"], 4) for _, scores in columns)
         + "</tr>"
         for name in names
     )
     heads = ["Category", "Prompts", *(label for label, _ in columns)]
     return "<h2>LPIPS by category</h2>" + _framed(heads, body, "LPIPS by category")
+
+
+def _prompts(scores: Mapping) -> int:
+    return scores["unscored"] + (scores["lpips"]["n"] if scores["lpips"] else 0)
 
 
 def _pairs(summary: Mapping, folder: Path) -> str:

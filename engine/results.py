@@ -8,13 +8,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
 from engine.files import write_whole
 from engine.request import REFERENCE, CompareRequest
+
+NO_SCORE = "no score: values are not numbers"
+"""Of a pair of which either side has NaN or infinite values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +55,38 @@ class LayerCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """Distance from the bf16 reference, one value a picture or clip."""
+    """Distance from the bf16 reference, one value a picture or clip; None where either side has values that are not
+    numbers, which no mean counts."""
 
-    lpips: tuple[float, ...]
+    lpips: tuple[float | None, ...]
     """Of a clip: the mean over its frames."""
-    psnr_db: tuple[float, ...]
+    psnr_db: tuple[float | None, ...]
     """Infinite where they are equal; of a clip: over all its frames."""
-    lpips_frames: tuple[tuple[float, ...], ...] | None = None
+    lpips_frames: tuple[tuple[float, ...] | None, ...] | None = None
     """Every frame's LPIPS, clip by clip; None for pictures."""
 
     @property
-    def mean_lpips(self) -> float:
-        return fmean(self.lpips)
+    def mean_lpips(self) -> float | None:
+        """None where nothing has a score."""
+        return _mean(self.lpips)
+
+    @property
+    def mean_psnr_db(self) -> float | None:
+        """Infinite where any are equal; None where nothing has a score."""
+        return _mean(self.psnr_db)
+
+    @property
+    def unscored(self) -> int:
+        """How many pictures or clips have no score."""
+        return sum(value is None for value in self.lpips)
+
+    @property
+    def damage(self) -> str:
+        """Why there is no score, or not one of all that was made, in words; empty if there is."""
+        if self.unscored == len(self.lpips):
+            return NO_SCORE
+        has = "has" if self.unscored == 1 else "have"
+        return f"{self.unscored} of {len(self.lpips)} {has} {NO_SCORE}" if self.unscored else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +118,9 @@ class Generation:
     """None for the reference itself, and until compared."""
     at_once: tuple[str, ...] = ()
     """Precisions that ran at the same time, each on a device of its own, and all on one host."""
-    lpips_maps: tuple[LpipsMap, ...] = ()
-    """One a picture or clip; none for the reference itself, and until the comparison is complete."""
+    lpips_maps: tuple[LpipsMap | None, ...] = ()
+    """One a picture or clip, None where that has no score; none for the reference itself, and until the comparison is
+    complete."""
 
     def to_json(self) -> dict:
         metrics = self.metrics
@@ -109,11 +133,14 @@ class Generation:
             "memory_gb": asdict(self.memory),
             "layers": asdict(self.layers),
             "lpips": metrics.mean_lpips if metrics else None,
-            "psnr_db": _finite(fmean(metrics.psnr_db)) if metrics else None,
+            "psnr_db": _finite(metrics.mean_psnr_db) if metrics else None,
+            "unscored": metrics.unscored if metrics else None,
             "lpips_each": list(metrics.lpips) if metrics else None,
             "psnr_db_each": [_finite(v) for v in metrics.psnr_db] if metrics else None,
-            "lpips_frames": [list(f) for f in metrics.lpips_frames] if metrics and metrics.lpips_frames else None,
-            "lpips_maps": [asdict(m) for m in self.lpips_maps],
+            "lpips_frames": (
+                [f and list(f) for f in metrics.lpips_frames] if metrics and metrics.lpips_frames else None
+            ),
+            "lpips_maps": [m and asdict(m) for m in self.lpips_maps],
             "ran": dict(self.ran),
         } | ({"at_once": list(self.at_once)} if self.at_once else {})
 
@@ -121,12 +148,16 @@ class Generation:
     def from_json(cls, values: dict) -> Generation:
         metrics = None
         if values["lpips_each"] is not None:
-            psnr = tuple(float("inf") if v is None else v for v in values["psnr_db_each"])
+            # Equal pictures have no decibels in JSON either, but they have an LPIPS.
+            psnr = tuple(
+                float("inf") if decibels is None and lpips is not None else decibels
+                for lpips, decibels in zip(values["lpips_each"], values["psnr_db_each"], strict=True)
+            )
             frames = values.get("lpips_frames")  # absent from comparisons recorded before there were clips
             metrics = Metrics(
                 lpips=tuple(values["lpips_each"]),
                 psnr_db=psnr,
-                lpips_frames=tuple(tuple(f) for f in frames) if frames is not None else None,
+                lpips_frames=tuple(f and tuple(f) for f in frames) if frames is not None else None,
             )
         return cls(
             precision=values["precision"],
@@ -140,12 +171,12 @@ class Generation:
             metrics=metrics,
             at_once=tuple(values.get("at_once", ())),
             # absent from comparisons recorded before there were maps
-            lpips_maps=tuple(LpipsMap(**m) for m in values.get("lpips_maps", ())),
+            lpips_maps=tuple(m and LpipsMap(**m) for m in values.get("lpips_maps", ())),
         )
 
     def with_files(self, change: Callable[[str], str]) -> Generation:
         """The same, with every file's name changed."""
-        maps = tuple(replace(m, file=change(m.file)) for m in self.lpips_maps)
+        maps = tuple(m and replace(m, file=change(m.file)) for m in self.lpips_maps)
         return replace(self, files=tuple(change(f) for f in self.files), lpips_maps=maps)
 
 
@@ -210,10 +241,13 @@ class Comparison:
             latency = {f"latency_{part}_s": v if g.latency_comparable else "" for part, v in asdict(g.latency).items()}
             memory = {f"memory_{kind}_gb": v for kind, v in asdict(g.memory).items()}
             memory["memory_peak_gb"] = g.memory.peak if g.execution == "native" else ""
-            scores = {"lpips": g.metrics.mean_lpips, "psnr_db": fmean(g.metrics.psnr_db)} if g.metrics else {}
+            scores = {"lpips": "", "psnr_db": "", "unscored": ""}
+            if g.metrics:  # None is written as nothing
+                scores["lpips"], scores["psnr_db"] = g.metrics.mean_lpips, g.metrics.mean_psnr_db
+                scores["unscored"] = g.metrics.unscored
             ran = {"precision": g.precision, "execution": g.execution, "device": self.device, "created": self.created}
             ran |= {"at_once": " ".join(g.at_once)} if any(other.at_once for other in self.results) else {}
-            rows.append(ran | latency | memory | {"lpips": "", "psnr_db": ""} | scores | asked)
+            rows.append(ran | latency | memory | scores | asked)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]))
         writer.writeheader()
@@ -256,6 +290,12 @@ def _relative(file: str, folder: Path) -> str:
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else file
 
 
-def _finite(value: float) -> float | None:
+def _finite(value: float | None) -> float | None:
     """JSON has no infinity: equal pictures give null."""
     return None if value == float("inf") else value
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Over those that are there."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if there else None

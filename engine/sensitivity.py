@@ -96,7 +96,7 @@ class Probe:
     """
 
     def __init__(self, bench: Bench, prompts: Sequence[str], steps: int):
-        self.transformer = bench.exact
+        self.transformer, self._bench, self._prompts = bench.exact, bench, prompts
         count = bench.request(prompts[0]).num_inference_steps
         self.steps = sorted({round((i + 0.5) * count / min(steps, count) - 0.5) for i in range(min(steps, count))})
         self.rows: dict[str, int] = {}
@@ -116,6 +116,8 @@ class Probe:
         call(pipeline, bench.spec, request, request.seed)
         for hook in hooks:
             hook.remove()
+        if not all(output.isfinite().all() for *_, output in calls):
+            raise bench.not_numbers(prompt)
         sigmas = pipeline.scheduler.sigmas.tolist()
         times = list(dict.fromkeys(time for time, *_ in calls))
         self.rows = {name: rows // len(times) for name, rows in self.rows.items()}
@@ -135,7 +137,11 @@ class Probe:
         return count
 
     def damage(self) -> tuple[float, float]:
-        """`denoiser_error` and `drift` of the denoiser as it is now: root mean squares over calls and over runs."""
+        """`denoiser_error` and `drift` of the denoiser as it is now: root mean squares over calls and over runs.
+
+        Raises:
+            UnsupportedError: one is not a number, as what the denoiser says is none.
+        """
         errors, drifts = [], []
         for run in self._runs:
             strayed, way = 0, 0
@@ -144,7 +150,10 @@ class Probe:
                 errors.append((wrong.norm() / exact.float().norm()).item() ** 2)
                 strayed, way = strayed + step * wrong, way + step * exact.float()
             drifts.append((strayed.norm() / way.norm()).item() ** 2)
-        return math.sqrt(sum(errors) / len(errors)), math.sqrt(sum(drifts) / len(drifts))
+        found = math.sqrt(sum(errors) / len(errors)), math.sqrt(sum(drifts) / len(drifts))
+        if not all(map(math.isfinite, found)):
+            raise self._bench.not_numbers(self._prompts[0])
+        return found
 
 
 def _keeper(calls: list):

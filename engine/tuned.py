@@ -154,4 +154,5 @@ def _tuning(file: Path, precision: str, content: object) -> Tuning:
 
 
 def _refused(file: Path, what: str) -> LoadError:
-    return LoadError(f"The recipe file {file} cannot be used, as {what}: correct it, or restore it with git checkout.")
+    restore = ", or restore it with git checkout" if file.is_relative_to(FOLDER) else ""
+    return LoadError(f"The recipe file {file} cannot be used, as {what}: correct it{restore}.")

@@ -32,6 +32,7 @@ from engine.errors import (
     RefusedError,
     TwinframeError,
     UnsupportedError,
+    fault,
 )
 from engine.machine import Machine, Support
 from engine.request import CompareRequest
@@ -178,7 +179,7 @@ class Job:
         except Exception as error:
             self.fault = type(error).__name__
             log.exception("job failed", extra=self.described())
-            self.tell(events.Failed(f"The engine failed ({type(error).__name__}): its log says more; please retry."))
+            self.tell(events.Failed(str(fault(error))))
         return True
 
     @property

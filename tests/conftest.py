@@ -1,5 +1,6 @@
 """Shared by tests: one worker with the real miniature on the CPU, a cache folder of its own, and a browser."""
 
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -13,6 +14,15 @@ from engine.logs import quiet_libraries
 quiet_libraries()  # before anything imports torch and diffusers
 settings.register_profile("quiet", deadline=None, database=None)  # no clock, and no folder left in the checkout
 settings.load_profile("quiet")
+
+
+def pytest_sessionfinish(session):
+    """With TWINFRAME_TEST_ALL=1, as in CI, nothing may be skipped but what needs a GPU."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = [str(report.longrepr[2]) for report in reporter.stats.get("skipped", [])] if reporter else []
+    if os.environ.get("TWINFRAME_TEST_ALL") == "1" and any("CUDA" not in reason for reason in skipped):
+        reporter.write_line("\nTWINFRAME_TEST_ALL: only what needs a CUDA device may be skipped.", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="module")

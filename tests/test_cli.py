@@ -302,11 +302,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_value_exits_2_with_one_line_and_writes_nothing(command, tmp_path, case):
+def test_a_bad_value_exits_2_with_one_line_and_writes_nothing(main, tmp_path, case):
     args, words = BAD[case]
-    done = command(*COMPARE, "--out", tmp_path / "out", *args)
-    assert done.returncode == 2 and done.stdout == ""
-    line = is_one_line(done.stderr)
+    status, out, err = main(*COMPARE, "--out", tmp_path / "out", *args)
+    assert status == 2 and out == ""
+    line = is_one_line(err)
     assert all(word in line for word in words), line
     assert not (tmp_path / "out").exists()
 

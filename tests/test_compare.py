@@ -1,6 +1,9 @@
 """Real comparisons on the bundled miniature: fair, repeatable, honestly weighed, and with a ruler that is kept."""
 
+import csv
+import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -13,12 +16,15 @@ from PIL import Image
 from torch import nn
 from torchao.utils import get_model_size_in_bytes
 
-from engine import catalog, compare, compilation, events, loading, media, metrics, recipes
+from engine import __main__ as cli
+from engine import blind, catalog, compare, compilation, environment, events, loading, media, metrics, recipes
 from engine.compare import Studio
 from engine.precision import stored_precision
 from engine.request import CompareRequest
 from engine.results import Comparison, Ruler
 from engine.ruler import RulerShelf
+from ui import cards, words
+from ui import view as views
 
 SPEC = catalog.MINI_FLUX
 PRECISIONS = ("bf16", "mxfp8", "nvfp4")
@@ -230,16 +236,16 @@ def test_what_ran_is_told_alike_for_every_precision(first):
 
 def test_why_nothing_is_compiled_or_recorded_is_told(first, worker, monkeypatch):
     studio, rendition = worker.device.studio, held(worker, "bf16")
-    warm = compilation.WarmUp(seconds=1.0, graphs=2, added=0)
+    warm, done = compilation.WarmUp(seconds=1.0, graphs=2, added=0), compilation.Done(replayed=4)
 
     def told(mode, **support):
-        monkeypatch.setattr(studio, "mode", lambda *_: mode)
+        monkeypatch.setattr(rendition.blocks, "mode", mode)
         changed = replace(rendition, support=replace(rendition.support, **support))
-        return studio._ran(changed, SPEC, first.comparison.request, warm, 0, 0)["Compile"]
+        return studio._ran(changed, SPEC, first.comparison.request, warm, done, 0)["Compile"]
 
     assert told(compilation.EAGER) == "off (eager), for every precision"
-    assert told(compilation.GRAPHS).startswith("repeated blocks, fullgraph, one CUDA graph a step")
-    assert "no CUDA graph (it hangs)" in told(compilation.DEFAULT, no_graph="it hangs")
+    assert "4 of its steps replayed from a CUDA graph" in told(compilation.GRAPHS)
+    assert "no CUDA graph: it hangs" in told(compilation.DEFAULT, no_graph="it hangs")
     monkeypatch.setattr(studio, "machine", replace(studio.machine, no_compile="Triton is missing: install it"))
     assert told(compilation.EAGER) == "off, for every precision: Triton is missing: install it"
 
@@ -354,9 +360,26 @@ def test_a_shelf_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
         assert shelf.get("a") == RULER
 
 
-def test_every_version_named_is_installed():
-    found = compare.versions()
-    assert {"torch", "torchao", "diffusers", "transformers", "lpips"} <= found.keys() <= set(compare.PACKAGES)
+def test_versions_name_this_engine_and_every_installed_package():
+    found = environment.versions()
+    assert found.pop("twinframe") == environment.ENGINE
+    assert {"torch", "torchao", "diffusers", "transformers", "lpips"} <= found.keys() <= set(environment.PACKAGES)
+
+
+@pytest.mark.parametrize("what", ["engine", "torch"])
+def test_a_ruler_of_another_version_is_measured_again(tmp_path, monkeypatch, ask, what):
+    monkeypatch.setenv("TWINFRAME_CACHE", str(tmp_path))
+    studio, measured = Studio("cpu"), []
+    monkeypatch.setattr(studio, "_measure_ruler", lambda *_: measured.append(1) or RULER)
+    for _ in range(2):
+        Studio.ruler(studio, SPEC, ask(), lambda _: None, lambda: False)
+    assert len(measured) == 1
+    if what == "engine":
+        monkeypatch.setattr(environment, "ENGINE", "another")
+    else:
+        monkeypatch.setattr(environment, "version", lambda package: "0.1")
+    studio.ruler(SPEC, ask(), lambda _: None, lambda: False)
+    assert len(measured) == 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -428,11 +451,97 @@ def test_a_batch_that_passes_the_largest_seed_begins_again_at_0(run):
 
 
 def test_values_that_are_not_numbers_are_shown_as_0_and_counted():
-    pixels = torch.full((1, 3, 2, 2), 0.5)
+    pixels = torch.full((3, 3, 2, 2), 0.5)
     pixels[0, 1] = torch.nan
+    pixels[2, 0, 0] = torch.tensor([torch.inf, -torch.inf])
     made = compare.finished(None, SPEC, SimpleNamespace(images=pixels))
-    assert made.not_numbers == 4
+    assert made.not_numbers == (4, 0, 2)
+    assert [made.is_damaged(i) for i in range(3)] == [True, False, True]
     assert made.pixels[0, 0].unique().tolist() == [0.5] and made.pixels[0, 1].unique().tolist() == [0]
+    assert made.pixels[2, 0].unique().tolist() == [0, 0.5] and made.pixels[1].unique().tolist() == [0.5]
+
+
+def test_a_clips_sound_that_is_not_numbers_damages_the_clip():
+    sound = torch.zeros(2, 2, 8)
+    sound[1, 0, 3] = torch.nan
+    vocoder = SimpleNamespace(config=SimpleNamespace(output_sampling_rate=16_000))
+    output = SimpleNamespace(frames=torch.zeros(2, 3, 3, 4, 4), audio=sound)
+    made = compare.finished(SimpleNamespace(vocoder=vocoder), catalog.MINI_LTX2, output)
+    assert made.not_numbers == (0, 1) and made.audio.isfinite().all()
+
+
+@pytest.mark.parametrize("side", ["made", "reference"])
+def test_what_is_not_numbers_has_no_score_and_the_rest_of_its_batch_keeps_its_own(side):
+    pictures, other = (torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    studio = Studio("cpu")
+    usual, _ = studio.distance(compare.Made(pixels=pictures), compare.Made(pixels=other))
+    spoilt = {"made": compare.Made(pixels=pictures), "reference": compare.Made(pixels=other)}
+    spoilt[side] = replace(spoilt[side], not_numbers=(0, 7, 0))
+    found, maps = studio.distance(*spoilt.values())
+    assert found.lpips == (usual.lpips[0], None, usual.lpips[2]) and maps[1] is None and maps[0] is not None
+    assert found.psnr_db == (usual.psnr_db[0], None, usual.psnr_db[2])
+    assert found.mean_lpips == pytest.approx((usual.lpips[0] + usual.lpips[2]) / 2)
+
+
+def test_two_black_clips_that_are_not_numbers_are_not_called_equal():
+    black = compare.Made(pixels=torch.zeros(2, 3, 3, 64, 64), not_numbers=(3 * 3 * 64 * 64, 0))
+    found, maps = Studio("cpu").distance(black, black)
+    assert found.lpips == (None, 0.0) and found.psnr_db == (None, math.inf)
+    assert found.lpips_frames == (None, (0.0, 0.0, 0.0)) and maps[0] is None
+
+
+def test_bf16_that_is_not_numbers_has_no_ruler_and_none_is_kept(monkeypatch, ask, tmp_path):
+    monkeypatch.setenv("TWINFRAME_CACHE", str(tmp_path))
+    studio, told = Studio("cpu"), []
+    monkeypatch.setattr(studio, "rendition", lambda *_: None)
+    black = compare.Made(pixels=torch.zeros(1, 3, 64, 64), not_numbers=(12,))
+    monkeypatch.setattr(studio, "retake", lambda *_, **__: black)
+    assert studio.ruler(SPEC, ask(), told.append, lambda: False) is None
+    assert not (tmp_path / "rulers.json").exists()
+    assert not any(isinstance(event, events.RulerReady) for event in told)
+
+
+@pytest.fixture
+def damaging(monkeypatch):
+    """Makes pictures of the batch that are not numbers, as a model would that overflows."""
+    spoilt = {}
+
+    def finished(pipeline, spec, output, usual=compare.finished):
+        for index in spoilt.get("pictures", ()):
+            output.images[index : index + 1] = torch.nan
+        return usual(pipeline, spec, output)
+
+    monkeypatch.setattr(compare, "finished", finished)
+    return spoilt
+
+
+def test_a_damaged_picture_is_said_in_json_csv_and_on_the_page(run, damaging, capsys):
+    damaging["pictures"] = (1,)
+    one_lost = run(precisions=["nvfp4"], batch_size=3, num_inference_steps=1)
+    damaging["pictures"] = (0, 1, 2)
+    all_lost = run(precisions=["nvfp4"], batch_size=3, num_inference_steps=1)
+    for ran, lost, said in (
+        (one_lost, 1, "1 of 3 has no score: values are not numbers"),
+        (all_lost, 3, "no score: values are not numbers"),
+    ):
+        made, result = ran.comparison, results(ran)["nvfp4"]
+        values = json.loads(json.dumps(result.to_json(), allow_nan=False))
+        assert values["unscored"] == lost and values["lpips_each"].count(None) == lost
+        assert (values["lpips"] is None) is (lost == 3) and "not numbers" in values["ran"]["Damage"]
+        _, row = csv.DictReader(io.StringIO(made.to_csv()))
+        assert (row["lpips"] == "") is (row["psnr_db"] == "") is (lost == 3) and row["unscored"] == str(lost)
+        view = views.of(made, ran.out, recorded=False)
+        assert said in words.verdict.verdict(made)
+        for drawn in (cards.stage(view), cards.pairs(view), cards.table(view)):
+            assert said in drawn.lower()
+        assert said in words.gallery.tile(made)
+        cli._print(made)
+        assert said in capsys.readouterr().out
+        scored = list(blind.pairs(made, fresh=True))
+        assert len(scored) == 3 - lost and all(pair.lpips is not None for pair in scored)
+        assert Comparison.load(ran.out) == made
+        assert [m is None for m in result.lpips_maps] == [v is None for v in result.metrics.lpips]
+    assert "%" not in words.verdict.verdict(all_lost.comparison).partition("(")[2]  # no part of any way
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -571,9 +680,8 @@ def test_every_item_has_a_file_with_its_recipe_and_seed(tiny_run):
     assert Comparison.load(tiny_run.out) == tiny_run.comparison
 
 
+@pytest.mark.parametrize("tiny_run", ["ltx-2"], indirect=True)
 def test_a_clip_has_its_frames_its_rate_and_its_sound(tiny_run):
-    if tiny_run.spec.modality == "image":
-        pytest.skip("pictures")
     rate = tiny_run.studio.rendition(tiny_run.spec, "bf16", "full", lambda _: None).pipeline.vocoder.config
     with av.open(tiny_run.comparison.results[0].files[0]) as clip:
         video, audio = clip.streams.video[0], clip.streams.audio[0]

@@ -315,6 +315,69 @@ def test_torchaos_mxfp8_emulation_equals_float64(scaling):
         assert (linear(x) != exact.to(torch.bfloat16)).sum() <= 20  # of 81,920: fp32 rounding next to a bf16 tie
 
 
+# --- what is no number -----------------------------------------------------------------------------------------------
+
+
+def quantized_in(name, linear):
+    """The layer in a format: by our emulation, or by torchao's own for MXFP8."""
+    if name != "mxfp8":
+        return emulated(linear, {"nvfp4": EmulatedNVFP4Tensor, "fp8": EmulatedFP8Tensor}[name])
+    linear = copy.deepcopy(linear)
+    config = MXDynamicActivationMXWeightConfig(
+        activation_dtype=torch.float8_e4m3fn,
+        weight_dtype=torch.float8_e4m3fn,
+        kernel_preference=KernelPreference.EMULATED,
+    )
+    quantize_(linear, config)
+    return linear
+
+
+BAD = [float("nan"), -float("nan"), float("inf"), -float("inf")]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=["nan", "-nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", ["nvfp4", "fp8", "mxfp8"])
+def test_a_weight_that_is_no_number_reaches_every_output_that_it_has_a_part_in(name, bad):
+    linear, x = layer(64, 32), torch.randn(8, 64).to(torch.bfloat16)
+    usual = quantized_in(name, linear)(x)
+    linear.weight.data[3, 5] = bad
+    with torch.no_grad():
+        out = quantized_in(name, linear)(x)
+    if name == "nvfp4":  # one scale spans the tensor
+        assert out.isnan().all()
+        return
+    # An infinity in MXFP8 saturates to 448 * 2^127, which overflows fp32; in FP8 it makes its row's scale infinite.
+    assert out[:, 3].isnan().all() if name == "fp8" or bad != bad else out[:, 3].isinf().all()
+    others = [column for column in range(32) if column != 3]
+    assert torch.equal(out[:, others], usual[:, others])
+
+
+@pytest.mark.parametrize("bad", BAD, ids=["nan", "-nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", ["nvfp4", "fp8", "mxfp8"])
+def test_an_activation_that_is_no_number_reaches_every_output_that_it_has_a_part_in(name, bad):
+    quantized, x = quantized_in(name, layer(64, 32)), torch.randn(8, 64).to(torch.bfloat16)
+    usual = quantized(x)
+    x[2, 7] = bad
+    with torch.no_grad():
+        out = quantized(x)
+    if name == "nvfp4":
+        assert out.isnan().all()
+        return
+    assert out[2].isnan().all() if name == "fp8" or bad != bad else out[2].isinf().all()
+    others = [row for row in range(8) if row != 2]
+    assert torch.equal(out[others], usual[others])
+
+
+def test_a_scale_that_is_nan_with_a_sign_makes_its_block_nan_and_no_other():
+    held = EmulatedNVFP4Tensor.from_weight(layer(64, 32).weight)
+    usual, scales = nvfp4_weight(held.codes, held.block_scales), held.block_scales.view(torch.uint8).clone()
+    scales[0, 0], scales[1, 1] = 0x7F, 0xFF
+    found = nvfp4_weight(held.codes, scales.view(torch.float8_e4m3fn))
+    spoilt = torch.zeros(32, 64, dtype=torch.bool)
+    spoilt[0, :16] = spoilt[1, 16:32] = True
+    assert torch.equal(found.isnan(), spoilt) and torch.equal(found[~spoilt], usual[~spoilt])
+
+
 # --- on a GPU --------------------------------------------------------------------------------------------------------
 
 

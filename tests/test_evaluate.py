@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,19 +14,20 @@ import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from diffusers import QwenImagePipeline
 
 from engine import __main__ as cli
-from engine import catalog, evaluate, loading, media, metrics, prompts, report
+from engine import catalog, compare, environment, evaluate, loading, media, metrics, prompts, recipes, report
 from engine.compare import Studio
 from engine.errors import OutputError, RequestError
 from engine.evaluate import Settings
-from engine.pipeline import Made
+from engine.pipeline import Made, token_ids
 from ui import quality, words
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -220,7 +222,10 @@ main()
 
 
 def test_three_kills_at_random_moments_lose_nothing_and_repeat_nothing(spec, cache, tmp_path, prompt_file):
-    file = prompt_file("".join(f"prompt {i}\n" for i in range(40)))
+    # Of "prompt 6" and "prompt 7" the tiny model would read the same tokens.
+    things = ("cat", "dog", "rocket", "apple", "house")
+    colours = ("red", "blue", "green", "black", "white", "yellow", "pink", "brown")
+    file = prompt_file("".join(f"a {thing}, {colour}\n" for thing in things for colour in colours))
     line = [sys.executable, "-c", TINY_CLI, spec.source, "evaluate", "--model", spec.id, "--prompts", file]
     line += ["--precision", "nvfp4", "--recipe", "full", "--steps", "1"]
     line += ["--out", str(out := tmp_path / "killed")]
@@ -289,7 +294,7 @@ def test_results_of_other_weights_or_machines_do_not_mix(spec, whole, tmp_path, 
         run(spec, tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", f'{{"format": {evaluate.FORMAT}}}'])
 def test_a_damaged_manifest_is_said_and_nothing_is_lost(spec, tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     (tmp_path / "pictures").mkdir()
@@ -306,7 +311,152 @@ def test_a_folder_of_something_else_is_left_alone(spec, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.doc"]
 
 
+# Settings that change between a kill and going on
+
+
+def _rewritten(file, change):
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+
+def _other_scheduler(folder, patch):
+    _rewritten(folder / "scheduler" / "scheduler_config.json", lambda config: config | {"shift": 3.0})
+
+
+def _other_configuration(folder, patch):
+    _rewritten(folder / "text_encoder_2" / "config.json", lambda config: config | {"feed_forward_proj": "gated-gelu"})
+
+
+def _other_tokenizer(folder, patch):
+    file = folder / "tokenizer" / "tokenizer.json"
+    file.write_bytes(file.read_bytes() + b"\n")
+
+
+def _other_weights(folder, patch):
+    """One bit of one weight, with size and time as they were."""
+    file = next((folder / "transformer").glob("*.safetensors"))
+    state, content = file.stat(), bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def _other_recipe(folder, patch):
+    rules = recipes.RECIPES["flux.1-dev", "full"]
+    changed = {**recipes.RECIPES, ("flux.1-dev", "full"): replace(rules, min_features=64)}
+    patch.setattr(recipes, "RECIPES", MappingProxyType(changed))
+
+
+def _other_package(folder, patch):
+    patch.setattr(environment, "version", lambda package: "0.0.1")
+
+
+def _other_engine(folder, patch):
+    patch.setattr(environment, "ENGINE", "another")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_other_scheduler, "of a checkpoint that has changed since: scheduler"),
+        (_other_configuration, "of a checkpoint that has changed since: text_encoder_2"),
+        (_other_tokenizer, "of a checkpoint that has changed since: tokenizer"),
+        (_other_weights, "of a checkpoint that has changed since: transformer"),
+        (_other_recipe, "by a recipe that has changed since: full"),
+        (_other_package, "torch "),
+        (_other_engine, f"twinframe {environment.ENGINE}, not another"),
+    ],
+)
+def test_a_killed_evaluation_is_not_gone_on_with_when_a_setting_has_changed(spec, tmp_path, calls, change, says):
+    shutil.copytree(spec.folder, tmp_path / "model")
+    mine, out = replace(spec, source=str(tmp_path / "model")), tmp_path / "out"
+    calls["stop"]["at"] = 2
+    with pytest.raises(KeyboardInterrupt):
+        run(mine, out)
+    calls["stop"].clear()
+    before, made = unchanged(out), len(calls["made"])
+    with pytest.MonkeyPatch.context() as patch:
+        change(mine.folder, patch)
+        with pytest.raises(OutputError, match=re.escape(says)) as refused:
+            run(mine, out)
+    assert unchanged(out) == before and len(calls["made"]) == made
+    assert str(refused.value).count(". ") == 0 and "ask for the same" in str(refused.value)
+
+
+def test_a_killed_evaluation_goes_on_when_nothing_has_changed_but_notes(spec, tmp_path, calls):
+    shutil.copytree(spec.folder, tmp_path / "model")
+    mine = replace(spec, source=str(tmp_path / "model"))
+    calls["stop"]["at"] = 2
+    with pytest.raises(KeyboardInterrupt):
+        run(mine, tmp_path / "out")
+    calls["stop"].clear()
+    (mine.folder / "README.md").write_text("Notes.")
+    for file in mine.folder.rglob("*.*"):
+        os.utime(file)  # as a copy of it has another time
+    assert run(mine, tmp_path / "out")["prompts"]["count"] == 3
+
+
+def test_an_evaluation_of_an_older_version_is_left_alone(spec, tmp_path):
+    (tmp_path / "manifest.json").write_text('{"format": 1, "weights": "0123"}')
+    with pytest.raises(OutputError, match="of another version of Twinframe: choose another folder"):
+        run(spec, tmp_path)
+
+
 # Prompts
+
+
+LONG = "a cat and a dog and a rocket and " * 4
+COPIES = prompts.PromptSet(
+    name="copies.txt",
+    counted="line",
+    prompts=tuple(
+        prompts.Prompt(id=i, category="", text=text)
+        # The tokenizers know neither capitals nor what lies beyond 32 tokens.
+        for i, text in enumerate(("a cat", "A cat", "a dog", f"{LONG}a cat", f"{LONG}a dog", "a CAT"), start=1)
+    ),
+    repeated=0,
+)
+
+
+def test_prompts_that_the_model_cannot_tell_apart_are_counted_once_and_said(spec, tmp_path, calls):
+    said, settings = [], replace(SETTINGS, precisions=("nvfp4",))
+    summary = run(spec, tmp_path / "out", settings, COPIES, said.append)
+    found = {key: summary["prompts"][key] for key in ("given", "count", "same")}
+    assert found == {"given": 6, "count": 3, "same": {"2": 1, "5": 4, "6": 1}}
+    assert {prompt for prompt, _ in calls["made"]} == {"a cat", "a dog", f"{LONG}a cat"}
+    assert summary["results"][0]["lpips"]["n"] == summary["ruler"]["floor"]["lpips"]["n"] == 3
+    assert [line["prompt_id"] for line in table(tmp_path / "out" / "scores.csv")] == ["1", "3", "4"]
+    told = f"3 prompts that {spec.name} cannot tell from another left out: 2 is 1 to it, 5 is 4 to it, 6 is 1 to it"
+    assert told in said and f"3 prompts of copies.txt (6 given; {told})" in evaluate.heading(summary)
+    page = Page((tmp_path / "out" / "report.html").read_text()).text
+    assert "6 were given" in page and "2 as 1, 5 as 4, 6 as 1" in page
+    # The distinct ones alone give the same interval, which copies would narrow.
+    alone = replace(COPIES, prompts=tuple(p for p in COPIES.prompts if p.id in (1, 3, 4)))
+    without = run(spec, tmp_path / "alone", settings, alone)
+    assert without["results"][0]["lpips"] == summary["results"][0]["lpips"] and without["prompts"]["same"] == {}
+    assert "given" not in evaluate.heading(without)
+    # Going on asks the manifest, and no tokenizer.
+    calls["made"].clear()
+    assert run(spec, tmp_path / "out", settings, COPIES)["prompts"] == summary["prompts"] and not calls["made"]
+
+
+@pytest.mark.parametrize("model", ["mini-flux", "mini-qwen", "mini-ltx2"])
+def test_every_tokenizer_of_a_model_has_to_read_the_same(model):
+    found = catalog.MODELS[model]
+    parts = loading.load_shared(found, torch.device("cpu"))
+    template = QwenImagePipeline(None, None, None, None, None).prompt_template_encode
+    pipeline = SimpleNamespace(components=parts, prompt_template_encode=template, **parts)
+
+    def read(text):
+        return token_ids(pipeline, found, text)
+
+    assert len(read("a cat")) == (2 if model == "mini-flux" else 1)
+    assert read("a cat on a red background") == read("a cat on a red background") != read("a dog on a red background")
+    far = "a cat on a red background " * 40
+    limit = found.call["max_sequence_length"] + found.template_tokens
+    assert read(far + "cat") == read(far + "dog") and len(read(far)[-1]) == limit
+    if model == "mini-flux":  # T5's knows no digits, CLIP's does
+        (clip, t5), (other_clip, other_t5) = read("prompt 0"), read("prompt 31")
+        assert t5 == other_t5 and clip != other_clip
 
 
 def test_drawbench_is_bundled():
@@ -343,7 +493,6 @@ def test_each_prompt_is_taken_once_however_many_lines_there_are(prompt_file):
         ("p.txt", "", "has no prompts"),
         ("p.txt", " \n\n", "has no prompts"),
         ("p.txt", "a caf\xe9".encode("latin-1"), "not UTF-8 text (byte 6)"),
-        ("p.txt", "a cat".encode("utf-16"), "not UTF-8 text (byte 1)"),
         ("p.csv", "", "no column named prompt"),
         ("p.csv", "text,kind\na,b\n", "no column named prompt"),
         ("p.csv", "prompt\n", "has no prompts"),
@@ -416,7 +565,7 @@ def test_the_interval_is_the_percentile_bootstraps():
 
 def test_pairs_that_are_equal_have_no_finite_psnr():
     rows = [
-        (prompt, {"lpips": score, "psnr_db": psnr, "temporal_lpips": None})
+        (prompt, {"lpips": score, "psnr_db": psnr, "temporal_lpips": None, "unscored": False})
         for prompt, score, psnr in zip(CHOSEN.prompts, (0.0, 0.1, 0.3), (None, 30.0, 20.0), strict=True)
     ]
     found = evaluate._scored(rows, ["Animals"])
@@ -504,6 +653,54 @@ def test_the_posts_ablation_stands_beside_ours_with_a_badge(whole):
     both = summary | {"results": [row | {"recipe": r} for r in ("seed", "full") for row in summary["results"]]}
     text = Page(report.page(both, out)).text
     assert "quoted: NVIDIA B200" in text and "0.4797" in text and text.index("measured") < text.index("quoted:")
+
+
+@pytest.mark.parametrize("lost", ["of one", "of all", "the reference of one", "the reference of all"])
+def test_pictures_that_are_not_numbers_have_no_score_anywhere(spec, cache, tmp_path, monkeypatch, lost):
+    """And count in no mean, interval or extreme, whichever side they are on; also when a killed run goes on."""
+    one, making = CHOSEN.prompts[1].text, []
+
+    def finished(pipeline, kind, output, usual=compare.finished):
+        (prompt, name) = making[-1]
+        side = "bf16" if "reference" in lost else "nvfp4-full"
+        if name == side and (lost.endswith("all") or prompt == one):
+            output.images[:] = torch.nan
+        return usual(pipeline, kind, output)
+
+    def make(self, studio, stop, folder, name, rendition, request, usual=evaluate._Evaluation._make):
+        making.append((request.prompt, name))
+        return usual(self, studio, stop, folder, name, rendition, request)
+
+    monkeypatch.setattr(compare, "finished", finished)
+    monkeypatch.setattr(evaluate._Evaluation, "_make", make)
+    out, settings, said = tmp_path / "mine" / "out", replace(SETTINGS, precisions=("nvfp4",)), []
+    out.mkdir(parents=True)
+    summary = run(spec, out, settings, say=said.append)
+    (row,), damaged = summary["results"], 3 if "all" in lost else 1
+    assert row["unscored"] == damaged and json.loads((out / "summary.json").read_text()) == summary
+    json.dumps(summary, allow_nan=False)
+    lines = table(out / "scores.csv")
+    empty = [line["prompt"] for line in lines if line["lpips"] == ""]
+    assert len(empty) == damaged and (damaged == 3 or empty == [one])
+    assert all((line["lpips"] == "") is (line["psnr_db"] == "") for line in lines)
+    scored = [float(line["lpips"]) for line in lines if line["lpips"]]
+    assert (row["lpips"] is None) is (not scored)
+    if scored:
+        assert row["lpips"]["mean"] == pytest.approx(np.mean(scored)) and row["lpips"]["n"] == 2
+    pairs = [pair["prompt"] for kind in ("worst", "best") for pair in row[kind]]
+    assert len(pairs) == 3 - damaged and not set(pairs) & set(empty)
+    phrase = "no score: values are not numbers"
+    assert sum(phrase in text for text in said) == damaged * (4 if "reference" in lost else 1)
+    assert f"{damaged} of 3 prompts: {phrase}" in evaluate.line(row)
+    page = Page((out / "report.html").read_text()).text
+    assert f"NVFP4 full: {phrase}. This holds for {damaged} of 3 prompts" in page
+    if "reference" in lost:
+        assert all(summary["ruler"][name]["unscored"] == damaged for name in ("floor", "ceiling"))
+        assert f"({damaged} of 3 prompts: {phrase})" in evaluate.ruler(summary)
+    assert f"{phrase}. This holds for {damaged} of its prompts" in quality.page(tmp_path / "mine", [])
+    # Killed before its last pair, a run knows what the reference was.
+    (out / "pictures" / f"{CHOSEN.prompts[1].id:05}" / "nvfp4-full.json").unlink()
+    assert run(spec, out, settings)["results"][0]["unscored"] == damaged
 
 
 def test_values_that_are_not_numbers_are_said(whole):

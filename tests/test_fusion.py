@@ -660,7 +660,7 @@ def graph(monkeypatch):
     ("compiled_here", "numel", "persistent"), [(True, 15360, True), (True, 32768, False), (False, 15360, False)]
 )
 def test_only_graphs_of_the_engine_keep_long_rows_in_registers(graph, monkeypatch, compiled_here, numel, persistent):
-    """The seed post's method compiles in the same process and thread, with Inductor's own choices."""
+    """The post's methods compile in the same process and thread, with Inductor's own choices."""
     monkeypatch.setattr(fusion.InductorChoices, "should_use_persistent_reduction", staticmethod(lambda *_: False))
     monkeypatch.setattr(Features, "reduction_numel", numel)
     with config.patch(**(fusion.options() if compiled_here else {})):

@@ -48,7 +48,7 @@ def test_a_shape_runs_plainly_first_and_is_replayed_from_then_on():
     assert (step.recorded, step.replayed) == (0, 0)
     assert step(numbered(5)) == (1, [5.0])
     assert step(numbered(6)) == (1, [6.0])
-    assert (step.recorded, step.replayed) == (1, 2)
+    assert (step.plain, step.recorded, step.replayed) == (PLAIN_CALLS + 1, 1, 2)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 from torchao.utils import get_model_size_in_bytes
 
 from engine import catalog, gptq, lab, loading, nvfp4, precision, prompts, recipes, remedies, sensitivity, tune, tuned
-from engine.errors import LoadError, OutputError, RequestError
+from engine.errors import LoadError, OutputError, RequestError, UnsupportedError
+from engine.inspection import inspect
 from engine.machine import Machine
+from engine.pipeline import Made
 from engine.tuned import TunedRecipe, Tuning
 
 CPU = Machine(name="Some CPU", kind="cpu")
@@ -164,6 +166,26 @@ def test_calibrated_weights_of_something_else_are_refused(calibrated):
     calibrated.files[0].write_bytes(b"nothing")
     with pytest.raises(LoadError, match="missing or damaged"):
         gptq.read(calibrated.files, "a", layers()["a"].weight)
+
+
+@pytest.mark.parametrize("bits", [None, 0xFF, 0xB0], ids=["tensor scale", "nan with a sign", "negative"])
+def test_calibrated_weights_with_scales_that_cannot_be_are_refused(calibrated, tmp_path, bits):
+    codes, scales, tensor_scale = (tensor.clone() for tensor in calibrated.packed["a"])
+    if bits is None:
+        tensor_scale.fill_(torch.nan)
+    else:
+        scales.view(torch.uint8)[0, 0] = bits
+    files = gptq.write(tmp_path, "spoilt", {"a": (codes, scales, tensor_scale)})
+    with pytest.raises(LoadError, match="calibrated for another weight of a"):
+        gptq.read(files, "a", layers()["a"].weight)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_moment_that_is_no_number_is_refused_instead_of_damped_for_ever(bad):
+    moment = torch.eye(32)
+    moment[3, 3] = bad
+    with pytest.raises(UnsupportedError, match="inputs are not numbers"):
+        gptq.quantize(torch.randn(16, 32).to(torch.bfloat16), moment)
 
 
 # Low rank
@@ -473,6 +495,16 @@ def test_a_weight_only_step_is_torchaos_own_on_a_blackwell_gpu():
         (lambda c: "{", "damaged"),
         (lambda c: json.dumps(c | {"weights": "other"}), "other weights"),
         (lambda c: json.dumps(c | {"prompts": {}}), "other prompts"),
+        (
+            lambda c: json.dumps(c | {"weights": c["weights"].replace(", scheduler ", ", scheduler 1")}),
+            r"other weights \(scheduler\)",
+        ),
+        (
+            lambda c: json.dumps(c | {"versions": c["versions"] | {"twinframe": "0", "torch": "1"}}),
+            r"other versions \(twinframe, torch\)",
+        ),
+        (lambda c: json.dumps(c | {"recipes": c["recipes"] | {"full": "0"}}), r"other recipes \(full\)"),
+        (lambda c: json.dumps({k: v for k, v in c.items() if k != "recipes"}), "other recipes"),  # an older version's
     ],
 )
 def test_a_file_of_something_else_is_left_alone(known, tmp_path, change, said):
@@ -483,6 +515,33 @@ def test_a_file_of_something_else_is_left_alone(known, tmp_path, change, said):
     with pytest.raises(OutputError, match=said):
         lab.Quality(file, made, CHOSEN)
     assert file.read_text() == content
+
+
+@pytest.mark.parametrize("where", ["in every weight", "in the picture alone"])
+@pytest.mark.parametrize("command", ["sensitivity", "tune"])
+def test_a_search_by_what_is_not_numbers_is_refused_in_one_sentence(known, tmp_path, monkeypatch, command, where):
+    made = bench(known, [])
+    if where == "in every weight":
+        made.exact.proj_out.weight.data.fill_(torch.nan)
+    else:  # as by a VAE that overflows
+        black = Made(pixels=torch.zeros(1, 3, 64, 64), not_numbers=(9,))
+        monkeypatch.setattr(lab, "finished", lambda *_: black)
+        monkeypatch.setattr(sensitivity.Probe, "damage", lambda self: (0.5, 0.5))
+    quality = lab.Quality(tmp_path / "q.json", made, CHOSEN)
+    with pytest.raises(UnsupportedError, match=f"^{known.name} makes values that are not numbers of 'a', so there is"):
+        if command == "tune":
+            tune.run(made, quality, 8.0, tmp_path / "tiny.json", probes=1, steps=1)
+        else:
+            sensitivity.run(made, quality, probes=1, steps=1, lpips_prompts=1)
+    assert not (tmp_path / "tiny.json").exists() and "NaN" not in json.dumps(quality.content)
+
+
+def test_a_denoiser_whose_output_is_no_number_has_no_drift(known):
+    made = bench(known, [])
+    probe = sensitivity.Probe(made, ["a"], 1)
+    made.exact.proj_out.weight.data.fill_(torch.nan)
+    with pytest.raises(UnsupportedError, match="not numbers"):
+        probe.damage()
 
 
 def test_one_prompt_cannot_both_choose_and_report():
@@ -497,6 +556,19 @@ def test_one_prompt_cannot_both_choose_and_report():
 def test_the_readme_has_the_table_of_what_was_found(model):
     found = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())
     assert f"<!-- {model} -->\n{tune.table(found)}\n" in (catalog.ASSETS.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize("model", ["mini-flux", "mini-qwen", "mini-ltx2"])
+def test_the_bytes_of_what_was_found_are_those_that_inspect_gives(model):
+    found = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())
+    rows = [row for row in (*found["frontier"], *found["ablation"]) if row["id"] in ("seed", "full", "tuned")]
+    assert {(row["id"], row["precision"]) for row in rows} >= {
+        (i, p) for i in ("seed", "full") for p in ("mxfp8", "nvfp4")
+    }
+    for row in rows:
+        stored = inspect(model, row["precision"], row["id"])["bytes"]["quantized"]
+        assert row["weight_bytes"] == stored, row["label"]
+        assert row["bytes_over_seed_percent"] == pytest.approx(100 * (stored / found["bytes"]["seed"] - 1))
 
 
 def test_the_readme_has_what_drift_says_of_lpips():

@@ -3,6 +3,7 @@
 import errno
 import shutil
 import struct
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,7 +117,7 @@ def test_a_garbage_json_file_is_named(copied, name):
     assert name in refused(lambda spec: loading.load_pipeline(spec, torch.device("cpu")), copied)
 
 
-def test_the_fingerprint_changes_with_the_weights_alone(copied):
+def test_the_fingerprint_changes_with_the_weights_and_not_with_the_place(copied):
     before = loading.fingerprint(copied)
     assert before == loading.fingerprint(MINI_FLUX)
     whole = bytearray((MINI_FLUX.folder / SHARD).read_bytes())
@@ -222,10 +223,11 @@ def test_a_denoiser_from_a_folder_is_the_one_that_was_saved(small):
 
 @pytest.mark.parametrize("source", ["folder", "random"])
 def test_each_layer_is_quantized_before_the_next_is_read(small, source, monkeypatch):
-    """At no time are two planned layers in bf16."""
+    """At no time are two planned layers in bf16, read or still held."""
     support = precision.support("nvfp4", precision.Machine(name="Some CPU", kind="cpu"))
     plan = recipes.plan(loading.empty_transformer(small), recipes.recipe(small.family, "full"), "nvfp4")
     quantize, waiting, most, done = recipes.quantizer(plan, support), set(), 0, []
+    exact = []
     read = loading._reader if source == "folder" else loading._random
 
     def reader(*args):
@@ -241,10 +243,13 @@ def test_each_layer_is_quantized_before_the_next_is_read(small, source, monkeypa
         return counted
 
     def place(name, module):
+        if name in plan.names:
+            exact.append(weakref.ref(module.weight))
         quantize(name, module)
         if name in plan.names:
             waiting.remove(name)
             done.append(name)
+            assert sum(weight() is not None for weight in exact) <= 1
 
     monkeypatch.setattr(loading, read.__name__, reader)
     where = Source(folder=small.folder) if source == "folder" else Source(random=True)
@@ -309,7 +314,8 @@ def test_a_damaged_folder_says_where_to_mend_it(small, tmp_path):
 
 def test_fingerprints_tell_sources_apart(small, tmp_path):
     shutil.copytree(small.folder, tmp_path / "copy")
-    next((tmp_path / "copy").rglob("*.safetensors")).touch()
+    file = next((tmp_path / "copy").rglob("*.safetensors"))
+    file.write_bytes(file.read_bytes() + b" ")
     found = {loading.fingerprint(small, Source(folder=folder)) for folder in (small.folder, tmp_path / "copy")}
     assert loading.fingerprint(small, Source(random=True)) == "random"
     assert loading.fingerprint(small) == f"{small.source}@{small.revision}"

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from mcp import ClientSession
+from mcp.client.streamable_http import streamable_http_client
 
 from engine import options
 from engine.errors import RequestError
@@ -55,15 +57,11 @@ def test_it_is_off_by_default_whatever_gradio_is_told(monkeypatch):
 
 
 def test_a_tool_call_goes_through_the_queue_and_its_mistakes_are_sentences():
-    pytest.importorskip("mcp", reason="the package mcp is not installed")
     worker, nowhere = FakeWorker(step_seconds=0.01), Path("no such folder")
 
     async def talk(url):
-        from mcp import ClientSession
-        from mcp.client.streamable_http import streamablehttp_client
-
         async with (
-            streamablehttp_client(f"{url}gradio_api/mcp/") as (incoming, outgoing, _),
+            streamable_http_client(f"{url}gradio_api/mcp/") as (incoming, outgoing, _),
             ClientSession(incoming, outgoing) as session,
         ):
             await session.initialize()

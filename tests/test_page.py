@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import catalog, events
+from engine import catalog, events, plots, reference
 from engine.errors import RequestError
 from engine.request import CompareRequest
 from tests.fake_engine import BLACKWELL, LAPTOP, NO_FP8, RULER, FakeWorker, open_tab, record, served, until
@@ -798,7 +799,7 @@ def rows_of(html, heading):
 
 def test_a_measurement_is_set_against_bf16_of_its_own_file(tmp_path):
     (tmp_path / "h200.json").write_text(json.dumps(benchmark()))
-    post = json.loads(benchmarks.POST.read_text())
+    post = reference.read()
     html = benchmarks.measured(tmp_path, post)
     for part in ("Fake H200", "22 Nov 2026", "random weights", "torch 2.11.0", "1024 × 1024 · 28 steps · guidance 3.5"):
         assert part in html
@@ -815,7 +816,7 @@ def test_a_measurement_is_set_against_bf16_of_its_own_file(tmp_path):
 @pytest.mark.parametrize("key", ["stopped", "note"])
 def test_what_limits_a_measurement_is_said_beside_it(tmp_path, key):
     (tmp_path / "h200.json").write_text(json.dumps(benchmark(**{key: "after 90 s <b>"})))
-    assert "after 90 s &lt;b&gt;" in benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text()))
+    assert "after 90 s &lt;b&gt;" in benchmarks.measured(tmp_path, reference.read())
 
 
 def test_what_was_not_measured_is_not_filled_in(tmp_path):
@@ -825,7 +826,7 @@ def test_what_was_not_measured_is_not_filled_in(tmp_path):
     fp8["memory_gb"]["peak_allocated"] = None
     bare = bf16 | {"method": "bare", "latency_s": bf16["latency_s"] | dict.fromkeys(("text", "denoise", "decode"))}
     (tmp_path / "h200.json").write_text(json.dumps(made | {"rows": [bf16, fp8, bare | {"step_ms": None}]}))
-    rows = rows_of(benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text())), "FLUX.1-dev")
+    rows = rows_of(benchmarks.measured(tmp_path, reference.read()), "FLUX.1-dev")
     assert " ".join(rows[3]) == "bf16 bare pipeline – – – 4.00 3.96–4.04 – – 31.20 39.00 – 21.5"
     assert rows[2][2:] == ["OutOfMemoryError: &lt;no&gt; room", "21.84", "–", "–", "–"]
 
@@ -833,18 +834,40 @@ def test_what_was_not_measured_is_not_filled_in(tmp_path):
 def test_the_engines_step_is_set_against_the_posts_method_at_the_same_precision(tmp_path):
     made = benchmark()
     bf16, fp8, *_ = made["rows"]
-    posts = [row | {"method": "seed", "step_ms": 1.25 * row["step_ms"]} for row in (bf16, fp8)]
+    posts = [row | {"method": "post", "step_ms": 1.25 * row["step_ms"]} for row in (bf16, fp8)]
+    posts += [row | {"method": "post-default", "step_ms": 1.5 * row["step_ms"]} for row in (bf16, fp8)]
     (tmp_path / "h200.json").write_text(json.dumps(made | {"rows": [bf16, fp8, *posts]}))
-    heads, *rows = rows_of(benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text())), "FLUX.1-dev")[:5]
-    column = next(k for k, head in enumerate(heads) if head.startswith("vs the post's"))
-    assert [row[column] for row in rows] == ["1.25×", "1.25×", "–", "–"]
-    assert [row[1] for row in rows] == ["Twinframe", "Twinframe", "the post&#x27;s", "the post&#x27;s"]
+    html = benchmarks.measured(tmp_path, reference.read())
+    heads, *rows = rows_of(html, "FLUX.1-dev")[:7]
+    for head, factor in (("vs the post's", "1.25×"), ("vs default mode", "1.50×")):
+        column = next(k for k, text in enumerate(heads) if text.startswith(head))
+        assert [row[column] for row in rows] == [factor, factor, "–", "–", "–", "–"]
+    named = ["Twinframe", "the post&#x27;s", "default mode"]
+    assert [row[1] for row in rows] == [name for name in named for _ in range(2)]
+    assert escape(plots.POSTS_FP8) in html
+
+
+@pytest.mark.parametrize(("batch_size", "head"), [(1, "vs default mode"), (4, "vs the post's")])
+def test_an_older_files_one_method_of_the_post_is_shown_for_what_it_was(tmp_path, batch_size, head):
+    """It compiled with the default mode everywhere, which at batch 1 of FLUX.1-dev is not what the post does."""
+    made = benchmark()
+    engine = next(row for row in made["rows"] if row["batch_size"] == batch_size)
+    (tmp_path / "h200.json").write_text(json.dumps(made | {"rows": [engine, engine | {"method": "seed"}]}))
+    heads, first, _ = rows_of(benchmarks.measured(tmp_path, reference.read()), "FLUX.1-dev")[:3]
+    shown = [text for text in heads if text.startswith(("vs the post's", "vs default mode"))]
+    assert [text.startswith(head) for text in shown] == [True]
+    assert first[heads.index(shown[0])] == "1.00×"
+
+
+def test_beside_the_posts_figures_stands_what_sets_them_apart():
+    html = benchmarks.quoted(reference.read())
+    assert "PIL" in html and "104 of the 200 prompts" in html
 
 
 def test_the_runs_of_a_model_stand_below_its_name_each_with_a_name_of_its_own(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.json").write_text(json.dumps(benchmark()))
-    html = benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text()))
+    html = benchmarks.measured(tmp_path, reference.read())
     assert re.findall("<h3[^>]*>(.*?)</h3>", html) == ["FLUX.1-dev"]
     assert len(re.findall("<h4>Run [12]: ", html)) == 2
     regions = re.findall('role="region" aria-label="([^"]*)"', html)
@@ -855,7 +878,7 @@ def test_a_models_newest_run_comes_first(tmp_path):
     for name, day in (("a", 20), ("b", 22), ("c", 21)):
         made = benchmark(date=f"2026-11-{day}T10:00:00+00:00", device=f"GPU of the {day}th")
         (tmp_path / f"{name}.json").write_text(json.dumps(made))
-    html = benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text()))
+    html = benchmarks.measured(tmp_path, reference.read())
     assert re.findall(r"<h4>Run (\d)", html) == ["1", "2", "3"]
     assert re.findall(r"GPU of the (\d+)th", html) == ["22", "21", "20"]
 
@@ -865,14 +888,14 @@ def test_rows_that_were_not_measured_equally_often_say_so(tmp_path):
     for row, repeats in zip(made["rows"], (3, 2, 3, 3), strict=False):
         row["repeats"] = repeats
     (tmp_path / "a.json").write_text(json.dumps(made))
-    assert "median of 2 to 3" in benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text()))
+    assert "median of 2 to 3" in benchmarks.measured(tmp_path, reference.read())
 
 
 def test_a_file_that_is_no_benchmark_is_named_and_the_others_are_shown(tmp_path):
     (tmp_path / "a.json").write_text('{"rows": [')
     (tmp_path / "b.json").write_text(json.dumps({"rows": [1]}))
     (tmp_path / "c.json").write_text(json.dumps(benchmark(device="<b>device</b>")))
-    html = benchmarks.measured(tmp_path, json.loads(benchmarks.POST.read_text()))
+    html = benchmarks.measured(tmp_path, reference.read())
     assert words.benchmarks.unreadable("a.json") in html
     assert words.benchmarks.unreadable("b.json") in html
     assert "&lt;b&gt;device" in html
@@ -880,7 +903,7 @@ def test_a_file_that_is_no_benchmark_is_named_and_the_others_are_shown(tmp_path)
 
 
 def test_every_figure_of_the_post_is_quoted_and_every_table_says_so():
-    post = json.loads(benchmarks.POST.read_text())
+    post = reference.read()
     html = benchmarks.quoted(post)
     for model in {row["model"] for row in post["performance"]}:
         found = rows_of(html, catalog.MODELS[model].name)[2:]

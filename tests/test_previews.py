@@ -85,7 +85,7 @@ def test_the_last_latents_are_decoded_as_the_pipeline_does(tmp_path, model, cach
     studio = Studio("cpu")
     pipeline = studio.rendition(spec, "bf16", spec.recipes[0], lambda _: None).pipeline
     kept = {}
-    keep = Progress("bf16", 99, lambda _: None, lambda: False, lambda latents, _: kept.update(latents=latents.clone()))
+    keep = Progress("bf16", lambda _: None, lambda: False, lambda latents, _: kept.update(latents=latents.clone()))
     with torch.inference_mode():
         made = call(pipeline, spec, asked, 7, keep)
         found = previews.DECODERS[spec.pipeline](pipeline, kept["latents"][:1], asked)[0]

@@ -186,11 +186,16 @@ def test_applied_plans_hold_what_they_say(mini, precision, recipe_id):
     assert get_model_size_in_bytes(mini) == planned.bf16_bytes
     assert recipes.apply(mini, planned, support(precision, CPU)) is mini
     assert verify(mini, planned) == planned.counts
-    held = get_model_size_in_bytes(mini)
-    if precision == "mxfp8":  # torchao pads the scales
-        assert planned.quantized_bytes <= held <= planned.quantized_bytes * 1.01
-    else:
-        assert held == planned.quantized_bytes
+    assert get_model_size_in_bytes(mini) == planned.quantized_bytes
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (320, 1280), (96, 160), (128, 128), (1024, 4096)])
+@pytest.mark.parametrize("precision", QUANTIZED)
+def test_a_format_counts_the_bytes_that_are_stored(precision, shape):
+    """torchao pads MXFP8's scales to whole tiles."""
+    held = nn.ModuleDict({"a": nn.Linear(*shape, bias=False)}).to(torch.bfloat16)
+    recipes.apply(held, plan(held, recipe("mini-flux", "full"), precision), support(precision, CPU))
+    assert get_model_size_in_bytes(held) == recipes.FORMATS[precision].size(*shape)
 
 
 def test_plan_on_the_meta_device_equals_plan_on_weights(mini):

@@ -116,6 +116,23 @@ def test_lpips_maps_come_back_and_move_with_the_folder(comparison, tmp_path):
     assert found == tuple(replace(m, file=m.file.replace("/old/", "/new/")) for m in maps)
 
 
+@pytest.mark.parametrize("kind", ["one", "all"])
+def test_pictures_without_a_score_come_back_and_no_mean_counts_them(comparison, kind):
+    bf16, fp8, nvfp4 = comparison.results
+    scores = (None, 0.5) if kind == "one" else (None, None)
+    decibels = (None, math.inf) if kind == "one" else (None, None)
+    frames = tuple(None if score is None else (score, score) for score in scores)
+    maps = tuple(None if score is None else LpipsMap(file="a.png", top=1.0) for score in scores)
+    spoilt = Metrics(lpips=scores, psnr_db=decibels, lpips_frames=frames)
+    damaged = replace(comparison, results=(bf16, fp8, replace(nvfp4, metrics=spoilt, lpips_maps=maps)))
+    values = damaged.to_json()
+    assert Comparison.from_json(json.loads(json.dumps(values, allow_nan=False))) == damaged
+    assert values["results"][2]["lpips"] == (0.5 if kind == "one" else None)
+    assert [row["unscored"] for row in values["results"]] == [None, 0, 1 if kind == "one" else 2]
+    moved = damaged.results[2].with_files(str.upper).lpips_maps
+    assert [m and m.file for m in moved] == [None, "A.PNG" if kind == "one" else None]
+
+
 def test_json_without_a_ruler_comes_back_equal(comparison):
     bare = replace(comparison, ruler=None)
     assert bare.to_json()["ruler"] is None

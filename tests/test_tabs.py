@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from engine import catalog
+from engine import catalog, reference
 from engine.errors import RequestError
 from engine.request import CompareRequest
 from tests.fake_engine import RULER, FakeWorker, open_tab, plan, record, served, until
 from tests.test_page import BEYOND_THE_EDGE
-from ui import benchmarks, cards, how, link, quality, recipe, words
+from ui import cards, how, link, quality, recipe, words
 from ui import view as views
 from ui.scatter import ROOM, Point, plot, ticks
 
@@ -377,6 +377,26 @@ def test_a_verdict_marks_how_far_each_precision_is(tmp_path):
     assert re.sub("<[^>]+>", "", html).startswith(cards.escape(words.verdict.verdict(comparison)))
 
 
+@pytest.mark.parametrize("lost", [(0,), (0, 1)])
+def test_a_clip_without_a_score_says_so_and_draws_no_curve(tmp_path, lost):
+    made = record(tmp_path, PROMPT, model="ltx-2", precisions=["nvfp4"], num_frames=9, batch_size=2)
+    bf16, other = made.results
+
+    def without(values):
+        return tuple(None if index in lost else value for index, value in enumerate(values))
+
+    scores = {name: without(getattr(other.metrics, name)) for name in ("lpips", "psnr_db", "lpips_frames")}
+    other = replace(other, metrics=replace(other.metrics, **scores), lpips_maps=without(other.lpips_maps))
+    view = views.of(replace(made, results=(bf16, other)), tmp_path, recorded=False)
+    said = "no score: values are not numbers" if len(lost) == 2 else "1 of 2 has no score: values are not numbers"
+    for drawn in (cards.headline(view), cards.stage(view), cards.pairs(view), cards.table(view)):
+        assert said in drawn or said.capitalize() in drawn
+    assert cards.stage(view).count("<polyline") == 2 - len(lost)
+    assert cards.pairs(view).count("data-top=") == 2 - len(lost)
+    explained = how.page(view, {p: plan("mini-flux", p, "full") for p in ("bf16", "nvfp4")})
+    assert (words.how.HOW_NO_RULER in explained) is (len(lost) == 2)
+
+
 def test_the_post_is_quoted_where_the_same_call_is_only_emulated(tmp_path):
     made = record(tmp_path, PROMPT, precisions=["fp8", "nvfp4"])
     asked = CompareRequest.create(PROMPT, model="flux.1-dev", precisions=["fp8", "nvfp4"], batch_size=4)
@@ -384,9 +404,7 @@ def test_the_post_is_quoted_where_the_same_call_is_only_emulated(tmp_path):
     def headline(request):
         return cards.headline(views.of(replace(made, request=request), tmp_path, recorded=False))
 
-    post = {
-        (r["model"], r["precision"], r["batch_size"]): r for r in json.loads(benchmarks.POST.read_text())["performance"]
-    }
+    post = {(r["model"], r["precision"], r["batch_size"]): r for r in reference.read()["performance"]}
     row = post["flux.1-dev", "nvfp4", 4]
     saving = 1 - row["peak_memory_gb"] / post["flux.1-dev", "bf16", 4]["peak_memory_gb"]
     assert f"{words.verdict.QUOTED_HERE} {words.verdict.quoted('nvfp4', row['speedup'], saving)}." in headline(asked)

@@ -108,7 +108,7 @@ def answer(comparison: Comparison, *, recorded: bool = False) -> dict:
     said = comparison.to_json() | ({"recorded": True} if recorded else {})
     for result in said["results"]:
         result["files"] = [gr.FileData(path=file).model_dump() for file in result["files"]]
-        for found in result["lpips_maps"]:
+        for found in filter(None, result["lpips_maps"]):  # what has no score has no map
             found["file"] = gr.FileData(path=found["file"]).model_dump()
     return said
 

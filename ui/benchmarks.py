@@ -6,26 +6,21 @@ engine it knows what belongs together in such a file (engine/plots.py). GB are 1
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
-from engine import catalog, plots
+from engine import catalog, methods, plots, reference
+from engine.methods import ENGINE, METHODS, POST, POST_DEFAULT
 from engine.request import PRECISIONS, REFERENCE, CompareRequest
 from ui import words
 from ui.tables import head, table
 
 log = logging.getLogger(__name__)
 
-POST = catalog.ASSETS / "reference" / "b200.json"
-"""Every table of the post, and its settings."""
-
-POSTS = "seed"
-"""The post's method, as a row of a benchmark names it."""
-LATENCY = slice(3, 11)
+LATENCY = slice(3, 12)
 """The columns of a table that one sentence takes the place of where nothing was timed."""
 
 Row = Mapping[str, object]
@@ -33,7 +28,7 @@ Row = Mapping[str, object]
 
 def page(folder: Path) -> str:
     """Both halves of the tab; `folder` holds what was measured, one JSON file a device and model."""
-    post = json.loads(POST.read_text(encoding="utf-8"))
+    post = reference.read()
     return f'<div class="tf-benchmarks">{measured(folder, post)}{quoted(post)}</div>'
 
 
@@ -48,7 +43,7 @@ def measured(folder: Path, post: Mapping) -> str:
     unreadable: list[str] = []
     for file in sorted(folder.glob("*.json")):
         with _told(file, unreadable):
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = methods.read(file)
             read.append((str(found["date"]), file, found))
     for _, file, found in sorted(read, key=lambda entry: entry[0], reverse=True):
         with _told(file, unreadable):
@@ -75,14 +70,14 @@ def _told(file: Path, unreadable: list[str]) -> Iterator[None]:
 
 
 def _measurement(found: Mapping, post: Mapping, run: int) -> str:
-    model, methods = found["model"], list(words.benchmarks.METHODS)
+    model = found["model"]
     rows = sorted(
         found["rows"],
-        key=lambda row: (row["batch_size"], methods.index(row["method"]), PRECISIONS.index(row["precision"])),
+        key=lambda row: (row["batch_size"], METHODS.index(row["method"]), PRECISIONS.index(row["precision"])),
     )
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     asked = found["settings"]
-    timed = [r for r in rows if r["execution"] == "native" and r["method"] == "engine" and r["latency_s"]]
+    timed = [r for r in rows if r["execution"] == "native" and r["method"] == ENGINE and r["latency_s"]]
     facts = [
         found["device"],
         words.when(found["date"]),
@@ -100,19 +95,21 @@ def _measurement(found: Mapping, post: Mapping, run: int) -> str:
         f'<p class="tf-facts-line"><span class="tf-badge tf-measured">{words.MEASURED_BADGE}</span>'
         f" {escape(' · '.join(facts))}</p>"
         f"{_plots(model, times, peaks)}{_measured_table(rows, f'{words.benchmarks.MEASURED}: {_name(model)}, {title}')}"
+        f"{_posts_fp8(rows)}"
         f"{_beside_the_post(model, rows, post, title)}</article>"
     )
 
 
 def _measured_table(rows: Sequence[Row], label: str) -> str:
-    batches, methods = {row["batch_size"] for row in rows}, {row["method"] for row in rows}
+    batches, used = {row["batch_size"] for row in rows}, {row["method"] for row in rows}
     heads = [
         ("Batch", ""), ("Precision", ""), ("Method", ""), ("Text", "s", "stages"), ("Denoise", "s", "stages"),
         ("Decode", "s", "stages"), ("Total", "s", "median"), ("10–90%", "s", "spread"), ("vs bf16", "", "speedup"),
-        ("Step", "ms", "step"), ("vs the post's", "", "over the post"), ("Weights", "GB", "weights"),
+        ("Step", "ms", "step"), ("vs the post's", "", "over the post"),
+        ("vs default mode", "", "over the default mode"), ("Weights", "GB", "weights"),
         ("Peak", "GB", "peak"), ("vs bf16", "", "saving"), ("First call", "s", "first call"),
     ]  # fmt: skip
-    keep = [len(batches) > 1, True, len(methods) > 1, *[True] * 7, POSTS in methods, *[True] * 4]
+    keep = [len(batches) > 1, True, len(used) > 1, *[True] * 7, POST in used, POST_DEFAULT in used, *[True] * 4]
     body = "".join(_measured_row(row, rows, keep) for row in rows)
     return table([of for of, kept in zip(heads, keep, strict=True) if kept], body, label)
 
@@ -133,7 +130,8 @@ def _measured_row(row: Row, rows: Sequence[Row], keep: Sequence[bool]) -> str:
             f"{words.seconds(took['p10'])}–{words.seconds(took['p90'])}",
             _or_dash(speedup, words.factor),
             _or_dash(row["step_ms"], "{:.0f}".format),
-            _or_dash(_over_the_posts(row, rows), words.factor),
+            _or_dash(_over(POST, row, rows), words.factor),
+            _or_dash(_over(POST_DEFAULT, row, rows), words.factor),
         ]
         latency = "".join(f"<td>{value}</td>" for value, kept in zip(values, keep[LATENCY], strict=True) if kept)
     peak = memory["peak_allocated"] if native else None
@@ -157,10 +155,16 @@ def _or_dash(value: float | None, shown: Callable[[float], str]) -> str:
     return "–" if value is None else shown(value)
 
 
-def _over_the_posts(row: Row, rows: Sequence[Row]) -> float | None:
-    """How many times as fast the engine's step is as the step by the post's method."""
-    posts = plots.other(row, rows, row["precision"], POSTS) if row["method"] == "engine" else None
+def _over(method: str, row: Row, rows: Sequence[Row]) -> float | None:
+    """How many times as fast the engine's step is as the step by a method of the post's."""
+    posts = plots.other(row, rows, row["precision"], method) if row["method"] == ENGINE else None
     return posts["step_ms"] / row["step_ms"] if posts and posts["step_ms"] and row["step_ms"] else None
+
+
+def _posts_fp8(rows: Sequence[Row]) -> str:
+    """What FP8 by the post's method is, where there is any."""
+    there = any(row["precision"] == "fp8" and row["method"] in (POST, POST_DEFAULT) for row in rows)
+    return f'<p class="tf-small">{escape(plots.POSTS_FP8)}</p>' if there else ""
 
 
 def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping, title: str) -> str:
@@ -173,7 +177,7 @@ def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping, title: str)
     ours = [
         r
         for r in rows
-        if (r["precision"], r["method"]) == (REFERENCE, "engine")
+        if (r["precision"], r["method"]) == (REFERENCE, ENGINE)
         and r["batch_size"] in theirs
         and r["memory_gb"]["peak_allocated"]
     ]
@@ -199,8 +203,8 @@ def quoted(post: Mapping) -> str:
     tables = "".join(_quoted_model(model, post) for model in models)
     return (
         f'<section class="tf-half"><h2>{words.benchmarks.QUOTED}</h2>'
-        f'<p class="tf-small">{escape(words.benchmarks.QUOTED_NOTE)}</p>'
-        f"{tables}{_quoted_lpips(post['mean_lpips_drawbench_alex'])}"
+        f'<p class="tf-small">{escape(words.benchmarks.QUOTED_NOTE)} {escape(post["latency_note"])}</p>'
+        f"{tables}{_quoted_lpips(post['mean_lpips_drawbench_alex'], post['lpips_note'])}"
         f"{_quoted_selective(post['full_vs_selective_flux.1-dev'])}</section>"
     )
 
@@ -236,7 +240,7 @@ def _quoted_cells(row: Row) -> str:
     return f"<td>{row['latency_s']:.2f}</td><td>{speedup}</td><td>{row['peak_memory_gb']:.2f}</td>"
 
 
-def _quoted_lpips(found: Mapping[str, Mapping[str, float]]) -> str:
+def _quoted_lpips(found: Mapping[str, Mapping[str, float]], note: str) -> str:
     precisions = list(dict.fromkeys(p for scores in found.values() for p in scores if p != REFERENCE))
     body = "".join(
         f'<tr><th scope="row">{escape(_name(model))}</th>'
@@ -247,6 +251,7 @@ def _quoted_lpips(found: Mapping[str, Mapping[str, float]]) -> str:
     heads = [("Model", ""), *((words.NAMES[p], "") for p in precisions)]
     return (
         f'<article class="tf-bench"><h3>{words.benchmarks.QUOTED_LPIPS}</h3>{_quoted_badge()}'
+        f'<p class="tf-small">{escape(note)}</p>'
         f"{table(heads, body, words.benchmarks.QUOTED_LPIPS)}</article>"
     )
 
@@ -271,7 +276,7 @@ def _quoted_badge() -> str:
 
 def quote(asked: CompareRequest, precision: str) -> Row | None:
     """What the post measured of the same call, with `saving`, the part of bf16's peak memory; None if it did not."""
-    post = json.loads(POST.read_text(encoding="utf-8"))
+    post = reference.read()
     theirs = post["settings"].get(asked.model, {})
     ours = {
         "height": asked.height,

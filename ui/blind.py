@@ -182,7 +182,10 @@ class BlindTest:
                     case events.Finished(made, _) if made != REFERENCE:
                         yield {self._parts.question: making(words.blind.MEASURING)}
                     case events.Completed(comparison):
-                        return next(blind.pairs(comparison, fresh=True))
+                        pair = next(blind.pairs(comparison, fresh=True), None)
+                        if pair is None:
+                            yield self._idle(words.blind.NOT_NUMBERS)
+                        return pair
                     case events.Failed(reason):
                         yield self._idle(reason)
                         return None

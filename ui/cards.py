@@ -304,7 +304,7 @@ def _numbers(view: View, made: Generation) -> str:
         latency = _stat("Latency", "latency", took, words.factor(speedup) if speedup else "")
         stages = f'<p class="tf-stages" title="{words.WHY["stages"]}">{words.stages(made.latency)}</p>'
     else:
-        why = "previews" if view.request.previews else "shared"
+        why = "previews" if view.request.previews else "shared" if made.at_once else "compiled"
         latency = _absent("Latency", why, words.NOT_TIMED_SHORT) if native else ""
         stages = f'<p class="tf-stages">{words.compare.no_latency_note(made, view.request)}</p>'
     if native:
@@ -339,15 +339,16 @@ def _absent(label: str, why: str, said: str, *, wide: bool = False) -> str:
 def _lpips(asked: CompareRequest, made: Generation, ruler: Ruler | None) -> str:
     if made.precision == REFERENCE:
         return f'<p class="tf-reference tf-small">{words.compare.reference_note(asked)}</p>'
-    value = words.verdict.mean_lpips(made)
+    value, lost = words.verdict.mean_lpips(made), words.verdict.damage(made)
     if value is None:
-        return '<p class="tf-reference tf-small">Measuring LPIPS</p>'
-    several = f" of {len(made.files)}" if len(made.files) > 1 else ""
+        return f'<p class="tf-reference tf-small">{escape(lost.capitalize() or "Measuring LPIPS")}</p>'
+    several = f" of {len(made.files) - made.metrics.unscored}" if len(made.files) > 1 else ""
     mean = f" <small>mean{several}</small>" if several or _moving(asked) else ""
+    beside = f'<p class="tf-reading">{escape(lost)}</p>' if lost else ""
     return (
         f'<div class="tf-lpips"><dl class="tf-stats"><div{_why("lpips")}><dt>{_asked("LPIPS")}</dt>'
         f"<dd>{words.score(value)}{mean}</dd></div></dl>"
-        f"{_ruler(value, ruler, words.thing(asked))}</div>"
+        f"{_ruler(value, ruler, words.thing(asked))}{beside}</div>"
     )
 
 
@@ -457,9 +458,9 @@ def _pair(view: View, below: Generation, above: Generation, index: int, *, hidde
 
 def _lpips_map(made: Generation, index: int) -> str:
     """Attributes by which ui/viewer.js finds the LPIPS map of a picture or clip, and its score, a frame each."""
-    if not made.lpips_maps:
+    found, metrics = made.lpips_maps[index] if made.lpips_maps else None, made.metrics
+    if found is None:
         return ""
-    found, metrics = made.lpips_maps[index], made.metrics
     scores = metrics.lpips_frames[index] if metrics.lpips_frames else (metrics.lpips[index],)
     said = ",".join(f"{score:.5f}" for score in scores)
     return f' data-lpips="{link(found.file)}" data-top="{found.top:.5f}" data-scores="[{said}]"'
@@ -550,10 +551,13 @@ def _curve(made: Sequence[Generation], clips: Sequence[int], only: int | None) -
     """LPIPS over the frames, a line a precision, above the seek bar; ui/player.js fills in the values it points at."""
     if not made:
         return ""
-    top = max(max(values) for g in made for values in g.metrics.lpips_frames) or 1.0
+    known = [values for g in made for values in g.metrics.lpips_frames if values is not None]
+    if not known:
+        return ""
+    top = max(max(values) for values in known) or 1.0
     shown = clips if only is None else [only]
     plots = "".join(
-        f'<svg data-clip="{index}" viewBox="0 0 {len(made[0].metrics.lpips_frames[index]) - 1} 100"'
+        f'<svg data-clip="{index}" viewBox="0 0 {len(known[0]) - 1} 100"'
         f' preserveAspectRatio="none" aria-hidden="true"{" hidden" if index != shown[0] else ""}>'
         f"{''.join(_line(g, index, top) for g in made)}</svg>"
         for index in shown
@@ -570,6 +574,8 @@ def _curve(made: Sequence[Generation], clips: Sequence[int], only: int | None) -
 
 def _line(made: Generation, index: int, top: float) -> str:
     values = made.metrics.lpips_frames[index]
+    if values is None:
+        return ""
     points = " ".join(f"{frame},{100 - 96 * value / top:.2f}" for frame, value in enumerate(values))
     return (
         f'<polyline data-precision="{made.precision}" points="{points}"'
@@ -616,9 +622,12 @@ def _row(view: View, made: Generation) -> str:
         latency = f'<td colspan="5" class="tf-absent">{words.no_latency(made, view.request)}</td>'
     peak = " ".join(words.size(made.memory.peak)) if made.execution == "native" else "–"
     lpips = words.verdict.mean_lpips(made)
-    psnr = words.psnr(sum(made.metrics.psnr_db) / len(made.metrics.psnr_db)) if made.metrics else "–"
-    values = (" ".join(words.size(made.memory.weights)), peak, "–" if lpips is None else words.score(lpips), psnr)
-    cells = "".join(f"<td>{v}</td>" for v in values)
+    psnr = words.psnr(made.metrics.mean_psnr_db if made.metrics else None)
+    lost = words.verdict.damage(made)
+    said = "–" if lpips is None else words.score(lpips)
+    score = f'<td title="{escape(lost)}">{said} <small>{escape(lost)}</small></td>' if lost else f"<td>{said}</td>"
+    weights = " ".join(words.size(made.memory.weights))
+    cells = f"<td>{weights}</td><td>{peak}</td>{score}<td>{psnr}</td>"
     return (
         f'<tr><th scope="row">{words.NAMES[made.precision]}</th><td class="tf-word">{escape(made.execution)}</td>'
         f"{latency}{cells}</tr>"

@@ -59,7 +59,7 @@ def _group(model: str, bundles: Sequence[Bundle]) -> str:
 def _tile(bundle: Bundle, origin: str) -> str:
     """bf16 on the left half, the precision that differs most on the right: the same noise, so one picture."""
     made = bundle.comparison
-    asked, others = made.request, [g for g in made.results if g.metrics]
+    asked, others = made.request, [g for g in made.results if g.metrics and g.metrics.mean_lpips is not None]
     other = max(others, key=lambda g: g.metrics.mean_lpips, default=made.reference)
     halves = "".join(_half(made, g, side) for g, side in ((made.reference, "left"), (other, "right")))
     sides = (

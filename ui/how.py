@@ -188,7 +188,8 @@ def _bar(plan: Mapping, whole: int) -> str:
 
 def _lpips(view: View) -> str:
     """The scores on the screen between bf16's own noise and another seed."""
-    made = [(g.precision, words.verdict.mean_lpips(g)) for g in view.finished if g.metrics]
+    scores = ((g.precision, words.verdict.mean_lpips(g)) for g in view.finished)
+    made = [(precision, value) for precision, value in scores if value is not None]
     if view.ruler is None or not made:
         return f'<p class="tf-small">{words.how.HOW_NO_RULER}</p>'
     ruler = view.ruler

@@ -75,13 +75,16 @@ def _of_evaluation(summary: Mapping, folder: Path) -> dict:
     each: dict[tuple[str, str], list[float]] = {}
     with (folder / "scores.csv").open(encoding="utf-8", newline="") as scores:
         for line in csv.DictReader(scores):
-            each.setdefault((line["precision"], line["recipe"]), []).append(float(line["lpips"]))
+            if line["lpips"]:  # empty where values are not numbers
+                each.setdefault((line["precision"], line["recipe"]), []).append(float(line["lpips"]))
     results = summary["results"]
     return {
         **{key: summary[key] for key in ("model", "device", "versions", "settings", "ruler")},
         "date": summary["created"],
         "prompts": {"report": [summary["prompts"]["source"]] * summary["prompts"]["count"]},
-        "ruler": {end: summary["ruler"][end]["lpips"] for end in ("floor", "ceiling")},
+        "ruler": {end: score for end in ("floor", "ceiling") if (score := summary["ruler"][end]["lpips"])},
+        # absent from evaluations made before there were prompts without a score
+        "unscored": [(row["precision"], row["recipe"], lost) for row in results if (lost := row.get("unscored"))],
         "ablation": [
             {
                 "recipe": row["recipe"],
@@ -90,7 +93,7 @@ def _of_evaluation(summary: Mapping, folder: Path) -> dict:
                 "lpips": {"report": row["lpips"]},
                 "temporal_lpips": row.get("temporal_lpips"),
                 "weight_bytes": round(row["memory_gb"]["transformer"] * 1e9),
-                "each": {"report": each[row["precision"], row["recipe"]]},
+                "each": {"report": each.get((row["precision"], row["recipe"]), [])},
             }
             for row in results
         ],
@@ -139,10 +142,13 @@ def _section(found: Mapping, models: Sequence[str]) -> str:
         if found.get("sensitivity")
         else "",
     ]
+    lost = "".join(
+        f'<p class="tf-small">{escape(words.quality.unscored(*each))}</p>' for each in found.get("unscored") or ()
+    )
     return (
         f'<section class="tf-model"><h2>{escape(name)}</h2><p class="tf-facts-line">'
         f'<span class="tf-badge tf-measured">{words.MEASURED_BADGE}</span> {escape(" · ".join(filter(None, facts)))}'
-        f"<br>{escape(words.quality.prompts(found['prompts']))}</p>{''.join(parts)}</section>"
+        f"<br>{escape(words.quality.prompts(found['prompts']))}</p>{lost}{''.join(parts)}</section>"
     )
 
 

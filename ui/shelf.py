@@ -42,15 +42,24 @@ class Shelf:
     Args:
         kept_hours: how long a comparison is kept.
         kept_gb: how much all of them together may take; the oldest go first.
+
+    Raises:
+        OutputError: Gradio's temporary folder cannot be written.
     """
 
     def __init__(self, kept_hours: float = KEPT_HOURS, kept_gb: float = KEPT_GB) -> None:
         self._kept_seconds, self._kept_bytes = kept_hours * 3600, kept_gb * 1e9
         self._making, self._swept = threading.Lock(), 0.0
         below = Path(get_upload_folder())
-        below.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(below.glob(f"{PREFIX}*"))  # of apps that were killed
-        self.root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=below))
+        try:
+            below.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(below.glob(f"{PREFIX}*"))  # of apps that were killed
+            self.root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=below))
+        except OSError as error:  # such as another user's, who has run Gradio on this machine before
+            why = error.strerror or error
+            raise OutputError(
+                f"Cannot write into {below}: {why}. Set GRADIO_TEMP_DIR to a folder of your own."
+            ) from error
         self._held = claim(self.root)
         self._pinned: set[Path] = set()
 

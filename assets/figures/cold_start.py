@@ -26,7 +26,8 @@ def ready(model: str, precision: str) -> dict:
     import torch
 
     from engine import catalog, compilation
-    from engine.compare import Studio, versions
+    from engine.compare import Studio
+    from engine.environment import versions
     from engine.request import CompareRequest
     from engine.source import Source
 

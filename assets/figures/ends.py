@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import catalog, compilation, loading, timing
-from engine.compare import versions
+from engine.environment import versions
 from engine.precision import detect
 from engine.request import CompareRequest
 from engine.source import Source

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from engine import catalog, compilation, metrics
-from engine.compare import Studio, versions
+from engine.compare import Studio
+from engine.environment import versions
 from engine.holdings import Rendition
 from engine.pipeline import call, finished
 from engine.request import CompareRequest

@@ -14,7 +14,8 @@ from statistics import fmean, stdev
 import torch
 
 from engine import catalog, metrics
-from engine.compare import Studio, versions
+from engine.compare import Studio
+from engine.environment import versions
 from engine.request import CompareRequest
 
 THINGS = (

@@ -5,8 +5,8 @@ python -m assets.figures.speed_steps --table assets/figures/speed-steps.json
 
 OUT is written anew after every measurement. A variant that fails says why and the rest goes on; none begins after
 `LIMIT` seconds. With `--side` only the variants of that size are measured, and neither products nor whole calls. Every
-variant's output is compared with the uncompiled one of its precision on the same input; how far the seed post's own
-compile is from that is the noise floor. `--table` prints a result as Markdown.
+variant's output is compared with the uncompiled one of its precision on the same input; how far a compile with the
+default mode is from that is the noise floor. `--table` prints a result as Markdown.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.fx import Graph
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine import catalog, compilation, fusion, loading, profile, recipes
-from engine.compare import versions
+from engine.environment import versions
 from engine.precision import detect, support
 from engine.source import Source
 
@@ -77,9 +77,12 @@ class Variant:
 
 
 ALL = dict(fusion.options())
-SEED, BEST = "seed's compile", "+ CUDA graph of the step"
+PLAIN, POST, BEST = "default-mode compile", "the post's: + a CUDA graph of each block", "+ CUDA graph of the step"
+OLD_NAMES = {"seed's compile": PLAIN}
+"""In results of before: the post itself replays each block from a CUDA graph, which they had not measured."""
 VARIANTS = [
-    Variant(SEED),
+    Variant(PLAIN),
+    Variant(POST, compilation.BLOCK_GRAPHS),
     Variant("+ shared quantization", options={"post_grad_custom_pre_pass": SHARED}, precisions=("fp8",)),
     Variant(
         "+ one pass over a row",
@@ -91,10 +94,13 @@ VARIANTS = [
     ),
     Variant("+ turned pairs (all rewrites)", options=ALL),
     Variant(BEST, compilation.GRAPHS, ALL),
-    Variant(SEED, side=512),
+    Variant(PLAIN, side=512),
+    Variant(POST, compilation.BLOCK_GRAPHS, side=512),
     Variant("+ turned pairs (all rewrites)", options=ALL, side=512),
     Variant(BEST, compilation.GRAPHS, ALL, side=512),
 ]
+
+ENDS = [next(v for v in VARIANTS if v.name == name) for name in (PLAIN, BEST)]
 
 
 class Sweep:
@@ -214,7 +220,7 @@ class Sweep:
         away = ((made - self.truth[key]).norm() / self.truth[key].norm()).item()
         reserved = torch.cuda.memory_reserved() - before if self.cuda else 0
         self.row(precision, v, found, first, away, reserved)
-        if self.cuda and v.name in (SEED, BEST):
+        if self.cuda and v.name in (PLAIN, POST, BEST):
             name = f"{precision} {v.side} {v.name}"
             self.result["profiles"][name] = profile.table(lambda: denoiser(**given), self.device)
         blocks.use(compilation.EAGER)
@@ -270,7 +276,7 @@ class Sweep:
 
         torch.compiler.reset()
         last: dict[str, Tensor] = {}
-        for v in [Variant("eager", compilation.EAGER), VARIANTS[0], VARIANTS[5]]:
+        for v in [Variant("eager", compilation.EAGER), *ENDS]:
             blocks = compilation.Blocks(denoiser, dynamic=False, options=v.options)
             blocks.use(v.mode)
             for _ in range(1 if v.mode == compilation.EAGER else 2):
@@ -361,7 +367,7 @@ class Sweep:
         self.variants(VARIANTS)
         for precision in ("fp8", "bf16"):
             self.guarded(f"trajectory {precision}", partial(self.trajectory, precision))
-        self.variants([replace(v, name=f"again: {v.name}") for v in (VARIANTS[0], VARIANTS[5])])  # drift, warm caches
+        self.variants([replace(v, name=f"again: {v.name}") for v in ENDS])  # drift, warm caches
 
     def variants(self, variants: list[Variant]) -> None:
         for v in variants:
@@ -381,7 +387,7 @@ def table(result: dict) -> str:
         cells = [
             c for r in rows for c in ((f"{r['step_ms']:.1f}", f"{r['relative_l2_from_eager']:.4f}") if r else "––")
         ]
-        lines.append(f"| {' | '.join([f'{side}x{side}', variant, *cells])} |")
+        lines.append(f"| {' | '.join([f'{side}x{side}', OLD_NAMES.get(variant, variant), *cells])} |")
     for precision in ("bf16", "fp8"):
         floor = result["floors"][precision]
         lines.append(

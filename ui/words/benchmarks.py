@@ -13,7 +13,7 @@ MEASURED_NOTE = (
     "bytes."
 )
 WEIGHTS = {"random": "random weights of the real architecture", "checkpoint": "trained weights"}
-METHODS = {"engine": "Twinframe", "seed": "the post's", "bare": "bare pipeline"}
+METHODS = {"engine": "Twinframe", "post": "the post's", "post-default": "default mode", "bare": "bare pipeline"}
 NO_BENCHMARKS = "Nothing has been measured yet. A GPU is measured, without downloading any weights, by"
 BENCH_COMMAND = (
     "python -m engine bench --model flux.1-dev --precision bf16 fp8 --batch-size 1 4 8 --random-weights "

@@ -28,6 +28,7 @@ STATISTICS = (
     "p: how often a tossed coin gets at least as many right, by the exact binomial test; the interval is Wilson's. "
     "Decide beforehand how many pairs to answer: to stop as soon as p looks good makes it worthless."
 )
+NOT_NUMBERS = "This pair has no score, as its values are not numbers: choose another precision or another model."
 FEWEST = 5
 """With fewer answers, even all right, a coin gets as many too often to say anything: 1/2^4 is more than 5%."""
 

@@ -30,6 +30,8 @@ WHY = {
     "nothing. Switch them off to time it.",
     "shared": "Another precision ran on the same device at the same time, so its time says nothing. Give each its own "
     "device, or all of them one, to time it.",
+    "compiled": "Something was compiled or recorded during this very run, so its time says nothing. Generate again to "
+    "time it.",
     "emulated": "This machine has no tensor cores for the format: the same arithmetic runs on others, so picture, "
     "LPIPS and weight bytes are the format's, speed and peak memory are not.",
     "stages": "The latency by stage, in seconds: encoding the prompt, all denoising steps, and the VAE's decoding.",
@@ -40,7 +42,10 @@ WHY = {
     "median": "Median of the repeats: wall clock of one real pipeline call after a warm-up of the same shape.",
     "spread": "The tenth and the ninetieth percentile of the repeats.",
     "step": "One denoising step: the denoising time over the number of steps.",
-    "over the post": "The time of a step by the post's method over this one's, at the same precision, in one run.",
+    "over the post": "The time of a step by the post's method over this one's, at the same precision, in one run: at "
+    "batch 1 of FLUX.1-dev and Qwen-Image each block is replayed from a CUDA graph, elsewhere only compiled.",
+    "over the default mode": "The time of a step with the post's blocks only compiled, with torch.compile's default "
+    "mode, over this one's, at the same precision, in one run.",
     "saving": "Peak memory against bf16's in the same file.",
     "first call": "The first call of this row, which compiles and warms up; no other number holds any of it.",
     "bf16 bytes": "Two bytes a weight; MB are 1e6 bytes.",
@@ -71,6 +76,7 @@ PLAYER_HINT = "Space plays, the arrow keys go frame by frame."
 NOT_COMPARABLE = "emulated, not comparable"
 NOT_TIMED, NOT_TIMED_SHORT = "not timed: previews were drawn", "not timed"
 SHARED_DEVICE = "not timed: it shared its device"
+COMPILED = "not timed: something was compiled meanwhile"
 STARTING = "Starting"
 BUSY = "A comparison is already running: wait for it, or press Stop."
 BROKEN = "The comparison could not be run: try again in a moment, and see the server's log if it happens again."
@@ -93,7 +99,9 @@ def no_latency(generation: Generation, asked: CompareRequest) -> str:
     """Why a precision has no latency, in a few words."""
     if generation.execution == "emulated":
         return NOT_COMPARABLE
-    return NOT_TIMED if asked.previews else SHARED_DEVICE
+    if asked.previews:
+        return NOT_TIMED
+    return SHARED_DEVICE if generation.at_once else COMPILED
 
 
 def seconds(value: float) -> str:
@@ -135,7 +143,9 @@ def score(lpips: float) -> str:
     return f"{lpips:.3f}" if lpips >= 0.01 else f"{lpips:.4f}"
 
 
-def psnr(decibels: float) -> str:
+def psnr(decibels: float | None) -> str:
+    if decibels is None:
+        return "–"
     return "identical" if decibels == float("inf") else f"{decibels:.1f}"
 
 

@@ -39,6 +39,7 @@ CURVE = "LPIPS of each frame"
 RAN = "What really ran"
 NOT_TIMED_NOTE = "Previews were drawn between the steps."
 SHARED_DEVICE_NOTE = "Another precision ran on the same device at the same time."
+COMPILED_NOTE = "Something was compiled during this run: press Generate again for a time."
 PREVIEWS_LABEL, PREVIEWS_HINT = "Live previews", "Shows what is being made after each step; such a run is not timed."
 EMULATED_NOTE = "An emulation's speed and peak are not the format's."
 THEME_TOGGLE = "Switch between light and dark"
@@ -53,7 +54,9 @@ def no_latency_note(generation: Generation, asked: CompareRequest) -> str:
     """Why a precision has no latency, in a sentence."""
     if generation.execution == "emulated":
         return EMULATED_NOTE
-    return NOT_TIMED_NOTE if asked.previews else SHARED_DEVICE_NOTE
+    if asked.previews:
+        return NOT_TIMED_NOTE
+    return SHARED_DEVICE_NOTE if generation.at_once else COMPILED_NOTE
 
 
 def prompt_hint(spec: ModelSpec) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from ui.words.common import score
+from engine.results import NO_SCORE
+from ui.words.common import NAMES, RECIPES, score
 
 NO_QUALITY = "Nothing has been measured yet. Recipes are compared over many prompts, and drawn here, by"
 EVALUATE_COMMAND = (
@@ -45,6 +46,12 @@ def prompts(found: Mapping[str, Sequence]) -> str:
     """Over how many prompts something was found and reported."""
     parts = [f"{len(found[half])} prompts {HALVES[half]}" for half in HALVES if found.get(half)]
     return " · ".join(parts) if len(parts) > 1 else f"{len(next(filter(None, found.values()), ()))} prompts"
+
+
+def unscored(precision: str, recipe: str, count: int) -> str:
+    """How many prompts a recipe has no score for."""
+    which = f"{NAMES[precision]}, {RECIPES.get(recipe, recipe)}"
+    return f"{which}: {NO_SCORE}. This holds for {count} of its prompts, which no mean counts."
 
 
 def over(score: Mapping[str, float], half: str) -> str:

@@ -13,7 +13,7 @@ from engine.results import Comparison, Generation, Ruler
 from ui.words.common import NAMES, factor, listed, thing
 
 PREVIEWED = "This run showed previews, so nothing in it was timed."
-NO_RULER = "its scale has not been measured yet"
+NO_RULER = "its scale has not been measured"
 QUOTED_HERE = "With these settings the post measured"
 CLOSENESS = (
     (0.10, "near", "hard to tell from bf16"),
@@ -50,7 +50,13 @@ def closeness(lpips: float, ruler: Ruler, made: str) -> tuple[str, str]:
 
 
 def mean_lpips(generation: Generation) -> float | None:
+    """None until it is compared, and where nothing of it has a score."""
     return generation.metrics.mean_lpips if generation.metrics else None
+
+
+def damage(generation: Generation) -> str:
+    """Why it has no score, or not one of all that was made; empty if it has, or is not compared yet."""
+    return generation.metrics.damage if generation.metrics else ""
 
 
 def weights_saving(comparison: Comparison, generation: Generation) -> float:
@@ -77,7 +83,7 @@ def verdicts(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _tone(comparison: Comparison, generation: Generation) -> str:
-    if comparison.ruler is None:
+    if comparison.ruler is None or mean_lpips(generation) is None:
         return ""
     return closeness(mean_lpips(generation), comparison.ruler, thing(comparison.request))[0]
 
@@ -91,11 +97,13 @@ def _on_one(comparison: Comparison, generation: Generation) -> str:
     needs = f"needs as much {memory}" if percent == 0 else f"needs {abs(percent)}% {sign} {memory}"
     speedup, lpips = comparison.speedup(generation), mean_lpips(generation)
     parts = [needs] if speedup is None else [f"is {_speed(speedup)}", needs]
-    if comparison.ruler is not None:
+    if comparison.ruler is not None and lpips is not None:
         parts.append(f"is {closeness(lpips, comparison.ruler, thing(comparison.request))[1]}")
     said = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
     said = f"{NAMES[generation.precision]} {said}"
-    if comparison.ruler is None or lpips <= comparison.ruler.floor:
+    if lost := damage(generation):
+        said += f" ({lost})"
+    if comparison.ruler is None or lpips is None or lpips <= comparison.ruler.floor:
         return f"{said}."
     return f"{said}: {way(lpips, comparison.ruler):.0%} of the way from bf16's own noise to another seed."
 
@@ -112,8 +120,10 @@ def _on_many(comparison: Comparison, generation: Generation) -> str:
     else:
         sign = "smaller" if percent > 0 else "larger"
         parts.append("weights as large" if percent == 0 else f"{abs(percent)}% {sign} weights")
-    if comparison.ruler is not None:
+    if comparison.ruler is not None and mean_lpips(generation) is not None:
         parts.append(closeness(mean_lpips(generation), comparison.ruler, thing(comparison.request))[1])
+    if lost := damage(generation):
+        parts.append(lost)
     return f"{NAMES[generation.precision]}: {', '.join(parts)}."
 
 
