@@ -171,6 +171,7 @@ def _models(args: argparse.Namespace) -> None:
                 "summary": spec.summary,
                 "modality": spec.modality,
                 "licence": spec.licence,
+                "licence_note": spec.licence_note,
                 "source": spec.source if spec.bundled else spec.url,
                 "revision": spec.revision,
                 "recipes": list(spec.recipes),
@@ -182,13 +183,16 @@ def _models(args: argparse.Namespace) -> None:
             }
         )
     if args.json:
-        print(json.dumps({"device": machine.name, "models": rows}, indent=1))
+        print(json.dumps({"device": machine.name, "note": machine.note, "models": rows}, indent=1))
         return
     print(machine.name)
+    if machine.note:
+        print(f"  {machine.note}")
     for support in supports:
         print(f"  {support.precision:6} {support.execution:12} {support.reason}")
     for row in rows:
-        print(f"{row['id']}: {row['name']} ({row['modality']}, {row['licence']})\n  {row['summary']}\n  {row['state']}")
+        print(f"{row['id']}: {row['name']} ({row['modality']}, {row['licence']})")
+        print(*(f"  {row[said]}" for said in ("summary", "licence_note", "state") if row[said]), sep="\n")
 
 
 def _state(spec: catalog.ModelSpec, source: Source, device: torch.device) -> str:
@@ -508,9 +512,9 @@ def _one_device(args: argparse.Namespace) -> str:
 
 
 def _default_device() -> str:
-    import torch
+    from engine import precision
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return precision.default_device()
 
 
 def main() -> None:

@@ -341,7 +341,7 @@ class _Bench:
 
     def _lane(self, name: str, method: str, also: tuple[str, ...], request: CompareRequest) -> _Lane:
         self._rest()  # `Blocks` remembers its denoiser's parts as it finds them
-        execution = self.studio.support[name].execution
+        support, error = self.studio.support[name], None
         rendition = None
         if self._denoiser(name, method) == ENGINE:
             began = time.monotonic()
@@ -359,21 +359,23 @@ class _Bench:
             graphs = method == POST and methods.block_graphs(self.spec.id, request.batch_size)
             rendition, mode = None, compilation.BLOCK_GRAPHS if graphs else compilation.DEFAULT
             blocks = compilation.Blocks(pipeline.transformer, dynamic=None, options=POST_OPTIONS.get(name, {}))
+            error = self.studio.machine.no_compile or (support.no_graph if graphs else "") or None
         else:
-            mode = compilation.mode(request.batch_size, execution == "native", self.device)
+            mode = compilation.mode(request.batch_size, support, self.device)
             blocks = rendition.blocks
         modules = [m for m in pipeline.components.values() if isinstance(m, nn.Module)]
         return _Lane(
             precision=name,
             method=method,
             also=also,
-            execution=execution,
+            execution=support.execution,
             pipeline=pipeline,
             weights=timing.weight_bytes(*modules) / timing.GB,
             load_s=load_s,
             blocks=blocks,
             mode=mode,
             rendition=rendition,
+            error=error,
         )
 
     def _loading(self, event: events.Event) -> None:

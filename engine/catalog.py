@@ -110,6 +110,8 @@ class ModelSpec:
     """What loading it in bf16 needs; None for a bundled model, which needs little."""
     licence: str
     licence_url: str
+    licence_note: str = ""
+    """What its licence keeps from some or all, in a sentence or two that are shown before and beside what is made."""
     defaults: Settings
     limits: Limits
     recipes: tuple[str, ...]
@@ -292,6 +294,9 @@ FLUX_DEV = ModelSpec(
     memory_gb=Memory(transformer=23.80, shared=9.94, run=4.6, host=8),
     licence="FLUX.1 [dev] Non-Commercial License",
     licence_url="https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+    licence_note="The model FLUX.1-dev is licensed for non-commercial use only. What it makes may be used for any "
+    "purpose, commercial ones too, except as section 2(d) of its licence says: not to train, fine-tune or distill a "
+    "model that competes with it.",
     defaults=Settings(height=1024, width=1024, num_inference_steps=28, guidance_scale=3.5),
     limits=FLUX_LIMITS,
     recipes=("seed", "tuned", "strict", "full"),
@@ -322,6 +327,7 @@ FLUX_SCHNELL = replace(
     memory_gb=replace(FLUX_DEV.memory_gb, transformer=23.78),
     licence="Apache-2.0",
     licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+    licence_note="",
     defaults=Settings(height=1024, width=1024, num_inference_steps=4, guidance_scale=0.0),
     limits=replace(FLUX_LIMITS, guidance_scale=(0.0, 0.0)),
     call=MappingProxyType({"max_sequence_length": 256}),
@@ -379,6 +385,8 @@ LTX_2 = ModelSpec(
     memory_gb=Memory(transformer=37.75, shared=29.90, run=5.1, host=8, text_kv=2.42),
     licence="LTX-2 Community License",
     licence_url="https://huggingface.co/Lightricks/LTX-2/blob/main/LICENSE",
+    licence_note="LTX-2 needs a paid licence from Lightricks where an entity with annual revenues of $10 million or "
+    "more uses it commercially; its licence names further limits of use, which are for everybody.",
     defaults=Settings(
         height=512, width=768, num_inference_steps=40, guidance_scale=4.0, num_frames=121, frame_rate=24.0
     ),

@@ -298,8 +298,7 @@ class Studio(Holdings):
 
     def mode(self, name: str, spec: ModelSpec, request: CompareRequest) -> str:
         """How this machine runs a denoiser's blocks in one precision for a request."""
-        native = self.support[name].execution == "native"
-        return compilation.mode(request.batch_size, native, self.device)
+        return compilation.mode(request.batch_size, self.support[name], self.device)
 
     def distance(self, made: Made, reference: Made) -> tuple[Metrics, list[Tensor | None]]:
         """LPIPS and PSNR of what was made from the reference, and where LPIPS comes from; one a picture or clip.
@@ -452,11 +451,13 @@ class Studio(Holdings):
         steps = rendition.warm_up_steps(mode)
         warm_up = f"{steps} warm-up steps" if steps > 1 else "a warm-up step"
         if mode == compilation.EAGER:
-            compiled = "off (eager), for every precision"
+            without = self.machine.no_compile
+            compiled = f"off, for every precision: {without}" if without else "off (eager), for every precision"
         else:
+            unrecorded = f", no CUDA graph ({support.no_graph})" if support.no_graph else ""
             compiled = (
-                f"repeated blocks, fullgraph, settings of engine/fusion.py; {warm.graphs} graphs compiled in a first "
-                f"call of {warm.seconds:.1f} s, {done.compiled} in the timed one"
+                f"repeated blocks, fullgraph{unrecorded}, settings of engine/fusion.py; {warm.graphs} graphs compiled in a "
+                f"first call of {warm.seconds:.1f} s, {done.compiled} in the timed one"
             )
             if mode == compilation.GRAPHS:
                 compiled += f"; {done.replayed} of its steps replayed from a CUDA graph, {done.recorded} recorded"

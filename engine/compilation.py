@@ -5,7 +5,7 @@ the whole model and is nearly as fast. On a CPU it costs a minute and gains emul
 everything stays eager.
 
 Dynamo's and Inductor's settings belong to a thread: call everything here from the thread that runs the model.
-Knows nothing of precisions beyond whether one runs natively.
+Knows nothing of precisions beyond what their `Support` says.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from engine import fusion, text_kv
 from engine.files import cache_folder
 from engine.graphs import PLAIN_CALLS, StepGraph
+from engine.machine import Support
 
 EAGER, DEFAULT, GRAPHS, BLOCK_GRAPHS = "eager", "default", "step graph", "reduce-overhead"
 """Not compiled; compiled; compiled, and recorded as one CUDA graph a step; compiled by torch.compile's mode of that
@@ -87,12 +88,13 @@ class Done:
         return bool(self.compiled or self.plain or self.recorded)
 
 
-def mode(batch_size: int, native: bool, device: torch.device) -> str:
+def mode(batch_size: int, support: Support, device: torch.device) -> str:
     """How the blocks run: a CUDA graph pays where launching kernels takes a good part of a step, at one picture or
     clip."""
-    if device.type != "cuda":
+    if device.type != "cuda" or (support.machine and support.machine.no_compile):
         return EAGER
-    return GRAPHS if native and batch_size == 1 else DEFAULT
+    recorded = support.execution == "native" and batch_size == 1 and not support.no_graph
+    return GRAPHS if recorded else DEFAULT
 
 
 def configure() -> None:

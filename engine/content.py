@@ -39,7 +39,7 @@ class Filter:
     on: bool = False
     public: bool = False
     """Strangers can reach the app."""
-    prompts: str = "eliasalbouzidi/distilbert-nsfw-text-classifier"
+    prompts: str = "eliasalbouzidi/distilbert-nsfw-text-classifier@5239d30a64ac026607b910571dd0a28c562e1834"
     pictures: str = "Falconsai/nsfw_image_detection@63e0a066bb08d2ae47324b540fba3adfd4536569"
     threshold: float = 0.5
     """The score from which on something is stopped."""

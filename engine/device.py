@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import torch
 
-from engine import catalog, code, compilation, events, inspection, loading, recipes, timing
+from engine import catalog, code, compilation, events, inspection, loading, precision, recipes, timing
 from engine.content import NO_FILTER, Filter
 from engine.errors import CancelledRun, FaultError, LoadError, TwinframeError, UnsupportedError, fault
 from engine.machine import Machine, Support
@@ -52,7 +52,7 @@ class Device:
 
     def __init__(self, name: str | None = None, source: Source = BUNDLED_OR_HUB, filtered: Filter = NO_FILTER):
         self._filter = filtered
-        self.studio = studio_on(name or ("cuda" if torch.cuda.is_available() else "cpu"), source, filtered)
+        self.studio = studio_on(name or precision.default_device(), source, filtered)
 
     @property
     def machine(self) -> Machine:

@@ -36,7 +36,6 @@ FP8_AMAX_FLOOR = 1e-12
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _E4M3_TINY = 2.0**-9  # smallest positive e4m3, a sub-normal
-_RECIPROCAL_MAX = 2.0**118  # bounds 1 / per-tensor scale: divided by _E4M3_TINY it is still a finite fp32
 
 
 class _EmulatedTensor(TorchAOBaseTensor):
@@ -158,9 +157,8 @@ def nvfp4_activation(x: Tensor) -> tuple[Tensor, Tensor]:
     # The bit patterns of non-negative bf16 numbers sort like the numbers, and integers reduce three times as fast.
     amax = (blocks.view(torch.int16) & 0x7FFF).amax(-1, keepdim=True).view(torch.bfloat16).float()
     # torchao divides by 448 * 6, which CUDA turns into this multiplication; spelled out, a CPU makes the same bits.
-    tensor_scale = amax.amax() * (1 / (E4M3_MAX * E2M1_MAX))
-    # An all-zero tensor has scale 0 and reciprocal infinity, and 0 * infinity is NaN: hence the clamp.
-    reciprocal = tensor_scale.reciprocal().clamp(max=_RECIPROCAL_MAX)
+    tensor_scale = nvfp4.scale_of_tensor(amax.amax())
+    reciprocal = tensor_scale.reciprocal()
     # mslk does divide by 6: hence a tensor as divisor, which CUDA leaves a division.
     block_scale = (amax / amax.new_full((), E2M1_MAX)).mul_(reciprocal).clamp_(max=E4M3_MAX)
     block_scale = block_scale.to(torch.float8_e4m3fn).float()

@@ -25,7 +25,7 @@ from torch._inductor.virtualized import V
 from torch.fx import Graph, Node
 
 from engine import nodes, rotary
-from engine.nodes import CAST, VIEWS, add, aten, times
+from engine.nodes import CAST, VIEWS, add, alike, aten, tensor, times
 
 PERSISTENT = 16384
 """Elements of a row that one kernel keeps in registers between its amax and its cast; Inductor's own limit is 1024,
@@ -43,6 +43,8 @@ _ELEMENTWISE = frozenset(
 )
 """What a row-wise quantization is made of, besides its amax."""
 _FP8 = torch.float8_e4m3fn
+_SATURATION = ((aten.clamp_min.default, (-448,)), (aten.clamp_max.default, (448,)))
+"""What keeps a quotient within e4m3, each with its arguments."""
 
 
 class Rewrites(CustomGraphPass):
@@ -179,7 +181,7 @@ def flatten_quantized(graph: Graph) -> int:
         if cast.target is not CAST or cast.meta["val"].dtype != _FP8 or len(cast.users) > 1:
             continue
         full = cast.meta["val"].shape
-        if len(shape) != 2 or shape[1] != full[-1]:
+        if len(shape) != 2 or not full or shape[1] != full[-1] or not _is_by_rows(cast, full):
             continue
         made: dict[Node, Node] = {}
         with graph.inserting_before(view):
@@ -196,16 +198,46 @@ def flatten_quantized(graph: Graph) -> int:
     return flattened
 
 
+def _is_by_rows(cast: Node, full: torch.Size) -> bool:
+    """Whether `_in_rows` can compute all that is quantized of rows: whatever has rows at all has one for each of them,
+    or one for all.
+
+    A divisor of shape (S, K) or (B, 1, K), which each picture or each row shares, would have to be repeated.
+    """
+    waiting, seen = [cast], set()
+    while waiting:
+        node = waiting.pop()
+        value = tensor(node)
+        if value is None or node in seen:
+            continue
+        seen.add(node)
+        rows = value.shape[:-1]
+        if value.ndim > len(full) or (rows != full[:-1] and any(n != 1 for n in rows)):
+            return False
+        if rows == full[:-1] and (node.target in _ELEMENTWISE or _is_amax(node, full) or _same_view(node)):
+            waiting.extend(node.all_input_nodes)
+    return True
+
+
+def _is_amax(node: Node, full: torch.Size) -> bool:
+    """Of each row of something with as many dimensions as `full`."""
+    return node.target is aten.amax.default and node.args[1:] in (([-1], True), ([len(full) - 1], True))
+
+
+def _same_view(node: Node) -> bool:
+    return node.target in VIEWS and node.args[0].meta["val"].shape == node.meta["val"].shape
+
+
 def _in_rows(graph: Graph, node: object, full: torch.Size, made: dict[Node, Node]) -> object:
     """The same value as `node`, computed on rows: its elementwise operations, and its amax of a row, moved behind a
     view."""
-    if not isinstance(node, Node) or node.meta["val"].ndim < len(full):
+    if tensor(node) is None or node.meta["val"].ndim < len(full):
         return node
     if node not in made:
         value = node.meta["val"]
-        if node.target in VIEWS and node.args[0].meta["val"].shape == value.shape:
+        if _same_view(node):
             made[node] = _in_rows(graph, node.args[0], full, made)
-        elif node.target is aten.amax.default and node.args[1:] in (([-1], True), ([len(full) - 1], True)):
+        elif _is_amax(node, full):
             made[node] = nodes.like(graph, node, _in_rows(graph, node.args[0], full, made), [1], True)
         elif node.target in _ELEMENTWISE and value.shape[:-1] == full[:-1]:
             moved = tuple(_in_rows(graph, argument, full, made) for argument in node.args)
@@ -294,7 +326,9 @@ def write_rows(graph: Graph) -> int:
         heads = permuted.args[0] if permuted.target is aten.permute.default else None
         if heads is None or heads.target not in VIEWS or not apart or len(apart) < len(rows.users):
             continue
-        parts, order = heads.args[0], permuted.args[1]
+        parts, order = heads.args[0], [dimension % heads.meta["val"].ndim for dimension in permuted.args[1]]
+        if parts.meta["val"].ndim < 2:
+            continue
         *kept, a, b = parts.meta["val"].shape
         if [*kept, a * b] != list(heads.meta["val"].shape) or order[-1] != len(kept):
             continue
@@ -321,19 +355,47 @@ def multiply_and_saturate(graph: Graph) -> int:
         if cast.target is not CAST or cast.meta["val"].dtype != _FP8:
             continue
         clamps, quotient = [], cast.args[0]
-        while quotient.target in (aten.clamp_min.default, aten.clamp_max.default) and abs(quotient.args[1]) == 448:
-            clamps.append(quotient)
+        while len(clamps) < 2 and (quotient.target, quotient.args[1:]) in _SATURATION:
+            clamps.append(quotient.target)
             quotient = quotient.args[0]
-        if len(clamps) != 2 or quotient.target is not aten.div.Tensor or not isinstance(quotient.args[1], Node):
+        if len(set(clamps)) != 2 or quotient.target is not aten.div.Tensor:
             continue
         value, scale = quotient.args
-        if scale.meta["val"].shape[-1] != 1:
+        row = tensor(scale)
+        if row is None or row.dtype != quotient.meta["val"].dtype or not _is_scale(scale, value):
             continue
         with graph.inserting_before(cast):
             cast.args = (times(graph, value, add(graph, aten.reciprocal.default, scale)), cast.args[1])
         found += 1
     graph.eliminate_dead_code()
     return found
+
+
+def _is_scale(scale: Node, value: Node) -> bool:
+    """Whether `scale` is the largest magnitude of each row of `value` over 448, or more; any other could leave more
+    than 464, of which a cast makes NaN."""
+    if tensor(scale) is None or tensor(value) is None or scale.meta["val"].shape != (*value.meta["val"].shape[:-1], 1):
+        return False
+    divided = 0
+    while (scale := _same_rows(scale)).target is not aten.amax.default:
+        divided += scale.target is aten.div.Tensor and scale.args[1] == 448
+        guarded = scale.target is aten.clamp_min.default and not isinstance(scale.args[1], Node)
+        if not guarded and not (divided == 1 and scale.target is aten.div.Tensor and scale.args[1] == 448):
+            return False
+        scale = scale.args[0]
+    magnitudes = scale.args[0]
+    if divided != 1 or scale.args[1:] not in (([-1], True), ([magnitudes.meta["val"].ndim - 1], True)):
+        return False
+    return magnitudes.target is aten.abs.default and _same_rows(magnitudes.args[0]) is _same_rows(value)
+
+
+def _same_rows(node: Node) -> Node:
+    """What `node` is a cast or a view of that leaves its rows as they are."""
+    while node.target is CAST or (
+        node.target in VIEWS and node.args[0].meta["val"].shape[-1:] == node.meta["val"].shape[-1:]
+    ):
+        node = node.args[0]
+    return node
 
 
 def gelu_in_product(graph: Graph) -> int:
@@ -345,7 +407,7 @@ def gelu_in_product(graph: Graph) -> int:
     for tanh in [node for node in graph.nodes if node.target is aten.tanh.default]:
         x, gelu = _gelu_around(tanh)
         shown = x.args[0] if gelu is not None and x.target is CAST else None
-        if shown is None:
+        if shown is None or tensor(shown) is None:
             continue
         product = shown.args[0] if shown.target in VIEWS else shown
         alone = product.target is aten.addmm.default and len(product.users) == len(shown.users) == 1
@@ -355,7 +417,7 @@ def gelu_in_product(graph: Graph) -> int:
         if any(user.target is aten.cat.default for user in rounded.users):
             continue  # which computes it while it copies, in no more time
         bias, *factors = product.args
-        if product.kwargs or bias.meta["val"].ndim != 1 or rounded.args[1] != product.meta["val"].dtype:
+        if product.kwargs or bias.meta["val"].ndim != 1 or not alike(rounded, shown):
             continue
         with graph.inserting_before(rounded):
             made = graph.call_function(aten._addmm_activation.default, (bias, *factors), {"use_gelu": True})
@@ -407,20 +469,34 @@ def logistic_gelu(graph: Graph) -> int:
 
 def _gelu_around(tanh: Node) -> tuple[Node, Node] | tuple[None, None]:
     """x and GELU(x) of the tanh in it, as PyTorch takes it apart in fp32: (x * 0.5) * (tanh((x + x^3 * a) * b) + 1)."""
-    inner, outer = tanh.args[0], next(iter(tanh.users))
-    if inner.target is not aten.mul.Tensor or abs(inner.args[1] - 0.7978845608028654) > 1e-9:
+    outer = _only_user(tanh, aten.add.Tensor, 1)
+    gelu = next(iter(outer.users), None) if outer and len(outer.users) == 1 else None
+    bent = _times(tanh.args[0], 0.7978845608028654)
+    if gelu is None or gelu.target is not aten.mul.Tensor or tanh.meta["val"].dtype != torch.float32:
         return None, None
-    bent, gelu = inner.args[0], next(iter(outer.users))
-    if bent.target is not aten.add.Tensor or tanh.meta["val"].dtype != torch.float32:
+    if bent is None or bent.target is not aten.add.Tensor or bent.kwargs:
         return None, None
-    x, cube = bent.args
-    whole = outer.target is aten.add.Tensor and outer.args[1] == 1 and len(tanh.users) == len(outer.users) == 1
-    if not whole or cube.target is not aten.mul.Tensor or cube.args[1] != 0.044715:
+    x, cube = bent.args[0], _times(bent.args[1], 0.044715)
+    square = cube.args[0] if cube is not None and cube.target is aten.mul.Tensor and cube.args[1] is x else None
+    if not isinstance(square, Node) or square.target is not aten.mul.Tensor or square.args != (x, x):
         return None, None
-    half = gelu.args[0] if gelu.target is aten.mul.Tensor else None
-    if half is None or half.target is not aten.mul.Tensor or half.args != (x, 0.5):
+    if _times(gelu.args[0], 0.5) is not x or gelu.args[1] is not outer or not alike(gelu, x):
         return None, None
     return x, gelu
+
+
+def _times(node: object, factor: float) -> Node | None:
+    """The tensor of which `node` is the product with this number."""
+    product = isinstance(node, Node) and node.target is aten.mul.Tensor
+    close = product and isinstance(node.args[1], float) and abs(node.args[1] - factor) < 1e-9
+    return node.args[0] if close and tensor(node.args[0]) is not None else None
+
+
+def _only_user(node: Node, target: object, second: object) -> Node | None:
+    """What alone takes `node`, as its first argument, if it is this operation with this second one and no others."""
+    user = next(iter(node.users), None) if len(node.users) == 1 else None
+    fits = user is not None and user.target is target and user.args == (node, second) and not user.kwargs
+    return user if fits else None
 
 
 def cast_before_view(graph: Graph) -> int:
@@ -431,7 +507,7 @@ def cast_before_view(graph: Graph) -> int:
         if view is None or view.target not in VIEWS or len(view.users) > 1:
             continue
         source, dtype = view.args[0], cast.args[1]
-        if dtype.itemsize >= source.meta["val"].dtype.itemsize:
+        if not isinstance(dtype, torch.dtype) or dtype.itemsize >= source.meta["val"].dtype.itemsize:
             continue
         with graph.inserting_before(cast):
             small = add(graph, CAST, source, dtype)

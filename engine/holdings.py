@@ -153,11 +153,15 @@ class Holdings:
         memory = spec.memory_gb
         wanted = {shared: known if known is not None else memory.shared if memory else 0.0, key: gigabytes}
         need, run = sum(wanted.values()), memory.one_run if memory else 0.0
-        device = residency.capacity(self.device, self._shelf.held(residency.DEVICE), self._limit)
+        there = all(self._shelf.place(part) == residency.DEVICE for part in wanted)
+        device = self._capacity()
+        if need + run > device and not there and self._forget_recordings():
+            device = self._capacity()
         if memory is None:  # a miniature is never refused
             device = max(device, need)
-        if request is not None:  # an estimate from above empties the device, but refuses nothing
-            run = min(residency.run_memory(spec, request), device - need)
+        run = run if request is None else residency.run_memory(spec, request)
+        if request is not None or there:  # an estimate from above empties the device, but refuses nothing
+            run = min(run, device - need)
         host = residency.waiting_room(self.device, self._pool.bytes / timing.GB)
         try:
             moves = self._shelf.plan(wanted, run, device, host)
@@ -167,6 +171,20 @@ class Holdings:
             ) from error
         for move in moves:
             self._move(move)
+
+    def _capacity(self) -> float:
+        return residency.capacity(self.device, self._shelf.held(residency.DEVICE), self._limit)
+
+    def _forget_recordings(self) -> bool:
+        """Give back what recorded graphs hold, which nothing else can use; says whether anything could be held.
+
+        What is asked for next would push their denoisers off the device anyway.
+        """
+        for key, rendition in self._renditions.items():
+            rendition.blocks.forget()
+            self._cold(key)
+        timing.free(self.device)
+        return bool(self._renditions)
 
     def _move(self, move: residency.Move) -> None:
         key = move.key

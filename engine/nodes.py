@@ -18,6 +18,17 @@ def add(graph: Graph, target: object, *args: object) -> Node:
     return node
 
 
+def tensor(node: object) -> torch.Tensor | None:
+    """The value that a node of a graph will have, if it is a tensor; None for a number, or of anything else."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def alike(a: Node, b: Node) -> bool:
+    """Whether two tensors have the same shape and type, so that one can stand for the other."""
+    return a.meta["val"].shape == b.meta["val"].shape and a.meta["val"].dtype == b.meta["val"].dtype
+
+
 def like(graph: Graph, node: Node, *args: object) -> Node:
     """The same operation on something else, by whose name its kernel will be known in profiles."""
     made = add(graph, node.target, *args)

@@ -26,6 +26,8 @@ _NORMAL_BITS = (0x08, E4M3_MAX_BITS)
 SEARCHED_STEPS = range(-4, 7)
 """e4m3 neighbours of the usual block scale that are tried, 8 to an octave: from 0.7 of it, where the largest value is
 clipped, to 1.7, where it falls on a finer part of the grid. More steps find next to nothing on the miniature."""
+LEAST_SCALE = 2.0**-118
+"""Of a tensor; its reciprocal divided by the least e4m3, 2^-9, is a finite fp32 yet."""
 
 
 def quantize(weight: Tensor, searched: bool = False) -> Packed:
@@ -59,9 +61,15 @@ def quantize(weight: Tensor, searched: bool = False) -> Packed:
 
 def scale_of_tensor(amax: Tensor) -> Tensor:
     """The tensor scale, fp32 (), by the largest magnitude."""
-    scale = amax * (1 / (E4M3_MAX * E2M1_MAX))
-    # Scale 0 would give NaN codes; an all-zero weight has zero codes under any other scale.
-    return torch.where(scale == 0, 1.0, scale)
+    return usable(amax * (1 / (E4M3_MAX * E2M1_MAX)))
+
+
+def usable(scale: Tensor) -> Tensor:
+    """A tensor scale whose reciprocal, over any block scale, is finite; 1 where it is not, and all codes are zero then.
+
+    Scale 0, and one so small that its reciprocal is infinite, would make NaN of zeros.
+    """
+    return torch.where(scale < LEAST_SCALE, 1.0, scale)
 
 
 def scales_of_blocks(amax: Tensor, tensor_scale: Tensor) -> Tensor:

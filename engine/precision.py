@@ -6,6 +6,8 @@ configuration belongs to a precision, but not which layers deserve it: that is e
 
 from __future__ import annotations
 
+import logging
+import os
 import platform
 from collections.abc import Set
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.float8.inference import Float8MMConfig
-from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig, NVFP4DynamicActivationNVFP4WeightConfig
+from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig, nvfp4_tensor
 from torchao.prototype.mx_formats.mx_tensor import MXTensor
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, QuantizeTensorToNVFP4Kwargs
 from torchao.prototype.mx_formats.utils import hp_data_dims_to_swizzled_scale_dims_nvfp4, to_blocked
@@ -28,10 +30,35 @@ from torchao.utils import is_mslk_version_at_least
 from engine import nvfp4
 from engine.emulation import FP8_AMAX_FLOOR, EmulatedFP8Tensor, EmulatedNVFP4Tensor, EmulationConfig
 from engine.errors import UnsupportedError
-from engine.machine import Machine, Support
+from engine.machine import Machine, Support, nvidia_driver, unusable_gpu
 
-AMPERE, ADA, BLACKWELL = (8, 0), (8, 9), (10, 0)
-"""Compute capabilities with the first bf16, FP8 and block-scaled FP8/FP4 tensor cores."""
+log = logging.getLogger(__name__)
+
+VOLTA, AMPERE, ADA, BLACKWELL = (7, 0), (8, 0), (8, 9), (10, 0)
+"""Compute capabilities with the first kernels by Triton, and the first bf16, FP8 and block-scaled FP8/FP4 tensor
+cores."""
+
+
+def default_device() -> str:
+    """Where to run if nothing was named: on a GPU where PyTorch can use one, else on the CPU; logs it where that is not
+    for want of an NVIDIA GPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    if note := _note():
+        log.warning(note)
+    return "cpu"
+
+
+def _note() -> str:
+    """What to know where the CPU is used although an NVIDIA driver is here; empty otherwise."""
+    why = _unusable_gpu()
+    return f"This runs on the CPU, not on a GPU. {why}" if why else ""
+
+
+def _unusable_gpu() -> str:
+    if torch.cuda.is_available() or torch.version.hip is not None:
+        return ""
+    return unusable_gpu(torch.version.cuda, nvidia_driver(), os.environ)
 
 
 def detect(device: str | torch.device) -> Machine:
@@ -42,13 +69,23 @@ def detect(device: str | torch.device) -> Machine:
     """
     device = device_named(device)
     if device.type == "cpu":
-        return Machine(name=_cpu_name(), kind="cpu")
+        return Machine(name=_cpu_name(), kind="cpu", note=_note())
     if device.type != "cuda":
         raise UnsupportedError(f"Twinframe runs on CPUs and CUDA GPUs, not on {device.type}: choose cpu or cuda.")
     if (device.index or 0) >= torch.cuda.device_count():
-        raise UnsupportedError(f"There is no {device} here that PyTorch can use: choose cpu, or check the driver.")
+        raise UnsupportedError(
+            _unusable_gpu() or f"There is no {device} here that PyTorch can use: choose cpu, or check the driver."
+        )
     capability = torch.cuda.get_device_capability(device) if torch.version.cuda else None
-    return Machine(name=torch.cuda.get_device_name(device), kind="cuda", capability=capability, mslk=_mslk_usable())
+    name, no_compile = torch.cuda.get_device_name(device), _no_compile(capability)
+    return Machine(
+        name=name,
+        kind="cuda",
+        capability=capability,
+        mslk=_mslk_usable(),
+        no_compile=no_compile,
+        note=f"Nothing is compiled: {no_compile}." if no_compile else "",
+    )
 
 
 def device_named(name: str | torch.device) -> torch.device:
@@ -81,8 +118,22 @@ def support(precision: str, machine: Machine) -> Support:
             return Support(precision=precision, execution="unavailable", reason=reason, gemm="")
     execution, reason, gemm, fused = gates[precision](machine)
     return Support(
-        precision=precision, execution=execution, reason=reason, gemm=gemm, fused_quantizer=fused, machine=machine
+        precision=precision,
+        execution=execution,
+        reason=reason,
+        gemm=gemm,
+        fused_quantizer=fused,
+        no_graph=_no_graph(precision, machine),
+        machine=machine,
     )
+
+
+def _no_graph(precision: str, machine: Machine) -> str:
+    if precision == "fp8" and machine.capability == ADA and torch.__version__ < (2, 12):
+        # It clears its workspace on the default stream, which a recording on another one does not see: replays would
+        # start from what the last left there, and hang or compute something else. Mended in 2.12.
+        return f"PyTorch {torch.__version__} cannot replay its FP8 product on compute capability 8.9, 2.12 can"
+    return ""
 
 
 def _bf16(machine: Machine) -> tuple[str, str, str, bool]:
@@ -142,6 +193,22 @@ def _cpu_name() -> str:
             if key.strip() == "model name" and value.strip():
                 return " ".join(value.split())
     return platform.processor() or platform.machine() or "CPU"
+
+
+def _no_compile(capability: tuple[int, int] | None) -> str:
+    """Why Inductor cannot compile for a GPU; empty where it can."""
+    if capability is not None and capability < VOLTA:
+        return "Triton needs compute capability 7.0, this GPU has {}.{}".format(*capability)
+    try:
+        import triton
+        import triton.compiler  # noqa: F401
+    except (ImportError, OSError, AttributeError) as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "triton"
+        package = "triton-windows" if platform.system() == "Windows" else "triton"
+        if missing:
+            return f"Triton is missing: pip install {package}, in the version that belongs to this PyTorch"
+        return f"Triton does not load ({error}): install the version of {package} that belongs to this PyTorch"
+    return ""
 
 
 def _mslk_usable() -> bool:
@@ -239,16 +306,21 @@ def _to_rowwise_fp8(module: nn.Linear, config: _RowwiseFP8Config) -> nn.Linear:
 
 
 @dataclass
-class _PackedNVFP4Config(AOBaseConfig):
-    """torchao's `NVFP4DynamicActivationNVFP4WeightConfig` with codes and scales given: the same layout."""
+class _NVFP4Config(AOBaseConfig):
+    """torchao's `NVFP4DynamicActivationNVFP4WeightConfig`, whose scale of an all-zero tensor is 0 and its values NaN.
 
-    packed: nvfp4.Packed
+    So weights are packed by engine/nvfp4.py, to the same bits otherwise, or come packed, and the scale of activations
+    is guarded.
+    """
+
+    packed: nvfp4.Packed | None
     use_triton_kernel: bool
 
 
-@register_quantize_module_handler(_PackedNVFP4Config)
-def _to_packed_nvfp4(module: nn.Linear, config: _PackedNVFP4Config) -> nn.Linear:
-    codes, block_scales, tensor_scale = config.packed
+@register_quantize_module_handler(_NVFP4Config)
+def _to_nvfp4(module: nn.Linear, config: _NVFP4Config) -> nn.Linear:
+    nvfp4_tensor.per_tensor_amax_to_scale = _scale_of_activations
+    codes, block_scales, tensor_scale = config.packed or nvfp4.quantize(module.weight)
     weight = NVFP4Tensor(
         codes,
         to_blocked(block_scales).view(hp_data_dims_to_swizzled_scale_dims_nvfp4(*module.weight.shape)),
@@ -265,6 +337,14 @@ def _to_packed_nvfp4(module: nn.Linear, config: _PackedNVFP4Config) -> nn.Linear
     return module
 
 
+_SCALE_OF_TENSOR = nvfp4_tensor.per_tensor_amax_to_scale
+
+
+def _scale_of_activations(amax: Tensor) -> Tensor:
+    """torchao's `per_tensor_amax_to_scale`, in whose place it is called, but for what is zero or as good as zero."""
+    return nvfp4.usable(_SCALE_OF_TENSOR(amax))
+
+
 def _config(support: Support, packed: nvfp4.Packed | None) -> AOBaseConfig:
     native = support.execution == "native"
     if support.precision == "mxfp8":
@@ -273,12 +353,8 @@ def _config(support: Support, packed: nvfp4.Packed | None) -> AOBaseConfig:
             weight_dtype=torch.float8_e4m3fn,
             kernel_preference=KernelPreference.AUTO if native else KernelPreference.EMULATED,
         )
-    if support.precision == "nvfp4" and native and packed is not None:
-        return _PackedNVFP4Config(packed, use_triton_kernel=support.fused_quantizer)
     if support.precision == "nvfp4" and native:
-        return NVFP4DynamicActivationNVFP4WeightConfig(
-            use_dynamic_per_tensor_scale=True, use_triton_kernel=support.fused_quantizer
-        )
+        return _NVFP4Config(packed, use_triton_kernel=support.fused_quantizer)
     if native:
         return _RowwiseFP8Config()
     if support.precision == "fp8":

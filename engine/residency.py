@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from engine import timing
 from engine.catalog import ModelSpec
 from engine.door import positive
 from engine.errors import UnsupportedError
@@ -62,8 +63,8 @@ def rooms(device: torch.device) -> tuple[Room, Room]:
     if device.type == "cpu":
         return host, host
     free, total = torch.cuda.mem_get_info(device)
-    # What PyTorch holds but does not use is as good as free.
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    # What PyTorch holds and others can use is as good as free.
+    free += torch.cuda.memory_reserved(device) - timing.held_bytes(device)
     return Room(what="GPU memory", free=free / GB, total=total / GB), host
 
 

@@ -12,7 +12,7 @@ import operator
 import torch
 from torch.fx import Graph, Node
 
-from engine.nodes import CAST, VIEWS, add, aten, like, prims, times
+from engine.nodes import CAST, VIEWS, add, alike, aten, like, prims, tensor, times
 
 _WORDS = {2: (torch.int16, torch.int32), 4: (torch.int32, torch.int64)}
 """Bytes of a number -> integers of its size and of twice its size."""
@@ -38,17 +38,21 @@ def turned_pairs(graph: Graph) -> int:
     """
     found = 0
     for turned in list(graph.nodes):
-        if turned.target is not aten.cat.default or len(turned.args[0]) != 2:
+        parts = _put_together(turned)
+        if parts is None or len(parts) != 2:
             continue
-        first, second = turned.args[0]
-        if first.target is not aten.unsqueeze.default or second.target is not aten.unsqueeze.default:
+        first, second = parts
+        last = (-1, turned.meta["val"].ndim - 1)
+        if any(part.target is not aten.unsqueeze.default or part.args[1] not in last for part in (first, second)):
+            continue
+        if turned.args[1:] not in ((last[0],), (last[1],)):
             continue
         negative, a = first.args[0], second.args[0]
         b = negative.args[0] if negative.target is aten.neg.default else None
         if b is None or not (_part(a, 0) is _part(b, 1) is not None):
             continue
         pairs = _part(a, 0)
-        if pairs.meta["val"].shape != turned.meta["val"].shape:
+        if not alike(pairs, turned):
             continue
         with graph.inserting_before(turned):
             reverse = add(graph, prims.rev.default, pairs, [pairs.meta["val"].ndim - 1])
@@ -57,6 +61,14 @@ def turned_pairs(graph: Graph) -> int:
         found += 1
     graph.eliminate_dead_code()
     return found
+
+
+def _put_together(whole: Node) -> list[Node] | None:
+    """The parts that `whole` puts together, if each has as many dimensions as it, as an empty vector need not have."""
+    parts = whole.args[0] if whole.target is aten.cat.default else None
+    if not isinstance(parts, list | tuple) or any(tensor(part) is None for part in parts):
+        return None
+    return parts if all(part.meta["val"].ndim == whole.meta["val"].ndim for part in parts) else None
 
 
 def _part(node: Node, index: int) -> Node | None:
@@ -83,8 +95,10 @@ def turned_halves(graph: Graph) -> int:
             continue
         (product, dimension, negative, x), sine = first, second[2]
         value = x.meta["val"]
-        fits = product.meta["val"].shape == value.shape and sine.meta["val"].shape[dimension] == 1
-        if not fits or negative.target is not aten.neg.default or negative.args[0] is not sine:
+        fits = alike(product, x) and alike(product, whole) and value.ndim == sine.meta["val"].ndim
+        if not fits or sine.meta["val"].shape[dimension] != 1 or sine.meta["val"].dtype != value.dtype:
+            continue
+        if negative.target is not aten.neg.default or negative.args[0] is not sine:
             continue
         with graph.inserting_before(whole):
             signs = add(graph, aten.reshape.default, _signs(graph, value), [2] + [1] * (value.ndim - 1 - dimension))
@@ -109,8 +123,10 @@ def _added_to_half(node: Node, half: int) -> tuple[Node, int, Node, Node] | None
     if not isinstance(term, Node) or term.target is not aten.mul.Tensor:
         return None
     before, (factor, other) = total.args[0], term.args
-    if factor.target is aten.mul.Tensor and factor.args[1] == 1:
+    if tensor(factor) is not None and factor.target is aten.mul.Tensor and factor.args[1] == 1:
         factor = factor.args[0]
+    if tensor(factor) is None or tensor(other) is None:
+        return None
     if _place(before, aten.slice.Tensor, 1, half) != dimension or before.args[0] is not into:
         return None
     if _place(other, aten.slice.Tensor, 1, 1 - half) != dimension:
@@ -140,7 +156,10 @@ def real_rotations(graph: Graph) -> int:
         if product is None or product.target is not aten.mul.Tensor or len(product.users) > 1:
             continue
         pairs, turns = product.args
-        if pairs.target is not aten.view_as_complex.default or not turns.meta["val"].is_complex():
+        turn = tensor(turns)
+        if pairs.target is not aten.view_as_complex.default or turn is None or turn.is_conj():
+            continue
+        if turn.dtype != product.meta["val"].dtype or not 0 < turn.ndim <= product.meta["val"].ndim:
             continue
         with graph.inserting_before(real):
             x, turn = pairs.args[0], add(graph, aten.view_as_real.default, turns)
@@ -177,10 +196,10 @@ def turned_before_put_together(graph: Graph) -> int:
         end, whole = _result(turn), turn.args[0]
         while whole.target in VIEWS or whole.target is CAST:
             whole = whole.args[0]
-        if end is None or whole.target is not aten.cat.default:
+        parts = _put_together(whole)
+        if end is None or parts is None:
             continue
-        parts, dimension = (*whole.args, 0)[:2]
-        dimension %= whole.meta["val"].ndim
+        dimension = (*whole.args, 0)[1] % whole.meta["val"].ndim
         between = _between(whole, end, dimension)
         if between is None or not all(isinstance(n, int) for part in parts for n in part.meta["val"].shape):
             continue
@@ -208,6 +227,8 @@ def _between(whole: Node, end: Node, dimension: int) -> list[Node] | None:
             return None
         turned = node.target is prims.rev.default and min(node.args[1]) > dimension
         if node.kwargs or not (turned or node.target in _BY_ELEMENT or node.target in VIEWS):
+            return None
+        if node.target in _BY_ELEMENT and any(n.meta["val"].ndim != value.ndim for n in node.args if n in between):
             return None
         between[node] = None
         if node is end:
@@ -291,16 +312,17 @@ class _Halves:
         """How many products of matrices they are made of."""
 
     def of(self, node: Node) -> tuple[Node, Node] | None:
-        """Of a node whose last dimension is even; None if it is not made of what is known here."""
+        """Of a tensor; None if its last dimension is odd, or it is not made of what is known here."""
         if node not in self._made:
-            self._made[node] = self._halves(node)
+            shape = node.meta["val"].shape
+            even = bool(shape) and isinstance(shape[-1], int) and shape[-1] > 0 and shape[-1] % 2 == 0
+            self._made[node] = self._halves(node) if even else None
         return self._made[node]
 
     def _halves(self, node: Node) -> tuple[Node, Node] | None:
         shape, source = node.meta["val"].shape, node.args[0] if node.args else None
         if node.target in (*VIEWS, aten.unsqueeze.default):
-            before = source.meta["val"].shape[-1]
-            pair = self.of(source) if isinstance(before, int) and before % 2 == 0 else None
+            pair = self.of(source)
             parts = [self._shaped(part, [*shape[:-1], shape[-1] // 2]) for part in pair or ()]
             return tuple(parts) if parts and None not in parts else None
         if node.target is prims.rev.default and shape[-1] == 2 and node.args[1] == [len(shape) - 1]:
@@ -377,7 +399,8 @@ class _Halves:
             return tuple(add(graph, aten.slice.Tensor, node, 0, part, part + 1) for part in (0, 1))
         kept = node.op == "placeholder" or node.target in _PRODUCTS or node.target is aten.view_as_real.default
         *strides, last = value.stride()
-        even = last == 1 and all(isinstance(n, int) and n % 2 == 0 for n in (*strides, value.shape[-1]))
+        begin = value.storage_offset()
+        even = last == 1 and all(isinstance(n, int) and n % 2 == 0 for n in (*strides, begin, value.shape[-1]))
         if not kept or not even or value.dtype.itemsize not in _WORDS:
             return None
         small, large = _WORDS[value.dtype.itemsize]
@@ -397,7 +420,9 @@ def _word(graph: Graph, low: Node, high: Node) -> Node:
 
 def _put_together_in_words(graph: Graph, whole: Node) -> None:
     """Words are put together as words: one view of them all instead of a copy of each."""
-    parts, dimension = (*whole.args, 0)[:2]
+    parts, dimension = _put_together(whole), (*whole.args, 0)[1]
+    if parts is None:
+        return
     words = [part.args[0] for part in parts if part.target is aten.view.dtype]
     if len(words) < len(parts) or dimension % whole.meta["val"].ndim == whole.meta["val"].ndim - 1:
         return

@@ -1,4 +1,4 @@
-"""A Blackwell GPU that is not there: the three large transformers on a fake cuda:0, quantized as a B200 would have it.
+"""A Blackwell GPU that is not there: every model's transformer on a fake cuda:0, quantized as a B200 would have it.
 
 Fake tensors (`FakeTensorMode`) have a shape, a type, strides and a device, but no values, and every operator checks
 what it is given. Knows nothing of what is to be proven: tests/test_blackwell.py does that.
@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import triton
+from diffusers import DiffusionPipeline
 from torch import nn
 from torch._dynamo.device_interface import CudaInterface
 from torch._inductor import async_compile, compile_fx, config, scheduler
@@ -25,6 +26,7 @@ from torch._inductor.runtime import triton_helpers
 from torch._inductor.runtime.hints import DeviceProperties
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torchao.prototype.mx_formats import kernels
 from torchao.prototype.mx_formats.mx_tensor import MXTensor
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
@@ -33,7 +35,9 @@ from triton.backends.compiler import GPUTarget
 
 from engine import catalog, fusion, loading, recipes
 from engine import precision as precisions
+from engine.pipeline import call
 from engine.precision import Machine, support
+from engine.request import CompareRequest
 
 B200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
 
@@ -52,8 +56,6 @@ class System:
     outputs: Callable[[int], list[tuple[int, ...]]]
     linears: int
     quantized: int
-    depth: tuple[str, ...] = ("num_layers",)
-    """Configuration keys that say how often a block is repeated."""
 
 
 def bf16(*shape: int) -> torch.Tensor:
@@ -116,7 +118,6 @@ SYSTEMS = {
         outputs=lambda batch: [(batch, 4096, 64)],
         linears=504,
         quantized=494,
-        depth=("num_layers", "num_single_layers"),
     ),
     "qwen-image": System(inputs=_qwen, outputs=lambda batch: [(batch, 4096, 64)], linears=846, quantized=360),
     "ltx-2": System(
@@ -126,6 +127,50 @@ SYSTEMS = {
         quantized=1356,
     ),
 }
+
+
+MINIATURES = ("mini-flux", "mini-qwen", "mini-ltx2")
+"""The bundled models, which are given what their own pipelines give them (`one_step`)."""
+
+
+@cache
+def one_step(model: str, batch: int, guidance: float) -> tuple[dict, ...]:
+    """What a bundled pipeline, run on the CPU, gives its transformer in the first step, for each call of it."""
+    with unset_fake_temporarily(), torch.inference_mode():
+        spec = catalog.model(model)
+        pipeline, given = _pipeline(model), []
+        steps = spec.limits.num_inference_steps[0]
+        request = CompareRequest.create(
+            spec.examples[0], model=model, num_inference_steps=steps, batch_size=batch, guidance_scale=guidance
+        )
+        hook = pipeline.transformer.register_forward_pre_hook(
+            lambda _, args, kwargs: given.append(tree_map_only(torch.Tensor, _outline, kwargs)), with_kwargs=True
+        )
+        call(pipeline, spec, request, request.seed)
+        hook.remove()
+        return tuple(given[: len(given) // steps])
+
+
+@cache
+def _pipeline(model: str) -> DiffusionPipeline:
+    return loading.load_pipeline(catalog.model(model), torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A tensor without its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def _outline(tensor: torch.Tensor) -> Outline:
+    return Outline(tuple(tensor.shape), tensor.dtype)
+
+
+def on_card(given: dict) -> dict:
+    """Arguments as of `one_step`, on the fake device."""
+    return tree_map_only(Outline, lambda o: torch.empty(o.shape, dtype=o.dtype, device="cuda:0"), given)
 
 
 DEQUANTIZE = NVFP4Tensor.dequantize
@@ -168,7 +213,8 @@ def quantized(
         recipe: None for the seed's.
     """
     empty = _empty(model)
-    depth = dict.fromkeys(SYSTEMS[model].depth, blocks) if blocks else {}
+    depths = [key for key in ("num_layers", "num_single_layers") if key in empty.config]
+    depth = dict.fromkeys(depths, blocks) if blocks else {}
     torch.set_default_dtype(torch.bfloat16)  # fake parameters cannot be cast afterwards
     try:
         with torch.device("cuda:0"):
@@ -236,11 +282,11 @@ class Everything(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-def step(transformer: nn.Module, model: str, batch: int) -> tuple[list[tuple[int, ...]], Recorder]:
-    """One denoising step: the shapes of its outputs, and what was recorded."""
+def step(transformer: nn.Module, inputs: dict) -> tuple[list[tuple[int, ...]], Recorder]:
+    """One call of the denoiser: the shapes of its outputs, and what was recorded."""
     recorder = Recorder(transformer)
     with torch.no_grad(), recorder:
-        outputs = transformer(**SYSTEMS[model].inputs(batch), return_dict=False)
+        outputs = transformer(**inputs | {"return_dict": False})
     return [tuple(output.shape) for output in outputs], recorder
 
 

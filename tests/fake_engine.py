@@ -48,6 +48,7 @@ RULER = Ruler(floor=0.0021, ceiling=0.304, note="Mean over 4 prompts, bf16, on a
 @dataclass(frozen=True)
 class Machine:
     name: str
+    note: str = ""
 
 
 @dataclass(frozen=True)

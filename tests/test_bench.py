@@ -4,12 +4,16 @@ import json
 import math
 import re
 import sys
+from dataclasses import replace
 from types import MappingProxyType
 from xml.etree import ElementTree
 
 import pytest
 import tiny
 import torch
+from torch import nn
+from torchao.prototype.mx_formats import inference_workflow
+from torchao.quantization import quantize_
 from torchao.quantization.utils import recommended_inductor_config_setter
 
 from assets.figures import speed_steps
@@ -377,12 +381,42 @@ def test_a_target_that_cannot_be_written_is_found_before_measuring(measure, tmp_
         measure()
 
 
+def quantized_on_a_b200(config):
+    layer = nn.ModuleDict({"layer": nn.Linear(64, 32, dtype=torch.bfloat16)}).requires_grad_(False)
+    torch.manual_seed(0)
+    layer.layer.weight.normal_()
+    quantize_(layer, config, filter_fn=lambda _, name: name == "layer")
+    return layer.layer.weight.data
+
+
 @pytest.mark.parametrize("name", ["mxfp8", "nvfp4"])
-def test_the_native_configurations_are_the_posts(name):
+def test_the_native_configurations_are_the_posts(name, monkeypatch):
+    """They make the same of a weight that is not zero; with what the post's divides by, see tests/test_precision.py."""
+    monkeypatch.setattr(inference_workflow, "is_sm_at_least_100", lambda: True)
     b200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
-    engines, posts = precision._config(precision.support(name, b200), None), bench.POST_CONFIGS[name]()
-    assert type(engines) is type(posts)
-    assert vars(engines) == vars(posts)
+    engines = quantized_on_a_b200(precision._config(precision.support(name, b200), None))
+    posts = quantized_on_a_b200(bench.POST_CONFIGS[name]())
+    assert type(engines) is type(posts) and torch.equal(engines.qdata, posts.qdata)
+    assert torch.equal(engines.scale.view(torch.uint8).flatten(), posts.scale.view(torch.uint8).flatten())
+    further = getattr(posts, "optional_tensor_attribute_names", [])
+    for attribute in (*posts.tensor_attribute_names, *further):
+        assert getattr(engines, attribute) == getattr(posts, attribute), attribute
+
+
+def test_a_lane_of_the_post_that_this_machine_cannot_run_says_why(measure, monkeypatch):
+    original = precision.detect
+    why = "Triton is missing: pip install triton-windows"
+    monkeypatch.setattr(precision, "detect", lambda device: replace(original(device), no_compile=why))
+    rows = measure(precisions=("bf16",), methods=("engine", "post-default"))["rows"]
+    assert {row["method"]: row["error"] for row in rows} == {"engine": None, "post-default": why}
+
+
+def test_no_lane_records_fp8_graphs_that_cannot_be_replayed(measure, monkeypatch):
+    original = precision.support
+    monkeypatch.setattr(precision, "support", lambda *args: replace(original(*args), no_graph="it hangs"))
+    monkeypatch.setattr(bench.methods, "block_graphs", lambda *_: True)
+    rows = measure(precisions=("bf16",), methods=("engine", "post"))["rows"]
+    assert {row["method"]: row["error"] for row in rows} == {"engine": None, "post": "it hangs"}
 
 
 def test_fp8s_options_are_what_torchao_would_set_for_the_whole_process():

@@ -1,4 +1,4 @@
-"""The native path of a Blackwell, rehearsed at full size without one: shapes, operators, graphs and compiled kernels.
+"""The native path of a Blackwell, rehearsed without one for every model: shapes, operators, graphs, compiled kernels.
 
 Values, speed and memory are not rehearsed; the README says which questions only a B200 can answer.
 """
@@ -34,6 +34,8 @@ from engine.tuned import Tuning
 from tests.blackwell import (
     B200,
     DEQUANTIZE,
+    MINIATURES,
+    PLAIN_MM,
     QUANTIZE_NVFP4,
     SCALED_MM,
     SYSTEMS,
@@ -43,6 +45,8 @@ from tests.blackwell import (
     bf16,
     blackwell,
     inductor_kernels,
+    on_card,
+    one_step,
     quantized,
     step,
 )
@@ -52,7 +56,6 @@ pytestmark = pytest.mark.blackwell
 NATIVE = ("mxfp8", "nvfp4")
 BATCHES = (1, 4, 8)
 PAIRS = list(product(SYSTEMS, NATIVE))
-BLOCK = {"mxfp8": 32, "nvfp4": 16}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,7 +81,7 @@ def rehearsal(request):
     with FakeTensorMode():
         transformer, plan = quantized(model, precision)
         held = recipes.verify(transformer, plan)
-        return Rehearsal(model, precision, plan, held, *step(transformer, model, 1))
+        return Rehearsal(model, precision, plan, held, *step(transformer, SYSTEMS[model].inputs(1)))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +92,7 @@ def products():
         with FakeTensorMode():
             transformer, _ = quantized(model, precision, blocks=1)
             for batch in BATCHES:
-                shapes, recorder = step(transformer, model, batch)
+                shapes, recorder = step(transformer, SYSTEMS[model].inputs(batch))
                 assert shapes == SYSTEMS[model].outputs(batch)
                 found[model, precision, batch] = set(recorder.products.values())
     return found
@@ -165,13 +168,21 @@ def test_every_product_is_one_that_the_kernels_take(products, model, precision, 
     """
     assert products[model, precision, batch]
     for p in products[model, precision, batch]:
-        stored = p.k // 2 if precision == "nvfp4" else p.k  # two FP4 numbers a byte
-        assert stored % 16 == 0 and p.n % 16 == 0
-        assert p.k % BLOCK[precision] == 0
-        # Scales come in tiles of 128 rows by 4 blocks, the rest of the last ones zero.
-        per_128_rows = -(-p.k // (4 * BLOCK[precision])) * 512
-        assert p.scales_a == -(-p.m // 128) * per_128_rows
-        assert p.scales_b == -(-p.n // 128) * per_128_rows
+        assert is_taken(p)
+
+
+def is_taken(p):
+    """Whether the kernel takes this product; FP8's scales are one a row."""
+    stored = p.k // 2 if p.operands == torch.float4_e2m1fn_x2 else p.k  # two FP4 numbers a byte
+    if stored % 16 or p.n % 16:
+        return False
+    if p.scales == torch.float32:
+        return (p.scales_a, p.scales_b) == (p.m, p.n)
+    block = 16 if p.operands == torch.float4_e2m1fn_x2 else 32
+    # Scales come in tiles of 128 rows by 4 blocks, the rest of the last ones zero.
+    per_128_rows = -(-p.k // (4 * block)) * 512
+    scales = (-(-p.m // 128) * per_128_rows, -(-p.n // 128) * per_128_rows)
+    return p.k % block == 0 and (p.scales_a, p.scales_b) == scales
 
 
 @pytest.mark.parametrize(("precision", "features"), list(product(NATIVE, (32, 48))))
@@ -190,12 +201,71 @@ def test_layers_whose_input_is_no_multiple_of_32_are_refused(precision, features
                 run()
 
 
-@pytest.mark.parametrize(("model", "precision"), PAIRS)
+@pytest.mark.parametrize(("model", "precision"), [*PAIRS, *product(MINIATURES, NATIVE)])
 def test_no_recipe_plans_a_layer_that_a_b200_would_refuse(model, precision):
     empty = loading.empty_transformer(catalog.model(model))
     for recipe_id in catalog.model(model).recipes:
         for layer in recipes.plan(empty, recipes.recipe(model, recipe_id), precision).layers:
             assert not layer.quantized or (layer.in_features % 32 == 0 and layer.out_features % 16 == 0), layer
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The bundled miniatures
+
+SMALL = [(m, p, r) for m, p in product(MINIATURES, NATIVE) for r in catalog.model(m).recipes]
+
+
+def small(model, recipe_id):
+    """A recipe without calibrated weights, which are for real ones alone: others of the same format stand for them."""
+    recipe = recipes.recipe(model, recipe_id)
+    tunings = {precision: replace(tuning, calibrated=()) for precision, tuning in recipe.tunings.items()}
+    return replace(recipe, tunings=tunings)
+
+
+@pytest.mark.parametrize(("model", "precision", "recipe_id"), SMALL)
+def test_every_recipe_of_a_miniature_runs_natively(model, precision, recipe_id):
+    """Two pictures, and three with guidance, so that there is an odd number of rows where one is a picture's."""
+    calls = [given for batch, guidance in ((2, 1.0), (3, 3.0)) for given in one_step(model, batch, guidance)]
+    with FakeTensorMode():
+        transformer, plan = quantized(model, precision, recipe=small(model, recipe_id))
+        stored = {layer.name: layer.precision for layer in plan.layers}
+        assert recipes.verify(transformer, plan).quantized > len(stored) / 3
+        for given in calls:
+            _, recorder = step(transformer, on_card(given))
+            for name, operators in recorder.operators.items():
+                expected = {
+                    "bf16": PLAIN_MM,
+                    "fp8": {SCALED_MM},
+                    "mxfp8": {SCALED_MM},
+                    "nvfp4": {SCALED_MM, QUANTIZE_NVFP4},
+                }[stored[name]]
+                assert operators and set(operators) <= expected, name
+            assert all(map(is_taken, recorder.products.values()))
+            assert recorder.products.keys() == plan.names
+
+
+@pytest.mark.parametrize(("model", "precision"), list(product(MINIATURES, NATIVE)))
+def test_a_miniatures_layers_that_a_b200_would_refuse_are_left_with_the_reason(model, precision):
+    """Of a width that no format takes; of those the bundled ones have none."""
+    plan = recipes.plan(loading.empty_transformer(catalog.model(model)), small(model, "full"), precision)
+    assert plan.counts.left == 0
+    odd = recipes.plan(nn.ModuleDict({"odd": nn.Linear(48, 20)}), small(model, "full"), precision)
+    assert odd.counts.left == 1 and "needs multiples of 32" in odd.layers[0].reason
+
+
+@pytest.mark.parametrize(("model", "precision"), list(product(MINIATURES, NATIVE)))
+def test_a_miniatures_blocks_compile_without_a_graph_break(model, precision):
+    graphs = []
+    backend = aot_autograd(fw_compiler=lambda graph, _: graphs.append(graph) or graph)
+    (given, *_) = one_step(model, 1, 1.0)
+    torch._dynamo.reset()
+    with FakeTensorMode(), torch.no_grad():
+        transformer, _ = quantized(model, precision, blocks=2)
+        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=backend)
+        transformer(**on_card(given))
+    torch._dynamo.reset()
+    assert len(graphs) == {"mini-flux": 3, "mini-qwen": 1, "mini-ltx2": 1}[model]
+    assert all(any(n.target is SCALED_MM for n in graph.graph.nodes) for graph in graphs)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -345,7 +415,7 @@ def test_a_mixed_recipe_reaches_the_scaled_matmul_in_each_format():
     with FakeTensorMode():
         transformer, plan = quantized("flux.1-dev", "nvfp4", 1, mixture(1))
         assert recipes.verify(transformer, plan).left == 0
-        shapes, recorder = step(transformer, "flux.1-dev", 1)
+        shapes, recorder = step(transformer, SYSTEMS["flux.1-dev"].inputs(1))
     assert shapes == SYSTEMS["flux.1-dev"].outputs(1)
     branch = [aten.mm.default, aten.mm.default]
     ran = recorder.operators
@@ -375,7 +445,7 @@ def test_a_weight_only_step_quantizes_nothing_and_compiles_beside_the_usual_one(
     with FakeTensorMode(), torch.no_grad():
         transformer, plan = quantized("flux.1-dev", "nvfp4", 1)
         with WeightOnlySteps(transformer, (1, 0), 2):
-            shapes, recorder = step(transformer, "flux.1-dev", 1)
+            shapes, recorder = step(transformer, SYSTEMS["flux.1-dev"].inputs(1))
         assert shapes == SYSTEMS["flux.1-dev"].outputs(1)
         assert all({QUANTIZE_NVFP4, SCALED_MM}.isdisjoint(recorder.operators[name]) for name in plan.names)
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=backend)

@@ -187,3 +187,22 @@ def test_the_hollow_gemma_keeps_its_tied_weight_and_real_frequencies():
     assert {p.device.type for p in module.parameters()} == {"meta"}
     frequencies = [b for name, b in module.named_buffers() if "inv_freq" in name]
     assert frequencies and all(b.device.type == "cpu" and torch.isfinite(b).all() and b.max() <= 1 for b in frequencies)
+
+
+def test_what_a_licence_keeps_from_some_is_said_of_model_and_outputs():
+    assert {spec.id for spec in MODELS.values() if spec.licence_note} == {"flux.1-dev", "ltx-2"}
+    assert all("Apache" in spec.licence for spec in MODELS.values() if not spec.licence_note)
+    said = MODELS["flux.1-dev"].licence_note
+    assert "model FLUX.1-dev is licensed for non-commercial use only" in said
+    assert "What it makes may be used for any purpose, commercial ones too" in said and "2(d)" in said
+    assert "$10 million" in MODELS["ltx-2"].licence_note
+
+
+def test_notice_names_everything_that_others_made():
+    notice = (catalog.ASSETS.parent / "NOTICE").read_text(encoding="utf-8")
+    for folder in catalog.ASSETS.iterdir():
+        if folder.is_dir() and not folder.name.startswith(("_", ".")):
+            assert f"assets/{folder.name}" in notice, folder.name
+    for spec in LARGE:
+        if spec.configs == spec.id:
+            assert f"{spec.id} from {spec.source} ({spec.licence})" in " ".join(notice.split())

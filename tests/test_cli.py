@@ -89,6 +89,21 @@ def test_models_in_words(main):
     assert status == 0 and "mini-flux" in out and all(p in out for p in PRECISIONS)
 
 
+def test_a_driver_too_old_is_told_and_refused_where_a_gpu_was_asked_for(main, monkeypatch, tmp_path):
+    from engine import precision
+
+    monkeypatch.setattr(precision, "_unusable_gpu", lambda: "The NVIDIA driver 535.104.05 is too old.")
+    monkeypatch.setattr(precision.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(precision.torch.cuda, "device_count", lambda: 0)
+    status, out, _ = main("models", "--json")
+    assert status == 0 and "CPU, not on a GPU. The NVIDIA driver 535" in json.loads(out)["note"]
+    assert "The NVIDIA driver 535.104.05 is too old." in main("models")[1]
+    asked = ("compare", "--prompt", PROMPT, "--device", "cuda", *CHEAP, "--out", tmp_path / "out")
+    status, _, err = main(*asked)
+    assert status == 2 and is_one_line(err) == "The NVIDIA driver 535.104.05 is too old."
+    assert untouched(tmp_path / "out")
+
+
 def test_models_tells_of_a_damaged_checkpoint(main, monkeypatch, damaged):
     status, out, _ = main("models", "--json")
     assert status == 0

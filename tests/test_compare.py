@@ -17,7 +17,7 @@ from torch import nn
 from torchao.utils import get_model_size_in_bytes
 
 from engine import __main__ as cli
-from engine import blind, catalog, compare, environment, events, loading, media, metrics, recipes
+from engine import blind, catalog, compare, compilation, environment, events, loading, media, metrics, recipes
 from engine.compare import Studio
 from engine.precision import stored_precision
 from engine.request import CompareRequest
@@ -232,6 +232,22 @@ def test_what_ran_is_told_alike_for_every_precision(first):
     for label in ("Device", "Attention", "Compile", "Scheduler", "Noise", "Timing"):
         assert ran[0][label] == ran[1][label] == ran[2][label]
     assert "seed 7" in ran[0]["Noise"] and "4 steps" in ran[0]["Scheduler"]
+
+
+def test_why_nothing_is_compiled_or_recorded_is_told(first, worker, monkeypatch):
+    studio, rendition = worker.device.studio, held(worker, "bf16")
+    warm = compilation.WarmUp(seconds=1.0, graphs=2, added=0)
+
+    def told(mode, **support):
+        monkeypatch.setattr(studio, "mode", lambda *_: mode)
+        changed = replace(rendition, support=replace(rendition.support, **support))
+        return studio._ran(changed, SPEC, first.comparison.request, warm, 0, 0)["Compile"]
+
+    assert told(compilation.EAGER) == "off (eager), for every precision"
+    assert told(compilation.GRAPHS).startswith("repeated blocks, fullgraph, one CUDA graph a step")
+    assert "no CUDA graph (it hangs)" in told(compilation.DEFAULT, no_graph="it hangs")
+    monkeypatch.setattr(studio, "machine", replace(studio.machine, no_compile="Triton is missing: install it"))
+    assert told(compilation.EAGER) == "off, for every precision: Triton is missing: install it"
 
 
 def test_files_and_json_are_all_there_is(first):

@@ -1,6 +1,7 @@
 """Compiling the denoiser's blocks: when, how, and that compiled emulated layers make the same bits."""
 
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin, QwenImageTransformer2DModel
 from torch import nn
 from torch._inductor import cudagraph_trees
+from torch.torch_version import TorchVersion
 
 from engine import compilation, fusion
 from engine.compilation import BLOCK_GRAPHS, DEFAULT, EAGER, GRAPHS, WARM_UP_STEPS, Blocks
@@ -39,18 +41,30 @@ class Denoiser(ModelMixin, ConfigMixin):
         return x
 
 
+H100 = Machine(name="NVIDIA H100", kind="cuda", capability=(9, 0))
+L40S = Machine(name="NVIDIA L40S", kind="cuda", capability=(8, 9))
+NO_TRITON = replace(H100, no_compile="Triton is missing: pip install triton-windows")
+HOST = Machine(name="Some CPU", kind="cpu")
+
+
 @pytest.mark.parametrize(
-    ("batch_size", "native", "device", "expected"),
+    ("batch_size", "precision", "machine", "expected"),
     [
-        (1, True, CUDA, GRAPHS),
-        (4, True, CUDA, DEFAULT),
-        (1, False, CUDA, DEFAULT),
-        (1, True, CPU, EAGER),
-        (8, False, CPU, EAGER),
+        (1, "fp8", H100, GRAPHS),
+        (4, "fp8", H100, DEFAULT),
+        (1, "mxfp8", H100, DEFAULT),  # emulated
+        (1, "bf16", HOST, EAGER),
+        (8, "nvfp4", HOST, EAGER),
+        (1, "bf16", L40S, GRAPHS),
+        (1, "fp8", L40S, DEFAULT),
+        (1, "bf16", NO_TRITON, EAGER),
+        (4, "fp8", NO_TRITON, EAGER),
     ],
 )
-def test_the_mode_depends_on_device_and_shape(batch_size, native, device, expected):
-    assert compilation.mode(batch_size, native, device) == expected
+def test_the_mode_depends_on_machine_precision_and_shape(batch_size, precision, machine, expected, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.0+cu130"))
+    device = CUDA if machine.kind == "cuda" else CPU
+    assert compilation.mode(batch_size, support(precision, machine), device) == expected
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The safety filter, with stand-ins for its classifiers: tiny, random, and biased to one verdict."""
 
+import re
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -90,6 +91,28 @@ def test_on_by_default_where_strangers_can_reach_it_and_its_absence_is_said(envi
     assert ("Falconsai/nsfw_image_detection" in said) is on
     assert (said == "There is no safety filter here.") is (public and not on)
     assert ("no safety filter" in caplog.text) is (public and not on)
+
+
+def test_the_classifiers_are_those_of_a_commit():
+    """A name alone would be whatever its owner puts there tomorrow."""
+    for name in (Filter.prompts, Filter.pictures):
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", name)
+
+
+@pytest.mark.parametrize(("task", "folder"), [("text-classification", "reader"), ("image-classification", "viewer")])
+def test_the_revision_is_asked_for(monkeypatch, task, folder):
+    asked = []
+
+    def pipeline(task, model, revision, **_):
+        asked.append((task, model, revision))
+        raise OSError("offline")
+
+    monkeypatch.setattr("transformers.pipeline", pipeline)
+    guard = Guard(Filter(on=True))
+    with pytest.raises(LoadError):
+        guard.prompt(REAL, "a cat") if folder == "reader" else guard.outputs(REAL, BLACK)
+    name, _, revision = (Filter.prompts if folder == "reader" else Filter.pictures).partition("@")
+    assert asked == [(task, name, revision)]
 
 
 def test_other_classifiers_and_a_wrong_word():

@@ -1,5 +1,7 @@
 """Rewrites of a block's graph: less work, the same values."""
 
+import logging
+from random import Random
 from types import MappingProxyType
 
 import pytest
@@ -9,9 +11,12 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor import config, inductor_prims
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from engine import catalog, compilation, fusion, loading, nodes, rotary
+from engine.emulation import fp8_rows
 from engine.nodes import aten, prims
 from engine.pipeline import call, finished
 from engine.request import CompareRequest
@@ -453,6 +458,183 @@ def test_a_view_is_cast_to_a_smaller_type_before_it_is_taken(function, moved):
     before = graph(x)
     assert rewritten(graph, fusion.cast_before_view) == [moved]
     assert torch.equal(graph(x), before)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is not exactly what a rewrite looks for
+
+
+def bent_by(factor):
+    """GELU by tanh but for one factor, which may be a tensor."""
+
+    def function(x, y):
+        chosen = {"tensor": y, "number": 0.8, "another": 0.7978845608028654}[factor]
+        inner = (x + x * x * (y if factor == "another" else x) * 0.044715) * chosen
+        return x * 0.5 * (aten.tanh(inner) + 1)
+
+    return function
+
+
+def saturated(quotient):
+    return quotient.clamp(-448, 448).to(FP8)
+
+
+def by_row(x):
+    return x.abs().amax(-1, keepdim=True).float() / 448
+
+
+UNLIKE = {
+    "tanh of a product": (lambda x, y: aten.tanh(x * y), ((4, 8), (4, 8))),
+    "tanh alone": (lambda x, y: aten.tanh(x * 0.7978845608028654), ((4, 8), ())),
+    "tanh of a tensor's GELU": (bent_by("tensor"), ((4, 8), (4, 8))),
+    "tanh of another factor": (bent_by("number"), ((4, 8), ())),
+    "no cube": (bent_by("another"), ((4, 8), (4, 8))),
+    "no cube but a number": (lambda x, y: x * 0.5 * (aten.tanh((x + 1.5) * 0.7978845608028654) + 1), ((4, 8), ())),
+    "a divisor for all pictures": (
+        lambda x, y: saturated(x / by_row(x) / y).reshape(-1, x.shape[-1]).float(),
+        ((2, 5, 8), (5, 8)),
+    ),
+    "a divisor for all rows": (
+        lambda x, y: saturated(x / by_row(x) / y).reshape(-1, x.shape[-1]).float(),
+        ((2, 5, 8), (2, 1, 8)),
+    ),
+    "a divisor for all": (lambda x, y: saturated(x / y).reshape(-1, x.shape[-1]).float(), ((2, 5, 8), (1, 1, 8))),
+    "one scale": (lambda x, y: saturated(x / (y.abs() + 9)).float(), ((4, 8), ())),
+    "a scale from elsewhere": (lambda x, y: saturated(1000 * x / (y.abs() + 1)).float(), ((4, 8), (4, 1))),
+    "quantized to a number": (lambda x, y: (x.amax() / 448).to(FP8).view(1, 1).float(), ((4, 8), ())),
+    "complex times a number": (
+        lambda x, y: torch.view_as_real(torch.view_as_complex(x) * 2.0),
+        ((4, 2), ()),
+    ),
+    "complex times a conjugate": (
+        lambda x, y: torch.view_as_real(torch.view_as_complex(x) * torch.view_as_complex(y).conj()),
+        ((4, 2), (4, 2)),
+    ),
+    "pairs beside each other": (
+        lambda x, y: torch.stack([-x.unbind(-1)[1], x.unbind(-1)[0]]),
+        ((2, 2), ()),
+    ),
+    "halves by a row's factor": (
+        torch.func.functionalize(lambda x, y: other_halves(x * 3, x, y)),
+        ((2, 2, 4), (4,)),
+    ),
+    "heads of a line": (
+        lambda x, y: x.reshape(2, 3, 4).permute(1, 0, 2).reshape(3, 8).reshape(3, 2, 4),
+        ((24,), ()),
+    ),
+    "heads counted from behind": (
+        lambda x, y: x.reshape(2, 3, 2, 8).permute(0, -2, -3, 3).reshape(2, 2, 24).reshape(2, 2, 3, 8),
+        ((2, 3, 2, 4, 2), ()),
+    ),
+}
+
+
+def other_halves(made, x, factor):
+    made[:, :1].addcmul_(-factor, x[:, 1:])
+    made[:, 1:].addcmul_(factor, x[:, :1])
+    return made
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_what_is_only_nearly_alike_makes_what_it_made(name):
+    torch.manual_seed(0)
+    function, shapes = UNLIKE[name]
+    given = [torch.randn(shape) for shape in shapes]
+    graph = traced(function, *given)
+    before = graph(*given)
+    rewritten(graph, fusion.Rewrites())
+    torch.testing.assert_close(graph(*given), before, rtol=1e-6, atol=1e-6)
+
+
+PATTERNS = {
+    "quantized": (three_layers, [(2, 5, 32)], torch.bfloat16),
+    "quantized like torchao": (lambda x: fp8_rows(x)[0].float(), [(2, 5, 16)], torch.bfloat16),
+    "modulated": (modulated, [(2, 4, 8), (3, 8), (2, 24)], torch.float32),
+    "gelu": (gelu, [(4, 8)], torch.float32),
+    "projected": (projected, [(2, 5, 16), (24, 16), (24,)], torch.bfloat16),
+    "pairs": (turned, [(1, 5, 2, 2)], torch.float32),
+    "halves": (torch.func.functionalize(split_rotary), [(2, 2, 4), (2, 2, 2, 1), (2, 2, 2, 1)], torch.float32),
+    "complex": (lambda x, y: as_complex(x, torch.view_as_complex(y)), [(1, 7, 3, 8), (7, 4, 2)], torch.float32),
+    "together": (
+        torch.func.functionalize(turned_together),
+        [(1, 5, 16), (1, 7, 16), (16, 24), (8,), (1, 12, 1, 8), (1, 12, 1, 8)],
+        torch.bfloat16,
+    ),
+    "rows": (
+        lambda x: (x * 2).permute(0, 2, 1, 3).reshape(2, 4, 12).reshape(2, 4, 3, 4),
+        [(2, 3, 4, 4)],
+        torch.float32,
+    ),
+}
+NUMBERS = (0.5, 1, 2, 0.044715, 0.7978845608028654, 448, -448.0, -1)
+
+
+def neighbour(graph, given, random):
+    """Change one argument somewhere in a graph: another node, a number, a tensor of another shape or type, another
+    order, a keyword, or one more use. Gives the inputs."""
+    order = list(graph.nodes)
+    node = random.choice([n for n in order if n.op == "call_function" and n.args])
+    place = random.randrange(len(node.args))
+    kind = random.choice(["node", "number", "tensor", "tensor", "tensor", "order", "keyword", "use", "within"])
+    if kind == "node":
+        node.update_arg(place, random.choice(order[: order.index(node)]))
+    elif kind == "number":
+        node.update_arg(place, random.choice(NUMBERS))
+    elif kind == "order":
+        node.args = node.args[::-1]
+    elif kind == "keyword":
+        node.kwargs = {"alpha": random.choice([1, 2, 0.5])} if node.target in (aten.add.Tensor, aten.sub.Tensor) else {}
+    elif kind == "use":
+        (made,) = order[-1].args
+        order[-1].args = ([*(made if isinstance(made, list | tuple) else [made]), node],)
+    elif kind == "within" and isinstance(node.args[place], list):
+        node.update_arg(place, [random.choice([-1, 0, 1, 2]) if isinstance(n, int) else n for n in node.args[place]])
+    elif kind == "tensor":
+        shape = list(random.choice([n.meta["val"].shape for n in order if nodes.tensor(n) is not None]))
+        if shape and random.random() < 0.5:
+            shape[random.randrange(len(shape))] = 1
+        shape = random.choice([shape, shape, shape[1:], [1, *shape], shape[-1:], []])
+        dtype = random.choice([torch.float32, torch.bfloat16, torch.float64, torch.int32, torch.complex64])
+        with graph.inserting_before(order[0]):
+            node.update_arg(place, graph.placeholder("other"))
+        given = [(3 * torch.randn(shape)).to(dtype), *given]
+    return given
+
+
+def flat(made):
+    return [one for one in (made if isinstance(made, list | tuple) else [made]) if isinstance(one, torch.Tensor)]
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_neighbours_of_every_pattern_make_what_they_made(name, caplog):
+    """Graphs that differ from what a rewrite looks for by an argument, of which most are rewritten still."""
+    caplog.set_level(logging.CRITICAL)
+    function, shapes, dtype = PATTERNS[name]
+    tried = 0
+    for seed in range(24):
+        torch.manual_seed(seed)
+        given = [torch.randn(shape).to(dtype) for shape in shapes]
+        graph = traced(function, *given)
+        try:
+            given = neighbour(graph.graph, given, Random(f"{name} {seed}"))
+            graph.recompile()
+            FakeTensorProp(graph, FakeTensorMode()).propagate(*given)
+            before = [one.clone() for one in flat(graph(*given))]
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError):
+            continue  # no graph that PyTorch could run
+        tried += 1
+        text = graph.code
+        rewritten(graph, fusion.Rewrites())
+        for made, was in zip(flat(graph(*given)), before, strict=True):
+            assert (made.shape, made.dtype) == (was.shape, was.dtype), text
+            size = was.to(torch.complex128)
+            away = (made.to(torch.complex128) - size).abs()
+            types = {nodes.tensor(n).dtype for n in graph.graph.nodes if nodes.tensor(n) is not None}
+            step = 2.0**-3 if FP8 in types else 2.0**-5  # a tie may fall to the other side
+            mean = size[size.isfinite()].abs().mean().nan_to_num()
+            assert torch.equal(made.isnan(), was.isnan()), text
+            assert not (away > step * size.abs() + 2.0**-5 * mean).any(), text
+    assert tried >= 5
 
 
 class Features:

@@ -492,6 +492,7 @@ def test_the_form_follows_the_model(visit, many):
         hints = page.inner_text(".tf-form")
         assert (f"The weights of {spec.id} are not here." in hints) == (not spec.bundled)
         assert ("non-commercial use only" in hints) == (spec is catalog.FLUX_DEV)
+        assert spec.licence_note in hints
         assert spec.licence in hints
 
 
@@ -1317,6 +1318,12 @@ def test_the_keyboard_reaches_everything_with_a_visible_focus(visit, quick):
 
 
 # Without a browser
+
+
+def test_what_to_know_of_the_machine_stands_in_the_header():
+    assert "tf-note" not in cards.header("Some CPU")
+    said = cards.header("Some CPU", "The driver <535> is too old.")
+    assert '<p class="tf-note" role="note">The driver &lt;535&gt; is too old.</p>' in said
 
 
 def comparison(tmp_path, support=LAPTOP, **changes):

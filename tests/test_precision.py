@@ -1,20 +1,24 @@
 """Every hardware gate, on machines described by hand, and what each precision really puts into a layer."""
 
 import copy
+import sys
 
 import pytest
 import torch
 from torch import nn
-from torchao.prototype.mx_formats import inference_workflow
+from torch.torch_version import TorchVersion
+from torchao.prototype.mx_formats import nvfp4_tensor
+from torchao.prototype.mx_formats.kernels import f4_unpacked_to_f32, unpack_uint4
 from torchao.prototype.mx_formats.mx_tensor import MXTensor
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 from torchao.prototype.mx_formats.utils import from_blocked
 from torchao.quantization import Float8Tensor
 from torchao.quantization.quantize_.common import KernelPreference
 
-from engine import precision
+from engine import nvfp4, precision
 from engine.emulation import EmulatedFP8Tensor, EmulatedNVFP4Tensor
 from engine.errors import UnsupportedError
+from engine.machine import nvidia_driver, unusable_gpu
 from engine.precision import Machine, Support, detect, quantize_linear_modules, stored_precision, support
 from engine.request import PRECISIONS
 
@@ -57,12 +61,6 @@ def net():
     return Net().to(torch.bfloat16).requires_grad_(False)
 
 
-@pytest.fixture
-def blackwell(monkeypatch):
-    """Lets torchao's NVFP4 config quantize weights here; nothing of it can run a GEMM."""
-    monkeypatch.setattr(inference_workflow, "is_sm_at_least_100", lambda: True)
-
-
 @pytest.mark.parametrize(("machine", "expected"), [(m, e) for m, *e in GATES])
 def test_gates(machine, expected):
     found = [support(p, machine) for p in PRECISIONS]
@@ -85,6 +83,111 @@ def test_only_nvfp4_on_blackwell_with_mslk_uses_the_fused_quantizer():
     machines = [m for m, *_ in GATES]
     fused = [(m, p) for m in machines for p in PRECISIONS if support(p, m).fused_quantizer]
     assert fused == [(B200, "nvfp4"), (RTX_PRO, "nvfp4")]
+
+
+@pytest.mark.parametrize(("version", "recorded"), [("2.11.0+cu130", False), ("2.12.0", True), ("2.14.1", True)])
+def test_no_cuda_graph_of_ada_fp8_before_torch_2_12(monkeypatch, version, recorded):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    without = [(m, p) for m, *_ in GATES for p in PRECISIONS if support(p, m).no_graph]
+    assert without == ([] if recorded else [(L40S, "fp8")])
+    assert recorded or version in support("fp8", L40S).no_graph
+
+
+PASCAL = (6, 1)
+
+
+@pytest.mark.parametrize(
+    ("modules", "capability", "system", "words"),
+    [
+        ({}, (9, 0), "Linux", None),
+        ({"triton": None, "triton.compiler": None}, (9, 0), "Windows", "pip install triton-windows"),
+        ({"triton": None, "triton.compiler": None}, (9, 0), "Linux", "pip install triton,"),
+        ({"triton.compiler": None}, (9, 0), "Linux", "Triton does not load"),
+        ({}, PASCAL, "Linux", "7.0, this GPU has 6.1"),
+    ],
+)
+def test_without_triton_a_gpu_says_that_nothing_is_compiled(monkeypatch, modules, capability, system, words):
+    if words is None or "triton" in words:
+        pytest.importorskip("triton", reason="Triton is for Linux only")
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(precision.platform, "system", lambda: system)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
+    machine = detect("cuda")
+    if words is None:
+        assert (machine.no_compile, machine.note) == ("", "")
+    else:
+        assert words in machine.no_compile and machine.no_compile in machine.note
+
+
+def proc(tmp_path, version):
+    """As an open and a closed kernel module write it."""
+    file = tmp_path / "version"
+    file.write_text(
+        f"NVRM version: NVIDIA UNIX {version}  Release Build  (dvs-builder)  Tue Mar 18 04:51:15 UTC 2025\n"
+        "GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)\n"
+    )
+    return file
+
+
+@pytest.mark.parametrize("kind", ["x86_64 Kernel Module", "Open Kernel Module for x86_64"])
+def test_the_drivers_version_is_read(tmp_path, kind):
+    assert nvidia_driver(proc(tmp_path, f"{kind}  535.104.05")) == "535.104.05"
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [("echo 572.60", "572.60"), ("echo no devices; exit 9", None), (None, None)],
+    ids=["nvidia-smi", "it fails", "it is missing"],
+)
+def test_without_proc_nvidia_smi_is_asked(tmp_path, monkeypatch, script, found):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    assert nvidia_driver(tmp_path / "nothing") == found
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver", "environment", "words"),
+    [
+        ("13.0", None, {}, []),
+        (None, None, {}, []),
+        ("13.0", "535.104.05", {}, ["535.104.05 is too old", "CUDA 13.0 needs driver 580", "update the driver"]),
+        ("13.0", "579.99", {}, ["too old"]),
+        ("12.8", "470.1", {}, ["CUDA 12.8 needs driver 525"]),
+        ("14.0", "470.1", {}, ["too old"]),
+        ("13.0", "580.65.06", {}, ["580.65.06 is here", "nvidia-smi", "--gpus all"]),
+        ("12.8", "535.104.05", {}, ["can use no GPU"]),
+        (None, "535.104.05", {}, ["built without CUDA", "pytorch.org"]),
+        ("13.0", "535.104.05", {"CUDA_VISIBLE_DEVICES": ""}, []),
+        ("13.0", "535.104.05", {"CUDA_VISIBLE_DEVICES": "-1"}, []),
+        ("13.0", "535.104.05", {"CUDA_VISIBLE_DEVICES": "0"}, ["too old"]),
+    ],
+)
+def test_why_a_gpu_is_not_used(cuda, driver, environment, words):
+    said = unusable_gpu(cuda, driver, environment)
+    assert all(word in said for word in words) and bool(said) == bool(words)
+    assert "\n" not in said and said.count(". ") == 0
+
+
+def test_an_old_driver_is_no_cpu_in_silence(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(precision, "nvidia_driver", lambda: "535.104.05")
+    assert precision.default_device() == "cpu"
+    assert "This runs on the CPU, not on a GPU. The NVIDIA driver 535.104.05 is too old" in caplog.text
+    assert "too old" in detect("cpu").note
+    with pytest.raises(UnsupportedError, match=r"535\.104\.05 is too old .* needs driver 580"):
+        detect("cuda")
+    caplog.clear()
+    monkeypatch.setattr(precision, "nvidia_driver", lambda: None)
+    assert precision.default_device() == "cpu" and not caplog.text and detect("cpu").note == ""
 
 
 def test_unknown_precision():
@@ -195,7 +298,7 @@ def test_mxfp8_kernel_follows_the_hardware(net, machine, kernel):
 
 
 @pytest.mark.parametrize("machine", [B200, B200_BARE])
-def test_native_nvfp4_uses_triton_only_with_mslk(net, blackwell, machine):
+def test_native_nvfp4_uses_triton_only_with_mslk(net, machine):
     quantize_linear_modules(net, {"first"}, support("nvfp4", machine))
     weight = net.first.weight.data
     assert type(weight) is NVFP4Tensor and stored_precision(weight) == "nvfp4"
@@ -203,7 +306,7 @@ def test_native_nvfp4_uses_triton_only_with_mslk(net, blackwell, machine):
     assert weight.act_quant_kwargs.use_dynamic_per_tensor_scale
 
 
-def test_emulated_and_native_nvfp4_hold_the_same_weights(net, blackwell):
+def test_emulated_and_native_nvfp4_hold_the_same_weights(net):
     other = copy.deepcopy(net)
     native = quantize_linear_modules(net, {"first"}, support("nvfp4", B200)).first.weight.data
     emulated = quantize_linear_modules(other, {"first"}, support("nvfp4", H100)).first.weight.data
@@ -211,6 +314,74 @@ def test_emulated_and_native_nvfp4_hold_the_same_weights(net, blackwell):
     assert torch.equal(native.per_tensor_scale, emulated.tensor_scale)
     scales = from_blocked(native.scale, *emulated.block_scales.shape)
     assert torch.equal(scales.view(torch.uint8), emulated.block_scales.view(torch.uint8))
+
+
+@pytest.fixture
+def scaled_mm(monkeypatch):
+    """`torch._scaled_mm` of block-scaled operands, in fp32, as a Blackwell has it: no CPU does."""
+
+    def multiply(a, b, scale_a, scale_b, bias=None, out_dtype=None):
+        def values(codes, scale):
+            if codes.dtype == torch.float4_e2m1fn_x2:
+                codes = f4_unpacked_to_f32(unpack_uint4(codes.view(torch.uint8)))
+            blocks = 16 if scale.dtype == torch.float8_e4m3fn else 32
+            scale = from_blocked(scale.flatten(), len(codes), codes.shape[1] // blocks).float()
+            return codes.float() * scale.repeat_interleave(blocks, 1)
+
+        product = values(a, scale_a) @ values(b.t(), scale_b.t().flatten()).t()
+        return (product if bias is None else product + bias.float()).to(out_dtype)
+
+    monkeypatch.setattr(torch, "_scaled_mm", multiply)
+
+
+EXTREMES = {
+    "ordinary": lambda w: w,
+    "all zero": lambda w: w * 0,
+    "a zero row": lambda w: w.index_fill(0, torch.tensor([5]), 0),
+    "a zero block": lambda w: torch.cat([w[:, :32] * 0, w[:, 32:]], 1),
+    "all but zero": lambda w: w.sign() * 2.0**-130,
+    "one value": lambda w: w.sign() * 448 * 6,
+    "large": lambda w: w.sign() * 2.0**60,
+}
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_the_engines_nvfp4_weights_are_torchaos_but_for_what_is_zero(extreme, net):
+    weight = EXTREMES[extreme](net.first.weight)
+    codes, block_scales, tensor_scale = nvfp4.quantize(weight)
+    # torchao divides by 448 * 6, which CUDA makes a multiplication of, as the engine does.
+    theirs = weight.abs().max().float() * (1 / (448 * 6))
+    assert block_scales.float().isfinite().all() and tensor_scale.isfinite() and tensor_scale > 0
+    assert nvfp4.dequantize(codes, block_scales, tensor_scale).isfinite().all()
+    if extreme in ("all zero", "all but zero"):
+        assert tensor_scale == 1 and not codes.bitwise_and(0x77).any()
+        return
+    assert torch.equal(tensor_scale, theirs)
+    reference = nvfp4_tensor.NVFP4Tensor.to_nvfp4(weight, per_tensor_scale=theirs)
+    assert torch.equal(codes, reference.qdata)
+    # The largest of a block over 6, by a multiplication here: half a unit of e4m3 is far from any tie but by chance.
+    assert torch.equal(block_scales.view(torch.uint8), reference.scale.view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "machine"),
+    [("mxfp8", B200_BARE), ("mxfp8", H100), ("nvfp4", B200_BARE), ("nvfp4", H100), ("fp8", CPU)],
+)
+@pytest.mark.parametrize("weights", EXTREMES)
+@pytest.mark.parametrize("activations", EXTREMES)
+def test_nothing_finite_becomes_nan(net, scaled_mm, name, machine, weights, activations):
+    """As a Blackwell without mslk runs it, but for who multiplies; and emulated."""
+    net.first.weight.copy_(EXTREMES[weights](net.first.weight))
+    x = EXTREMES[activations](torch.randn(130, 64)).to(torch.bfloat16)
+    exact = net.first(x).float()
+    quantize_linear_modules(net, {"first"}, support(name, machine))
+    assert (type(net.first.weight.data) is NVFP4Tensor) == (name == "nvfp4" and machine is B200_BARE)
+    with torch.no_grad():
+        made = net.first(x).float()
+    assert exact.isfinite().all() and made.isfinite().all()
+    zero = ("all zero", "all but zero")
+    if weights in zero or activations in zero:
+        assert torch.equal(made, net.first.bias.float().expand_as(made))
 
 
 def test_mslk_is_usable_only_if_it_imports(monkeypatch):

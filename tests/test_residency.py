@@ -264,6 +264,29 @@ def test_what_others_took_is_not_given_away(machine):
     assert residency.waiting_room(torch.device("cpu"), pooled=10) == 0
 
 
+def segment(total, used, pool=(0, 0), device=0):
+    """Of PyTorch's allocator, as `torch.cuda.memory_snapshot` describes it."""
+    return {"device": device, "total_size": total, "allocated_size": used, "segment_pool_id": pool}
+
+
+@pytest.mark.parametrize("device", [CUDA, torch.device("cuda:0")])
+def test_what_recorded_graphs_hold_is_not_free_for_others(monkeypatch, device):
+    segments = [
+        segment(10 * 10**9, 7 * 10**9),
+        segment(2 * 10**9, 0),
+        segment(6 * 10**9, 1 * 10**9, pool=(0, 3)),  # of a private pool, in use or not
+        segment(5 * 10**9, 0, pool=[1, 0]),
+        segment(9 * 10**9, 0, device=1),
+    ]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (20 * 10**9, 80 * 10**9))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 23 * 10**9)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 8 * 10**9)
+    here, _ = residency.rooms(device)
+    assert (here.free, here.total) == (20 + 3 + 2, 80)
+
+
 def test_a_limit_counts_like_a_smaller_card(machine, monkeypatch):
     device = machine(80, 64)
     monkeypatch.setenv(residency.LIMIT_VARIABLE, "30.5")
@@ -370,6 +393,18 @@ def test_a_denoiser_waits_and_comes_back_unchanged(crowded, spec, tmp_path):
         assert studio._renditions[spec.id, "bf16", ""] is bf16
         for name in ("mxfp8", "nvfp4", "bf16"):
             assert torch.equal(made(name), first[name])
+
+
+def test_recordings_are_given_up_before_anything_is_refused(crowded, spec, monkeypatch):
+    """A recording's memory is its denoiser's alone: with the denoiser it leaves, so it is no reason to refuse."""
+    studio = crowded(1.1)
+    first = studio.rendition(spec, "bf16", "full", print)
+    forgotten, room = [], residency.capacity()
+    monkeypatch.setattr(first.blocks, "forget", lambda: forgotten.append("bf16"))
+    monkeypatch.setattr(residency, "capacity", lambda *_: room if forgotten else 0.7 * room)
+    assert studio.rendition(spec, "bf16", "full", print) is first and not forgotten, "what is there stays warm"
+    studio.rendition(spec, "mxfp8", "full", print)
+    assert forgotten and places(studio)["mxfp8"] == DEVICE
 
 
 def test_without_room_to_wait_it_is_loaded_again(crowded, spec):

@@ -43,13 +43,19 @@ def link(file: str | Path) -> str:
     return f"gradio_api/file={quote(str(file), safe='/')}"
 
 
-def header(machine: str) -> str:
+def header(machine: str, note: str = "") -> str:
+    """
+    Args:
+        machine: the device, and what it does natively.
+        note: what to know of it before anything else, empty if nothing.
+    """
+    said = f'<p class="tf-note" role="note">{escape(note)}</p>' if note else ""
     return (
         f'<header class="tf-header"><h1>{words.TITLE}</h1><p class="tf-tagline">{words.TAGLINE}</p>'
         f'<p class="tf-machine">{escape(machine)}</p>'
         f'<button type="button" class="tf-theme" aria-label="{words.compare.THEME_TOGGLE}"'
         f' title="{words.compare.THEME_TOGGLE}">'
-        "</button></header>"
+        f"</button>{said}</header>"
     )
 
 
@@ -81,8 +87,8 @@ def hints(spec: catalog.ModelSpec, support: Mapping[str, object], weights: str) 
         weights: what to know of the model's weights, empty if nothing.
     """
     said = [escape(words.compare.unavailable(p, s.reason)) for p, s in support.items() if s.execution == "unavailable"]
-    if restricted := words.compare.licence(spec):
-        said.append(f"{escape(restricted)} {_outside(spec.licence_url, spec.licence)}")
+    if spec.licence_note:
+        said.append(f"{escape(spec.licence_note)} {_outside(spec.licence_url, spec.licence)}")
     if weights:
         said.append(escape(weights).replace(escape(spec.url), _outside(spec.url, spec.url)))
     return "".join(f'<p class="tf-small">{line}</p>' for line in said)
@@ -599,9 +605,9 @@ def table(view: View) -> str:
 def _licence(view: View) -> str:
     """Beside what was made: whoever takes it along has to know what its model's licence forbids."""
     spec = catalog.model(view.request.model)
-    if not (restricted := words.compare.licence(spec)):
+    if not spec.licence_note:
         return ""
-    return f'<p class="tf-small">{escape(restricted)} {_outside(spec.licence_url, spec.licence)}</p>'
+    return f'<p class="tf-small">{escape(spec.licence_note)} {_outside(spec.licence_url, spec.licence)}</p>'
 
 
 def _row(view: View, made: Generation) -> str:

@@ -121,7 +121,7 @@ def build_page(
     first = handlers.first_view()
     with gr.Blocks(title=words.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         gr.HTML(
-            cards.header(words.compare.machine(worker.machine.name, worker.support)),
+            cards.header(words.compare.machine(worker.machine.name, worker.support), worker.machine.note),
             js_on_load=cards.THEME_JS,
             apply_default_css=False,
         )

@@ -131,13 +131,6 @@ def reference_note(asked: CompareRequest) -> str:
     return f"The reference: every other {thing(asked)} is measured against this one."
 
 
-def licence(spec: ModelSpec) -> str:
-    """What a licence forbids, where that has to be seen before anything is made; empty otherwise."""
-    if "non-commercial" not in spec.licence.lower():
-        return ""
-    return f"{spec.name} is licensed for non-commercial use only."
-
-
 def machine(name: str, support: dict) -> str:
     """The device, and what it does natively and emulates: "NVIDIA H100 · FP8 native · MXFP8, NVFP4 emulated"."""
     parts = [name]
