@@ -456,8 +456,8 @@ class Studio(Holdings):
         else:
             unrecorded = f", no CUDA graph ({support.no_graph})" if support.no_graph else ""
             compiled = (
-                f"repeated blocks, fullgraph{unrecorded}, settings of engine/fusion.py; {warm.graphs} graphs compiled in a "
-                f"first call of {warm.seconds:.1f} s, {done.compiled} in the timed one"
+                f"repeated blocks, fullgraph{unrecorded}, settings of engine/fusion.py; {warm.graphs} graphs compiled "
+                f"in a first call of {warm.seconds:.1f} s, {done.compiled} in the timed one"
             )
             if mode == compilation.GRAPHS:
                 compiled += f"; {done.replayed} of its steps replayed from a CUDA graph, {done.recorded} recorded"
