@@ -454,15 +454,14 @@ class Studio(Holdings):
             without = self.machine.no_compile
             compiled = f"off, for every precision: {without}" if without else "off (eager), for every precision"
         else:
+            unrecorded = f", no CUDA graph ({support.no_graph})" if support.no_graph else ""
             compiled = (
-                f"repeated blocks, fullgraph, settings of engine/fusion.py; {warm.graphs} graphs compiled in a first "
-                f"call of {warm.seconds:.1f} s, {done.compiled} in the timed one"
+                f"repeated blocks, fullgraph{unrecorded}, settings of engine/fusion.py; {warm.graphs} graphs compiled "
+                f"in a first call of {warm.seconds:.1f} s, {done.compiled} in the timed one"
             )
             if mode == compilation.GRAPHS:
                 compiled += f"; {done.replayed} of its steps replayed from a CUDA graph, {done.recorded} recorded"
                 compiled += ", the text's keys and values computed once" if rendition.blocks.text_once else ""
-            if support.no_graph:
-                compiled += f"; no CUDA graph: {support.no_graph}"
         if request.previews:
             timed = "not timed: previews were drawn between the steps"
         elif done.delayed:

@@ -3,6 +3,7 @@
 The originals are tiny FLUX and LTX-2 checkpoints; what is changed is a tensor, an index or a configuration of them.
 """
 
+import functools
 import json
 import math
 import os
@@ -18,12 +19,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import app
 from engine import checkpoint, loading, pipeline, schedulers
 from engine.catalog import MINI_FLUX, MODELS
 from engine.errors import LoadError
 from engine.metrics import lpips_distance
 from engine.request import CompareRequest
 from engine.source import Source
+from tests import commands
 
 CPU = torch.device("cpu")
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
@@ -306,7 +309,8 @@ def negative_scale(folder):
 
 def pickle(folder):
     tensors = read(folder, "vae")
-    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    write(folder, "vae", {"a": torch.zeros(1)}, name="x")
+    (folder / "vae" / "x.safetensors").unlink()
     torch.save(tensors, folder / "vae" / "diffusion_pytorch_model.bin")
 
 
@@ -434,6 +438,81 @@ def test_a_relative_is_recognised_by_its_configuration(copy, spec):
     edit(copy / "transformer" / "config.json", num_layers=8, guidance_embeds=False)
     text = refusal(copy, spec)
     assert "num_layers is 8 instead of 2" in text and "guidance_embeds is False instead of True" in text
+
+
+# Commands
+
+AT_ONCE = (
+    "adapter",
+    "whole numbers",
+    "int8 with scales",
+    "some scales",
+    "index lacks",
+    "index names more",
+    "index names another file",
+    "index without a map",
+    "index elsewhere",
+    "pickle",
+    "gguf",
+    "bitsandbytes",
+    "torchao",
+    "depth",
+    "other pipeline",
+    "other denoiser",
+    "no denoiser",
+    "list",
+)
+"""What is told from JSON files and headers alone, by the app as well, before anything heavy is imported."""
+LATER = tuple(case for case in REFUSED if case not in AT_ONCE and case != "default")
+"""What is told when the model is loaded."""
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """The miniature's checkpoint with one of the faults, made once."""
+
+    @functools.cache
+    def make(case):
+        folder = tmp_path_factory.mktemp("broken") / "mine"
+        shutil.copytree(MINI_FLUX.folder, folder)
+        REFUSED[case][0](folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TWINFRAME_CACHE", str(tmp_path / "cache"))
+    return lambda name, folder: commands.refused(monkeypatch, capsys, tmp_path / "out", name, "--weights", folder)
+
+
+@pytest.mark.parametrize("case", AT_ONCE)
+def test_every_command_and_the_app_refuse_a_folder_that_is_bad_on_the_face_of_it(broken, refused, case):
+    folder = broken(case)
+    with pytest.raises(LoadError) as caught:
+        app.run(app.arguments(["--weights", str(folder), "--port", "7999"]))
+    for name in commands.COMMANDS:
+        text = refused(name, folder)
+        assert text == str(caught.value) or "model" in text  # which models are asked for is another matter
+        assert str(folder) in text and "git" not in text.split(": ")[-1]
+
+
+@pytest.mark.parametrize("case", LATER)
+def test_every_command_that_makes_anything_refuses_the_others_when_it_loads(broken, refused, case):
+    for name in commands.MAKERS:
+        assert "git" not in refused(name, broken(case)).split(": ")[-1]
+
+
+NUMBERS = ("denoiser inf", "vae inf", "text encoder inf", "too large for bf16", "no positive scale", "vocabulary")
+"""What only the weights and the vocabulary themselves tell."""
+
+
+@pytest.mark.parametrize("case", [case for case in LATER if case not in NUMBERS])
+def test_models_says_what_is_wrong_with_a_folder(broken, monkeypatch, capsys, case):
+    status, said, _ = commands.run(monkeypatch, capsys, "models", "--json", "--weights", broken(case))
+    states = {model["id"]: model["state"] for model in json.loads(said)["models"]}
+    assert status == 0 and states["mini-flux"] != "ready" and states["mini-qwen"] == "ready"
 
 
 # Schedulers

@@ -245,7 +245,7 @@ def test_why_nothing_is_compiled_or_recorded_is_told(first, worker, monkeypatch)
 
     assert told(compilation.EAGER) == "off (eager), for every precision"
     assert "4 of its steps replayed from a CUDA graph" in told(compilation.GRAPHS)
-    assert "no CUDA graph: it hangs" in told(compilation.DEFAULT, no_graph="it hangs")
+    assert "no CUDA graph (it hangs)" in told(compilation.DEFAULT, no_graph="it hangs")
     monkeypatch.setattr(studio, "machine", replace(studio.machine, no_compile="Triton is missing: install it"))
     assert told(compilation.EAGER) == "off, for every precision: Triton is missing: install it"
 
