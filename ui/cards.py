@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from engine import catalog
+from engine.pool import Seen
 from engine.request import REFERENCE, CompareRequest
 from engine.results import Generation, Ruler
 from ui import benchmarks, words
@@ -122,12 +123,17 @@ def headline(view: View) -> str:
 
 def _said(view: View) -> str:
     """The headline; a verdict sentence by sentence, each with a mark of how far its precision is from bf16."""
-    if view.comparison is None or view.headline != words.verdict.verdict(view.comparison):
+    if view.comparison is None or view.headline != words.verdict.verdict(view.comparison, view.seen):
         return escape(view.headline)
     return " ".join(
-        f'<span data-tone="{tone}"{_why("verdict")}>{escape(said)}</span>'
-        for tone, said in words.verdict.verdicts(view.comparison)
+        f"<span{_way(part)}{_why('verdict')}>{escape(said)}</span>"
+        for part, said in words.verdict.verdicts(view.comparison, view.seen)
     )
+
+
+def _way(part: float | None) -> str:
+    """Attributes of a sentence with a mark that is filled up to a part, as of a clock's face; of one without, none."""
+    return "" if part is None else f' class="tf-way" style="--way:{min(1, part):.1%}"'
 
 
 def _quotes(view: View) -> str:
@@ -312,7 +318,7 @@ def _numbers(view: View, made: Generation) -> str:
     else:
         peak = _absent("Latency, peak memory", "emulated", words.NOT_COMPARABLE, wide=True)
     weights = _stat("Weights", "weights", words.size(made.memory.weights), weights)
-    return f'<dl class="tf-stats">{latency}{peak}{weights}</dl>{stages}{_lpips(view.request, made, view.ruler)}'
+    return f'<dl class="tf-stats">{latency}{peak}{weights}</dl>{stages}{_lpips(view, made)}'
 
 
 def _stat(label: str, why: str, value: tuple[str, str], beside: str) -> str:
@@ -336,7 +342,8 @@ def _absent(label: str, why: str, said: str, *, wide: bool = False) -> str:
     return f'<div{kind}{_why(why)}><dt>{_asked(label)}</dt><dd class="tf-absent">{said}</dd></div>'
 
 
-def _lpips(asked: CompareRequest, made: Generation, ruler: Ruler | None) -> str:
+def _lpips(view: View, made: Generation) -> str:
+    asked = view.request
     if made.precision == REFERENCE:
         return f'<p class="tf-reference tf-small">{words.compare.reference_note(asked)}</p>'
     value, lost = words.verdict.mean_lpips(made), words.verdict.damage(made)
@@ -348,13 +355,13 @@ def _lpips(asked: CompareRequest, made: Generation, ruler: Ruler | None) -> str:
     return (
         f'<div class="tf-lpips"><dl class="tf-stats"><div{_why("lpips")}><dt>{_asked("LPIPS")}</dt>'
         f"<dd>{words.score(value)}{mean}</dd></div></dl>"
-        f"{_ruler(value, ruler, words.thing(asked))}{beside}</div>"
+        f"{_ruler(value, view.ruler, view.seen)}{beside}</div>"
     )
 
 
-def _ruler(value: float, ruler: Ruler | None, made: str) -> str:
+def _ruler(value: float, ruler: Ruler | None, seen: Seen) -> str:
     """A score between the noise floor and another seed; the scale ends a little beyond the larger of the two."""
-    said = escape(words.verdict.on_the_ruler(value, ruler, made))
+    said = escape(words.verdict.on_the_ruler(value, ruler, seen))
     if ruler is None:
         return f'<p class="tf-reading">{said}</p>'
     end = 1.12 * max(ruler.ceiling, value, 1e-9)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import gradio as gr
 
 from engine import catalog, events, record
 from engine.errors import RequestError, TwinframeError
+from engine.pool import Pool, Seen
 from engine.record import Bundle
 from engine.request import REFERENCE, CompareRequest
 from engine.results import Comparison
@@ -95,11 +97,19 @@ class _Run:
 class Handlers:
     """The page's event handlers, around one worker."""
 
-    def __init__(self, worker: object, shelf: Shelf, models: tuple[str, ...], bundles: Mapping[str, Bundle]):
+    def __init__(
+        self,
+        worker: object,
+        shelf: Shelf,
+        models: tuple[str, ...],
+        bundles: Mapping[str, Bundle],
+        pool: Pool | None = None,
+    ):
         self._worker = worker
         self._shelf = shelf
         self._models = models
         self._bundles = bundles
+        self._pool = pool
         self._recordings = {name: self._recorded(bundle) for name, bundle in bundles.items()}
         """Drawn up before anybody asks: on stage they are the net, so that nothing may be needed for them then."""
         self._runs: dict[str, _Run | CompareRequest] = {}
@@ -131,7 +141,7 @@ class Handlers:
             parts.asked: asked,
             parts.notice: cards.notice(""),
             **self._buttons(busy=True),
-            **draw(parts, views.begin(asked, self._worker.machine.name)),
+            **draw(parts, self._begin(asked)),
         }
 
     def run(self, values: dict, http: gr.Request) -> Iterator[dict]:
@@ -153,7 +163,7 @@ class Handlers:
             self._runs.pop(session)
             yield self._net(values, str(error)) or self._end(before, str(error))
             return
-        run = self._runs[session] = _Run(job, views.begin(asked, self._worker.machine.name), before)
+        run = self._runs[session] = _Run(job, self._begin(asked), before)
         try:
             ending = yield from self._redraw(run, session)
         finally:
@@ -167,7 +177,7 @@ class Handlers:
             return
         match ending:
             case events.Completed(comparison):
-                view = views.of(comparison, folder, recorded=False, programs=programs(self._worker, comparison))
+                view = self._view(comparison, folder, recorded=False)
                 yield {parts.shown: view, **self._end(view, "")}
             case events.Cancelled():
                 yield self._ended_early(run, words.run.STOPPED_KEPT, "")
@@ -185,7 +195,7 @@ class Handlers:
         if (found := self._worker.earlier(asked)) is None:
             return None
         made, folder = found
-        return views.of(made, folder, recorded=True, shared=True, programs=programs(self._worker, made))
+        return self._view(made, folder, recorded=True, shared=True)
 
     def _redraw(self, run: _Run, session: str) -> Generator[dict, None, events.Event | None]:
         """Yield what each event changes on the page; returns the event that ended the stream, None if none did."""
@@ -234,7 +244,7 @@ class Handlers:
         bundle = record.nearest(asked, self._bundles.values()) if values[self._parts.on_stage] and asked else None
         if bundle is None:
             return None
-        view = self._recordings[bundle.name]
+        view = self._recording(bundle.name)
         said = words.stage.fell_back(reason, asked, bundle.comparison.request)
         return {self._parts.shown: view, **self._end(view, said)}
 
@@ -288,7 +298,7 @@ class Handlers:
         parts = self._parts
         if name not in self._bundles:
             return {parts.notice: cards.notice(words.gallery.no_recording(name))}
-        view = self._recordings[name]
+        view = self._recording(name)
         notice = "" if view.request.model in self._models else words.gallery.not_offered_here(view.request)
         return self._end(view, notice) | {parts.shown: view, parts.tabs: gr.Tabs(selected=words.COMPARE)}
 
@@ -300,9 +310,24 @@ class Handlers:
         offered = view is not None and view.request is not None and view.request.model in self._models
         return self._controls(view.request) if offered else {}
 
+    def _recording(self, name: str) -> View:
+        """A recorded comparison, with what people have answered by now."""
+        view = self._recordings[name]
+        return views.judged(view, self._seen(view.request.model))
+
+    def _begin(self, asked: CompareRequest) -> View:
+        return views.begin(asked, self._worker.machine.name, self._seen(asked.model))
+
+    def _view(self, made: Comparison, folder: Path, **kind: bool) -> View:
+        """The view of a finished comparison, with its code and what people's answers say of its model."""
+        seen = self._seen(made.request.model)
+        return views.of(made, folder, programs=programs(self._worker, made), seen=seen, **kind)
+
+    def _seen(self, model: str) -> Seen:
+        return self._pool.seen(model) if self._pool else words.verdict.NOBODY
+
     def _recorded(self, bundle: Bundle) -> View:
-        made = bundle.comparison
-        return views.of(made, bundle.folder, recorded=True, programs=programs(self._worker, made))
+        return self._view(bundle.comparison, bundle.folder, recorded=True)
 
     def _leave_run(self, session: str) -> _Run | None:
         """End a session's run, running or still in the queue, because something else is to be shown; gives the run,

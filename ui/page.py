@@ -10,6 +10,7 @@ from pathlib import Path
 import gradio as gr
 
 from engine import catalog, record
+from engine.pool import Pool
 from engine.request import PRECISIONS, REFERENCE
 from ui import api, benchmarks, blind, cards, gallery, how, quality, recipe, style, words
 from ui.doors import Doors
@@ -117,7 +118,8 @@ def build_page(
     os.environ.update(STATISTICS)
     shelf = Shelf.from_environment(os.environ)
     bundles = gallery.collect(recorded, shelf)
-    handlers = Handlers(worker, shelf, models, bundles)
+    pool = Pool.from_environment(os.environ)
+    handlers = Handlers(worker, shelf, models, bundles, pool)
     first = handlers.first_view()
     with gr.Blocks(title=words.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         gr.HTML(
@@ -135,7 +137,7 @@ def build_page(
             with gr.Tab(words.COMPARE, id=words.COMPARE):
                 parts = _compare(worker, models, first, tabs=tabs, on_stage=on_stage)
             with gr.Tab(words.BLIND) as opened:
-                blind.tab(demo, opened, worker, shelf, models, unseen)
+                blind.tab(demo, opened, worker, shelf, models, unseen, pool)
             with gr.Tab(words.GALLERY):
                 tiles = gr.HTML(
                     gallery.page(bundles),

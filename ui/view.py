@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine import events
+from engine.pool import Seen
 from engine.request import REFERENCE, CompareRequest
 from engine.results import Comparison, Generation, Ruler
 from ui import words
@@ -46,6 +47,8 @@ class View:
     created: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     ruler: Ruler | None = None
+    seen: Seen = words.verdict.NOBODY
+    """What people's answers support saying of this model's scores."""
     folder: Path | None = None
     """Where comparison.json lies once the comparison is complete."""
     programs: Mapping[str, str] = field(default_factory=dict)
@@ -70,7 +73,7 @@ class View:
         )
 
 
-def begin(request: CompareRequest, device: str) -> View:
+def begin(request: CompareRequest, device: str, seen: Seen = words.verdict.NOBODY) -> View:
     """The view of a comparison that has just been submitted: placeholders, no picture of an earlier one."""
     return View(
         request=request,
@@ -79,6 +82,7 @@ def begin(request: CompareRequest, device: str) -> View:
         detail="",
         busy=True,
         device=device,
+        seen=seen,
     )
 
 
@@ -89,12 +93,13 @@ def of(
     recorded: bool,
     shared: bool = False,
     programs: Mapping[str, str] | None = None,
+    seen: Seen = words.verdict.NOBODY,
 ) -> View:
     """The view of a finished comparison whose comparison.json lies in `folder`."""
     return View(
         request=comparison.request,
         columns=tuple(Column(precision=g.precision, generation=g) for g in comparison.results),
-        headline=words.verdict.verdict(comparison),
+        headline=words.verdict.verdict(comparison, seen),
         detail=words.run.SHARED if shared else "",
         recorded=recorded,
         shared=shared,
@@ -102,9 +107,15 @@ def of(
         created=comparison.created,
         versions=comparison.versions,
         ruler=comparison.ruler,
+        seen=seen,
         folder=folder,
         programs=programs or {},
     )
+
+
+def judged(view: View, seen: Seen) -> View:
+    """A finished comparison's view, with what people have answered by now."""
+    return replace(view, seen=seen, headline=words.verdict.verdict(view.comparison, seen))
 
 
 def advance(view: View, event: events.Event) -> View:
