@@ -115,7 +115,7 @@ def headline(view: View) -> str:
     detail = f'<span class="tf-detail">{escape(view.detail)}</span>' if view.detail else ""
     kind = "tf-headline" if view.request else "tf-headline tf-welcome"
     return (
-        f'<div class="{kind}"{_made(view)}><p class="tf-verdict">{busy}'
+        f'<div class="{kind}"{_asked_for(view)}{_made(view)}><p class="tf-verdict">{busy}'
         f'<span aria-live="polite">{_said(view)}</span>'
         f"{detail}</p>{_quotes(view)}{_origin(view)}</div>"
     )
@@ -149,6 +149,26 @@ def _quotes(view: View) -> str:
     )
 
 
+def home(address: str) -> str:
+    """What tells ui/address.js how the page's address names what it shows at first."""
+    return f'<span data-home="{escape(address)}" hidden></span>'
+
+
+def stale() -> str:
+    """The place where ui/address.js says that the pictures are of something else than the form asks for."""
+    said = "".join(f' data-{kind}="{escape(text)}"' for kind, text in words.compare.STALE.items())
+    return f'<p id="tf-stale" role="status"{said} hidden><b></b> <span></span></p>'
+
+
+def _asked_for(view: View) -> str:
+    """Attributes by which ui/address.js sees whether the form asks for what is shown, and what brings it back."""
+    if view.request is None:
+        return ""
+    asked = escape(json.dumps(view.request.to_json()))
+    flags = "".join(f" data-{name}" for name in ("busy", "foreign") if getattr(view, name))
+    return f' data-asked="{asked}" data-address="{escape(view.address)}"{flags}'
+
+
 def _made(view: View) -> str:
     """Attributes from which ui/history.js remembers a comparison that was made here."""
     if view.folder is None or view.recorded:
@@ -156,7 +176,7 @@ def _made(view: View) -> str:
     pair = (view.comparison.reference, view.finished[-1])
     files = json.dumps([link(g.files[0]) for g in pair])
     return (
-        f' data-made="{escape(view.created)}" data-query="{escape(links.query(view.request))}"'
+        f' data-made="{escape(view.created)}" data-query="{escape(f"{links.query(view.request)}&{view.address}")}"'
         f' data-words="{escape(words.gallery.tile(view.comparison))}" data-files="{escape(files)}"'
     )
 

@@ -51,6 +51,10 @@ class View:
     """What people's answers support saying of this model's scores."""
     folder: Path | None = None
     """Where comparison.json lies once the comparison is complete."""
+    address: str = ""
+    """What brings it back as an item of the page's address, `recorded=cat` or `made=tmpq7`; empty if nothing does."""
+    foreign: bool = False
+    """Of a model that is not offered here: it can be looked at, and the form cannot ask for it."""
     programs: Mapping[str, str] = field(default_factory=dict)
     """Precision -> the code that makes the same without this project, once the comparison is complete."""
 
@@ -94,6 +98,8 @@ def of(
     shared: bool = False,
     programs: Mapping[str, str] | None = None,
     seen: Seen = words.verdict.NOBODY,
+    address: str = "",
+    foreign: bool = False,
 ) -> View:
     """The view of a finished comparison whose comparison.json lies in `folder`."""
     return View(
@@ -109,6 +115,8 @@ def of(
         ruler=comparison.ruler,
         seen=seen,
         folder=folder,
+        address=address,
+        foreign=foreign,
         programs=programs or {},
     )
 
