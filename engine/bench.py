@@ -175,7 +175,7 @@ def run(
     """Measure, and write `out` anew after every call, so that a run that is killed leaves what it has measured.
 
     Returns:
-        The JSON object that `out` holds in the end (README, "Command line").
+        The JSON object that `out` holds in the end (assets/docs/cli.md).
 
     Raises:
         RequestError: a setting that the model does not allow.

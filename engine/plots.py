@@ -1,4 +1,4 @@
-"""A benchmark's JSON as plots and tables: latency, speedup and memory against batch size, and the README's section.
+"""A benchmark's JSON as plots and tables: latency, speedup and memory against batch size, and the table of all runs.
 
 Standalone SVG, for light and dark backgrounds, and Markdown. Only what was timed is drawn: an emulated precision has
 no place here. Knows nothing of how the numbers were made.
@@ -90,10 +90,13 @@ def table(result: Mapping) -> str:
 def section(results: Sequence[Mapping]) -> str:
     """Several results as one table in Markdown, the engine's rows beside the other methods', and what each of them is.
 
-    Within a row everything comes from one run; `step` is the pipeline's denoising divided by its steps. A compile with
-    the default mode has columns of its own where that is not the post's method.
+    Models stand in the order of their names, a model's newest run first. Within a row everything comes from one run;
+    `step` is the pipeline's denoising divided by its steps. A compile with the default mode has columns of its own
+    where that is not the post's method.
     """
     columns: dict[str, list[str]] = {}
+    results = sorted(results, key=lambda result: result["date"], reverse=True)
+    results.sort(key=lambda result: result["model"])
     for result in results:
         rows = timed(result)
         for row in (row for row in rows if row["method"] == ENGINE):

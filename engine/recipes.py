@@ -375,7 +375,7 @@ class Plan:
         return frozenset(layer.name for layer in self.layers if layer.quantized)
 
     def to_json(self) -> dict:
-        """The command line's `inspect` object (README, "Command line")."""
+        """The command line's `inspect` object (assets/docs/cli.md)."""
         counts = self.counts
         return {
             "linears": len(self.layers),

@@ -222,7 +222,7 @@ class Comparison:
         return 1 - generation.memory.peak / self.reference.memory.peak
 
     def to_json(self) -> dict:
-        """The command line's JSON object (README, "Command line")."""
+        """The command line's JSON object (assets/docs/cli.md)."""
         return {
             "model": self.request.model,
             "device": self.device,

@@ -5,7 +5,7 @@
     python -m tests.load cancels --times 200 --out FILE
     python -m tests.load faults --times 20 --out FILE
     python -m tests.load soak --minutes 60 --out FILE
-    python -m tests.load table --out FILE          the README's table, from the file
+    python -m tests.load table --out FILE          the table of tests/README.md, from the file
 
 The app runs on this machine's CPU with the bundled miniature (faults: with tiny random models); the clients run there
 too, so latencies are those of a machine that does both.
@@ -222,7 +222,7 @@ def faults(args: argparse.Namespace) -> dict:
 
 
 def table(figures: dict) -> str:
-    """The README's table."""
+    """The table of tests/README.md."""
     rows = []
     if found := figures.get("crowd"):
         ends = ", ".join(f"{n} {kind}" for kind, n in sorted(found["outcomes"].items(), key=lambda kv: -kv[1]))

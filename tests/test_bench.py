@@ -587,17 +587,17 @@ def test_a_section_sets_the_engine_beside_the_posts_method_and_the_bare_pipeline
 
 
 def marked(name):
-    """What the README holds between two marks."""
-    readme = (catalog.ASSETS.parent / "README.md").read_text()
+    """What the benchmarks' README holds between two marks."""
+    readme = (catalog.ASSETS / "benchmarks" / "README.md").read_text()
     return readme.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
 
 
-def test_the_readmes_steps_are_what_the_script_makes_of_its_file():
+def test_the_steps_in_the_benchmarks_readme_are_what_the_script_makes_of_its_file():
     result = json.loads((catalog.ASSETS / "figures" / "speed-steps.json").read_text())
     assert marked("steps") == speed_steps.table(result).strip()
 
 
-def test_the_readmes_benchmarks_are_what_the_tool_makes_of_the_files(capsys, monkeypatch):
+def test_the_table_in_the_benchmarks_readme_is_what_the_tool_makes_of_the_files(capsys, monkeypatch):
     """`python -m engine bench --table assets/benchmarks/*.json`."""
     files = sorted(str(file) for file in (catalog.ASSETS / "benchmarks").glob("*.json"))
     monkeypatch.setattr(sys, "argv", ["engine", "bench", "--table", *files])

@@ -1,6 +1,6 @@
 """The native path of a Blackwell, rehearsed without one for every model: shapes, operators, graphs, compiled kernels.
 
-Values, speed and memory are not rehearsed; the README says which questions only a B200 can answer.
+Values, speed and memory are not rehearsed; tests/README.md says which questions only a B200 can answer.
 """
 
 # ruff: noqa: E402 (what is not for every system is looked for first)
@@ -347,7 +347,7 @@ def test_a_recorded_clips_keys_and_values_of_the_text_reach_the_scaled_matmul_be
 
 
 KERNELS = {"mxfp8": (31, 14), "nvfp4": (21, 12)}
-"""What Inductor makes of a double and of a single block; the README has these numbers."""
+"""What Inductor makes of a double and of a single block; tests/README.md has these numbers."""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Inductor would compile for the GPU that is here")

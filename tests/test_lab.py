@@ -553,9 +553,9 @@ def test_one_prompt_cannot_both_choose_and_report():
 
 
 @pytest.mark.parametrize("model", ["mini-flux", "mini-qwen", "mini-ltx2"])
-def test_the_readme_has_the_table_of_what_was_found(model):
+def test_the_recipes_readme_has_the_table_of_what_was_found(model):
     found = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())
-    assert f"<!-- {model} -->\n{tune.table(found)}\n" in (catalog.ASSETS.parent / "README.md").read_text()
+    assert f"<!-- {model} -->\n{tune.table(found)}\n" in (catalog.ASSETS / "recipes" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("model", ["mini-flux", "mini-qwen", "mini-ltx2"])
@@ -571,8 +571,8 @@ def test_the_bytes_of_what_was_found_are_those_that_inspect_gives(model):
         assert row["bytes_over_seed_percent"] == pytest.approx(100 * (stored / found["bytes"]["seed"] - 1))
 
 
-def test_the_readme_has_what_drift_says_of_lpips():
-    said = (catalog.ASSETS.parent / "README.md").read_text()
+def test_the_recipes_readme_has_what_drift_says_of_lpips():
+    said = (catalog.ASSETS / "recipes" / "README.md").read_text()
     parts = [
         json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())["sensitivity"]
         for model in ("mini-flux", "mini-qwen")

@@ -1,4 +1,4 @@
-"""The load tool: short runs of it against the real app, and the README's table, which is made from its figures."""
+"""The load tool: short runs of it against the real app, and the table of tests/README.md, made from its figures."""
 
 import json
 from argparse import Namespace
@@ -62,5 +62,5 @@ def test_the_table_says_what_the_figures_say():
     ]
 
 
-def test_the_readme_has_the_table_of_the_recorded_figures():
-    assert load.table(json.loads(load.FIGURES.read_text())) in (ROOT / "README.md").read_text()
+def test_the_tests_readme_has_the_table_of_the_recorded_figures():
+    assert load.table(json.loads(load.FIGURES.read_text())) in (ROOT / "tests" / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""What the bundled miniatures are: their recipes' counts, their figures in the README, and mini-ltx2's clips."""
+"""What the bundled miniatures are: their recipes' counts, their figures in assets/models, and mini-ltx2's clips."""
 
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def test_recipes_take_as_many_layers_as_the_readme_says(model, name, precision):
     quantized, linears = COUNTS[model, name]
     plan = recipes.plan(loading.empty_transformer(catalog.MODELS[model]), recipes.recipe(model, name), precision)
     assert plan.counts == LayerCounts(quantized=quantized, skipped=linears - quantized, left=0)
-    readme = " ".join((catalog.ASSETS.parent / "README.md").read_text().split())
+    readme = " ".join((catalog.ASSETS / "models" / "README.md").read_text().split())
     assert name == "full" or f"{quantized} of {linears} Linear" in readme or f"`{name}` {quantized}" in readme
 
 
@@ -43,7 +43,7 @@ def test_the_corrected_recipe_names_only_what_there_is():
 
 
 def test_the_readmes_table_is_what_the_figures_give():
-    readme = (catalog.ASSETS.parent / "README.md").read_text()
+    readme = (catalog.ASSETS / "models" / "README.md").read_text()
     assert readme.split("<!-- retrieval -->")[1].split("<!-- /retrieval -->")[0].strip() == retrieval.table()
 
 
