@@ -22,7 +22,6 @@ from pathlib import Path
 from statistics import median
 from types import MappingProxyType
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
@@ -36,14 +35,15 @@ from engine.catalog import ModelSpec
 from engine.compare import Studio
 from engine.environment import versions
 from engine.errors import RequestError, UnsupportedError
-from engine.files import check_target, write_whole
+from engine.files import check_target, writable, write_whole
+from engine.formats import REFERENCE
 from engine.holdings import Rendition
 from engine.methods import BARE, ENGINE, METHODS, POST, POST_DEFAULT
 from engine.pipeline import Made, Progress, call, finished
-from engine.request import REFERENCE, CompareRequest
+from engine.request import CompareRequest
 from engine.results import Latency
 from engine.several import driving
-from engine.worker import writable
+from engine.statistics import spread
 
 log = logging.getLogger(__name__)
 
@@ -533,9 +533,7 @@ class _Bench:
         latency, step_ms = None, None
         if lane.latencies:
             totals = [entry.total for entry in lane.latencies]
-            low, high = np.percentile(totals, (10, 90))
-            latency = {"median": median(totals), "p10": float(low), "p90": float(high)}
-            latency |= dict.fromkeys(("text", "denoise", "decode"))
+            latency = spread(totals) | dict.fromkeys(("text", "denoise", "decode"))
             if lane.method != BARE:  # whose call is not taken apart
                 for stage in ("text", "denoise", "decode"):
                     latency[stage] = median(getattr(entry, stage) for entry in lane.latencies)
