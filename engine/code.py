@@ -11,38 +11,38 @@ import json
 
 from engine import catalog, recipes
 from engine.catalog import ModelSpec
-from engine.formats import FORMATS, REFERENCE
+from engine.formats import FORMATS, FP8, MXFP8, NVFP4, REFERENCE
 from engine.request import CompareRequest
 from engine.tuned import Tuning, in_words
 
 _IMPORTS = {
-    "fp8": (
+    FP8.id: (
         "from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_",
         "from torchao.quantization.quantize_.common import KernelPreference",
     ),
-    "mxfp8": (
+    MXFP8.id: (
         "from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig",
         "from torchao.quantization import quantize_",
         "from torchao.quantization.quantize_.common import KernelPreference",
     ),
-    "nvfp4": (
+    NVFP4.id: (
         "from torchao.prototype.mx_formats import NVFP4DynamicActivationNVFP4WeightConfig",
         "from torchao.quantization import quantize_",
     ),
 }
 _CONFIGS = {
-    "fp8": """Float8DynamicActivationFloat8WeightConfig(
+    FP8.id: """Float8DynamicActivationFloat8WeightConfig(
     granularity=PerRow(),
     activation_value_lb=1e-12,  # a row of zeros would become NaN
     kernel_preference=KernelPreference.TORCH,
     set_inductor_config=False,  # its settings would hold for the whole process
 )""",
-    "mxfp8": """MXDynamicActivationMXWeightConfig(
+    MXFP8.id: """MXDynamicActivationMXWeightConfig(
     activation_dtype=torch.float8_e4m3fn,
     weight_dtype=torch.float8_e4m3fn,
     kernel_preference=KernelPreference.AUTO,
 )""",
-    "nvfp4": """NVFP4DynamicActivationNVFP4WeightConfig(
+    NVFP4.id: """NVFP4DynamicActivationNVFP4WeightConfig(
     use_dynamic_per_tensor_scale=True,
     use_triton_kernel=True,  # needs mslk-cuda; False without it
 )""",

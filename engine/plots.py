@@ -6,7 +6,7 @@ no place here. Knows nothing of how the numbers were made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -125,11 +125,15 @@ def section(results: Sequence[Mapping]) -> str:
     return "\n".join([*_grid(columns), "", *beside, *dict.fromkeys(notes)]) + "\n"
 
 
-def _posts_fp8(results: Sequence[Mapping]) -> list[str]:
-    """What FP8 by the post's method is, where there is any."""
-    rows = [row for result in results for row in timed(result)]
+def posts_fp8(rows: Iterable[Row]) -> str:
+    """What FP8 by the post's method is; empty where there is none."""
     there = any(row["precision"] == FP8.id and row["method"] in (POST, POST_DEFAULT) for row in rows)
-    return [POSTS_FP8, ""] if there else []
+    return POSTS_FP8 if there else ""
+
+
+def _posts_fp8(results: Sequence[Mapping]) -> list[str]:
+    said = posts_fp8(row for result in results for row in timed(result))
+    return [said, ""] if said else []
 
 
 def other(row: Row, rows: Sequence[Row], precision: str, method: str) -> Row | None:

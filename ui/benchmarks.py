@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 
 from engine import catalog, methods, plots, reference
-from engine.formats import FP8, PRECISIONS, REFERENCE
+from engine.formats import PRECISIONS, REFERENCE
 from engine.methods import ENGINE, METHODS, POST, POST_DEFAULT
 from ui import words
 from ui.tables import head, table
@@ -163,8 +163,8 @@ def _over(method: str, row: Row, rows: Sequence[Row]) -> float | None:
 
 def _posts_fp8(rows: Sequence[Row]) -> str:
     """What FP8 by the post's method is, where there is any."""
-    there = any(row["precision"] == FP8.id and row["method"] in (POST, POST_DEFAULT) for row in rows)
-    return f'<p class="tf-small">{escape(plots.POSTS_FP8)}</p>' if there else ""
+    said = plots.posts_fp8(rows)
+    return f'<p class="tf-small">{escape(said)}</p>' if said else ""
 
 
 def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping, title: str) -> str:
