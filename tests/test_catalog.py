@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from engine import catalog, loading
 from engine.catalog import MODELS
-from engine.loading import _hollow, _parts
+from engine.checkpoint import parts
+from engine.loading import _hollow
 
 LARGE = [spec for spec in MODELS.values() if not spec.bundled]
 # GB of 1e9 bytes in bf16, as the published checkpoints have them.
@@ -26,8 +27,8 @@ def sizes():
     """GB of each module of each large model, built without weights."""
 
     def gigabytes(spec):
-        parts = [part for part, (_, kind) in _parts(spec, spec.folder).items() if _is_module(kind)]
-        modules = {part: _hollow(spec, part, spec.folder) for part in parts}
+        names = [part for part, (_, kind) in parts(spec.folder).items() if _is_module(kind)]
+        modules = {part: _hollow(spec, part, spec.folder) for part in names}
         return {part: 2 * sum(p.numel() for p in module.parameters()) / 1e9 for part, module in modules.items()}
 
     return {spec.id: gigabytes(spec) for spec in LARGE}
@@ -108,7 +109,7 @@ def test_every_argument_exists_in_the_pipeline(spec):
     assert {*spec.call, spec.guidance_argument, spec.batch_argument} <= accepted.keys()
     assert spec.guidance_argument not in spec.call
     assert ("num_frames" in accepted) == (spec.modality == "video")
-    assert spec.tokenizer in _parts(spec, spec.folder)
+    assert spec.tokenizer in parts(spec.folder)
 
 
 @pytest.mark.parametrize("spec", LARGE, ids=lambda spec: spec.id)

@@ -236,15 +236,15 @@ def test_what_ran_is_told_alike_for_every_precision(first):
 
 def test_why_nothing_is_compiled_or_recorded_is_told(first, worker, monkeypatch):
     studio, rendition = worker.device.studio, held(worker, "bf16")
-    warm = compilation.WarmUp(seconds=1.0, graphs=2, added=0)
+    warm, done = compilation.WarmUp(seconds=1.0, graphs=2, added=0), compilation.Done(replayed=4)
 
     def told(mode, **support):
-        monkeypatch.setattr(studio, "mode", lambda *_: mode)
+        monkeypatch.setattr(rendition.blocks, "mode", mode)
         changed = replace(rendition, support=replace(rendition.support, **support))
-        return studio._ran(changed, SPEC, first.comparison.request, warm, 0, 0)["Compile"]
+        return studio._ran(changed, SPEC, first.comparison.request, warm, done, 0)["Compile"]
 
     assert told(compilation.EAGER) == "off (eager), for every precision"
-    assert told(compilation.GRAPHS).startswith("repeated blocks, fullgraph, one CUDA graph a step")
+    assert "4 of its steps replayed from a CUDA graph" in told(compilation.GRAPHS)
     assert "no CUDA graph (it hangs)" in told(compilation.DEFAULT, no_graph="it hangs")
     monkeypatch.setattr(studio, "machine", replace(studio.machine, no_compile="Triton is missing: install it"))
     assert told(compilation.EAGER) == "off, for every precision: Triton is missing: install it"
