@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"torch", "torchao", "diffusers", "transformers", "lpips", "torchvision"}
 TORCH_FREE = """
-blind catalog checkpoint contracts content door environment errors events files fingerprint formats leaving hub logs machine
-methods options plots process prompts record reference rehearse report request results ruler source statistics
-telemetry tuned worker __main__
+__main__ blind catalog checkpoint contracts content door environment errors events files fingerprint formats hub
+leaving logs machine methods options plots process prompts record reference rehearse report request results ruler source
+statistics telemetry tuned worker
 """
 """Modules of engine/ that may be imported where torch must not be."""
 WITHOUT = {f"engine.{name}" for name in TORCH_FREE.split()}

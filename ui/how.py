@@ -17,6 +17,7 @@ from engine.contracts import Worker
 from engine.errors import TwinframeError
 from engine.formats import FORMATS, OUTER_BITS, PRECISIONS, REFERENCE
 from ui import cards, words
+from ui.handlers import Parts
 from ui.view import View
 
 Plans = Mapping[str, Mapping]
@@ -25,8 +26,8 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The magnitudes that four bits can say."""
 
 
-def tab(worker: Worker, parts: object, opened: gr.Tab) -> None:
-    """The tab, drawn anew when it opens, with what the Compare tab (`handlers.Parts`) shows by then."""
+def tab(worker: Worker, parts: Parts, opened: gr.Tab) -> None:
+    """The tab, drawn anew when it opens, with what the Compare tab shows by then."""
     drawn = gr.HTML(apply_default_css=False, elem_id="tf-how")
 
     def draw(values: dict) -> str:

@@ -18,8 +18,9 @@ import gradio as gr
 from engine import catalog
 from engine.contracts import Worker
 from engine.errors import TwinframeError
-from engine.formats import PRECISIONS, REFERENCE
+from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from ui import cards, quality, words
+from ui.handlers import Form
 from ui.tables import table
 
 Layer = Mapping[str, object]
@@ -29,11 +30,11 @@ BYTES = ((words.NAMES[REFERENCE], "MB", "bf16 bytes"), (words.recipe.STORED, "MB
 QUICK = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
 
-def tab(worker: Worker, compare: object, opened: gr.Tab, measured: Path) -> None:
+def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
     """The components of the tab, and what answers them.
 
     Args:
-        compare: the form of the Compare tab (`handlers.Form`): what is chosen there is shown here when the tab opens.
+        compare: the form of the Compare tab: what is chosen there is shown here when the tab opens.
         measured: the folder of the sensitivities.
     """
     first = next(iter(catalog.MODELS))
@@ -47,7 +48,7 @@ def tab(worker: Worker, compare: object, opened: gr.Tab, measured: Path) -> None
         )
         precision = gr.Radio(
             [(words.NAMES[p], p) for p in PRECISIONS if p != REFERENCE],
-            value=PRECISIONS[-1],
+            value=DEFAULTS[-1],
             label=words.PRECISION_LABEL,
             elem_classes="tf-chips",
             elem_id="tf-plan-precision",
