@@ -13,8 +13,9 @@ import signal
 from contextlib import closing
 from pathlib import Path
 
-from engine import logs, options, record, rehearse
-from engine.door import Door, Limits, positive
+from engine import catalog, logs, options, record, rehearse
+from engine.door import Door, Limits
+from engine.environment import positive
 from engine.errors import RequestError
 from engine.leaving import leave
 
@@ -25,7 +26,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live link")
     parser.add_argument("--host", help="address to listen on (default: GRADIO_SERVER_NAME, or this machine only)")
     parser.add_argument("--port", type=int, help="port to listen on (default: GRADIO_SERVER_PORT or 7860)")
-    names, offered = {"type": options.names, "metavar": "A,B"}, "mini-flux,mini-qwen,mini-ltx2"
+    names, offered = {"type": options.names, "metavar": "A,B"}, ",".join(catalog.BUNDLED)
     parser.add_argument("--models", default=offered, **names, help="to offer (default: %(default)s)")
     parser.add_argument("--preload", **names, help="models to load at once, or none (default: the first offered)")
     parser.add_argument("--mcp", action="store_true", help="offer the API to MCP clients too, at /gradio_api/mcp/")

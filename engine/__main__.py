@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 
 from engine import catalog, files, logs, methods
 from engine.errors import FaultError, LoadError, OutputError, RequestError, TwinframeError, UnsupportedError
+from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.leaving import leave
 from engine.options import Parser, add_engine, add_source
-from engine.request import PRECISIONS, CompareRequest
+from engine.request import CompareRequest
 from engine.results import Comparison, Metrics
 from engine.source import Source
 
@@ -52,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="measure speed and memory, without looking at what is made")
     bench.set_defaults(run=_bench)
-    bench.add_argument("--model", default="mini-flux")
-    bench.add_argument("--precision", nargs="+", metavar="P", default=["bf16"], help=f"of {', '.join(PRECISIONS)}")
+    bench.add_argument("--model", default=catalog.DEFAULT)
+    bench.add_argument("--precision", nargs="+", metavar="P", default=[REFERENCE], help=f"of {', '.join(PRECISIONS)}")
     bench.add_argument("--batch-size", nargs="+", type=int, metavar="B", default=[1])
     bench.add_argument("--methods", nargs="+", metavar="M", default=["engine"], help=f"of {', '.join(methods.METHODS)}")
     bench.add_argument("--repeats", type=int, default=5)
@@ -71,9 +72,13 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="how far precisions and recipes are from bf16, over many prompts")
     evaluate.set_defaults(run=_evaluate)
-    evaluate.add_argument("--model", default="mini-flux")
+    evaluate.add_argument("--model", default=catalog.DEFAULT)
     evaluate.add_argument(
-        "--precision", nargs="+", metavar="P", default=["mxfp8", "nvfp4"], help=f"of {', '.join(PRECISIONS)}"
+        "--precision",
+        nargs="+",
+        metavar="P",
+        default=[p for p in DEFAULTS if p != REFERENCE],
+        help=f"of {', '.join(PRECISIONS)}",
     )
     evaluate.add_argument("--recipe", nargs="+", metavar="R", help="default: the model's first")
     evaluate.add_argument("--prompts", required=True, metavar="FILE", help="drawbench, or a text, CSV or JSON file")
@@ -104,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--budget", type=float, default=8.0, metavar="PERCENT", help="more bytes than the seed recipe")
     tune.add_argument("--recipe", required=True, type=Path, metavar="FILE", help="recipe file, written anew")
     for command in (measure, tune):
-        command.add_argument("--model", default="mini-flux")
+        command.add_argument("--model", default=catalog.DEFAULT)
         command.add_argument("--prompts", required=True, metavar="FILE", help="one half chooses, the other reports")
         command.add_argument("--probes", type=int, default=4, metavar="N", help="prompts for the denoiser's error")
         command.add_argument("--probe-steps", type=int, default=5, metavar="N", help="steps of them")
@@ -122,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
     """The arguments that `_request` reads, besides the prompt."""
-    parser.add_argument("--model", default="mini-flux")
+    parser.add_argument("--model", default=catalog.DEFAULT)
     parser.add_argument("--precision", nargs="+", metavar="P", help=f"of {', '.join(PRECISIONS)}")
     parser.add_argument("--recipe")
     for name in ("--seed", "--steps", "--height", "--width", "--frames", "--batch-size"):
@@ -201,7 +206,7 @@ def _state(spec: catalog.ModelSpec, source: Source, device: torch.device) -> str
 
     try:
         if spec.memory_gb is not None:
-            residency.require(spec, "bf16", spec.memory_gb.transformer, device)
+            residency.require(spec, REFERENCE, spec.memory_gb.transformer, device)
         loading.check(spec, source)
     except UnsupportedError as error:
         return str(error)
@@ -231,7 +236,7 @@ def _inspect(args: argparse.Namespace) -> None:
     stored = found["bytes"]
     print(
         f"{found['quantized']} of {found['linears']} Linear layers in {found['precision']}; "
-        f"denoiser {stored['bf16'] / 1e6:.1f} -> {stored['quantized'] / 1e6:.1f} MB"
+        f"denoiser {stored[REFERENCE] / 1e6:.1f} -> {stored['quantized'] / 1e6:.1f} MB"
     )
 
 
@@ -239,9 +244,9 @@ def _compare(args: argparse.Namespace) -> None:
     request = _request(args)
     source = _source(args, request.model)
     from engine.device import Device
-    from engine.worker import Worker, writable
+    from engine.worker import Worker
 
-    writable(args.out)
+    files.writable(args.out)
     worker = Worker((request.model,), Device(args.device, source))
     try:
         # Made beside the target and moved when everything is there, so that a failed run leaves nothing behind.
@@ -270,9 +275,9 @@ def _record(args: argparse.Namespace) -> None:
     models = tuple(dict.fromkeys(request.model for request in wanted.values()))
     source = _source(args, *models)
     from engine.device import Device
-    from engine.worker import Worker, writable
+    from engine.worker import Worker
 
-    writable(args.out)
+    files.writable(args.out)
     worker, made = Worker(models, Device(args.device, source)), []
     try:
         for bundle in record.record(wanted, args.out, lambda *asked: _finish(worker.submit(*asked))):

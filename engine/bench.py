@@ -22,7 +22,6 @@ from pathlib import Path
 from statistics import median
 from types import MappingProxyType
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
@@ -36,14 +35,15 @@ from engine.catalog import ModelSpec
 from engine.compare import Studio
 from engine.environment import versions
 from engine.errors import RequestError, UnsupportedError
-from engine.files import check_target, write_whole
+from engine.files import check_target, writable, write_whole
+from engine.formats import FP8, MXFP8, NVFP4, REFERENCE
 from engine.holdings import Rendition
 from engine.methods import BARE, ENGINE, METHODS, POST, POST_DEFAULT
 from engine.pipeline import Made, Progress, call, finished
-from engine.request import REFERENCE, CompareRequest
+from engine.request import CompareRequest
 from engine.results import Latency
 from engine.several import driving
-from engine.worker import writable
+from engine.statistics import spread
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +57,13 @@ more of it: all of them, or else those of one precision."""
 
 POST_CONFIGS: Mapping[str, Callable[[], AOBaseConfig]] = MappingProxyType(
     {
-        "fp8": lambda: Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False),
-        "mxfp8": lambda: MXDynamicActivationMXWeightConfig(
+        FP8.id: lambda: Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False),
+        MXFP8.id: lambda: MXDynamicActivationMXWeightConfig(
             activation_dtype=torch.float8_e4m3fn,
             weight_dtype=torch.float8_e4m3fn,
             kernel_preference=KernelPreference.AUTO,
         ),
-        "nvfp4": lambda: NVFP4DynamicActivationNVFP4WeightConfig(
+        NVFP4.id: lambda: NVFP4DynamicActivationNVFP4WeightConfig(
             use_dynamic_per_tensor_scale=True, use_triton_kernel=True
         ),
     }
@@ -73,7 +73,7 @@ POST_OPTIONS: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
         # What torchao's FP8 configuration sets for the whole process unless told not to (its
         # `recommended_inductor_config_setter`), as options of this compile alone, so that the others keep theirs.
-        "fp8": {
+        FP8.id: {
             "coordinate_descent_tuning": True,
             "coordinate_descent_check_all_directions": True,
             "force_fuse_int_mm_with_mul": True,
@@ -533,9 +533,7 @@ class _Bench:
         latency, step_ms = None, None
         if lane.latencies:
             totals = [entry.total for entry in lane.latencies]
-            low, high = np.percentile(totals, (10, 90))
-            latency = {"median": median(totals), "p10": float(low), "p90": float(high)}
-            latency |= dict.fromkeys(("text", "denoise", "decode"))
+            latency = spread(totals) | dict.fromkeys(("text", "denoise", "decode"))
             if lane.method != BARE:  # whose call is not taken apart
                 for stage in ("text", "denoise", "decode"):
                     latency[stage] = median(getattr(entry, stage) for entry in lane.latencies)

@@ -22,7 +22,7 @@ from time import monotonic
 
 from PIL import Image
 
-from engine.request import REFERENCE
+from engine.formats import REFERENCE
 from engine.results import Comparison
 
 WHICH, ABX = "which", "abx"

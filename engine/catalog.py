@@ -429,6 +429,9 @@ LTX_2 = ModelSpec(
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(
     {spec.id: spec for spec in (MINI_FLUX, MINI_QWEN, MINI_LTX2, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
 )
+DEFAULT = MINI_FLUX.id
+"""What is asked for where no model is named: bundled, and small enough for any machine."""
+BUNDLED = tuple(spec.id for spec in MODELS.values() if spec.bundled)
 
 
 def model(model_id: object) -> ModelSpec:

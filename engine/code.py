@@ -11,44 +11,38 @@ import json
 
 from engine import catalog, recipes
 from engine.catalog import ModelSpec
-from engine.request import REFERENCE, CompareRequest
+from engine.formats import FORMATS, FP8, MXFP8, NVFP4, REFERENCE
+from engine.request import CompareRequest
 from engine.tuned import Tuning, in_words
 
-HARDWARE = {
-    "fp8": "an Ada, Hopper or Blackwell GPU (compute capability 8.9)",
-    "mxfp8": "a Blackwell GPU (compute capability 10.0)",
-    "nvfp4": "a Blackwell GPU (compute capability 10.0)",
-}
-"""What a precision's tensor cores come with."""
-
 _IMPORTS = {
-    "fp8": (
+    FP8.id: (
         "from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_",
         "from torchao.quantization.quantize_.common import KernelPreference",
     ),
-    "mxfp8": (
+    MXFP8.id: (
         "from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig",
         "from torchao.quantization import quantize_",
         "from torchao.quantization.quantize_.common import KernelPreference",
     ),
-    "nvfp4": (
+    NVFP4.id: (
         "from torchao.prototype.mx_formats import NVFP4DynamicActivationNVFP4WeightConfig",
         "from torchao.quantization import quantize_",
     ),
 }
 _CONFIGS = {
-    "fp8": """Float8DynamicActivationFloat8WeightConfig(
+    FP8.id: """Float8DynamicActivationFloat8WeightConfig(
     granularity=PerRow(),
     activation_value_lb=1e-12,  # a row of zeros would become NaN
     kernel_preference=KernelPreference.TORCH,
     set_inductor_config=False,  # its settings would hold for the whole process
 )""",
-    "mxfp8": """MXDynamicActivationMXWeightConfig(
+    MXFP8.id: """MXDynamicActivationMXWeightConfig(
     activation_dtype=torch.float8_e4m3fn,
     weight_dtype=torch.float8_e4m3fn,
     kernel_preference=KernelPreference.AUTO,
 )""",
-    "nvfp4": """NVFP4DynamicActivationNVFP4WeightConfig(
+    NVFP4.id: """NVFP4DynamicActivationNVFP4WeightConfig(
     use_dynamic_per_tensor_scale=True,
     use_triton_kernel=True,  # needs mslk-cuda; False without it
 )""",
@@ -86,7 +80,7 @@ def chooser(recipe: recipes.Recipe, precision: str) -> str:
 
     Where a recipe file mixes formats, also `OTHERWISE`, name -> precision, which goes before the rules.
     """
-    stored, names, rules = recipes.FORMATS[precision], "", []
+    stored, names, rules = FORMATS[precision], "", []
     shape = f"module.in_features % {stored.multiple_in} == 0 and module.out_features % {stored.multiple_out} == 0"
     if recipe.min_features:
         rules.append(f"min(module.in_features, module.out_features) >= {recipe.min_features}")
@@ -121,9 +115,9 @@ def _tuple(name: str, comment: str, values: tuple) -> str:
 def _head(spec: ModelSpec, precision: str, execution: str, recipe: recipes.Recipe) -> str:
     needs = ["torch", "diffusers", "transformers", *(["torchao"] if precision != REFERENCE else [])]
     said = [f"# {spec.name} in {precision}, as Twinframe runs it. Needs {', '.join(needs)}."]
-    if execution != "native" and precision in HARDWARE:
+    if execution != "native" and FORMATS[precision].hardware:
         said += [
-            f"# Needs {HARDWARE[precision]}. This comparison ran on a machine without",
+            f"# Needs {FORMATS[precision].hardware}. This comparison ran on a machine without",
             "# that, so its result comes from an emulation of the same arithmetic.",
         ]
     tuning = recipe.tunings.get(precision, Tuning())

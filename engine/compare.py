@@ -33,11 +33,13 @@ from engine import (
     tuned,
 )
 from engine.catalog import ModelSpec
+from engine.contracts import Stop, Tell
 from engine.environment import versions
+from engine.formats import REFERENCE
 from engine.holdings import Holdings, Rendition, key_of
 from engine.pipeline import Made, Progress, call, finished, read, seed_of, tokens
 from engine.previews import Previewer
-from engine.request import REFERENCE, CompareRequest
+from engine.request import CompareRequest
 from engine.results import Comparison, Generation, LpipsMap, Memory, Metrics, Ruler
 from engine.ruler import RulerShelf
 
@@ -49,7 +51,7 @@ RULER_PROMPTS = 3
 """Of a miniature; one for a model that takes seconds to minutes a picture."""
 
 
-Take = Callable[[Callable[[events.Event], None], Callable[[], bool]], tuple[Generation, Made]]
+Take = Callable[[Tell, Stop], tuple[Generation, Made]]
 """A timed call that only waits to be made, with what is told and what stops it; gives what it made, without files."""
 
 
@@ -79,9 +81,7 @@ class Studio(Holdings):
     def _cold(self, key: residency.Key) -> None:
         self._warm = {warm: value for warm, value in self._warm.items() if warm[:3] != key}
 
-    def compare(
-        self, request: CompareRequest, out: Path, tell: Callable[[events.Event], None], stop: Callable[[], bool]
-    ) -> Comparison:
+    def compare(self, request: CompareRequest, out: Path, tell: Tell, stop: Stop) -> Comparison:
         """Carry out a request; pictures or clips and `comparison.json` go into `out`.
 
         Raises:
@@ -114,7 +114,7 @@ class Studio(Holdings):
         return comparison
 
     def takes(
-        self, spec: ModelSpec, request: CompareRequest, tell: Callable[[events.Event], None], stop: Callable[[], bool]
+        self, spec: ModelSpec, request: CompareRequest, tell: Tell, stop: Stop
     ) -> Iterator[tuple[Generation, Made]]:
         """What each precision makes, in the request's order, one after the other; no files are written yet."""
         for name in request.precisions:
@@ -125,8 +125,8 @@ class Studio(Holdings):
         spec: ModelSpec,
         name: str,
         request: CompareRequest,
-        tell: Callable[[events.Event], None],
-        stop: Callable[[], bool],
+        tell: Tell,
+        stop: Stop,
     ) -> Take:
         """Load one precision and warm it for the request, and give the timed call, to be made before anything else.
 
@@ -143,8 +143,8 @@ class Studio(Holdings):
         spec: ModelSpec,
         request: CompareRequest,
         out: Path,
-        tell: Callable[[events.Event], None],
-        stop: Callable[[], bool],
+        tell: Tell,
+        stop: Stop,
         stem: str | None = None,
     ) -> tuple[Generation, Made]:
         """One precision's pictures or clips, and what is known of them.
@@ -162,8 +162,8 @@ class Studio(Holdings):
         spec: ModelSpec,
         request: CompareRequest,
         warm: compilation.WarmUp,
-        tell: Callable[[events.Event], None],
-        stop: Callable[[], bool],
+        tell: Tell,
+        stop: Stop,
     ) -> tuple[Generation, Made]:
         """The timed call, and what is known of it; no files are written yet."""
         name = rendition.support.precision
@@ -247,8 +247,8 @@ class Studio(Holdings):
         rendition: Rendition,
         spec: ModelSpec,
         request: CompareRequest,
-        tell: Callable[[events.Event], None],
-        stop: Callable[[], bool],
+        tell: Tell,
+        stop: Stop,
     ) -> compilation.WarmUp:
         """Make room for a run of the request, set the blocks to its mode, and run a few untimed steps of its shape,
         once, compiling what is needed.
@@ -279,9 +279,7 @@ class Studio(Holdings):
                 self._compiled[compiled] = self._warm[key].seconds
         return self._warm[key]
 
-    def _warm_up(
-        self, rendition: Rendition, spec: ModelSpec, few: CompareRequest, stop: Callable[[], bool]
-    ) -> compilation.WarmUp:
+    def _warm_up(self, rendition: Rendition, spec: ModelSpec, few: CompareRequest, stop: Stop) -> compilation.WarmUp:
         """A few steps in which everything is compiled, tuned and recorded, and memory is weighed."""
         count = few.num_inference_steps
         steps = rendition.weight_only(count, warming=True)
@@ -330,8 +328,8 @@ class Studio(Holdings):
         self,
         spec: ModelSpec,
         request: CompareRequest,
-        tell: Callable[[events.Event], None],
-        stop: Callable[[], bool],
+        tell: Tell,
+        stop: Stop,
     ) -> Ruler | None:
         """Noise floor and other-seed ceiling of bf16 at the request's shape and steps, measured once, then kept.
 
@@ -370,8 +368,8 @@ class Studio(Holdings):
         self,
         spec: ModelSpec,
         request: CompareRequest,
-        tell: Callable[[events.Event], None],
-        stop: Callable[[], bool],
+        tell: Tell,
+        stop: Stop,
     ) -> Ruler | None:
         rendition = self.rendition(spec, REFERENCE, request.recipe, tell)
         prompts, seed = spec.examples[: RULER_PROMPTS if spec.bundled else 1], spec.defaults.seed
@@ -399,7 +397,7 @@ class Studio(Holdings):
         rendition: Rendition,
         spec: ModelSpec,
         request: CompareRequest,
-        stop: Callable[[], bool],
+        stop: Stop,
         second_path: bool = False,
     ) -> Made:
         """The request once more in bf16, untimed; by `second_path` with other kernels as legitimate (see `paths`).
@@ -416,7 +414,7 @@ class Studio(Holdings):
         rendition: Rendition,
         spec: ModelSpec,
         request: CompareRequest,
-        stop: Callable[[], bool],
+        stop: Stop,
         second_path: bool,
     ) -> Made:
         transformer = rendition.pipeline.transformer

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from engine.catalog import ModelSpec
-from engine.door import switch
+from engine.environment import switch
 from engine.errors import LoadError, RefusedError
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ import torch
 
 from engine import catalog, code, compilation, events, inspection, loading, precision, recipes, timing
 from engine.content import NO_FILTER, Filter
+from engine.contracts import Stop, Tell
 from engine.errors import CancelledRun, FaultError, LoadError, TwinframeError, UnsupportedError, fault
 from engine.machine import Machine, Support
 from engine.request import CompareRequest
@@ -27,8 +28,6 @@ from engine.results import Comparison
 from engine.several import driving, studio_on, studios_of
 from engine.source import BUNDLED_OR_HUB, Source
 
-Tell = Callable[[events.Event], None]
-Stop = Callable[[], bool]
 Result = TypeVar("Result")
 
 _BROKEN_LIBRARIES = ("CUBLAS_STATUS_", "CUDNN_STATUS_", "cuDNN error")

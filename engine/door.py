@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from engine.errors import RefusedError, RequestError
+from engine.environment import positive
+from engine.errors import RefusedError
 
 HOUR = 3600.0
 
@@ -58,36 +59,6 @@ class Limits:
             jobs_per_hour=number("TWINFRAME_JOBS_PER_HOUR", None),
             deadline=positive(environment, "TWINFRAME_DEADLINE", HOUR),
         )
-
-
-def positive(environment: Mapping[str, str], name: str, default: float | None) -> float | None:
-    """A variable's number; `default` where it is unset or empty.
-
-    Raises:
-        RequestError: it is not a positive number.
-    """
-    said = environment.get(name, "").strip()
-    if not said:
-        return default
-    try:
-        value = float(said)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise RequestError(f"{name} must be a positive number, not {said!r}.")
-    return value
-
-
-def switch(environment: Mapping[str, str], name: str, default: bool) -> bool:
-    """A variable that is on or off; `default` where it is unset or empty.
-
-    Raises:
-        RequestError: it is neither.
-    """
-    said = environment.get(name, "")
-    if said not in ("", "on", "off"):
-        raise RequestError(f"{name} must be on or off, not {said!r}.")
-    return said == "on" if said else default
 
 
 class Door:

@@ -28,40 +28,36 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
-import numpy as np
 from safetensors.torch import load_file, save
-from scipy.stats import bootstrap
 
 from engine import events, fingerprint, loading, metrics, recipes, report
 from engine.catalog import ModelSpec
 from engine.compare import Studio
+from engine.contracts import Stop
 from engine.environment import versions
 from engine.errors import OutputError, RequestError, UnsupportedError
-from engine.files import write_whole
+from engine.files import writable, write_whole
+from engine.formats import QUANTIZED, REFERENCE
 from engine.holdings import Rendition
 from engine.pipeline import Made, seed_of, token_ids
 from engine.prompts import Prompt, PromptSet
-from engine.request import PRECISIONS, REFERENCE, CompareRequest
+from engine.request import CompareRequest
 from engine.results import NO_SCORE
-from engine.several import Stop, driving, each, studio_on, studios_of
-from engine.worker import writable
+from engine.several import driving, each, studio_on, studios_of
+from engine.statistics import CONFIDENCE, RESAMPLES, estimate, spread
 
 FLOOR, CEILING = "floor", "ceiling"
 FORMAT = 2
 """Of the folder; it changes when rows of one version could not be read by another."""
 AT_ONCE = 16
 """Prompts that a large model makes in one precision before the next one is loaded; their references wait on disk."""
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
 EXTREMES = 4
 """Worst and best pairs that are shown, at most."""
 SAME_SAID = 5
 """Prompts that are named as equal to others, at most; summary.json has them all."""
 _REFERENCE_FILE = "reference.safetensors"
-_DRAWS_AT_ONCE = 10_000_000
-"""Numbers that the bootstrap holds at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +81,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not set(self.precisions) - {REFERENCE}:
-            quantized = ", ".join(name for name in PRECISIONS if name != REFERENCE)
-            raise RequestError(f"There is nothing to compare with bf16: choose a precision of {quantized}.")
+            raise RequestError(f"There is nothing to compare with bf16: choose a precision of {', '.join(QUANTIZED)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -502,43 +497,6 @@ def _write_table(file: Path, lines: Iterable[dict], spec: ModelSpec) -> None:
     write_whole(file, text.getvalue().encode())
 
 
-# Estimates
-
-
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Percentile bootstrap interval (Efron 1979) of the mean: `RESAMPLES` resamples at `CONFIDENCE`, fixed seed.
-
-    Returns:
-        Its ends; None for fewer than two values, which say nothing of their spread.
-    """
-    if len(values) < 2:
-        return None
-    found = bootstrap(
-        (np.asarray(values, dtype=np.float64),),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=max(1, _DRAWS_AT_ONCE // len(values)),
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
-
-
-def estimate(values: Sequence[float]) -> dict | None:
-    """Mean with its interval, and median; None without values."""
-    if not values:
-        return None
-    ends = interval(values)
-    return {
-        "n": len(values),
-        "mean": fmean(values),
-        "low": ends[0] if ends else None,
-        "high": ends[1] if ends else None,
-        "median": median(values),
-    }
-
-
 def _summary(
     spec: ModelSpec,
     manifest: Mapping,
@@ -619,10 +577,9 @@ def _scored(rows: Rows, categories: Sequence[str]) -> dict:
 def _costs(rows: Rows) -> dict:
     """Latency, of native precisions alone, and memory: the largest peak of all prompts."""
     totals = [row["latency_s"]["total"] for _, row in rows if row["latency_s"] is not None]
-    low, high = np.percentile(totals, (10, 90)).tolist() if totals else (None, None)
     return {
         "execution": rows[0][1]["execution"],
-        "latency_s": {"median": median(totals), "p10": low, "p90": high, "n": len(totals)} if totals else None,
+        "latency_s": spread(totals) | {"n": len(totals)} if totals else None,
         "memory_gb": {key: max(row["memory_gb"][key] for _, row in rows) for key in rows[0][1]["memory_gb"]},
         "layers": rows[0][1]["layers"],
         "not_numbers": sum(row["not_numbers"] > 0 for _, row in rows),

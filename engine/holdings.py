@@ -6,7 +6,7 @@ what is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,11 @@ from diffusers import DiffusionPipeline
 
 from engine import compilation, events, loading, pinned, precision, recipes, residency, schedulers, timing
 from engine.catalog import ModelSpec
+from engine.contracts import Tell
 from engine.errors import UnsupportedError
+from engine.formats import PRECISIONS, REFERENCE
 from engine.remedies import WeightOnlySteps
-from engine.request import PRECISIONS, REFERENCE, CompareRequest
+from engine.request import CompareRequest
 from engine.results import LayerCounts
 
 
@@ -76,7 +78,7 @@ class Holdings:
     def _cold(self, key: residency.Key) -> None:
         """A part has moved or is gone: what was warm by its addresses is not any more."""
 
-    def rendition(self, spec: ModelSpec, name: str, recipe: str, tell: Callable[[events.Event], None]) -> Rendition:
+    def rendition(self, spec: ModelSpec, name: str, recipe: str, tell: Tell) -> Rendition:
         """The model in one precision, on the device: loaded and quantized on first use, then kept there or in host
         memory while there is room. It stays on the device until another is asked for.
 
@@ -94,7 +96,7 @@ class Holdings:
         self._shelf.use(key, shared)
         return self._renditions[key]
 
-    def _load(self, spec: ModelSpec, name: str, recipe: str, tell: Callable[[events.Event], None]) -> Rendition:
+    def _load(self, spec: ModelSpec, name: str, recipe: str, tell: Tell) -> Rendition:
         support = self.support[name]
         if support.execution == "unavailable":
             raise UnsupportedError(support.reason)

@@ -12,7 +12,7 @@ from torch import nn
 
 from engine import catalog, loading, recipes
 from engine.errors import RequestError
-from engine.request import PRECISIONS
+from engine.formats import PRECISIONS
 
 
 def inspect(model_id: str, precision: str, recipe_id: str | None = None) -> dict:

@@ -19,15 +19,18 @@ from engine.catalog import ModelSpec
 from engine.environment import versions
 from engine.errors import OutputError, RequestError, UnsupportedError
 from engine.files import write_whole
+from engine.formats import NVFP4, PRECISIONS
 from engine.pipeline import call, finished
 from engine.prompts import PromptSet
 from engine.recipes import Plan, Recipe
 from engine.remedies import WeightOnlySteps
-from engine.request import PRECISIONS, CompareRequest, shown
+from engine.request import CompareRequest, shown
 from engine.source import Source
 
 FORMAT = 1
 """Of the file."""
+PRECISION = NVFP4.id
+"""Whose damage the lab looks into."""
 Say = Callable[[str], None]
 
 
@@ -53,7 +56,7 @@ class Bench:
         Raises:
             RequestError: the model does not take it.
         """
-        return CompareRequest.create(prompt, model=self.spec.id, precisions=("nvfp4",), batch_size=1)
+        return CompareRequest.create(prompt, model=self.spec.id, precisions=(PRECISION,), batch_size=1)
 
     def pipeline(self, transformer: nn.Module) -> object:
         return loading.assemble(self.spec, self._shared, transformer)
@@ -147,7 +150,7 @@ class Quality:
             "format": FORMAT,
             "model": bench.spec.id,
             "device": bench.machine.name,
-            "execution": bench.support["nvfp4"].execution,
+            "execution": bench.support[PRECISION].execution,
             "versions": versions(),
             "weights": loading.fingerprint(bench.spec, bench.source),
             "recipes": {

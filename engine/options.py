@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine import catalog
-from engine.door import switch
+from engine.environment import switch
 from engine.errors import RequestError
 
 

@@ -5,7 +5,6 @@ Nothing here is timed, and nothing is known of devices, precisions or where a pi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from engine import events
 from engine.catalog import ModelSpec
+from engine.contracts import Stop, Tell
 from engine.errors import CancelledRun
 from engine.previews import Previewer
 from engine.remedies import WeightOnlySteps
@@ -49,8 +49,8 @@ class Progress:
     def __init__(
         self,
         name: str,
-        tell: Callable[[events.Event], None],
-        stop: Callable[[], bool],
+        tell: Tell,
+        stop: Stop,
         preview: Previewer | None = None,
     ):
         self._name, self._tell, self._stop, self._preview = name, tell, stop, preview

@@ -6,22 +6,21 @@ no place here. Knows nothing of how the numbers were made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from engine import reference
 from engine.errors import OutputError
 from engine.files import write_whole
+from engine.formats import FP8, LABELS, PRECISIONS, REFERENCE, ROWS
 from engine.methods import BARE, ENGINE, METHODS, POST, POST_DEFAULT, stands_for
-from engine.request import PRECISIONS, REFERENCE
 
 Row = Mapping
 """A row of the JSON that engine/bench.py writes."""
 Bar = tuple[Row, float]
 """A row and its value."""
 
-_NAMES = {"bf16": "bf16", "fp8": "FP8", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
 _DRAWN = (ENGINE, POST, POST_DEFAULT)
 """`bare` is the engine's denoiser again, called without the engine."""
 _ABSENT = "–"
@@ -36,13 +35,11 @@ text { font: 12px system-ui, sans-serif; fill: #18181b; text-anchor: middle; fon
 .key { text-anchor: start }
 line { stroke: #dcdce1 }
 rect { stroke-width: 1.5 }
-.bf16 { fill: #c9c9d0; stroke: #c9c9d0 } .fp8 { fill: #b7791f; stroke: #b7791f }
-.mxfp8 { fill: #52525b; stroke: #52525b } .nvfp4 { fill: #0f766e; stroke: #0f766e }
+%(light)s
 .post { fill-opacity: 0.15 } .post-default { fill-opacity: 0.15; stroke-dasharray: 3 2 }
 @media (prefers-color-scheme: dark) {
   text { fill: #f0f0f2 } .soft { fill: #a3a3ad } line { stroke: #34343a }
-  .bf16 { fill: #4b4b53; stroke: #4b4b53 } .fp8 { fill: #e0a94a; stroke: #e0a94a }
-  .mxfp8 { fill: #b4b4bd; stroke: #b4b4bd } .nvfp4 { fill: #2dd4bf; stroke: #2dd4bf }
+  %(dark)s
 }
 """
 
@@ -64,7 +61,7 @@ def table(result: Mapping) -> str:
     rows = timed(result)
     columns = {
         "Batch": [str(row["batch_size"]) for row in rows],
-        "Precision": [_NAMES[row["precision"]] for row in rows],
+        "Precision": [LABELS[row["precision"]] for row in rows],
         "Method": [", ".join([row["method"], *row.get("also", ())]) for row in rows],
         "Median s": [f"{row['latency_s']['median']:.3f}" for row in rows],
         "10-90% s": [f"{row['latency_s']['p10']:.3f}-{row['latency_s']['p90']:.3f}" for row in rows],
@@ -108,7 +105,7 @@ def section(results: Sequence[Mapping]) -> str:
                 "": f"{result['model']} {_shape(result)}",
                 "steps": str(result["settings"]["num_inference_steps"]),
                 "batch": str(row["batch_size"]),
-                "precision": _NAMES[row["precision"]],
+                "precision": LABELS[row["precision"]],
                 "whole call, s": f"{row['latency_s']['median']:.2f}",
                 "step, ms": _cell(row["step_ms"], 1),
                 "step by the post's method, ms": _cell(post and post["step_ms"], 1),
@@ -131,11 +128,15 @@ def section(results: Sequence[Mapping]) -> str:
     return "\n".join([*_grid(columns), "", *beside, *dict.fromkeys(notes)]) + "\n"
 
 
+def posts_fp8(rows: Iterable[Row]) -> str:
+    """What FP8 by the post's method is; empty where there is none."""
+    there = any(row["precision"] == FP8.id and row["method"] in (POST, POST_DEFAULT) for row in rows)
+    return POSTS_FP8 if there else ""
+
+
 def _posts_fp8(results: Sequence[Mapping]) -> list[str]:
-    """What FP8 by the post's method is, where there is any."""
-    rows = [row for result in results for row in timed(result)]
-    there = any(row["precision"] == "fp8" and row["method"] in (POST, POST_DEFAULT) for row in rows)
-    return [POSTS_FP8, ""] if there else []
+    said = posts_fp8(row for result in results for row in timed(result))
+    return [said, ""] if said else []
 
 
 def other(row: Row, rows: Sequence[Row], precision: str, method: str) -> Row | None:
@@ -229,7 +230,7 @@ def _bars(title: str, where: str, unit: str, values: Sequence[Bar]) -> str:
         height = tall * value / top
         drawn.append(
             f'<rect class="{" ".join(_lane(row))}" x="{left + 2:.1f}" y="{floor - height:.1f}" width="{bar - 4}" '
-            f'height="{height:.1f}"><title>{_NAMES[row["precision"]]} by {row["method"]}, batch {row["batch_size"]}: '
+            f'height="{height:.1f}"><title>{LABELS[row["precision"]]} by {row["method"]}, batch {row["batch_size"]}: '
             f"{value:.3f} {unit}</title></rect>"
             f'<text x="{left + bar / 2:.1f}" y="{floor - height - 6:.1f}">{_short(value)}</text>'
         )
@@ -240,7 +241,7 @@ def _bars(title: str, where: str, unit: str, values: Sequence[Bar]) -> str:
     keys, methods = [], {method for _, method in lanes}
     for index, (precision, method) in enumerate(lanes):
         x, y = 8 + 118 * (index % 3), floor + 42 + 20 * (index // 3)
-        name = _NAMES[precision] + (f", {method}" if len(methods) > 1 else "")
+        name = LABELS[precision] + (f", {method}" if len(methods) > 1 else "")
         keys.append(
             f'<rect class="{precision} {method}" x="{x}" y="{y - 10}" width="11" height="11"/>'
             f'<text class="key" x="{x + 17}" y="{y}">{name}</text>'
@@ -248,11 +249,26 @@ def _bars(title: str, where: str, unit: str, values: Sequence[Bar]) -> str:
     bottom = floor + 42 + 20 * ((len(lanes) - 1) // 3) + 14
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom}" width="{width}" height="{bottom}" '
-        f'role="img" aria-label="{escape(title)}"><style>{_STYLE}</style>'
+        f'role="img" aria-label="{escape(title)}"><style>{_style()}</style>'
         f'<text class="title" x="8" y="20">{escape(title)}</text>'
         f'<text class="soft key" x="8" y="38">{escape(where)}</text>'
         f'<line x1="8" x2="{width - 8}" y1="{floor}" y2="{floor}"/>{"".join(drawn)}{labels}{"".join(keys)}</svg>\n'
     )
+
+
+def _style() -> str:
+    """The style sheet, with a colour for each format."""
+    light = [_fill(row.id, row.colour.light) for row in ROWS]
+    dark = [_fill(row.id, row.colour.dark) for row in ROWS]
+    return _STYLE % {"light": _in_pairs(light, "\n"), "dark": _in_pairs(dark, "\n  ")}
+
+
+def _fill(name: str, colour: str) -> str:
+    return f".{name} {{ fill: {colour}; stroke: {colour} }}"
+
+
+def _in_pairs(rules: Sequence[str], between: str) -> str:
+    return between.join(" ".join(rules[index : index + 2]) for index in range(0, len(rules), 2))
 
 
 def _lane(row: Row) -> tuple[str, str]:

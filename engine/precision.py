@@ -30,6 +30,7 @@ from torchao.utils import is_mslk_version_at_least
 from engine import nvfp4
 from engine.emulation import FP8_AMAX_FLOOR, EmulatedFP8Tensor, EmulatedNVFP4Tensor, EmulationConfig
 from engine.errors import UnsupportedError
+from engine.formats import FP8, MXFP8, NVFP4, REFERENCE, Format
 from engine.machine import Machine, Support, nvidia_driver, unusable_gpu
 
 log = logging.getLogger(__name__)
@@ -106,10 +107,10 @@ def support(precision: str, machine: Machine) -> Support:
     Raises:
         ValueError: no such precision.
     """
-    gates = {"bf16": _bf16, "fp8": _fp8, "mxfp8": _mxfp8, "nvfp4": _nvfp4}
+    gates = {REFERENCE: _bf16, FP8.id: _fp8, MXFP8.id: _mxfp8, NVFP4.id: _nvfp4}
     if precision not in gates:
         raise ValueError(f"No precision {precision!r}: choose from {', '.join(gates)}.")
-    if precision != "bf16" and machine.kind == "cuda":
+    if precision != REFERENCE and machine.kind == "cuda":
         if machine.capability is None:
             reason = f"Quantized precisions run on NVIDIA GPUs and on CPUs; the {machine.name} is neither."
             return Support(precision=precision, execution="unavailable", reason=reason, gemm="")
@@ -129,7 +130,7 @@ def support(precision: str, machine: Machine) -> Support:
 
 
 def _no_graph(precision: str, machine: Machine) -> str:
-    if precision == "fp8" and machine.capability == ADA and torch.__version__ < (2, 12):
+    if precision == FP8.id and machine.capability == ADA and torch.__version__ < (2, 12):
         # It clears its workspace on the default stream, which a recording on another one does not see: replays would
         # start from what the last left there, and hang or compute something else. Mended in 2.12.
         return f"PyTorch {torch.__version__} cannot replay its FP8 product on compute capability 8.9, 2.12 can"
@@ -158,7 +159,7 @@ def _mxfp8(machine: Machine) -> tuple[str, str, str, bool]:
     if machine.kind == "cuda" and machine.capability >= BLACKWELL:
         reason = f"The {machine.name} has tensor cores for MXFP8."
         return "native", reason, "torch._scaled_mm, FP8 with e8m0 scales of 32", False
-    return "emulated", _no_blackwell("MXFP8", machine), "bf16 GEMM on MXFP8 values", False
+    return "emulated", _no_blackwell(MXFP8, machine), "bf16 GEMM on MXFP8 values", False
 
 
 def _nvfp4(machine: Machine) -> tuple[str, str, str, bool]:
@@ -171,10 +172,11 @@ def _nvfp4(machine: Machine) -> tuple[str, str, str, bool]:
             "quantized by slower PyTorch operations."
         )
         return "native", reason, gemm, False
-    return "emulated", _no_blackwell("NVFP4", machine), "bf16 GEMM on NVFP4 values, fp32 accumulation", False
+    return "emulated", _no_blackwell(NVFP4, machine), "bf16 GEMM on NVFP4 values, fp32 accumulation", False
 
 
-def _no_blackwell(name: str, machine: Machine) -> str:
+def _no_blackwell(wanted: Format, machine: Machine) -> str:
+    name = wanted.label
     if machine.kind == "cpu":
         return f"{name} needs a Blackwell GPU; on a CPU it is emulated."
     return f"{name} tensor cores begin with compute capability 10.0; {_has(machine)}, so {name} is emulated."
@@ -245,7 +247,7 @@ def quantize_linear_modules(
     """
     if support.execution == "unavailable":
         raise UnsupportedError(support.reason)
-    if support.precision == "bf16":
+    if support.precision == REFERENCE:
         return module
     held = dict(module.named_modules())
     for name in sorted(names):
@@ -267,14 +269,14 @@ def stored_precision(weight: Tensor) -> str:
         if isinstance(weight.data, kinds):
             return precision
     if type(weight.data) is Tensor and weight.dtype == torch.bfloat16:
-        return "bf16"
+        return REFERENCE
     raise ValueError(f"A {type(weight.data).__name__} of {weight.dtype} is in no precision known here.")
 
 
 _TENSORS = {
-    "fp8": (Float8Tensor, EmulatedFP8Tensor),
-    "mxfp8": (MXTensor,),
-    "nvfp4": (NVFP4Tensor, EmulatedNVFP4Tensor),
+    FP8.id: (Float8Tensor, EmulatedFP8Tensor),
+    MXFP8.id: (MXTensor,),
+    NVFP4.id: (NVFP4Tensor, EmulatedNVFP4Tensor),
 }
 
 
@@ -347,16 +349,16 @@ def _scale_of_activations(amax: Tensor) -> Tensor:
 
 def _config(support: Support, packed: nvfp4.Packed | None) -> AOBaseConfig:
     native = support.execution == "native"
-    if support.precision == "mxfp8":
+    if support.precision == MXFP8.id:
         return MXDynamicActivationMXWeightConfig(
             activation_dtype=torch.float8_e4m3fn,
             weight_dtype=torch.float8_e4m3fn,
             kernel_preference=KernelPreference.AUTO if native else KernelPreference.EMULATED,
         )
-    if support.precision == "nvfp4" and native:
+    if support.precision == NVFP4.id and native:
         return _NVFP4Config(packed, use_triton_kernel=support.fused_quantizer)
     if native:
         return _RowwiseFP8Config()
-    if support.precision == "fp8":
+    if support.precision == FP8.id:
         return EmulationConfig(EmulatedFP8Tensor)
     return EmulationConfig(EmulatedNVFP4Tensor, packed)

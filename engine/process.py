@@ -6,7 +6,7 @@ the API, the queue and its door live here, without torch, and the device lives i
 fails in one sentence, what waits runs in the next child. Nor does the page's work share an interpreter with what is
 timed.
 
-Knows the interface of `engine.device.Device`, not what it does. `Call`, `Stop` and `Leave` go down the pipe, `Told`,
+Knows the interface `engine.contracts.Device`, not what it does. `Call`, `Halt` and `Leave` go down the pipe, `Told`,
 `Returned` and `Raised` come up.
 """
 
@@ -31,6 +31,7 @@ from pathlib import Path
 
 from engine import events, logs, options
 from engine.content import NO_FILTER, Filter
+from engine.contracts import Device, Stop, Tell
 from engine.errors import CancelledRun, FaultError, TwinframeError
 from engine.machine import Machine, Support
 from engine.request import CompareRequest
@@ -40,7 +41,6 @@ from engine.telemetry import resident_bytes
 
 log = logging.getLogger(__name__)
 
-Tell = Callable[[events.Event], None]
 Gone = Callable[["_Child"], None]
 RUNS = ("compare", "prepare")
 """What takes the device, one at a time; everything else is answered beside it."""
@@ -70,7 +70,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Stop:
+class Halt:
     number: int
     """Of a run that nobody wants any more."""
 
@@ -120,7 +120,7 @@ class Process:
         name: str | None = None,
         source: Source = BUNDLED_OR_HUB,
         filtered: Filter = NO_FILTER,
-        make: Callable[[str | None, Source, Filter], object] | None = None,
+        make: Callable[[str | None, Source, Filter], Device] | None = None,
     ):
         self._make = (make or _device, name, source, filtered)
         self._closing = threading.Event()
@@ -157,10 +157,10 @@ class Process:
         """Raises UnsupportedError: there is no such device."""
         return self._always("support")
 
-    def compare(self, request: CompareRequest, out: Path, tell: Tell, stop: Callable[[], bool]) -> Comparison:
+    def compare(self, request: CompareRequest, out: Path, tell: Tell, stop: Stop) -> Comparison:
         return self._run("compare", (request, out), tell, stop)
 
-    def prepare(self, model_id: str, tell: Tell, stop: Callable[[], bool]) -> None:
+    def prepare(self, model_id: str, tell: Tell, stop: Stop) -> None:
         self._run("prepare", (model_id,), tell, stop)
 
     def about_weights(self, model_id: str) -> str:
@@ -199,7 +199,7 @@ class Process:
         self._closing.set()
         self._child.leave()
 
-    def _run(self, name: str, args: tuple, tell: Tell, stop: Callable[[], bool]) -> object:
+    def _run(self, name: str, args: tuple, tell: Tell, stop: Stop) -> object:
         """Have something done on the device; `stop` ends it at the next step."""
         child = self._child
         if not child.ready:
@@ -213,7 +213,7 @@ class Process:
         while ended is None:
             if wanted and stop():
                 wanted = False
-                child.send(Stop(number))
+                child.send(Halt(number))
                 hung.start()
             with contextlib.suppress(queue.Empty):
                 message = inbox.get(timeout=POLL_SECONDS)
@@ -317,7 +317,7 @@ class _Child:
         self.send(Call(number, name, args))
         return number, inbox
 
-    def send(self, message: Call | Stop | Leave) -> None:
+    def send(self, message: Call | Halt | Leave) -> None:
         with self._lock, contextlib.suppress(OSError):  # where it has ended, the listening thread tells everybody
             self._connection.send(message)
 
@@ -388,7 +388,7 @@ def _outcome(message: Returned | Raised) -> object:
 # In the child
 
 
-def serve(connection: Connection, make: Callable[..., object], *args: object) -> None:
+def serve(connection: Connection, make: Callable[..., Device], *args: object) -> None:
     """The child's life: make the device, say hello, and do what is asked for until told to leave or left alone."""
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the app, which ends this process when it is done
         signal.signal(number, signal.SIG_IGN)
@@ -419,7 +419,7 @@ def serve(connection: Connection, make: Callable[..., object], *args: object) ->
                 match message:
                     case Leave():
                         os._exit(0)  # nothing here is worth waiting for, least of all a hung device
-                    case Stop(number):
+                    case Halt(number):
                         unwanted.add(number)
                     case Call(_, asked, _) if asked in RUNS:
                         runs.put(message)
@@ -444,10 +444,10 @@ def serve(connection: Connection, make: Callable[..., object], *args: object) ->
         unwanted.discard(call.number)
 
 
-def _device(name: str | None, source: Source, filtered: Filter) -> object:
-    from engine.device import Device  # brings torch, which the parent does without
+def _device(name: str | None, source: Source, filtered: Filter) -> Device:
+    from engine import device as here  # brings torch, which the parent does without
 
-    device = Device(name, source, filtered)
+    device = here.Device(name, source, filtered)
     if device.machine.kind == "cpu":
         os.nice(NICE)
     return device

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from math import ceil
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,6 +16,7 @@ from torch import nn
 from engine import gptq, nvfp4, remedies, tuned
 from engine import precision as precisions
 from engine.errors import LoadError, RequestError, TwinframeError
+from engine.formats import FORMATS, NVFP4, REFERENCE
 from engine.machine import Support
 from engine.results import LayerCounts
 from engine.tuned import TunedRecipe, Tuning
@@ -269,48 +269,6 @@ def tuned_recipe(family: str, found: TunedRecipe) -> Recipe:
     return replace(RECIPES[family, found.base], id=found.id, summary=found.summary, tunings=found.tunings)
 
 
-SCALE_TILE = (128, 4)
-"""Rows and columns of a tile of scales, as Blackwell's products take them (torchao's `to_blocked`)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """What a precision asks of a layer's shape and how many bytes it stores."""
-
-    multiple_in: int
-    """Input features must be a multiple of this."""
-    multiple_out: int
-    """Output features must be a multiple of this."""
-    bytes_per_weight: float
-    """Without the scales that the others count."""
-    bytes_per_row: int = 0
-    bytes_per_tensor: int = 0
-    tiled: int = 0
-    """Input features that share a scale of one byte, where scales are stored in whole tiles; 0 where they are not."""
-
-    def size(self, in_features: int, out_features: int) -> int:
-        """Bytes of one weight as it is stored."""
-        weights = in_features * out_features
-        size = round(self.bytes_per_weight * weights) + self.bytes_per_row * out_features + self.bytes_per_tensor
-        if self.tiled:
-            rows, columns = SCALE_TILE
-            size += rows * ceil(out_features / rows) * columns * ceil(in_features / self.tiled / columns)
-        return size
-
-
-FORMATS: Mapping[str, Format] = MappingProxyType(
-    {
-        "bf16": Format(multiple_in=1, multiple_out=1, bytes_per_weight=2),
-        # e4m3; one fp32 scale a row
-        "fp8": Format(multiple_in=16, multiple_out=16, bytes_per_weight=1, bytes_per_row=4),
-        # e4m3; one e8m0 scale for 32, which torchao pads to tiles: 1 to 2% more in the miniatures.
-        "mxfp8": Format(multiple_in=32, multiple_out=32, bytes_per_weight=1, tiled=32),
-        # e2m1; one e4m3 scale for 16, one fp32 scale a tensor. Blackwell's GEMM takes rows of 16 bytes: 32 features.
-        "nvfp4": Format(multiple_in=32, multiple_out=16, bytes_per_weight=1 / 2 + 1 / 16, bytes_per_tensor=4),
-    }
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
     """What happens to one Linear layer, and why."""
@@ -333,7 +291,7 @@ class LayerPlan:
 
     @property
     def quantized(self) -> bool:
-        return self.precision != "bf16"
+        return self.precision != REFERENCE
 
     @property
     def bytes(self) -> int:
@@ -383,7 +341,7 @@ class Plan:
             "skipped": counts.skipped,
             "left": counts.left,
             "unmatched": list(self.unmatched),
-            "bytes": {"bf16": self.bf16_bytes, "quantized": self.quantized_bytes},
+            "bytes": {REFERENCE: self.bf16_bytes, "quantized": self.quantized_bytes},
             "weight_only_steps": list(self.recipe.weight_only_steps(self.precision)),
             "layers": [
                 {
@@ -393,7 +351,7 @@ class Plan:
                     "quantized": layer.quantized,
                     "precision": layer.precision,
                     "bytes": {
-                        "bf16": FORMATS["bf16"].size(layer.in_features, layer.out_features),
+                        REFERENCE: FORMATS[REFERENCE].size(layer.in_features, layer.out_features),
                         "stored": layer.bytes,
                     },
                     "parts": layer.parts,
@@ -439,28 +397,28 @@ def _check_names(tuning: Tuning, linears: Set[str], kind: str) -> None:
 
 def _decide(name: str, in_features: int, out_features: int, recipe: Recipe, precision: str) -> LayerPlan:
     shape = {"name": name, "in_features": in_features, "out_features": out_features}
-    if precision == "bf16":
-        return LayerPlan(**shape, precision="bf16", reason="The reference keeps every layer in bf16.")
+    if precision == REFERENCE:
+        return LayerPlan(**shape, precision=REFERENCE, reason="The reference keeps every layer in bf16.")
     tuning = recipe.tunings.get(precision, Tuning())
     wanted, why = tuning.layers.get(name), None
     if wanted is None:
         wanted, reason = precision, "No rule keeps it in bf16."
         why = recipe.skip(name, in_features, out_features)
-    elif wanted == "bf16":
+    elif wanted == REFERENCE:
         why = "The recipe file keeps it in bf16."
     else:
-        reason = f"The recipe file stores it in {wanted.upper()}."
+        reason = f"The recipe file stores it in {FORMATS[wanted].label}."
     if why is not None:
-        return LayerPlan(**shape, precision="bf16", reason=why)
+        return LayerPlan(**shape, precision=REFERENCE, reason=why)
     needs = FORMATS[wanted]
     if in_features % needs.multiple_in or out_features % needs.multiple_out:
         reason = (
-            f"{wanted.upper()} needs multiples of {needs.multiple_in} x {needs.multiple_out}; "
+            f"{FORMATS[wanted].label} needs multiples of {needs.multiple_in} x {needs.multiple_out}; "
             f"this layer is {in_features} x {out_features}."
         )
-        return LayerPlan(**shape, precision="bf16", left=True, reason=reason)
+        return LayerPlan(**shape, precision=REFERENCE, left=True, reason=reason)
     extras = {}
-    if wanted == "nvfp4":
+    if wanted == NVFP4.id:
         calibrated = name in gptq.names(tuning.calibrated)
         extras = {"rank": tuning.low_rank.get(name, 0), "searched": tuning.searched, "calibrated": calibrated}
     return LayerPlan(**shape, precision=wanted, reason=reason, **extras)
@@ -505,7 +463,7 @@ def _quantize(layer: LayerPlan, module: nn.Linear, support: Support, files: Sequ
         support = precisions.support(layer.precision, support.machine)
     exact = module.weight
     packed = None
-    if layer.precision == "nvfp4" and (layer.calibrated or layer.searched or layer.rank):
+    if layer.precision == NVFP4.id and (layer.calibrated or layer.searched or layer.rank):
         packed = gptq.read(files, layer.name, exact) if layer.calibrated else nvfp4.quantize(exact, layer.searched)
     precisions.quantize_linear_modules(nn.ModuleDict({"layer": module}), {"layer"}, support, packed)
     if layer.rank:

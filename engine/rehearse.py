@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine import catalog, events, record
+from engine.contracts import Worker
 from engine.door import Door, Limits
 from engine.errors import TwinframeError
 from engine.record import Bundle
@@ -43,12 +44,12 @@ class Act:
 
 
 def rehearse(
-    worker: object, wanted: Mapping[str, CompareRequest], bundles: Sequence[Bundle], say: Callable[[str], None]
+    worker: Worker, wanted: Mapping[str, CompareRequest], bundles: Sequence[Bundle], say: Callable[[str], None]
 ) -> list[Act]:
     """Warm each model, size and selection of precisions, then run the list once, in its order.
 
     Args:
-        worker: a `Worker`.
+        worker: what is asked.
         wanted: name -> request.
         bundles: the recordings there are.
         say: told what is going on.
@@ -78,7 +79,7 @@ def _shapes(requests: Sequence[CompareRequest]) -> list[CompareRequest]:
     return list(found.values())
 
 
-def _run(worker: object, request: CompareRequest, out: Path) -> str:
+def _run(worker: Worker, request: CompareRequest, out: Path) -> str:
     """Carry out a request; gives the sentence with which it failed, or none."""
     try:
         for event in worker.submit(request, out).events():
@@ -128,13 +129,13 @@ def run(args: argparse.Namespace) -> int:
     """
     wanted = record.read_list(args.rehearse)
     logging.getLogger("engine").setLevel(logging.WARNING)  # what goes well is in the table
+    from engine import worker as queue
     from engine.process import Process
     from engine.source import Source
-    from engine.worker import Worker
 
     source = Source.create(args.weights, args.random_weights, args.offline, args.models)
     device, door = Process(args.device, source), Door(Limits.from_environment(os.environ))
-    with closing(Worker(args.models, device, door)) as worker:
+    with closing(queue.Worker(args.models, device, door)) as worker:
         acts = rehearse(
             worker, wanted, record.read(record.FOLDER), lambda text: print(text, file=sys.stderr, flush=True)
         )

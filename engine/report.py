@@ -16,13 +16,13 @@ from pathlib import Path
 from PIL import Image
 
 from engine import reference
+from engine.formats import LABELS, REFERENCE
 from engine.results import NO_SCORE
 
 SIDE = 320
 """Longer side of the embedded copies, in pixels."""
 QUALITY = 82
 """WebP's; the copies are for looking, the scores come from tensors."""
-NAMES = {"bf16": "bf16", "fp8": "FP8", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #18181b; --soft: #62626c; --line: #dcdce1; --fill: #f4f4f5;
@@ -69,7 +69,7 @@ def page(summary: Mapping, folder: Path) -> str:
         folder: what its file names are relative to.
     """
     prompts, interval = summary["prompts"], summary["interval"]
-    title = f"{summary['name']}: {', '.join(dict.fromkeys(NAMES[row['precision']] for row in summary['results']))}"
+    title = f"{summary['name']}: {', '.join(dict.fromkeys(LABELS[row['precision']] for row in summary['results']))}"
     kept = f"{prompts['count']} prompt{'s' * (prompts['count'] != 1)} of {prompts['source']}"
     left = len(prompts["refused"])
     if left:
@@ -120,9 +120,9 @@ def _table(summary: Mapping) -> str:
         cells.append("<td></td>" * 4 if costs is None else _costs(costs))
         return f"<tr{kind}>{''.join(cells)}</tr>"
 
-    body = row("bf16", "", None, reference)
+    body = row(LABELS[REFERENCE], "", None, reference)
     body += row("floor", "bf16, second path", ruler["floor"], None, ' class="ruler"')
-    body += "".join(row(NAMES[found["precision"]], found["recipe"], found, found) for found in summary["results"])
+    body += "".join(row(LABELS[found["precision"]], found["recipe"], found, found) for found in summary["results"])
     body += row("ceiling", "bf16, other seed", ruler["ceiling"], None, ' class="ruler"')
     return _framed(heads, body, "Distance from bf16")
 
@@ -173,7 +173,7 @@ def _bar(found: Mapping, ruler: Mapping, top: float) -> str:
 def _damage(summary: Mapping) -> str:
     """What has no score, and whose values are not numbers."""
     ends = [(f"bf16, {name}", summary["ruler"][name]) for name in ("floor", "ceiling")]
-    rows = [(f"{NAMES[row['precision']]} {row['recipe']}", row) for row in summary["results"]]
+    rows = [(f"{LABELS[row['precision']]} {row['recipe']}", row) for row in summary["results"]]
     said = [
         f"{name}: {NO_SCORE}. This holds for {scores['unscored']} of {summary['prompts']['count']} prompts, which no "
         "mean or interval counts."
@@ -182,7 +182,7 @@ def _damage(summary: Mapping) -> str:
     ]
     said += [
         f"{name}: {row['not_numbers']} outputs have values that are not numbers, shown as 0; do not trust them."
-        for name, row in (("bf16", summary["reference"]), *rows)
+        for name, row in ((LABELS[REFERENCE], summary["reference"]), *rows)
         if row["not_numbers"]
     ]
     return "".join(f"<p>{escape(sentence)}</p>" for sentence in said)
@@ -194,7 +194,7 @@ def _quoted(summary: Mapping) -> str:
         return ""
     post = reference.read()
     body = "".join(
-        f'<tr><th scope="row">{NAMES[row["precision"]]}</th><td class="word">'
+        f'<tr><th scope="row">{LABELS[row["precision"]]}</th><td class="word">'
         f"{'full' if row['quantization'] == 'full' else 'seed (selective)'}</td>"
         f"<td>{row['lpips']:.4f}</td><td>{row['latency_s']:.3f}</td><td>{row['memory_gb']:.2f}</td></tr>"
         for row in post["full_vs_selective_flux.1-dev"]
@@ -212,7 +212,7 @@ def _categories(summary: Mapping) -> str:
         return ""
     columns = [
         ("floor", summary["ruler"]["floor"]),
-        *((f"{NAMES[row['precision']]} {row['recipe']}", row) for row in summary["results"]),
+        *((f"{LABELS[row['precision']]} {row['recipe']}", row) for row in summary["results"]),
         ("ceiling", summary["ruler"]["ceiling"]),
     ]
     body = "".join(
@@ -234,8 +234,8 @@ def _pairs(summary: Mapping, folder: Path) -> str:
     for row in summary["results"]:
         for kind in ("worst", "best"):
             if row[kind]:
-                heading = f"{NAMES[row['precision']]} {row['recipe']}, {kind}"
-                figures = "".join(_pair(pair, NAMES[row["precision"]], folder) for pair in row[kind])
+                heading = f"{LABELS[row['precision']]} {row['recipe']}, {kind}"
+                figures = "".join(_pair(pair, LABELS[row["precision"]], folder) for pair in row[kind])
                 said.append(f'<h3>{escape(heading)}</h3><div class="pairs">{figures}</div>')
     return "".join(said)
 
@@ -244,7 +244,7 @@ def _pair(pair: Mapping, name: str, folder: Path) -> str:
     prompt = escape(pair["prompt"])
     sides = "".join(
         f'<img src="{_embedded(folder / file)}" alt="{label}: {prompt}">'
-        for file, label in zip(pair["files"], ("bf16", name), strict=True)
+        for file, label in zip(pair["files"], (LABELS[REFERENCE], name), strict=True)
     )
     psnr = "equal" if pair["psnr_db"] is None else f"PSNR {pair['psnr_db']:.1f} dB"
     category = f", {escape(pair['category'])}" if pair["category"] else ""
@@ -286,8 +286,8 @@ def _facts(summary: Mapping) -> str:
     ran = "".join(
         f"<details><summary>What really ran: {escape(label)}</summary>{_list(row['ran'])}</details>"
         for label, row in (
-            ("bf16", summary["reference"]),
-            *((f"{NAMES[row['precision']]} {row['recipe']}", row) for row in summary["results"]),
+            (LABELS[REFERENCE], summary["reference"]),
+            *((f"{LABELS[row['precision']]} {row['recipe']}", row) for row in summary["results"]),
         )
     )
     return f"<h2>Settings and versions</h2>{_list(facts)}{ran}"

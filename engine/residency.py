@@ -20,7 +20,7 @@ import torch
 
 from engine import timing
 from engine.catalog import ModelSpec
-from engine.door import positive
+from engine.environment import positive
 from engine.errors import UnsupportedError
 from engine.request import CompareRequest
 

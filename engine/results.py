@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import fmean
 
 from engine.files import write_whole
-from engine.request import REFERENCE, CompareRequest
+from engine.formats import REFERENCE
+from engine.request import CompareRequest
 
 NO_SCORE = "no score: values are not numbers"
 """Of a pair of which either side has NaN or infinite values."""

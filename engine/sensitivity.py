@@ -21,13 +21,13 @@ from types import MappingProxyType
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from engine import recipes
-from engine.lab import Bench, Quality, quantized_layers
+from engine import loading, recipes
+from engine.formats import FORMATS, QUANTIZED, REFERENCE
+from engine.lab import PRECISION, Bench, Quality, quantized_layers
 from engine.pipeline import call
-from engine.recipes import FORMATS, Recipe
+from engine.recipes import Recipe
 from engine.tuned import Tuning
 
-PRECISION = "nvfp4"
 OUTSIDE = "outside"
 """The depth of a layer that is in no block."""
 _BLOCK = re.compile(r"^(?P<kind>\w*blocks)\.(?P<index>\d+)\.(?P<rest>.+)$")
@@ -215,7 +215,7 @@ def run(bench: Bench, quality: Quality, probes: int, steps: int, lpips_prompts: 
             with quantized_layers(bench.exact, group.names, place):
                 error, drift = probe.damage() if cell is None else (cell["denoiser_error"], cell["drift"])
             saved = sum(
-                FORMATS["bf16"].size(planned[n].in_features, planned[n].out_features) - planned[n].bytes
+                FORMATS[REFERENCE].size(planned[n].in_features, planned[n].out_features) - planned[n].bytes
                 for n in group.names
             )
             cell = {
@@ -253,7 +253,7 @@ def agreement(part: Mapping) -> dict[str, float]:
     }
 
 
-def _lpips(bench: Bench, group: Group, place: object, prompts: Sequence[str]) -> float | None:
+def _lpips(bench: Bench, group: Group, place: loading.Place, prompts: Sequence[str]) -> float | None:
     if not prompts:
         return None
     # The references are bf16 pictures, so they are made before the layers are changed.
@@ -266,10 +266,10 @@ def _lpips(bench: Bench, group: Group, place: object, prompts: Sequence[str]) ->
 def _shares(bench: Bench, probe: Probe) -> dict[str, float]:
     """What each precision leaves of NVFP4's squared drift, with the seed's layers in it."""
     seed, drifts = recipes.recipe(bench.spec.family, bench.spec.recipes[0]), {}
-    for name in (PRECISION, "fp8", "mxfp8"):
+    for name in (PRECISION, *(other for other in QUANTIZED if other != PRECISION)):
         searching = replace(seed, tunings=MappingProxyType({PRECISION: Tuning(searched=True)}))
         plan = recipes.plan(bench.exact, searching, name)
         place = recipes.quantizer(plan, bench.support[name])
         with quantized_layers(bench.exact, sorted(plan.names), place):
             drifts[name] = probe.damage()[1]
-    return {"bf16": 0.0, **{name: (drift / drifts[PRECISION]) ** 2 for name, drift in drifts.items()}}
+    return {REFERENCE: 0.0, **{name: (drift / drifts[PRECISION]) ** 2 for name, drift in drifts.items()}}

@@ -23,20 +23,19 @@ from typing import TypeVar
 
 import torch
 
-from engine import events
 from engine.catalog import ModelSpec
 from engine.compare import Studio, Take
 from engine.compilation import EAGER, WarmUp
 from engine.content import NO_FILTER, Filter
+from engine.contracts import Stop, Tell
 from engine.errors import CancelledRun, UnsupportedError
+from engine.formats import PRECISIONS, REFERENCE
 from engine.holdings import Rendition
 from engine.pipeline import Made
-from engine.request import PRECISIONS, REFERENCE, CompareRequest
+from engine.request import CompareRequest
 from engine.results import Generation
 from engine.source import BUNDLED_OR_HUB, Source
 
-Tell = Callable[[events.Event], None]
-Stop = Callable[[], bool]
 Result = TypeVar("Result")
 
 

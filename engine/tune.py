@@ -24,18 +24,15 @@ from torch import nn
 
 from engine import gptq, recipes, sensitivity, tuned
 from engine.errors import RequestError
-from engine.evaluate import estimate
 from engine.files import write_whole
-from engine.lab import Bench, Quality
-from engine.recipes import FORMATS, LayerPlan, Plan, Recipe
+from engine.formats import FORMATS, MXFP8, REFERENCE
+from engine.lab import PRECISION, Bench, Quality
+from engine.recipes import LayerPlan, Plan, Recipe
+from engine.statistics import estimate
 from engine.tuned import TunedRecipe, Tuning
 
-PRECISION = sensitivity.PRECISION
-SPEED = {"bf16": 1.0, "fp8": 1 / 2, "mxfp8": 1 / 2, "nvfp4": 1 / 4}
-"""Time of a matrix product on a B200 as a share of bf16's, by its published peak rates; the real ones are not known
-here, and quantizing activations takes time of its own."""
 TIME_PERCENT = 20.0
-"""By which matrix products may take longer than the seed recipe's, at the rates of `SPEED`, for mixed precisions: where
+"""By which matrix products may take longer than the seed recipe's, by `Format.time`, for mixed precisions: where
 rules keep most bytes in bf16, a few percent of them would buy all layers back, and with them the time."""
 PRICES = 60
 """Halvings of the interval in which a price is searched."""
@@ -91,7 +88,7 @@ def choose(
         shares: precision -> what it leaves of NVFP4's squared drift.
         work: layer name -> multiplications.
         budget: bytes of all these weights together.
-        time: of all their products together, `work` times `SPEED`.
+        time: of all their products together, `work` times `Format.time`.
 
     Raises:
         RequestError: even the smallest precision takes more bytes.
@@ -106,7 +103,7 @@ def choose(
                     name,
                     group["drift"] ** 2 * share,
                     sum(FORMATS[name].size(*shape) for shape in shapes),
-                    multiplied * SPEED[name],
+                    multiplied * FORMATS[name].time,
                 )
                 for name, share in (shares | {PRECISION: 1.0}).items()
             ]
@@ -235,7 +232,7 @@ class _Search:
         seed = sum(layers[name].bytes for name in measured)
         budget = seed + int(self.seed_bytes * percent / 100)
         work = {name: self.rows.get(name, 0) * x.in_features * x.out_features for name, x in layers.items()}
-        times = {name: work[name] * SPEED[layers[name].precision] for name in layers}
+        times = {name: work[name] * FORMATS[layers[name].precision].time for name in layers}
         time = sum(times[name] for name in measured) + TIME_PERCENT / 100 * sum(times.values())
         chosen = choose(part["cells"], layers, part["shares"], work, budget, time)
         # Only what differs from the rules is data.
@@ -286,8 +283,8 @@ class _Search:
         """Measure seed and best on the other half, then each remedy, `full` and MXFP8, and write the rows."""
         full = recipes.recipe(self.bench.spec.family, "full")
         ablation = [
-            replace(self.seed, precision=p, id=r.id, label=f"{r.id.capitalize()}, {p.upper()}", recipe=r)
-            for p in ("mxfp8", "nvfp4")
+            replace(self.seed, precision=p, id=r.id, label=f"{r.id.capitalize()}, {FORMATS[p].label}", recipe=r)
+            for p in (MXFP8.id, PRECISION)
             for r in (self.rules, full)
         ]
         remedies = self._remedies()
@@ -308,7 +305,7 @@ class _Search:
         rows = [self._row(lane, names.get(lane.id)) for lane in shown]
         seed_flops = self._time(self._plan(self.seed))
         self.quality.put(
-            bytes={"bf16": self._plan(self.seed).bf16_bytes, "seed": self.seed_bytes},
+            bytes={REFERENCE: self._plan(self.seed).bf16_bytes, "seed": self.seed_bytes},
             frontier=sorted(rows, key=lambda row: row["weight_bytes"]),
             remedies=[
                 {
@@ -361,13 +358,14 @@ class _Search:
         }
 
     def _time(self, plan: Plan, weight_only: tuple[int, int] = (0, 0)) -> float:
-        """Matrix products of all Linear layers in a picture, as a share of bf16's time at the rates of `SPEED`."""
+        """Matrix products of all Linear layers in a picture, as a share of bf16's time, by `Format.time`."""
         total = spent = 0.0
         for layer in plan.layers:
             rows = self.rows.get(layer.name, 0)
             product = rows * layer.in_features * layer.out_features
             total += product
-            spent += product * SPEED[layer.precision] + rows * layer.rank * (layer.in_features + layer.out_features)
+            branch = rows * layer.rank * (layer.in_features + layer.out_features)
+            spent += product * FORMATS[layer.precision].time + branch
         steps = self.bench.spec.defaults.num_inference_steps
         share = sum(weight_only) / steps
         return share + (1 - share) * spent / total

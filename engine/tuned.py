@@ -15,10 +15,9 @@ from types import MappingProxyType
 
 from engine.catalog import ASSETS
 from engine.errors import LoadError
+from engine.formats import NVFP4, PRECISIONS, QUANTIZED
 
 FOLDER = ASSETS / "recipes"
-PRECISIONS = ("bf16", "fp8", "mxfp8", "nvfp4")
-"""In which a layer may be stored."""
 _TUNING = {"layers": {}, "low_rank": {}, "searched": False, "weight_only_steps": [0, 0], "calibrated": []}
 """What a file may say of a precision, and what holds where it does not."""
 _FILE = re.compile(r"[\w.-]+\.safetensors$")
@@ -122,7 +121,7 @@ def _recipe(file: Path, content: object) -> TunedRecipe:
 
 
 def _tuning(file: Path, precision: str, content: object) -> Tuning:
-    if precision not in PRECISIONS[1:]:
+    if precision not in QUANTIZED:
         raise _refused(file, f"there is no quantized precision {precision!r}")
     if not isinstance(content, dict) or content.keys() - _TUNING.keys():
         raise _refused(file, f"its tuning for {precision} holds other things than {', '.join(_TUNING)}")
@@ -133,7 +132,7 @@ def _tuning(file: Path, precision: str, content: object) -> Tuning:
         raise _refused(file, "weight_only_steps is not two whole numbers from 0, of first and last steps")
     if not isinstance(calibrated, list) or not all(isinstance(one, str) and _FILE.match(one) for one in calibrated):
         raise _refused(file, "calibrated is not a list of names of .safetensors files beside it")
-    if (any(steps) or calibrated) and precision != "nvfp4":
+    if (any(steps) or calibrated) and precision != NVFP4.id:
         raise _refused(file, f"it has weight-only steps or calibrated weights in {precision}, and not in nvfp4")
     for name, stored in layers.items():
         if stored not in PRECISIONS:
@@ -141,7 +140,7 @@ def _tuning(file: Path, precision: str, content: object) -> Tuning:
     for name, rank in ranks.items():
         if type(rank) is not int or rank < 1:
             raise _refused(file, f"the rank of {name} is {rank!r}, not a whole number from 1")
-        if layers.get(name, precision) != "nvfp4":
+        if layers.get(name, precision) != NVFP4.id:
             raise _refused(file, f"{name} has a low-rank branch but is not in nvfp4")
     return Tuning(
         layers=MappingProxyType(layers),

@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from engine import catalog, events, files, logs
+from engine.contracts import Device
 from engine.door import Door, Visitor
 from engine.errors import (
     UNWRITABLE,
@@ -38,10 +38,6 @@ from engine.machine import Machine, Support
 from engine.request import CompareRequest
 from engine.results import Comparison
 from engine.telemetry import Health, Preload, Telemetry, resident_bytes
-
-if TYPE_CHECKING:
-    from engine.device import Device
-    from engine.process import Process
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +217,7 @@ class Worker:
     def __init__(
         self,
         models: Sequence[str],
-        device: Device | Process,
+        device: Device,
         door: Door | None = None,
         share: bool = False,
     ):
@@ -289,7 +285,7 @@ class Worker:
             if self.support[name].execution == "unavailable":
                 raise UnsupportedError(self.support[name].reason)
         with _visitors(visitor):
-            writable(out)
+            files.writable(out)
         return self._add(
             Job(
                 lambda job: self._compare(job, request, out),
@@ -528,18 +524,3 @@ def _visitors(visitor: Visitor | None) -> Iterator[None]:
         if visitor is None:
             raise
         raise FaultError(UNWRITABLE, kind="OutputError", trace=str(error)) from error
-
-
-def writable(folder: Path) -> None:
-    """Make `folder` if it is missing, and check that files can be written into it.
-
-    Raises:
-        OutputError: it cannot be made or written.
-    """
-    probe = folder / ".twinframe-probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(f"Cannot write into {folder}: {error.strerror or error}. Choose another folder.") from error

@@ -24,7 +24,8 @@ from PIL import Image, ImageChops, ImageDraw
 from engine import catalog, events
 from engine.door import Visitor
 from engine.errors import UnsupportedError
-from engine.request import REFERENCE, CompareRequest
+from engine.formats import REFERENCE
+from engine.request import CompareRequest
 from engine.results import Comparison, Generation, Latency, LayerCounts, LpipsMap, Memory, Metrics, Ruler
 from engine.telemetry import Health, Preload
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from engine import events
 from engine.errors import CancelledRun, FaultError, LoadError, UnsupportedError
 from engine.files import write_whole
+from engine.formats import PRECISIONS
 from engine.machine import Machine, Support
-from engine.request import PRECISIONS
 from engine.results import Comparison
 
 STEP_SECONDS = 0.02

@@ -11,8 +11,8 @@ import pytest
 
 from engine import __main__ as cli
 from engine import catalog
+from engine.formats import PRECISIONS
 from engine.machine import Machine
-from engine.request import PRECISIONS
 from engine.results import Comparison
 
 ROOT = Path(__file__).resolve().parent.parent

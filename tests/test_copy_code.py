@@ -14,9 +14,10 @@ from PIL import Image
 from torchao.quantization import quantize_
 
 from engine import catalog, events, loading, recipes
-from engine.code import HARDWARE, chooser, code
+from engine.code import chooser, code
 from engine.emulation import EmulatedNVFP4Tensor, EmulationConfig
-from engine.request import PRECISIONS, CompareRequest
+from engine.formats import FORMATS, PRECISIONS, QUANTIZED
+from engine.request import CompareRequest
 from engine.tuned import Tuning
 
 
@@ -47,7 +48,7 @@ CHOICES = [
     (spec.id, recipe, precision)
     for spec in catalog.MODELS.values()
     for recipe in spec.recipes
-    for precision in HARDWARE
+    for precision in QUANTIZED
 ]
 
 
@@ -100,14 +101,14 @@ def test_every_program_is_python_that_names_its_request(model, precision):
     assert max(map(len, program.splitlines())) <= 120
 
 
-@pytest.mark.parametrize("precision", HARDWARE)
+@pytest.mark.parametrize("precision", QUANTIZED)
 def test_the_program_of_an_emulated_precision_says_what_it_needs(precision):
     asked = CompareRequest.create("a cat", precisions=[precision])
-    assert HARDWARE[precision] in code(asked, precision, "emulated")
-    assert HARDWARE[precision] not in code(asked, precision, "native")
+    assert FORMATS[precision].hardware in code(asked, precision, "emulated")
+    assert FORMATS[precision].hardware not in code(asked, precision, "native")
 
 
-@pytest.mark.parametrize("precision", HARDWARE)
+@pytest.mark.parametrize("precision", QUANTIZED)
 def test_torchao_takes_the_configuration_of_the_program(precision):
     program = code(CompareRequest.create("a cat", precisions=[precision]), precision, "native")
     imports = "\n".join(line for line in program.splitlines() if line.startswith(("import torch", "from torchao")))

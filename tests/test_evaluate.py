@@ -23,7 +23,19 @@ import torch
 from diffusers import QwenImagePipeline
 
 from engine import __main__ as cli
-from engine import catalog, compare, environment, evaluate, loading, media, metrics, prompts, recipes, report
+from engine import (
+    catalog,
+    compare,
+    environment,
+    evaluate,
+    loading,
+    media,
+    metrics,
+    prompts,
+    recipes,
+    report,
+    statistics,
+)
 from engine.compare import Studio
 from engine.errors import OutputError, RequestError
 from engine.evaluate import Settings
@@ -553,14 +565,14 @@ def test_a_mistake_exits_2_with_one_sentence(tmp_path, capsys, monkeypatch, argu
 
 
 def test_the_interval_is_the_percentile_bootstraps():
-    assert evaluate.interval([0.0, 1.0]) == (0.0, 1.0)  # each end has a quarter of the resamples
-    assert evaluate.interval([0.5]) is None
-    assert evaluate.interval([0.25] * 5) == (0.25, 0.25)
+    assert statistics.interval([0.0, 1.0]) == (0.0, 1.0)  # each end has a quarter of the resamples
+    assert statistics.interval([0.5]) is None
+    assert statistics.interval([0.25] * 5) == (0.25, 0.25)
     values = np.random.default_rng(1).normal(0.3, 0.1, 400)
-    low, high = evaluate.interval(values)
+    low, high = statistics.interval(values)
     error = 1.96 * values.std() / 20
     assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.1 * error)
-    assert evaluate.interval(values) == (low, high)
+    assert statistics.interval(values) == (low, high)
 
 
 def test_pairs_that_are_equal_have_no_finite_psnr():

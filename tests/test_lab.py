@@ -14,6 +14,7 @@ from torchao.utils import get_model_size_in_bytes
 
 from engine import catalog, gptq, lab, loading, nvfp4, precision, prompts, recipes, remedies, sensitivity, tune, tuned
 from engine.errors import LoadError, OutputError, RequestError, UnsupportedError
+from engine.formats import FORMATS
 from engine.inspection import inspect
 from engine.machine import Machine
 from engine.pipeline import Made
@@ -358,7 +359,7 @@ def test_choice_spends_bytes_where_drift_is_largest_and_keeps_to_its_budget():
     held = shapes(a=64, b=64, c=64)
     cells = [{"names": [n], "drift": d} for n, d in (("a", 0.1), ("b", 0.5), ("c", 0.01))]
     shares = {"bf16": 0.0, "fp8": 0.1}
-    small, middle, large = (recipes.FORMATS[name].size(64, 64) for name in ("nvfp4", "fp8", "bf16"))
+    small, middle, large = (FORMATS[name].size(64, 64) for name in ("nvfp4", "fp8", "bf16"))
     work = dict.fromkeys(held, 1.0)
     at = lambda budget, time=9.0: tune.choose(cells, held, shares, work, budget, time)  # noqa: E731
     assert at(3 * small) == {"a": "nvfp4", "b": "nvfp4", "c": "nvfp4"}
@@ -368,14 +369,14 @@ def test_choice_spends_bytes_where_drift_is_largest_and_keeps_to_its_budget():
         at(3 * small - 1)
     for budget in range(3 * small, 3 * large, 997):
         stored = at(budget)
-        assert sum(recipes.FORMATS[stored[name]].size(64, 64) for name in held) <= budget
+        assert sum(FORMATS[stored[name]].size(64, 64) for name in held) <= budget
         assert stored["b"] != "nvfp4" or budget < 2 * small + middle
     # NVFP4 takes a quarter of bf16's time and FP8 half of it.
     assert at(3 * large, 0.75) == {"a": "nvfp4", "b": "nvfp4", "c": "nvfp4"}
     assert at(3 * large, 1.0) == {"a": "nvfp4", "b": "fp8", "c": "nvfp4"}
     assert at(3 * large, 0.1) == {"a": "nvfp4", "b": "nvfp4", "c": "nvfp4"}, "nothing is faster"
     for time in (0.8, 1.3, 1.9, 2.5):
-        assert sum(tune.SPEED[name] for name in at(3 * large, time).values()) <= time
+        assert sum(FORMATS[name].time for name in at(3 * large, time).values()) <= time
 
 
 # The commands, on a tiny model

@@ -18,9 +18,9 @@ from torchao.quantization.quantize_.common import KernelPreference
 from engine import nvfp4, precision
 from engine.emulation import EmulatedFP8Tensor, EmulatedNVFP4Tensor
 from engine.errors import UnsupportedError
+from engine.formats import PRECISIONS
 from engine.machine import nvidia_driver, unusable_gpu
 from engine.precision import Machine, Support, detect, quantize_linear_modules, stored_precision, support
-from engine.request import PRECISIONS
 
 B200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
 B200_BARE = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=False)

@@ -11,6 +11,7 @@ from torchao.utils import get_model_size_in_bytes
 
 from engine import catalog, loading, recipes, tuned
 from engine.errors import RequestError
+from engine.formats import FORMATS
 from engine.precision import Machine, support
 from engine.recipes import RECIPES, PlanMismatchError, Recipe, plan, recipe, verify
 from engine.results import LayerCounts
@@ -195,7 +196,7 @@ def test_a_format_counts_the_bytes_that_are_stored(precision, shape):
     """torchao pads MXFP8's scales to whole tiles."""
     held = nn.ModuleDict({"a": nn.Linear(*shape, bias=False)}).to(torch.bfloat16)
     recipes.apply(held, plan(held, recipe("mini-flux", "full"), precision), support(precision, CPU))
-    assert get_model_size_in_bytes(held) == recipes.FORMATS[precision].size(*shape)
+    assert get_model_size_in_bytes(held) == FORMATS[precision].size(*shape)
 
 
 def test_plan_on_the_meta_device_equals_plan_on_weights(mini):

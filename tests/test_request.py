@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from engine import catalog
 from engine.errors import RequestError
-from engine.request import PRECISIONS, CompareRequest
+from engine.formats import PRECISIONS
+from engine.request import CompareRequest
 
 PROMPT = "a rocket on a blue background"
 SPEC = catalog.MINI_FLUX

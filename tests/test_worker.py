@@ -10,12 +10,12 @@ import httpx
 import pytest
 import torch
 
-from engine import catalog, events
+from engine import catalog, events, files
 from engine.device import Device
 from engine.door import Door, Limits, Visitor
 from engine.errors import CancelledRun, LoadError, OutputError, RefusedError, RequestError, UnsupportedError
 from engine.logs import OneLine
-from engine.worker import Worker, writable
+from engine.worker import Worker
 from tests.fake_engine import served
 
 
@@ -157,7 +157,7 @@ def test_a_folder_that_cannot_be_written(stub, ask, tmp_path):
 
 
 def test_a_missing_folder_is_made_and_left_empty(tmp_path):
-    writable(tmp_path / "a" / "b")
+    files.writable(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 

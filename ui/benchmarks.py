@@ -13,8 +13,8 @@ from html import escape
 from pathlib import Path
 
 from engine import catalog, methods, plots, reference
+from engine.formats import PRECISIONS, REFERENCE
 from engine.methods import ENGINE, METHODS, POST, POST_DEFAULT
-from engine.request import PRECISIONS, REFERENCE, CompareRequest
 from ui import words
 from ui.tables import head, table
 
@@ -163,8 +163,8 @@ def _over(method: str, row: Row, rows: Sequence[Row]) -> float | None:
 
 def _posts_fp8(rows: Sequence[Row]) -> str:
     """What FP8 by the post's method is, where there is any."""
-    there = any(row["precision"] == "fp8" and row["method"] in (POST, POST_DEFAULT) for row in rows)
-    return f'<p class="tf-small">{escape(plots.POSTS_FP8)}</p>' if there else ""
+    said = plots.posts_fp8(rows)
+    return f'<p class="tf-small">{escape(said)}</p>' if said else ""
 
 
 def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping, title: str) -> str:
@@ -272,30 +272,6 @@ def _quoted_selective(rows: Sequence[Row]) -> str:
 
 def _quoted_badge() -> str:
     return f'<p class="tf-facts-line"><span class="tf-badge tf-quoted">{words.QUOTED_BADGE}</span></p>'
-
-
-def quote(asked: CompareRequest, precision: str) -> Row | None:
-    """What the post measured of the same call, with `saving`, the part of bf16's peak memory; None if it did not."""
-    post = reference.read()
-    theirs = post["settings"].get(asked.model, {})
-    ours = {
-        "height": asked.height,
-        "width": asked.width,
-        "num_inference_steps": asked.num_inference_steps,
-        "num_frames": asked.num_frames,
-        "guidance_scale": asked.guidance_scale,
-        "true_cfg_scale": asked.guidance_scale,
-    }
-    found = {
-        row["precision"]: row
-        for row in post["performance"]
-        if (row["model"], row["batch_size"]) == (asked.model, asked.batch_size)
-    }
-    same = all(theirs[name] == value for name, value in ours.items() if name in theirs)
-    if precision not in found or asked.recipe != "seed" or not same:
-        return None
-    row = found[precision]
-    return row | {"saving": 1 - row["peak_memory_gb"] / found[REFERENCE]["peak_memory_gb"]}
 
 
 # Parts of both

@@ -20,8 +20,10 @@ from pathlib import Path
 import gradio as gr
 
 from engine import blind, catalog, events, record
+from engine.contracts import Job, Worker
 from engine.errors import TwinframeError
-from engine.request import PRECISIONS, REFERENCE, CompareRequest
+from engine.formats import PRECISIONS, REFERENCE
+from engine.request import CompareRequest
 from ui import cards, doors, words
 from ui.shelf import Shelf
 
@@ -50,7 +52,7 @@ class Parts:
         return {getattr(self, field.name) for field in fields(self)}
 
 
-def tab(demo: gr.Blocks, opened: gr.Tab, worker: object, shelf: Shelf, models: tuple[str, ...], unseen: Path) -> None:
+def tab(demo: gr.Blocks, opened: gr.Tab, worker: Worker, shelf: Shelf, models: tuple[str, ...], unseen: Path) -> None:
     """Build the tab; `unseen` holds recorded comparisons that the page shows nowhere else."""
     recorded = [pair for bundle in record.read(unseen) for pair in blind.pairs(bundle.comparison, fresh=False)]
     models = tuple(dict.fromkeys([*models, *(pair.model for pair in recorded)]))
@@ -124,10 +126,10 @@ def tab(demo: gr.Blocks, opened: gr.Tab, worker: object, shelf: Shelf, models: t
 class BlindTest:
     """The tab's event handlers; of each browser session, its sitting and the job that makes its next pair."""
 
-    def __init__(self, worker: object, shelf: Shelf, recorded: list[blind.Pair], parts: Parts):
+    def __init__(self, worker: Worker, shelf: Shelf, recorded: list[blind.Pair], parts: Parts):
         self._worker, self._shelf, self._recorded, self._parts = worker, shelf, recorded, parts
         self._sittings: dict[str, blind.Sitting] = {}
-        self._jobs: dict[str, object] = {}
+        self._jobs: dict[str, Job] = {}
 
     def begin(self, values: dict, http: gr.Request) -> dict:
         """The tab was opened: the first time a recorded pair is asked about at once, if there is one."""

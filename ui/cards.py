@@ -14,11 +14,13 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from engine import catalog
-from engine.request import REFERENCE, CompareRequest
+from engine import catalog, reference
+from engine.formats import REFERENCE
+from engine.machine import Support
+from engine.request import CompareRequest
 from engine.results import Generation, Ruler
-from ui import benchmarks, words
 from ui import link as links
+from ui import words
 from ui.view import Column, View
 
 THEME_JS = """
@@ -79,7 +81,7 @@ def stage_keys() -> str:
     )
 
 
-def hints(spec: catalog.ModelSpec, support: Mapping[str, object], weights: str) -> str:
+def hints(spec: catalog.ModelSpec, support: Mapping[str, Support], weights: str) -> str:
     """What to know before pressing Generate; empty if nothing.
 
     Args:
@@ -133,7 +135,7 @@ def _said(view: View) -> str:
 def _quotes(view: View) -> str:
     """What the post measured of those precisions that are only emulated here."""
     emulated = [g.precision for g in view.finished if g.execution == "emulated"] if view.folder is not None else []
-    found = {precision: benchmarks.quote(view.request, precision) for precision in emulated}
+    found = {precision: reference.quote(view.request, precision) for precision in emulated}
     said = "; ".join(words.verdict.quoted(p, row["speedup"], row["saving"]) for p, row in found.items() if row)
     if not said:
         return ""

@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engine.contracts import Worker
 from engine.door import Visitor
 from engine.errors import RequestError
 from ui import bodies, words
@@ -108,7 +109,7 @@ class Doors:
         }
         return said if self.space else said | {"x-frame-options": "SAMEORIGIN"}
 
-    def middleware(self, worker: object) -> Middleware:
+    def middleware(self, worker: Worker) -> Middleware:
         """For `launch(app_kwargs={"middleware": [...]})`; `worker` tells its health and metrics."""
         # Gradio prints the traceback of a handler that failed; our log is one JSON object a line.
         gr.queueing.traceback = gr.routes.traceback = SimpleNamespace(print_exc=_log_failure)
@@ -134,7 +135,7 @@ def visitor(http: gr.Request) -> Visitor:
 class _Gate:
     """The middleware itself."""
 
-    def __init__(self, app: ASGIApp, doors: Doors, worker: object):
+    def __init__(self, app: ASGIApp, doors: Doors, worker: Worker):
         self._app, self._doors, self._worker = app, doors, worker
         self._headers = [(name.encode(), value.encode()) for name, value in doors.headers().items()]
         self._own: dict[str, Callable[[Scope], tuple[int, str, bytes]]] = {

@@ -14,8 +14,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from engine import catalog, record
+from engine.formats import REFERENCE
 from engine.record import Bundle
-from engine.request import REFERENCE
 from engine.results import Comparison, Generation
 from ui import cards, link, words
 from ui.shelf import Shelf

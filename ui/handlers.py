@@ -13,9 +13,11 @@ from dataclasses import dataclass, fields
 import gradio as gr
 
 from engine import catalog, events, record
+from engine.contracts import Job, Worker
 from engine.errors import RequestError, TwinframeError
+from engine.formats import REFERENCE
 from engine.record import Bundle
-from engine.request import REFERENCE, CompareRequest
+from engine.request import CompareRequest
 from engine.results import Comparison
 from ui import cards, doors, link, words
 from ui import view as views
@@ -54,7 +56,7 @@ class Form:
         raw = {field.name: values[getattr(self, field.name)] for field in fields(self)}
         width, height = (int(side) for side in raw.pop("size").split("x"))
         # bf16 has no chip to switch off, so an empty selection means bf16 alone, not "nothing".
-        precisions = ["bf16", *(raw.pop("precisions") or [])]
+        precisions = [REFERENCE, *(raw.pop("precisions") or [])]
         return CompareRequest.create(raw.pop("prompt"), **raw, precisions=precisions, height=height, width=width)
 
 
@@ -87,7 +89,7 @@ class Parts:
 class _Run:
     """A job in flight, and what the page shows of it."""
 
-    job: object
+    job: Job
     view: View
     before: View
 
@@ -95,7 +97,7 @@ class _Run:
 class Handlers:
     """The page's event handlers, around one worker."""
 
-    def __init__(self, worker: object, shelf: Shelf, models: tuple[str, ...], bundles: Mapping[str, Bundle]):
+    def __init__(self, worker: Worker, shelf: Shelf, models: tuple[str, ...], bundles: Mapping[str, Bundle]):
         self._worker = worker
         self._shelf = shelf
         self._models = models
@@ -366,12 +368,12 @@ def draw(parts: Parts, view: View) -> dict:
     }
 
 
-def programs(worker: object, comparison: Comparison) -> dict[str, str]:
+def programs(worker: Worker, comparison: Comparison) -> dict[str, str]:
     """Precision -> the code that makes what it made."""
     return {g.precision: worker.code(comparison.request, g.precision, g.execution) for g in comparison.results}
 
 
-def settings(spec: catalog.ModelSpec, worker: object) -> dict[str, dict]:
+def settings(spec: catalog.ModelSpec, worker: Worker) -> dict[str, dict]:
     """Field of the form -> what its component has to be for a model; one without a choice is not shown."""
     defaults, limits = spec.defaults, spec.limits
     sizes = [(f"{width} × {height}", f"{width}x{height}") for height, width in limits.sizes]

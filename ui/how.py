@@ -8,15 +8,16 @@ e2m1 with e4m3 scales of 16); the bytes of a layer come from the plan, the dista
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 
 import gradio as gr
 
 from engine import catalog
+from engine.contracts import Worker
 from engine.errors import TwinframeError
-from engine.request import PRECISIONS, REFERENCE
+from engine.formats import FORMATS, OUTER_BITS, PRECISIONS, REFERENCE
 from ui import cards, words
+from ui.handlers import Parts
 from ui.view import View
 
 Plans = Mapping[str, Mapping]
@@ -25,8 +26,8 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The magnitudes that four bits can say."""
 
 
-def tab(worker: object, parts: object, opened: gr.Tab) -> None:
-    """The tab, drawn anew when it opens, with what the Compare tab (`handlers.Parts`) shows by then."""
+def tab(worker: Worker, parts: Parts, opened: gr.Tab) -> None:
+    """The tab, drawn anew when it opens, with what the Compare tab shows by then."""
     drawn = gr.HTML(apply_default_css=False, elem_id="tf-how")
 
     def draw(values: dict) -> str:
@@ -60,33 +61,15 @@ def page(view: View, plans: Plans) -> str:
 # Blocks and scales
 
 
-@dataclass(frozen=True)
-class Format:
-    """How a precision lays out 32 neighbouring weights."""
-
-    bits: int
-    """Of one value."""
-    block: int = 32
-    """Values that are drawn together."""
-    scale_bits: int = 0
-    """Of the scale that a block shares; 0 for none."""
-    outer_bits: int = 0
-    """Of the scale that a row or the tensor shares; 0 for none."""
-
-
-FORMATS = {
-    "bf16": Format(bits=16),
-    "fp8": Format(bits=8, outer_bits=32),
-    "mxfp8": Format(bits=8, scale_bits=8),
-    "nvfp4": Format(bits=4, block=16, scale_bits=8, outer_bits=32),
-}
 PITCH, HEIGHT = 10.0, 34.0
 """Of a value, and of a figure; a bit is 2 high where a value is 9 wide."""
+DRAWN = 32
+"""Neighbouring weights in a figure."""
 
 
 def _formats(plans: Plans, name: str) -> str:
     last = [*plans.values()][-1]["layers"]
-    largest = max(last, key=lambda layer: (layer["quantized"], layer["bytes"]["bf16"]))
+    largest = max(last, key=lambda layer: (layer["quantized"], layer["bytes"][REFERENCE]))
     rows = ""
     for precision, plan in plans.items():
         layer = next(layer for layer in plan["layers"] if layer["name"] == largest["name"])
@@ -94,8 +77,8 @@ def _formats(plans: Plans, name: str) -> str:
         if layer["precision"] == precision:  # a recipe may hold this layer in another one
             said = f"<span>{words.how.bits(layer['bytes']['stored'], layer['in'] * layer['out'])}</span>"
         rows += (
-            f'<figure class="tf-format"><figcaption><b>{words.NAMES[precision]}</b> {words.how.FORMATS[precision]}'
-            f"{said}</figcaption>{_block(precision)}</figure>"
+            f'<figure class="tf-format"><figcaption><b>{words.NAMES[precision]}</b> '
+            f"{words.how.layout(FORMATS[precision])}{said}</figcaption>{_block(precision)}</figure>"
         )
     said = words.how.largest(largest["name"], largest["in"], largest["out"], name)
     return f'{rows}<p class="tf-small">{escape(said)}</p>{_line()}'
@@ -105,17 +88,18 @@ def _block(precision: str) -> str:
     """32 values as boxes, as high as they have bits, and their scales beside them."""
     shape = FORMATS[precision]
     drawn, x = [], 0.0
-    for _ in range(32 // shape.block):
-        for _ in range(shape.block):
+    together = shape.block or DRAWN
+    for _ in range(DRAWN // together):
+        for _ in range(together):
             drawn.append(_box(x, 9, 2 * shape.bits))
             x += PITCH
         if shape.scale_bits:
             drawn.append(_box(x, 9, 2 * shape.scale_bits, "tf-shared"))
             x += 1.6 * PITCH
-    if shape.outer_bits:
+    if shape.outer:
         drawn.append(f'<text x="{x + 2:.0f}" y="{HEIGHT - 2:.0f}">…</text>')
-        drawn.append(_box(x + 18, 18, shape.outer_bits, "tf-shared"))
-    said = escape(f"{words.NAMES[precision]}: {words.how.FORMATS[precision]}")
+        drawn.append(_box(x + 18, 18, OUTER_BITS, "tf-shared"))
+    said = escape(f"{words.NAMES[precision]}: {words.how.layout(FORMATS[precision])}")
     return (
         f'<svg viewBox="0 0 400 {HEIGHT:.0f}" data-precision="{precision}" role="img" aria-label="{said}">'
         f"{''.join(drawn)}</svg>"
@@ -149,7 +133,7 @@ def _at(value: float) -> str:
 
 
 def _selective(plans: Plans, chosen: Sequence[str], name: str) -> str:
-    whole = plans[REFERENCE]["bytes"]["bf16"]
+    whole = plans[REFERENCE]["bytes"][REFERENCE]
     bars = "".join(_bar(plans[p], whole) for p in (REFERENCE, *chosen))
     last = plans[chosen[-1]]
     reasons: dict[str, int] = {}

@@ -10,7 +10,8 @@ from pathlib import Path
 import gradio as gr
 
 from engine import catalog, record
-from engine.request import PRECISIONS, REFERENCE
+from engine.contracts import Worker
+from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from ui import api, benchmarks, blind, cards, gallery, how, quality, recipe, style, words
 from ui.doors import Doors
 from ui.handlers import Form, Handlers, Parts, draw, settings
@@ -41,7 +42,7 @@ class Page:
 
     demo: gr.Blocks
     shelf: Shelf
-    worker: object
+    worker: Worker
 
     def serve(
         self,
@@ -99,9 +100,9 @@ class Page:
 
 
 def build_page(
-    worker: object,
+    worker: Worker,
     *,
-    models: tuple[str, ...] = ("mini-flux",),
+    models: tuple[str, ...] = (catalog.DEFAULT,),
     recorded: Path = record.FOLDER,
     measured: Path = BENCHMARKS,
     scored: Path = QUALITY,
@@ -167,7 +168,7 @@ def build_page(
     return Page(demo, shelf, worker)
 
 
-def _compare(worker: object, models: tuple[str, ...], first: View, **outside: gr.blocks.Block) -> Parts:
+def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr.blocks.Block) -> Parts:
     """The Compare tab; `outside` are those of its `Parts` that lie elsewhere."""
     spec = catalog.model(models[0])
     fields = settings(spec, worker)
@@ -246,12 +247,12 @@ def _compare(worker: object, models: tuple[str, ...], first: View, **outside: gr
     return parts
 
 
-def _precisions(worker: object) -> gr.CheckboxGroup:
+def _precisions(worker: Worker) -> gr.CheckboxGroup:
     """Chips for what this machine can run; bf16 has none, because it always takes part."""
     usable = [p for p in PRECISIONS if p != REFERENCE and worker.support[p].execution != "unavailable"]
     return gr.CheckboxGroup(
         [(words.compare.chip(p, worker.support[p].execution), p) for p in usable],
-        value=[p for p in ("mxfp8", "nvfp4") if p in usable],
+        value=[p for p in DEFAULTS if p in usable],
         label=words.compare.PRECISIONS_LABEL,
         elem_id="tf-precisions",
     )

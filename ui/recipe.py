@@ -16,23 +16,25 @@ from pathlib import Path
 import gradio as gr
 
 from engine import catalog
+from engine.contracts import Worker
 from engine.errors import TwinframeError
-from engine.request import PRECISIONS, REFERENCE
+from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from ui import cards, quality, words
+from ui.handlers import Form
 from ui.tables import table
 
 Layer = Mapping[str, object]
 """A layer of a plan: name, in, out, precision, bytes (bf16 and stored) and reason."""
-BYTES = (("bf16", "MB", "bf16 bytes"), (words.recipe.STORED, "MB", "stored"))
+BYTES = ((words.NAMES[REFERENCE], "MB", "bf16 bytes"), (words.recipe.STORED, "MB", "stored"))
 """The heads of two columns."""
 QUICK = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
 
-def tab(worker: object, compare: object, opened: gr.Tab, measured: Path) -> None:
+def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
     """The components of the tab, and what answers them.
 
     Args:
-        compare: the form of the Compare tab (`handlers.Form`): what is chosen there is shown here when the tab opens.
+        compare: the form of the Compare tab: what is chosen there is shown here when the tab opens.
         measured: the folder of the sensitivities.
     """
     first = next(iter(catalog.MODELS))
@@ -46,7 +48,7 @@ def tab(worker: object, compare: object, opened: gr.Tab, measured: Path) -> None
         )
         precision = gr.Radio(
             [(words.NAMES[p], p) for p in PRECISIONS if p != REFERENCE],
-            value=PRECISIONS[-1],
+            value=DEFAULTS[-1],
             label=words.PRECISION_LABEL,
             elem_classes="tf-chips",
             elem_id="tf-plan-precision",
@@ -98,7 +100,7 @@ def tab(worker: object, compare: object, opened: gr.Tab, measured: Path) -> None
         choice.input(draw, [model, precision, recipe], [summed, listed], **QUICK)
 
 
-def _choices(worker: object, model_id: str) -> dict:
+def _choices(worker: Worker, model_id: str) -> dict:
     names = list(worker.recipes(model_id))
     return {"choices": [(words.RECIPES.get(name, name), name) for name in names], "value": names[0]}
 
@@ -132,7 +134,7 @@ def _reasons(planned: Sequence[Layer]) -> str:
         groups.setdefault((layer["precision"], layer["reason"]), []).append(layer)
     rows = "".join(
         f'<tr><th scope="row">{_stored_as(precision)}</th><td class="tf-word">{escape(reason)}</td>{_totals(some)}</tr>'
-        for (precision, reason), some in sorted(groups.items(), key=lambda group: -_bytes(group[1], "bf16"))
+        for (precision, reason), some in sorted(groups.items(), key=lambda group: -_bytes(group[1], REFERENCE))
     )
     whole = f'<tr class="tf-whole"><th scope="row">{words.recipe.ALL_LAYERS}</th><td></td>{_totals(planned)}</tr>'
     heads = [(words.PRECISION_LABEL, None), (words.recipe.REASON, None, "rule"), (words.recipe.LAYERS, ""), *BYTES]
@@ -140,7 +142,7 @@ def _reasons(planned: Sequence[Layer]) -> str:
 
 
 def _totals(some: Sequence[Layer]) -> str:
-    values = (f"{len(some):,}", *(words.megabytes(_bytes(some, kind)) for kind in ("bf16", "stored")))
+    values = (f"{len(some):,}", *(words.megabytes(_bytes(some, kind)) for kind in (REFERENCE, "stored")))
     return "".join(f"<td>{value}</td>" for value in values)
 
 
@@ -223,7 +225,7 @@ def _shown(name: str, wanted: str) -> str:
 def _size(some: Sequence[Layer]) -> str:
     """Shape and bytes of layers of one role."""
     shapes = sorted({f"{layer['in']:,} × {layer['out']:,}" for layer in some})
-    values = (" / ".join(shapes), *(words.megabytes(_bytes(some, kind)) for kind in ("bf16", "stored")))
+    values = (" / ".join(shapes), *(words.megabytes(_bytes(some, kind)) for kind in (REFERENCE, "stored")))
     return "".join(f"<td>{value}</td>" for value in values)
 
 
@@ -271,9 +273,9 @@ def layers(planned: Sequence[Layer]) -> str:
     """
     rows = "".join(
         f'<tr data-kind="{"kept" if layer["precision"] == REFERENCE else "quantized"}"'
-        f' data-bf16="{layer["bytes"]["bf16"]}" data-stored="{layer["bytes"]["stored"]}">'
+        f' data-bf16="{layer["bytes"][REFERENCE]}" data-stored="{layer["bytes"]["stored"]}">'
         f'<th scope="row">{escape(layer["name"])}</th><td>{layer["in"]:,}</td><td>{layer["out"]:,}</td>'
-        f"<td>{words.megabytes(layer['bytes']['bf16'])}</td><td>{words.megabytes(layer['bytes']['stored'])}</td>"
+        f"<td>{words.megabytes(layer['bytes'][REFERENCE])}</td><td>{words.megabytes(layer['bytes']['stored'])}</td>"
         f'<td data-precision="{layer["precision"]}">{words.NAMES[layer["precision"]]}</td>'
         f"<td>{escape(_why(layer))}</td></tr>"
         for layer in planned

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from gradio.utils import get_upload_folder
 
-from engine.door import positive
+from engine.environment import positive
 from engine.errors import UNWRITABLE, OutputError
 from engine.files import claim, remove_abandoned
 

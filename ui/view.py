@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine import events
-from engine.request import REFERENCE, CompareRequest
+from engine.formats import REFERENCE
+from engine.request import CompareRequest
 from engine.results import Comparison, Generation, Ruler
 from ui import words
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from engine.catalog import ModelSpec
-from engine.request import REFERENCE, CompareRequest
+from engine.formats import REFERENCE
+from engine.request import CompareRequest
 from engine.results import Generation
 from ui.words.common import NAMES, RECIPES, thing
 

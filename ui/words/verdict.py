@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.request import REFERENCE
+from engine.formats import REFERENCE
 from engine.results import Comparison, Generation, Ruler
 from ui.words.common import NAMES, factor, listed, thing
 
