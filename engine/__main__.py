@@ -17,19 +17,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import catalog, files, logs, methods
+from engine import catalog, files, logs
+from engine.benchmark import methods
 from engine.errors import FaultError, LoadError, OutputError, RequestError, TwinframeError, UnsupportedError
 from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.leaving import leave
-from engine.options import Parser, add_engine, add_source
 from engine.request import CompareRequest
 from engine.results import Comparison, Metrics
-from engine.source import Source
+from engine.serving.command_line import Parser, add_engine, add_source
+from engine.weights.source import Source
 
 if TYPE_CHECKING:
     import torch
 
-    from engine.worker import Job
+    from engine.serving.worker import Job
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,15 +92,15 @@ def _parser() -> argparse.ArgumentParser:
         "--out", required=True, type=Path, help="folder for scores, report and pictures; the same again goes on with it"
     )
 
-    record = commands.add_parser("record", help="keep comparisons for the page's gallery and stage, a folder each")
-    record.set_defaults(run=_record)
-    what = record.add_mutually_exclusive_group(required=True)
+    recordings = commands.add_parser("record", help="keep comparisons for the page's gallery and stage, a folder each")
+    recordings.set_defaults(run=_record)
+    what = recordings.add_mutually_exclusive_group(required=True)
     what.add_argument("--list", type=Path, metavar="FILE", help="JSON: a request for each name; its folder's name")
     what.add_argument("--prompt", help="a single one, with the arguments of compare")
-    record.add_argument("--only", nargs="+", metavar="NAME", help="of the list")
-    record.add_argument("--name", help="of the single one (default: from the prompt)")
-    _add_request(record)
-    record.add_argument("--out", required=True, type=Path, help="folder of recordings, such as assets/recorded")
+    recordings.add_argument("--only", nargs="+", metavar="NAME", help="of the list")
+    recordings.add_argument("--name", help="of the single one (default: from the prompt)")
+    _add_request(recordings)
+    recordings.add_argument("--out", required=True, type=Path, help="folder of recordings, such as assets/recorded")
 
     measure = commands.add_parser("sensitivity", help="which layers NVFP4 hurts most, by role and depth")
     measure.set_defaults(run=_sensitivity)
@@ -118,9 +119,9 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     add_source(models)
-    for command in (compare, bench, evaluate, record, measure, tune):
+    for command in (compare, bench, evaluate, recordings, measure, tune):
         add_engine(command)
-    for command in (models, inspect, compare, bench, evaluate, record, measure, tune):
+    for command in (models, inspect, compare, bench, evaluate, recordings, measure, tune):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else")
     return parser
 
@@ -161,7 +162,7 @@ def _models(args: argparse.Namespace) -> None:
     source = _source(args, *catalog.MODELS)
     import torch
 
-    from engine import precision
+    from engine.quantization import capability as precision
 
     device = torch.device(_default_device())
     machine = precision.detect(device)
@@ -202,7 +203,7 @@ def _models(args: argparse.Namespace) -> None:
 
 def _state(spec: catalog.ModelSpec, source: Source, device: torch.device) -> str:
     """ "ready", or in one sentence what stands in the way here: memory, access or the download."""
-    from engine import hub, loading, residency
+    from engine.weights import hub, loading, residency
 
     try:
         if spec.memory_gb is not None:
@@ -222,7 +223,7 @@ def _state(spec: catalog.ModelSpec, source: Source, device: torch.device) -> str
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from engine.inspection import inspect
+    from engine.quantization.inspection import inspect
 
     found = inspect(args.model, args.precision, args.recipe)
     if args.json:
@@ -243,8 +244,8 @@ def _inspect(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace) -> None:
     request = _request(args)
     source = _source(args, request.model)
-    from engine.device import Device
-    from engine.worker import Worker
+    from engine.runtime.device import Device
+    from engine.serving.worker import Worker
 
     files.writable(args.out)
     worker = Worker((request.model,), Device(args.device, source))
@@ -261,28 +262,28 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _record(args: argparse.Namespace) -> None:
-    from engine import record
+    from engine.outputs import recordings
 
     if args.list:
-        wanted = record.read_list(args.list)
+        wanted = recordings.read_list(args.list)
         if unknown := set(args.only or ()) - set(wanted):
             raise RequestError(f"{args.list} has no {', '.join(sorted(unknown))}: it has {', '.join(wanted)}.")
         wanted = {name: request for name, request in wanted.items() if name in (args.only or wanted)}
     else:
-        wanted = {args.name or record.name_for(args.prompt): _request(args)}
+        wanted = {args.name or recordings.name_for(args.prompt): _request(args)}
     for name in wanted:
-        record.check_name(name)
+        recordings.check_name(name)
     models = tuple(dict.fromkeys(request.model for request in wanted.values()))
     source = _source(args, *models)
-    from engine.device import Device
-    from engine.worker import Worker
+    from engine.runtime.device import Device
+    from engine.serving.worker import Worker
 
     files.writable(args.out)
     worker, made = Worker(models, Device(args.device, source)), []
     try:
-        for bundle in record.record(wanted, args.out, lambda *asked: _finish(worker.submit(*asked))):
+        for bundle in recordings.record(wanted, args.out, lambda *asked: _finish(worker.submit(*asked))):
             made.append(bundle)
-            print(f"{bundle.name}: {record.size(bundle) / 1e3:.0f} kB", file=sys.stderr, flush=True)
+            print(f"{bundle.name}: {recordings.size(bundle) / 1e3:.0f} kB", file=sys.stderr, flush=True)
     finally:
         worker.close()
     if args.json:
@@ -299,7 +300,7 @@ def _bench(args: argparse.Namespace) -> None:
     spec, source, device = catalog.model(args.model), _source(args, args.model), _one_device(args)
     if args.plots:
         files.check_target(args.plots / f"{args.out.stem}.md")
-    from engine import bench, plots
+    from engine.benchmark import bench, plots
 
     settings = bench.Settings(
         precisions=tuple(dict.fromkeys(args.precision)),
@@ -333,7 +334,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _bench_table(given: Sequence[Path]) -> None:
-    from engine import plots
+    from engine.benchmark import plots
 
     results = []
     for file in given:
@@ -346,8 +347,8 @@ def _bench_table(given: Sequence[Path]) -> None:
 
 
 def _sensitivity(args: argparse.Namespace) -> None:
-    from engine import sensitivity
-    from engine.several import driving
+    from engine.quality import sensitivity
+    from engine.runtime.multi_device import driving
 
     bench, quality = _lab(args)
     with driving(bench.device):
@@ -365,8 +366,8 @@ def _sensitivity(args: argparse.Namespace) -> None:
 
 
 def _tune(args: argparse.Namespace) -> None:
-    from engine import tune
-    from engine.several import driving
+    from engine.quality import tune
+    from engine.runtime.multi_device import driving
 
     bench, quality = _lab(args)
     with driving(bench.device):
@@ -380,7 +381,7 @@ def _tune(args: argparse.Namespace) -> None:
 def _lab(args: argparse.Namespace) -> tuple:
     """The bench and the file that `sensitivity` and `tune` work on."""
     spec, source = catalog.model(args.model), _source(args, args.model)
-    from engine import lab, prompts
+    from engine.quality import lab, prompts
 
     if args.probes < 1 or args.probe_steps < 1 or getattr(args, "lpips_prompts", 0) < 0:
         raise RequestError("Take at least one prompt and one step: --probes and --probe-steps begin at 1.")
@@ -394,11 +395,11 @@ def _lab(args: argparse.Namespace) -> tuple:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from engine import prompts
+    from engine.quality import prompts
 
     spec, source = catalog.model(args.model), _source(args, args.model)
     chosen = prompts.read(args.prompts, args.limit)
-    from engine import evaluate
+    from engine.quality import evaluate
 
     settings = evaluate.Settings(
         precisions=tuple(args.precision),
@@ -517,7 +518,7 @@ def _one_device(args: argparse.Namespace) -> str:
 
 
 def _default_device() -> str:
-    from engine import precision
+    from engine.quantization import capability as precision
 
     return precision.default_device()
 

@@ -1,13 +1,12 @@
 """The number formats: one row each, with all that is known of a format without quantizing anything.
 
 Names, order, defaults, bytes, speed and colours are read from here by the request, the plans, the benchmark, the
-reports and the page. How a layer gets into a format is engine/precision.py's business, which layers do is
-engine/recipes.py's. Imports no torch.
+reports and the page. How a layer gets into a format is engine/quantization/capability.py's business, which layers do is
+engine/quantization/recipes.py's. Imports no torch.
 
-To add a format: a row here and in `ROWS`, how it is quantized, run and emulated in engine/precision.py, the lines that
-do the same in a program of its own in engine/code.py, the post's configuration in engine/bench.py if the benchmark is
-to run it by the post's method, and tests.
-"""
+To add a format: a row here and in `ROWS`, how it is quantized, run and emulated in engine/quantization/capability.py,
+the lines that do the same in a program of its own in engine/outputs/program.py, the post's configuration in
+engine/benchmark/bench.py if the benchmark is to run it by the post's method, and tests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One comparison as asked for: `CompareRequest`, the only way into the engine.
 
 Validates every field against the model's spec, so that whatever holds a `CompareRequest` may trust it. Knows
-nothing of devices; whether this machine can run a precision is decided by engine/precision.py.
+nothing of devices; whether this machine can run a precision is decided by engine/quantization/capability.py.
 """
 
 from __future__ import annotations

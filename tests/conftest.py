@@ -86,12 +86,12 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def worker(cache):
     """A worker on the CPU with the real miniature; its ruler takes one prompt instead of three."""
-    from engine import compare
-    from engine.device import Device
-    from engine.worker import Worker
+    from engine.runtime import studio
+    from engine.runtime.device import Device
+    from engine.serving.worker import Worker
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "RULER_PROMPTS", 1)
+        patch.setattr(studio, "RULER_PROMPTS", 1)
         worker = Worker(("mini-flux",), Device("cpu"))
         yield worker
         worker.close()

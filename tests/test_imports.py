@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"torch", "torchao", "diffusers", "transformers", "lpips", "torchvision"}
 TORCH_FREE = """
-__main__ blind catalog checkpoint contracts content door environment errors events files fingerprint formats hub
-leaving logs machine methods options plots process prompts record reference rehearse report request results ruler source
-statistics telemetry tuned worker
+__main__ catalog environment errors events files formats leaving logs machine reference request results safety
+benchmark benchmark.methods benchmark.plots compiler metrics metrics.ruler metrics.statistics outputs outputs.blind
+outputs.recordings quality quality.prompts quality.report quantization quantization.recipe_files runtime serving
+serving.admission serving.contracts serving.command_line serving.process serving.rehearse serving.telemetry
+serving.worker weights weights.checkpoint weights.fingerprint weights.hub weights.source
 """
 """Modules of engine/ that may be imported where torch must not be."""
 WITHOUT = {f"engine.{name}" for name in TORCH_FREE.split()}
@@ -83,28 +86,88 @@ for name in {names!r}:
     assert run.returncode == 0, run.stderr
 
 
-BELOW = [
-    ("engine.environment", "engine.door"),
-    ("engine.content", "engine.door"),
-    ("engine.options", "engine.door"),
-    ("engine.residency", "engine.door"),
-    ("ui.shelf", "engine.door"),
-    ("engine.evaluate", "engine.worker"),
-    ("engine.bench", "engine.worker"),
-    ("engine.tune", "engine.evaluate"),
-    ("engine.lab", "engine.compare"),
-    ("engine.worker", "engine.device"),
-]
+# Rooms
+
+ARROWS = re.compile(r"<!-- arrows -->\n(.*?)<!-- /arrows -->", re.DOTALL)
 
 
-@pytest.mark.parametrize(("module", "above"), BELOW)
-def test_nobody_reaches_up(module, above):
-    assert module in MODULES and above in MODULES
-    assert not {name for name in directly(module) if name == above or name.startswith(f"{above}.")}
+def room(module: str) -> str:
+    """A module's room, such as "engine/weights"; "engine" for what lies in it itself, "command" for the command line."""
+    parts = module.split(".")
+    if module == "engine.__main__":
+        return "command"
+    return "/".join(parts[: 2 if MODULES[module].name == "__init__.py" or len(parts) > 2 else 1])
+
+
+@functools.cache
+def anywhere(module: str) -> frozenset[str]:
+    """The modules of this project that a module imports, also within functions, but for a type checker alone."""
+    tree, found = ast.parse(MODULES[module].read_text()), set()
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(str(base), names, 0) if id(node) not in skipped:
+                full = [f"{base}.{alias.name}" for alias in names]
+                found |= {name if name in MODULES else base for name in full}
+            case ast.Import(names):
+                found |= {alias.name for alias in names}
+    return frozenset(found & MODULES.keys())
+
+
+def arrows(package: str) -> dict[str, set[str]]:
+    """Rooms of a package -> the rooms of this project that they import."""
+    found: dict[str, set[str]] = {}
+    for module in (name for name in MODULES if name.split(".")[0] == package):
+        found.setdefault(room(module), set()).update({room(other) for other in anywhere(module)} - {room(module)})
+    return found
+
+
+def test_the_arrows_between_rooms_are_those_of_the_architecture():
+    said = ARROWS.search((ROOT / "engine" / "README.md").read_text(encoding="utf-8"))[1]
+    told = dict(re.findall(r"^\| `([\w/]+)` \| (.*?) \|$", said, re.MULTILINE))
+    drawn = {
+        one.removeprefix("engine/"): ", ".join(f"`{other.removeprefix('engine/')}`" for other in sorted(others)) or "–"
+        for one, others in arrows("engine").items()
+    }
+    assert told == drawn
+
+
+def test_no_arrow_leads_back():
+    """Of two rooms one lies above the other, or neither."""
+    drawn = arrows("engine")
+
+    def below(one: str, seen: set[str]) -> set[str]:
+        for other in drawn.get(one, set()) - seen:
+            seen.add(other)
+            below(other, seen)
+        return seen
+
+    assert [one for one in drawn if one in below(one, set())] == []
+    assert not [one for one, others in drawn.items() if any(other.split("/")[0] == "ui" for other in others)]
+
+
+def test_no_module_imports_itself_in_a_circle():
+    def way_back(module: str, target: str, seen: set[str]) -> bool:
+        for other in (directly(module) & MODULES.keys()) - seen - {module}:
+            seen.add(other)
+            if other == target or way_back(other, target, seen):
+                return True
+        return False
+
+    assert [module for module in MODULES if way_back(module, module, set())] == []
 
 
 def test_no_part_of_the_page_reaches_into_a_tab():
-    tabs = {f"ui.{name}" for name in ("benchmarks", "blind", "gallery", "how", "quality", "recipe")}
-    parts = {f"ui.{name}" for name in ("cards", "scatter", "tables", "view", "link", "shelf", "style")}
-    assert tabs | parts <= MODULES.keys()
-    assert {(part, name) for part in parts for name in directly(part) & tabs} == set()
+    tabs = {name for name in MODULES if room(name) == "ui/tabs"}
+    parts = {name for name in MODULES if room(name) in ("ui/html", "ui/web", "ui/words")} | {
+        "ui.view",
+        "ui.link",
+        "ui.style",
+    }
+    assert tabs and parts <= MODULES.keys()
+    assert {(part, name) for part in parts for name in anywhere(part) & tabs} == set()

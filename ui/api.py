@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 import gradio as gr
 
 from engine import events
-from engine.contracts import Worker
 from engine.errors import TwinframeError
 from engine.formats import PRECISIONS
 from engine.request import CompareRequest
 from engine.results import Comparison
-from ui import doors, words
-from ui.shelf import Shelf
+from engine.serving.contracts import Worker
+from ui import words
+from ui.web import middleware
+from ui.web.served_files import Shelf
 
 
 def endpoint(worker: Worker, shelf: Shelf) -> Callable[..., Iterator[dict]]:
@@ -77,7 +78,7 @@ def endpoint(worker: Worker, shelf: Shelf) -> Callable[..., Iterator[dict]]:
                 yield answer(earlier[0], recorded=True)
                 return
             with shelf.offer() as folder:
-                job = worker.submit(asked, folder, doors.visitor(http))
+                job = worker.submit(asked, folder, middleware.visitor(http))
         except TwinframeError as error:
             raise _said(str(error)) from error
         try:

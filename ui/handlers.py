@@ -12,17 +12,20 @@ from dataclasses import dataclass, fields
 
 import gradio as gr
 
-from engine import catalog, events, record
-from engine.contracts import Job, Worker
+from engine import catalog, events
 from engine.errors import RequestError, TwinframeError
 from engine.formats import REFERENCE
-from engine.record import Bundle
+from engine.outputs import recordings
+from engine.outputs.recordings import Bundle
 from engine.request import CompareRequest
 from engine.results import Comparison
-from ui import cards, doors, link, words
+from engine.serving.contracts import Job, Worker
+from ui import link, words
 from ui import view as views
-from ui.shelf import Shelf
+from ui.html import cards
 from ui.view import View
+from ui.web import middleware
+from ui.web.served_files import Shelf
 
 REDRAW_SECONDS = 0.1
 """Steps come faster than this on a GPU; a browser needs no more."""
@@ -78,7 +81,7 @@ class Parts:
     table: gr.HTML
     ran: gr.HTML
     on_stage: gr.HTML
-    """Its value is empty, but for on stage (ui/stage.js)."""
+    """Its value is empty, but for on stage (ui/static/stage.js)."""
     asked: gr.State
     """The validated request on its way from the button to the queue."""
     shown: gr.State
@@ -150,7 +153,7 @@ class Handlers:
             return
         try:
             with self._shelf.offer() as folder:
-                job = self._worker.submit(asked, folder, doors.visitor(http))
+                job = self._worker.submit(asked, folder, middleware.visitor(http))
         except TwinframeError as error:
             self._runs.pop(session)
             yield self._net(values, str(error)) or self._end(before, str(error))
@@ -226,14 +229,14 @@ class Handlers:
     def _nearest(self, values: dict, bundles: Sequence[Bundle]) -> Bundle | None:
         """Of these the recorded run of what the form says, or the one most like it."""
         try:
-            return record.nearest(self._parts.form.request(values), bundles)
+            return recordings.nearest(self._parts.form.request(values), bundles)
         except RequestError:  # an empty prompt, say: any recording will do
             return next(iter(bundles), None)
 
     def _net(self, values: dict, reason: str) -> dict | None:
         """On stage, what stands in for a run that failed: a recorded run, which says so. None elsewhere."""
         asked = values[self._parts.asked]
-        bundle = record.nearest(asked, self._bundles.values()) if values[self._parts.on_stage] and asked else None
+        bundle = recordings.nearest(asked, self._bundles.values()) if values[self._parts.on_stage] and asked else None
         if bundle is None:
             return None
         view = self._recordings[bundle.name]

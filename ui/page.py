@@ -9,14 +9,17 @@ from pathlib import Path
 
 import gradio as gr
 
-from engine import catalog, record
-from engine.contracts import Worker
+from engine import catalog
 from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
-from ui import api, benchmarks, blind, cards, gallery, how, quality, recipe, style, words
-from ui.doors import Doors
+from engine.outputs import recordings
+from engine.serving.contracts import Worker
+from ui import api, style, words
 from ui.handlers import Form, Handlers, Parts, draw, settings
-from ui.shelf import Shelf
+from ui.html import cards
+from ui.tabs import benchmarks, blind, gallery, how, quality, recipe
 from ui.view import View
+from ui.web.middleware import Doors
+from ui.web.served_files import Shelf
 
 BENCHMARKS = catalog.ASSETS / "benchmarks"
 QUALITY = catalog.ASSETS / "quality"
@@ -103,7 +106,7 @@ def build_page(
     worker: Worker,
     *,
     models: tuple[str, ...] = (catalog.DEFAULT,),
-    recorded: Path = record.FOLDER,
+    recorded: Path = recordings.FOLDER,
     measured: Path = BENCHMARKS,
     scored: Path = QUALITY,
     unseen: Path = BLIND,

@@ -21,7 +21,7 @@ SIDE, SLIDER, FLICKER, DIFFERENCE, TABLE = "Side by side", "Slider", "Flicker", 
 MAP_LABEL = "Map"
 MAPS = {"pixels": "|a − b|", "lpips": "LPIPS"}
 MAP_ENDS = {"pixels": "64 levels of 255, or more", "lpips": "LPIPS 0.5, or more"}
-"""Of the colour scales; the numbers are those of ui/viewer.js."""
+"""Of the colour scales; the numbers are those of ui/static/viewer.js."""
 ZOOM = "Zoom of all pictures"
 ZOOM_OUT, ZOOM_RESET, ZOOM_IN = "Zoom out (−)", "Whole picture (0)", "Zoom in (+)"
 TO_WORST, TO_WORST_HINT = "Worst spot", "Zoom to where the pictures differ most, averaged over an eighth of each side"
@@ -107,7 +107,7 @@ def pair_empty(asked: CompareRequest | None) -> str:
 
 
 def worst(asked: CompareRequest, name: str) -> dict[str, str]:
-    """What is said of the worst spot of each map; ui/viewer.js fills in the numbers."""
+    """What is said of the worst spot of each map; ui/static/viewer.js fills in the numbers."""
     whole = f"over the whole {'picture' if asked.num_frames == 1 else 'frame'}."
     spot = "The worst spot, {size} pixels:"
     return {

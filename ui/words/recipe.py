@@ -15,7 +15,7 @@ SHOW_ROLE = "Show these layers in the list below"
 FILTER, FILTER_HINT, SHOWN = "Filter layers", "Filter, such as attn.to_q or transformer_blocks.*.ff*", "Which layers"
 EVERY_LAYER, QUANTIZED, KEPT = "All layers", "Quantized", "Kept in bf16"
 FILTERED = "{shown} of {all} layers · {bf16} → {stored} MB"
-"""ui/recipe.js fills in the numbers."""
+"""ui/static/recipe.js fills in the numbers."""
 FILTERED_NONE = "No layer is called that."
 SENSITIVITY = "Which layers are sensitive"
 MEASURES = {
