@@ -92,7 +92,7 @@ ARROWS = re.compile(r"<!-- arrows -->\n(.*?)<!-- /arrows -->", re.DOTALL)
 
 
 def room(module: str) -> str:
-    """A module's room, such as "engine/weights"; "engine" for what lies in it itself, "command" for the command line."""
+    """A module's room, such as "engine/weights"; "engine" for what lies in itself, "command" for the command line."""
     parts = module.split(".")
     if module == "engine.__main__":
         return "command"
