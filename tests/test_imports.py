@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,11 @@ def test_the_list_of_torch_free_modules_is_whole():
     """So that a new module is put on it, or is known to bring torch."""
     engine = {name for name in MODULES if name.startswith("engine.")}
     assert {name for name in engine if not way_to_torch(name)} == WITHOUT
+
+
+def test_the_architecture_names_the_same_modules():
+    said = (ROOT / "engine" / "README.md").read_text().partition("do without torch: ")[2].partition(". All other")[0]
+    assert {f"engine.{name}" for name in re.findall(r"`(\w+)`", said)} | {"engine.__main__"} == WITHOUT
 
 
 def test_importing_them_all_brings_no_torch():
