@@ -73,6 +73,12 @@ def test_the_list_of_torch_free_modules_is_whole():
     assert {name for name in engine if not way_to_torch(name)} == WITHOUT
 
 
+def test_the_architecture_names_the_same_modules():
+    said = (ROOT / "engine" / "README.md").read_text().partition("do without torch: ")[2].partition(". All other")[0]
+    packages = {name for name in WITHOUT if MODULES[name].name == "__init__.py"}
+    assert {f"engine.{name}" for name in re.findall(r"`([\w.]+)`", said)} | {"engine.__main__"} | packages == WITHOUT
+
+
 def test_importing_them_all_brings_no_torch():
     names = sorted(WITHOUT | {name for name in MODULES if name.split(".")[0] == "ui"} | {"app"})
     program = f"""
