@@ -1,20 +1,20 @@
 """One precision of a comparison as a program of its own: the diffusers and torchao calls the engine makes, without it.
 
 For whoever wants to leave the page with something that runs. The program holds the rules of the recipe, not the
-engine's plan, so that it can be read; tests/engine/outputs/test_program.py holds the two together, layer by layer. Knows the
-request and the recipes, no device: a program for a precision that was emulated is the native one, and says so.
-"""
+engine's plan, so that it can be read; tests/engine/outputs/test_program.py holds the two together, layer by layer.
+Knows the request and the recipes, no device: a program for a precision that was emulated is the native one, and says
+so."""
 
 from __future__ import annotations
 
 import json
 
 from engine import catalog
-from engine.quantization import recipes
 from engine.catalog import ModelSpec
 from engine.formats import FORMATS, FP8, MXFP8, NVFP4, REFERENCE
-from engine.request import CompareRequest
+from engine.quantization import recipes
 from engine.quantization.recipe_files import Tuning, in_words
+from engine.request import CompareRequest
 
 _IMPORTS = {
     FP8.id: (

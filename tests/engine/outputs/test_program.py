@@ -14,13 +14,13 @@ from PIL import Image
 from torchao.quantization import quantize_
 
 from engine import catalog, events
-from engine.weights import loading
-from engine.quantization import recipes
-from engine.outputs.program import chooser, code
-from engine.quantization.emulation import EmulatedNVFP4Tensor, EmulationConfig
 from engine.formats import FORMATS, PRECISIONS, QUANTIZED
-from engine.request import CompareRequest
+from engine.outputs.program import chooser, code
+from engine.quantization import recipes
+from engine.quantization.emulation import EmulatedNVFP4Tensor, EmulationConfig
 from engine.quantization.recipe_files import Tuning
+from engine.request import CompareRequest
+from engine.weights import loading
 
 
 def test_the_program_makes_the_same_pixels_outside_the_project(worker, ask, tmp_path):

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.outputs import recordings
-from engine.serving import rehearse
 from engine.errors import RequestError, TwinframeError
 from engine.events import Completed
+from engine.outputs import recordings
 from engine.request import CompareRequest
 from engine.results import Comparison
+from engine.serving import rehearse
 from tests.support.fake_engine import NO_FP8, FakeWorker
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -208,8 +208,9 @@ def test_the_command_rehearses_and_its_exit_status_is_the_verdict(tmp_path, list
     entry = {"prompt": "a cat", "precisions": ["fp8" if listed == "fp8" else "nvfp4"]}
     file.write_text("{}" if listed == "nothing" else json.dumps({"cat": entry}))
     code = (  # fakes in the place of the worker and of the child process that needs torch
-        "import sys, types; from tests.support import fake_engine as f; fake = types.ModuleType('engine.serving.worker');"
-        "fake.Worker = lambda *_, **options: f.FakeWorker(support=f.NO_FP8); sys.modules['engine.serving.worker'] = fake;"
+        "import sys, types; from tests.support import fake_engine as f;"
+        "fake = sys.modules['engine.serving.worker'] = types.ModuleType('engine.serving.worker');"
+        "fake.Worker = lambda *_, **options: f.FakeWorker(support=f.NO_FP8);"
         "fake.Process = lambda *_, **__: None; sys.modules['engine.serving.process'] = fake; import app; app.main()"
     )
     command = [sys.executable, "-c", code, "--rehearse", str(file)]

@@ -193,7 +193,7 @@ def test_if_one_fails_the_others_end_and_the_device_goes_on(run, one, monkeypatc
     original, steps, both = compare.Progress.__call__, [], threading.Barrier(2)
 
     def step(self, pipeline, index, timestep, kwargs):
-        if self._total == 50 and index == 1:
+        if pipeline.num_timesteps == 50 and index == 1:
             both.wait(30)
             if self._name == failing:
                 raise ZeroDivisionError

@@ -86,9 +86,14 @@ def test_the_last_latents_are_decoded_as_the_pipeline_does(tmp_path, model, cach
     studio = Studio("cpu")
     pipeline = studio.rendition(spec, "bf16", spec.recipes[0], lambda _: None).pipeline
     kept = {}
-    keep = Progress("bf16", lambda _: None, lambda: False, lambda latents, _: kept.update(latents=latents.clone()))
+
+    class Keep(Progress):
+        def __call__(self, pipeline, index, timestep, kwargs):
+            kept.update(latents=kwargs["latents"].clone())
+            return super().__call__(pipeline, index, timestep, kwargs)
+
     with torch.inference_mode():
-        made = call(pipeline, spec, asked, 7, keep)
+        made = call(pipeline, spec, asked, 7, Keep("bf16", lambda _: None, lambda: False))
         found = previews.DECODERS[spec.pipeline](pipeline, kept["latents"][:1], asked)[0]
     expected = made.images[0] if spec.modality == "image" else made.frames[0, 0]
     assert found.shape == expected.shape

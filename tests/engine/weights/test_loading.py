@@ -326,7 +326,9 @@ def test_fingerprints_tell_sources_apart(small, tmp_path):
 def test_every_result_says_where_its_weights_are_from(small):
     assert loading.described(MINI_FLUX) == "the bundled checkpoint"
     assert loading.described(small, Source(random=True)).startswith("random")
-    assert loading.described(small, Source(folder=small.folder.parent)).endswith(f"folder {small.id}")
+    assert loading.described(small, Source(folder=small.folder.parent)).startswith(
+        f"the local folder {small.id}, stored in float32 ("
+    )
     assert loading.described(small) == f"{small.source} at revision {small.revision}"
 
 
