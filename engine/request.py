@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from engine import catalog
 from engine.catalog import ModelSpec
@@ -84,6 +84,12 @@ class CompareRequest:
             recipe=recipe,
             previews=_switch("previews", previews),
         )
+
+    def covers(self, asked: CompareRequest) -> bool:
+        """Whether what was made for this request shows all that `asked` asks for: the same in everything that decides
+        a pixel, and each of its precisions."""
+        same = replace(self, precisions=asked.precisions, previews=asked.previews) == asked
+        return same and set(asked.precisions) <= set(self.precisions)
 
     def to_json(self) -> dict:
         """The request as plain JSON values; `from_json` gives it back equal."""

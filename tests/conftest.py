@@ -44,7 +44,7 @@ def visit(chromium):
     """Opens an address in a fresh browser context; the test fails if the page logged an error."""
     opened, errors = [], []
 
-    def open_page(url, width=1440, height=900, **options):
+    def open_page(url, width=1440, height=900, wait=True, **options):
         context = chromium.new_context(viewport={"width": width, "height": height}, **options)
         opened.append(context)
         page = context.new_page()
@@ -52,6 +52,8 @@ def visit(chromium):
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.goto(url)
+        if not wait:
+            return page
         # Gradio mounts components one after another.
         for part in ("#tf-go", "#tf-precisions label", "#tf-seed input", ".tf-verdict", "#tf-views input"):
             page.wait_for_selector(part, state="attached")

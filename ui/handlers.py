@@ -6,9 +6,12 @@ session, so that Stop and a closed tab reach it.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
+from urllib.parse import parse_qsl
 
 import gradio as gr
 
@@ -16,6 +19,7 @@ from engine import catalog, events
 from engine.errors import RequestError, TwinframeError
 from engine.formats import REFERENCE
 from engine.outputs import recordings
+from engine.outputs.pool import Pool, Seen
 from engine.outputs.recordings import Bundle
 from engine.request import CompareRequest
 from engine.results import Comparison
@@ -27,6 +31,10 @@ from ui.view import View
 from ui.web import middleware
 from ui.web.served_files import Shelf
 
+TYPED = ("prompt", "seed")
+"""Fields of the form that are typed into."""
+KEPT = 24
+"""Results of a browser session that are found again, at most."""
 REDRAW_SECONDS = 0.1
 """Steps come faster than this on a GPU; a browser needs no more."""
 
@@ -67,7 +75,6 @@ class Form:
 class Parts:
     """The components that handlers write to, besides the form."""
 
-    tabs: gr.Tabs
     form: Form
     examples: gr.Dataset
     about: gr.HTML
@@ -82,6 +89,9 @@ class Parts:
     ran: gr.HTML
     on_stage: gr.HTML
     """Its value is empty, but for on stage (ui/static/stage.js)."""
+    typed: gr.HTML
+    """Its value is what prompt and seed are to be set to, as JSON: unless they were typed into meanwhile, as only the
+    browser knows (ui/static/address.js)."""
     asked: gr.State
     """The validated request on its way from the button to the queue."""
     shown: gr.State
@@ -100,21 +110,38 @@ class _Run:
 class Handlers:
     """The page's event handlers, around one worker."""
 
-    def __init__(self, worker: Worker, shelf: Shelf, models: tuple[str, ...], bundles: Mapping[str, Bundle]):
+    def __init__(
+        self,
+        worker: Worker,
+        shelf: Shelf,
+        models: tuple[str, ...],
+        bundles: Mapping[str, Bundle],
+        pool: Pool | None = None,
+    ):
         self._worker = worker
         self._shelf = shelf
         self._models = models
         self._bundles = bundles
+        self._pool = pool
         self._recordings = {name: self._recorded(bundle) for name, bundle in bundles.items()}
         """Drawn up before anybody asks: on stage they are the net, so that nothing may be needed for them then."""
         self._runs: dict[str, _Run | CompareRequest] = {}
         """By browser session; from the press until the queue gets to it what was asked for. A run that Stop or a
         recording took the page from is no longer here: it shows nothing more and ends with its step, beside the next
         one if that was asked for meanwhile."""
+        self._kept: dict[str, dict[CompareRequest, View]] = {}
+        """By browser session what it has made, the newest last."""
 
     def first_view(self) -> View:
         """What the page shows before anything was made: a recorded comparison of what is offered, or a welcome."""
-        return next((view for view in self._recordings.values() if view.request.model in self._models), View())
+        offered = sorted((v for v in self._recordings.values() if not v.foreign), key=self._first)
+        return offered[0] if offered else View()
+
+    def _first(self, view: View) -> tuple[bool, bool]:
+        """What sorts recordings: first that of what the form asks for at first, then those of the same model."""
+        spec = catalog.model(self._models[0])
+        default = CompareRequest.create(spec.examples[0], model=spec.id) if spec.examples else None
+        return view.request != default, view.request.model != spec.id
 
     def attach(self, parts: Parts) -> None:
         """Tell the handlers which components to write to."""
@@ -136,7 +163,7 @@ class Handlers:
             parts.asked: asked,
             parts.notice: cards.notice(""),
             **self._buttons(busy=True),
-            **draw(parts, views.begin(asked, self._worker.machine.name)),
+            **draw(parts, self._begin(asked)),
         }
 
     def run(self, values: dict, http: gr.Request) -> Iterator[dict]:
@@ -158,7 +185,7 @@ class Handlers:
             self._runs.pop(session)
             yield self._net(values, str(error)) or self._end(before, str(error))
             return
-        run = self._runs[session] = _Run(job, views.begin(asked, self._worker.machine.name), before)
+        run = self._runs[session] = _Run(job, self._begin(asked), before)
         try:
             ending = yield from self._redraw(run, session)
         finally:
@@ -172,7 +199,8 @@ class Handlers:
             return
         match ending:
             case events.Completed(comparison):
-                view = views.of(comparison, folder, recorded=False, programs=programs(self._worker, comparison))
+                view = self._view(comparison, folder, recorded=False, address=f"{link.MADE}={folder.name}")
+                self._keep(session, view)
                 yield {parts.shown: view, **self._end(view, "")}
             case events.Cancelled():
                 yield self._ended_early(run, words.run.STOPPED_KEPT, "")
@@ -187,10 +215,14 @@ class Handlers:
         asked, shown = values[self._parts.asked], values[self._parts.shown]
         if values[self._parts.on_stage] or (shown.shared and shown.request == asked):
             return None
+        return self._of_others(asked)
+
+    def _of_others(self, asked: CompareRequest) -> View | None:
+        """What anybody has made for a request before, where results are shared."""
         if (found := self._worker.earlier(asked)) is None:
             return None
         made, folder = found
-        return views.of(made, folder, recorded=True, shared=True, programs=programs(self._worker, made))
+        return self._view(made, folder, recorded=True, shared=True)
 
     def _redraw(self, run: _Run, session: str) -> Generator[dict, None, events.Event | None]:
         """Yield what each event changes on the page; returns the event that ended the stream, None if none did."""
@@ -217,6 +249,7 @@ class Handlers:
     def leave(self, http: gr.Request) -> None:
         """A tab was closed: free the device."""
         self._leave_run(http.session_hash)
+        self._kept.pop(http.session_hash, None)
 
     def back_to_recorded(self, values: dict, http: gr.Request) -> dict:
         """The recorded run of what the form says, or the nearest: shown, and what runs is ended."""
@@ -239,7 +272,7 @@ class Handlers:
         bundle = recordings.nearest(asked, self._bundles.values()) if values[self._parts.on_stage] and asked else None
         if bundle is None:
             return None
-        view = self._recordings[bundle.name]
+        view = self._recording(bundle.name)
         said = words.stage.fell_back(reason, asked, bundle.comparison.request)
         return {self._parts.shown: view, **self._end(view, said)}
 
@@ -250,64 +283,144 @@ class Handlers:
         self._runs.pop(http.session_hash, None)
         return self._net(values, words.BROKEN) or self._end(values[self._parts.shown], words.BROKEN)
 
-    def choose_model(self, model_id: str, prompt: str) -> dict:
-        """Set the form to another model's limits and defaults; a prompt that was no example stays."""
-        form, spec = self._parts.form, catalog.model(model_id)
-        untouched = not prompt.strip() or any(prompt in other.examples for other in catalog.MODELS.values())
-        value = {"value": spec.examples[0]} if untouched and spec.examples else {}
+    def choose_model(self, values: dict) -> dict:
+        """Set the form to another model's limits and defaults, or to a recorded run of it; a prompt that was no example
+        stays."""
+        form, spec, prompt = (
+            self._parts.form,
+            catalog.model(values[self._parts.form.model]),
+            values[self._parts.form.prompt],
+        )
+        examples = {example for other in catalog.MODELS.values() for example in other.examples}
+        examples |= {bundle.comparison.request.prompt for bundle in self._bundles.values()}
+        typed = {"seed": spec.defaults.seed}
+        if not prompt.strip() or prompt in examples:
+            if recorded := self._recorded_of(spec, values[form.precisions] or []):
+                return {part: to for part, to in self._controls(recorded).items() if part is not form.precisions}
+            typed |= {"prompt": spec.examples[0]} if spec.examples else {}
+        fields = settings(spec, self._worker)
         return self._around(spec) | {
-            form.prompt: gr.Textbox(placeholder=words.compare.prompt_hint(spec), **value),
-            **{getattr(form, name): gr.update(**of) for name, of in settings(spec, self._worker).items()},
+            self._parts.typed: json.dumps(typed),
+            **{getattr(form, name): gr.update(**fields[name]) for name in fields if name not in TYPED},
         }
 
-    def show_model(self, values: dict, http: gr.Request) -> dict:
-        """Another model was chosen: if a recording was shown, show one of its own; what was made here stays."""
-        form, shown = self._parts.form, values[self._parts.shown]
-        if http.session_hash in self._runs or not shown.recorded or shown.request.model == values[form.model]:
-            return gr.skip()
-        own = [bundle for bundle in self._bundles.values() if bundle.comparison.request.model == values[form.model]]
-        bundle = self._nearest(values, own)
-        return self._open(bundle.name) if bundle else gr.skip()
+    def _recorded_of(self, spec: catalog.ModelSpec, precisions: Sequence[str]) -> CompareRequest | None:
+        """A recorded request of a model that shows these precisions: the default one if there is, or the first."""
+        own = [b.comparison.request for b in self._bundles.values() if b.comparison.request.model == spec.id]
+        shows = [asked for asked in own if set(precisions) <= set(asked.precisions)]
+        return min(shows, key=lambda asked: asked.prompt != spec.examples[0], default=None)
 
-    def open_link(self, http: gr.Request) -> dict:
-        """The page was opened: set the form, or show the recording, as the address says, and start nothing."""
-        parts = self._parts
-        if link.RECORDED in http.query_params:
-            opened = self._open(http.query_params[link.RECORDED])
-            return self._settings_of(opened.get(parts.shown)) | opened
+    def choose_example(self, sample: Sequence[str]) -> str:
+        """What the prompt is to be set to."""
+        return json.dumps({"prompt": sample[0]})
+
+    def find(self, values: dict, http: gr.Request) -> dict:
+        """Something but typing has set the form: show what was recorded or made here of exactly what it asks for. If
+        there is nothing, the browser sees that what is shown is of something else, and says so."""
+        session, shown = http.session_hash, values[self._parts.shown]
+        if not values[self._parts.typed]:  # nothing was set
+            return gr.skip()
         try:
-            asked = link.read(http.query_params, self._models)
+            asked = self._parts.form.request(values)
+        except RequestError:
+            return gr.skip()
+        if session in self._runs or (shown.request and shown.request.covers(asked)):
+            return gr.skip()
+        view = self._found(asked, session)
+        return {self._parts.shown: view, **self._end(view, "")} if view else gr.skip()
+
+    def _found(self, asked: CompareRequest, session: str) -> View | None:
+        recorded = [name for name, bundle in self._bundles.items() if bundle.comparison.request.covers(asked)]
+        if recorded:
+            return self._recording(recorded[0])
+        for made, view in reversed(self._kept.get(session, {}).items()):
+            if made.covers(asked) and view.folder.is_dir():
+                return view
+        return self._of_others(asked)
+
+    def _keep(self, session: str, view: View) -> None:
+        kept = self._kept.setdefault(session, {})
+        kept.pop(view.request, None)
+        kept[view.request] = view
+        if len(kept) > KEPT:
+            kept.pop(next(iter(kept)))
+
+    def open_page(self, values: dict, http: gr.Request) -> dict:
+        """The page was opened: set the form, and show the recording, as the address says, and start nothing."""
+        return self._opened(http.query_params, values, http.session_hash)
+
+    def open_address(self, values: dict, event: gr.EventData, http: gr.Request) -> dict:
+        """A link of this page was followed, or the browser went back: as if the page was opened so; what runs ends."""
+        asked_for = dict(parse_qsl(event.query.removeprefix("?"), keep_blank_values=True))
+        return self._opened(asked_for, values, http.session_hash)
+
+    def _opened(self, query: Mapping[str, str], values: dict, session: str) -> dict:
+        parts = self._parts
+        ended = session in self._runs
+        self._leave_run(session)
+        before = {
+            parts.typed: "",
+            **(self._end(values[parts.shown], "") if ended else {parts.notice: cards.notice("")}),
+        }
+        if link.RECORDED in query:
+            opened = self._open(query[link.RECORDED])
+            return before | self._settings_of(opened.get(parts.shown)) | opened
+        try:
+            asked = link.read(query, self._models)
             for precision in asked.precisions if asked else ():
                 if not self._runs_here(precision):
                     raise RequestError(words.compare.unavailable(precision, self._worker.support[precision].reason))
         except RequestError as error:
-            return {parts.notice: cards.notice(words.compare.link_wrong(str(error)))}
-        return gr.skip() if asked is None else self._controls(asked)
+            return before | {parts.notice: cards.notice(words.compare.link_wrong(str(error)))}
+        if asked is None:
+            return before
+        view = self._kept_as(query.get(link.MADE, ""), asked)
+        return before | self._controls(asked) | ({parts.shown: view, **self._end(view, "")} if view else {})
 
-    def open_recorded(self, event: gr.EventData, http: gr.Request) -> dict:
-        """A recording was chosen in the gallery: show it, and end what runs."""
-        self._leave_run(http.session_hash)
-        return self._open(event.recorded)
+    def _kept_as(self, name: str, asked: CompareRequest) -> View | None:
+        """What was made here for a request and lies on the shelf by that name; None if it does not, any more."""
+        folder = self._shelf.kept(name)
+        made = Comparison.load(folder) if folder else None
+        if made is None or not made.request.covers(asked):
+            return None
+        return self._view(made, folder, recorded=False, address=f"{link.MADE}={name}")
 
     def _open(self, name: str) -> dict:
         parts = self._parts
         if name not in self._bundles:
             return {parts.notice: cards.notice(words.gallery.no_recording(name))}
-        view = self._recordings[name]
-        notice = "" if view.request.model in self._models else words.gallery.not_offered_here(view.request)
-        return self._end(view, notice) | {parts.shown: view, parts.tabs: gr.Tabs(selected=words.COMPARE)}
+        view = self._recording(name)
+        notice = words.gallery.not_offered_here(view.request) if view.foreign else ""
+        return self._end(view, notice) | {parts.shown: view}
 
     def restore(self, values: dict) -> dict:
         """Set the form to what is shown; apart from showing it, as this may have to wait for the engine."""
         return self._settings_of(values[self._parts.shown]) or gr.skip()
 
     def _settings_of(self, view: View | None) -> dict:
-        offered = view is not None and view.request is not None and view.request.model in self._models
-        return self._controls(view.request) if offered else {}
+        return {} if view is None or view.request is None or view.foreign else self._controls(view.request)
+
+    def _recording(self, name: str) -> View:
+        """A recorded comparison, with what people have answered by now."""
+        view = self._recordings[name]
+        return views.judged(view, self._seen(view.request.model))
+
+    def _begin(self, asked: CompareRequest) -> View:
+        return views.begin(asked, self._worker.machine.name, self._seen(asked.model))
+
+    def _view(self, made: Comparison, folder: Path, **kind: bool | str) -> View:
+        """The view of a finished comparison, with its code and what people's answers say of its model."""
+        seen = self._seen(made.request.model)
+        return views.of(made, folder, programs=programs(self._worker, made), seen=seen, **kind)
+
+    def _seen(self, model: str) -> Seen:
+        return self._pool.seen(model) if self._pool else words.verdict.NOBODY
 
     def _recorded(self, bundle: Bundle) -> View:
         made = bundle.comparison
-        return views.of(made, bundle.folder, recorded=True, programs=programs(self._worker, made))
+        foreign = made.request.model not in self._models
+        address = f"{link.RECORDED}={bundle.name}"
+        return self._view(made, bundle.folder, recorded=True, address=address, foreign=foreign)
 
     def _leave_run(self, session: str) -> _Run | None:
         """End a session's run, running or still in the queue, because something else is to be shown; gives the run,
@@ -321,27 +434,24 @@ class Handlers:
     def _controls(self, asked: CompareRequest) -> dict:
         """Every control as a request has it; precisions that this machine cannot run are left out."""
         form, spec = self._parts.form, catalog.model(asked.model)
-        fields = settings(spec, self._worker)
-        size = (f"{asked.width} × {asked.height}", f"{asked.width}x{asked.height}")
-        if size not in fields["size"]["choices"]:
-            fields["size"] |= {"choices": [*fields["size"]["choices"], size], "visible": True}
-        values = asked.to_json() | {"size": size[1]}
+        others = {name: of for name, of in settings(spec, self._worker, asked).items() if name not in TYPED}
         return self._around(spec) | {
+            self._parts.typed: json.dumps({name: getattr(asked, name) for name in TYPED}),
             form.model: asked.model,
-            form.prompt: gr.Textbox(asked.prompt, placeholder=words.compare.prompt_hint(spec)),
             form.precisions: [p for p in asked.precisions if p != REFERENCE and self._runs_here(p)],
-            **{getattr(form, name): gr.update(**(of | {"value": values[name]})) for name, of in fields.items()},
+            **{getattr(form, name): gr.update(**of) for name, of in others.items()},
         }
 
     def _runs_here(self, precision: str) -> bool:
         return self._worker.support[precision].execution != "unavailable"
 
     def _around(self, spec: catalog.ModelSpec) -> dict:
-        """What stands around the form for a model."""
+        """What stands in and around the form for a model, other than values."""
         parts, worker = self._parts, self._worker
         hints = cards.hints(spec, worker.support, worker.about_weights(spec.id))
         return {
             parts.examples: gr.Dataset(samples=[[example] for example in spec.examples]),
+            parts.form.prompt: gr.Textbox(placeholder=words.compare.prompt_hint(spec)),
             parts.about: cards.about(spec),
             parts.hints: gr.HTML(hints, visible=bool(hints)),
         }
@@ -376,12 +486,15 @@ def programs(worker: Worker, comparison: Comparison) -> dict[str, str]:
     return {g.precision: worker.code(comparison.request, g.precision, g.execution) for g in comparison.results}
 
 
-def settings(spec: catalog.ModelSpec, worker: Worker) -> dict[str, dict]:
-    """Field of the form -> what its component has to be for a model; one without a choice is not shown."""
+def settings(spec: catalog.ModelSpec, worker: Worker, asked: CompareRequest | None = None) -> dict[str, dict]:
+    """Field of the form -> what its component has to be for a model; one without a choice is not shown.
+
+    Its value is that of a request, or else the default.
+    """
     defaults, limits = spec.defaults, spec.limits
     sizes = [(f"{width} × {height}", f"{width}x{height}") for height, width in limits.sizes]
     recipes = [(words.compare.recipe(name, summary), name) for name, summary in worker.recipes(spec.id).items()]
-    return {
+    found = {
         "seed": {"value": defaults.seed},
         "num_inference_steps": _span(limits.num_inference_steps, defaults.num_inference_steps),
         "guidance_scale": _span(limits.guidance_scale, defaults.guidance_scale),
@@ -395,6 +508,13 @@ def settings(spec: catalog.ModelSpec, worker: Worker) -> dict[str, dict]:
         },
         "recipe": {"choices": recipes, "value": spec.recipes[0], "visible": len(recipes) > 1},
     }
+    if asked is not None:
+        size = (f"{asked.width} × {asked.height}", f"{asked.width}x{asked.height}")
+        if size not in sizes:
+            found["size"] |= {"choices": [*sizes, size], "visible": True}
+        values = asked.to_json() | {"size": size[1]}
+        found = {name: of | {"value": values[name]} for name, of in found.items()}
+    return found
 
 
 def _span(bounds: tuple[float, float], value: float) -> dict:

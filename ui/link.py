@@ -25,6 +25,8 @@ NUMBERS = {
 """Name in the address -> field of the request."""
 RECORDED = "recorded"
 """Name in the address of a recorded comparison to be opened."""
+MADE = "made"
+"""Name in the address of what was made here for the rest of it, by its folder on the shelf, while that is kept."""
 NAMES = ("prompt", "model", "precisions", "size", "recipe", *NUMBERS)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
 
 from engine import catalog
-from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
+from engine.formats import PRECISIONS, REFERENCE
 from engine.outputs import recordings
+from engine.outputs.pool import Pool
 from engine.serving.contracts import Worker
 from ui import api, style, words
 from ui.handlers import Form, Handlers, Parts, draw, settings
@@ -37,6 +40,14 @@ FETCH_SECONDS = 2.0
 STATISTICS = {"GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9), "GRADIO_ANALYTICS_MAX_EVENTS": "1"}
 """Gradio makes a table of its last 10,000 events anew at each, for a page of statistics that is closed here."""
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+ASKED = "(...values) => { dispatchEvent(new Event('twinframe-asked')); return values; }"
+SET_TYPED = "(...values) => window.twinframe.typed(...values)"
+FORM = """(...values) => {
+  const form = Object.fromEntries(%s.map((name, index) => [name, values[index]]));
+  dispatchEvent(new CustomEvent('twinframe-form', { detail: form }));
+}"""
+TAB_OPENED = "() => { dispatchEvent(new CustomEvent('twinframe-tab', { detail: %s })); }"
+"""What ui/static/address.js is told, and asked."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,8 @@ def build_page(
     os.environ.update(STATISTICS)
     shelf = Shelf.from_environment(os.environ)
     bundles = gallery.collect(recorded, shelf)
-    handlers = Handlers(worker, shelf, models, bundles)
+    pool = Pool.from_environment(os.environ)
+    handlers = Handlers(worker, shelf, models, bundles, pool)
     first = handlers.first_view()
     with gr.Blocks(title=words.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         gr.HTML(
@@ -135,15 +147,21 @@ def build_page(
             apply_default_css=False,
             elem_id="tf-on-stage",
         )
+        typed = gr.HTML(
+            html_template=cards.home(first.address),
+            js_on_load=cards.script("address"),
+            apply_default_css=False,
+            elem_id="tf-address",
+        )
         with gr.Tabs(elem_id="tf-tabs") as tabs:
             with gr.Tab(words.COMPARE, id=words.COMPARE):
-                parts = _compare(worker, models, first, tabs=tabs, on_stage=on_stage)
+                parts = _compare(worker, models, first, typed=typed, on_stage=on_stage)
             with gr.Tab(words.BLIND) as opened:
-                blind.tab(demo, opened, worker, shelf, models, unseen)
+                blind.tab(demo, opened, worker, shelf, models, unseen, pool)
             with gr.Tab(words.GALLERY):
-                tiles = gr.HTML(
+                gr.HTML(
                     gallery.page(bundles),
-                    js_on_load=f"{{\n{cards.script('gallery')}}}\n{{\n{cards.script('history')}}}\n",
+                    js_on_load=cards.script("history"),
                     apply_default_css=False,
                     elem_id="tf-gallery",
                 )
@@ -162,7 +180,9 @@ def build_page(
             elem_id="tf-warming",
         )
         handlers.attach(parts)
-        _wire(demo, parts, handlers, tiles)
+        _wire(demo, parts, handlers)
+        for tab in tabs.children:
+            tab.select(None, js=TAB_OPENED % json.dumps(tab.label), trigger_mode="multiple", queue=False, **PRIVATE)
         gr.api(api.endpoint(worker, shelf), api_name="compare", **DEVICE)
     # Private events can still be called by name at /gradio_api/call/<name>: without a name there is nothing to call.
     for event in demo.fns.values():
@@ -173,12 +193,14 @@ def build_page(
 
 def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr.blocks.Block) -> Parts:
     """The Compare tab; `outside` are those of its `Parts` that lie elsewhere."""
-    spec = catalog.model(models[0])
-    fields = settings(spec, worker)
+    asked = first.request
+    spec = catalog.model(asked.model if asked else models[0])
+    fields = settings(spec, worker, asked)
+    example = spec.examples[0] if spec.examples else ""
     with gr.Column(elem_classes="tf-form"):
         with gr.Row(elem_classes="tf-ask"):
             prompt = gr.Textbox(
-                spec.examples[0] if spec.examples else "",
+                asked.prompt if asked else example,
                 label=words.compare.PROMPT_LABEL,
                 show_label=False,
                 placeholder=words.compare.prompt_hint(spec),
@@ -204,7 +226,7 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
                 visible=len(models) > 1,
                 elem_id="tf-model",
             )
-            precisions = _precisions(worker)
+            precisions = _precisions(worker, asked.precisions if asked else ("mxfp8", "nvfp4"))
             with gr.Row(elem_classes="tf-seed"):
                 seed = gr.Number(**fields["seed"], label=words.compare.SEED_LABEL, elem_id="tf-seed")
                 dice = gr.Button(words.compare.DICE, elem_id="tf-dice", scale=0)
@@ -215,6 +237,7 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
         hints = gr.HTML(known, visible=bool(known), apply_default_css=False, elem_id="tf-hints")
     notice = gr.HTML(cards.notice(""), apply_default_css=False)
     with gr.Column(elem_id="tf-results"):
+        gr.HTML(cards.stale(), apply_default_css=False)
         headline = gr.HTML(apply_default_css=False, elem_id="tf-headline", js_on_load=cards.script("history"))
         gr.HTML(cards.views(), js_on_load=cards.script("toolbar"), apply_default_css=False, elem_id="tf-views")
         stage = gr.HTML(apply_default_css=False, elem_id="tf-stage", js_on_load=cards.script("player"))
@@ -227,7 +250,6 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
         ran = gr.HTML(apply_default_css=False, elem_id="tf-ran")
     quick = {"queue": False, **PRIVATE}
     gr.on([dice.click], fn=None, outputs=seed, js="() => Math.floor(Math.random() * 2 ** 32)", **quick)
-    examples.click(lambda sample: sample[0], examples, prompt, **quick)
     parts = Parts(
         form=Form(prompt=prompt, model=model, precisions=precisions, seed=seed, **more),
         examples=examples,
@@ -250,12 +272,12 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
     return parts
 
 
-def _precisions(worker: Worker) -> gr.CheckboxGroup:
+def _precisions(worker: Worker, chosen: Sequence[str]) -> gr.CheckboxGroup:
     """Chips for what this machine can run; bf16 has none, because it always takes part."""
     usable = [p for p in PRECISIONS if p != REFERENCE and worker.support[p].execution != "unavailable"]
     return gr.CheckboxGroup(
         [(words.compare.chip(p, worker.support[p].execution), p) for p in usable],
-        value=[p for p in DEFAULTS if p in usable],
+        value=[p for p in chosen if p in usable],
         label=words.compare.PRECISIONS_LABEL,
         elem_id="tf-precisions",
     )
@@ -282,7 +304,7 @@ def _more_settings(fields: dict[str, dict]) -> dict[str, gr.components.Component
     return more
 
 
-def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers, tiles: gr.HTML) -> None:
+def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     """Generate, Stop, the model's choice, what is opened, and the closed tab."""
     form = parts.form
     drawn = [parts.notice, parts.go, parts.stop, parts.headline, parts.stage, parts.pairs, parts.table, parts.ran]
@@ -308,23 +330,29 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers, tiles: gr.HTML) -> 
     )
     run.failure(handlers.broken, inputs=kept, outputs=[*drawn, parts.shown], queue=False, **PRIVATE)
     parts.stop.click(handlers.stop, inputs={parts.shown}, outputs=[*drawn, parts.shown], queue=False, **PRIVATE)
-    around = [parts.examples, parts.about, parts.hints]
-    # Not change, which an opened link would cause as well: it brings values of its own.
-    another = form.model.input(
-        handlers.choose_model,
-        [form.model, form.prompt],
-        [*around, *(form.components() - {form.model, form.precisions})],
-        queue=False,
-        **PRIVATE,
-    )
-    around += form.components()
-    opened = [*drawn, parts.shown, parts.tabs]
-    another.then(handlers.show_model, form.components() | {parts.shown}, opened, queue=False, **PRIVATE)
-    demo.load(handlers.open_link, None, [*around, *opened], queue=False, **PRIVATE)
     quick = {"queue": False, **PRIVATE}
-    for chosen in (
-        tiles.select(handlers.open_recorded, None, opened, **quick),
-        parts.on_stage.select(handlers.back_to_recorded, form.components(), opened, **quick),
-    ):
-        chosen.then(handlers.restore, {parts.shown}, around, **quick)
+    opened = [*drawn, parts.shown]
+    around = [parts.examples, parts.about, parts.hints, parts.typed, *(form.components() - {form.seed})]
+    asking = form.components() | {parts.shown, parts.typed}
+
+    def then_find(chosen: gr.events.Dependency) -> None:
+        """Set what could have been typed into meanwhile, and show what there is of what the form asks for then."""
+        set_ = chosen.then(None, parts.typed, [form.prompt, form.seed], js=SET_TYPED, **quick)
+        set_.then(handlers.find, asking, opened, **quick)
+
+    # Not change, which an opened link would cause as well: it brings values of its own.
+    # Not the whole form: a dropdown sends it twice, and settings of the model before do not fit the one after.
+    choosing = {form.model, form.prompt, form.precisions}
+    another = form.model.input(handlers.choose_model, choosing, around, js=ASKED, **quick)
+    example = parts.examples.click(handlers.choose_example, parts.examples, parts.typed, js=ASKED, **quick)
+    page = demo.load(handlers.open_page, {parts.shown}, [*around, *opened], **quick)
+    address = parts.typed.select(handlers.open_address, {parts.shown}, [*around, *opened], **quick)
+    recorded = parts.on_stage.select(handlers.back_to_recorded, form.components(), opened, **quick)
+    for chosen in (another, example, page, address, recorded.then(handlers.restore, {parts.shown}, around, **quick)):
+        then_find(chosen)
+    named = {name: getattr(form, name) for name in Form.__dataclass_fields__}
+    changed = [component.change for component in named.values()]
+    told = FORM % json.dumps(list(named))
+    # Each of them: a value that changes while another is told of must not be left out.
+    gr.on([*changed, demo.load], None, list(named.values()), js=told, trigger_mode="multiple", **quick)
     demo.unload(handlers.leave)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine import events
 from engine.formats import REFERENCE
+from engine.outputs.pool import Seen
 from engine.request import CompareRequest
 from engine.results import Comparison, Generation, Ruler
 from ui import words
@@ -47,8 +48,14 @@ class View:
     created: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     ruler: Ruler | None = None
+    seen: Seen = words.verdict.NOBODY
+    """What people's answers support saying of this model's scores."""
     folder: Path | None = None
     """Where comparison.json lies once the comparison is complete."""
+    address: str = ""
+    """What brings it back as an item of the page's address, `recorded=cat` or `made=tmpq7`; empty if nothing does."""
+    foreign: bool = False
+    """Of a model that is not offered here: it can be looked at, and the form cannot ask for it."""
     programs: Mapping[str, str] = field(default_factory=dict)
     """Precision -> the code that makes the same without this project, once the comparison is complete."""
 
@@ -71,7 +78,7 @@ class View:
         )
 
 
-def begin(request: CompareRequest, device: str) -> View:
+def begin(request: CompareRequest, device: str, seen: Seen = words.verdict.NOBODY) -> View:
     """The view of a comparison that has just been submitted: placeholders, no picture of an earlier one."""
     return View(
         request=request,
@@ -80,6 +87,7 @@ def begin(request: CompareRequest, device: str) -> View:
         detail="",
         busy=True,
         device=device,
+        seen=seen,
     )
 
 
@@ -90,12 +98,15 @@ def of(
     recorded: bool,
     shared: bool = False,
     programs: Mapping[str, str] | None = None,
+    seen: Seen = words.verdict.NOBODY,
+    address: str = "",
+    foreign: bool = False,
 ) -> View:
     """The view of a finished comparison whose comparison.json lies in `folder`."""
     return View(
         request=comparison.request,
         columns=tuple(Column(precision=g.precision, generation=g) for g in comparison.results),
-        headline=words.verdict.verdict(comparison),
+        headline=words.verdict.verdict(comparison, seen),
         detail=words.run.SHARED if shared else "",
         recorded=recorded,
         shared=shared,
@@ -103,9 +114,17 @@ def of(
         created=comparison.created,
         versions=comparison.versions,
         ruler=comparison.ruler,
+        seen=seen,
         folder=folder,
+        address=address,
+        foreign=foreign,
         programs=programs or {},
     )
+
+
+def judged(view: View, seen: Seen) -> View:
+    """A finished comparison's view, with what people have answered by now."""
+    return replace(view, seen=seen, headline=words.verdict.verdict(view.comparison, seen))
 
 
 def advance(view: View, event: events.Event) -> View:

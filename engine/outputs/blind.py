@@ -17,6 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from time import monotonic
 
@@ -39,6 +40,7 @@ class Pair:
 
     model: str
     precision: str
+    recipe: str
     execution: str
     prompt: str
     seed: int
@@ -73,6 +75,7 @@ class Given:
 
     model: str
     precision: str
+    recipe: str
     execution: str
     mode: str
     source: str
@@ -125,6 +128,7 @@ class Sitting:
         self.trial: Trial | None = None
         """The open question; None before the first and once it is answered."""
         self.given: list[Given] = []
+        self._answered: set[Pair] = set()
         self.skipped = 0
         """Questions left open, which count for nothing."""
 
@@ -148,8 +152,11 @@ class Sitting:
             self._dice.shuffle(left)
         return left.pop() if left else None
 
-    def answer(self, letter: str) -> tuple[Trial, Given] | None:
-        """Close the open question with an answer; None if there is none, as when a button is pressed twice."""
+    def answer(self, letter: str) -> tuple[Trial, Given, bool] | None:
+        """Close the open question with an answer; None if there is none, as when a button is pressed twice.
+
+        The last value says whether it is the first answer about this pair: after it, the truth is known.
+        """
         asked, self.trial = self.trial, None
         if asked is None:
             return None
@@ -157,6 +164,7 @@ class Sitting:
         given = Given(
             model=pair.model,
             precision=pair.precision,
+            recipe=pair.recipe,
             execution=pair.execution,
             mode=asked.mode,
             source="fresh" if pair.fresh else "recorded",
@@ -170,7 +178,9 @@ class Sitting:
             seconds=round(monotonic() - asked.asked_at, 1),
         )
         self.given.append(given)
-        return asked, given
+        first = pair not in self._answered
+        self._answered.add(pair)
+        return asked, given, first
 
     def tallies(self) -> list[Tally]:
         """The score, by model, precision and mode, in the order in which they were first asked."""
@@ -193,6 +203,7 @@ def pairs(comparison: Comparison, *, fresh: bool) -> Iterator[Pair]:
             yield Pair(
                 model=asked.model,
                 precision=made.precision,
+                recipe=asked.recipe,
                 execution=made.execution,
                 prompt=asked.prompt,
                 seed=(asked.seed + index) % 2**32,
@@ -274,9 +285,13 @@ def _fill_mp4(content: bytes, length: int) -> bytes:
     return content + struct.pack(">I", len(data) + 8) + b"free" + data
 
 
-def p_value(right: int, asked: int) -> float:
-    """How often somebody who tosses a coin gets at least so many right: the exact one-sided binomial test."""
-    return sum(math.comb(asked, k) for k in range(right, asked + 1)) / 2**asked
+def p_value(right: int, asked: int, chance: float = 0.5) -> float:
+    """How often somebody who is right by `chance`, as with a coin, gets at least so many right: the exact one-sided
+    binomial test."""
+    odds = Fraction(chance)
+    lucky, unlucky = odds.numerator, odds.denominator - odds.numerator
+    ways = sum(math.comb(asked, k) * lucky**k * unlucky ** (asked - k) for k in range(right, asked + 1))
+    return ways / odds.denominator**asked
 
 
 def wilson(right: int, asked: int, z: float = CONFIDENCE_Z) -> tuple[float, float]:

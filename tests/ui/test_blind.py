@@ -68,6 +68,7 @@ def pairs(tmp_path_factory):
             blind.Pair(
                 model="mini-flux",
                 precision="nvfp4",
+                recipe="seed",
                 execution="emulated",
                 prompt="a red rocket",
                 seed=seed,
@@ -161,7 +162,7 @@ def test_every_pair_comes_once_before_any_comes_again(sitting):
 def test_an_answer_counts_once_and_a_question_left_open_counts_as_left(sitting):
     assert sitting.answer("A") is None
     trial = ask(sitting)
-    closed, given = sitting.answer(trial.answer)
+    closed, given, _ = sitting.answer(trial.answer)
     assert closed is trial
     assert given.right and given.asked == trial.bf16 and given.source == "recorded"
     assert sitting.answer(trial.answer) is None

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
@@ -433,7 +434,7 @@ def test_the_ruler_places_the_score_between_floor_and_ceiling(visit, quick):
     }
     floor, ceiling = left[".tf-tick"]
     assert floor < left[".tf-dot"][0] < (floor + ceiling) / 2
-    assert "different only up close" in card(page, "NVFP4").inner_text()
+    assert "17% of the way to another seed" in card(page, "NVFP4").inner_text()
     assert "bf16 noise 0.0021" in ruler.inner_text()
     assert "another seed 0.304" in ruler.inner_text()
 
@@ -500,7 +501,7 @@ def test_the_form_follows_the_model(visit, many):
 
 
 @browser_test
-def test_another_model_shows_a_recording_of_its_own_but_never_in_place_of_a_result(visit, tmp_path):
+def test_another_model_shows_a_recording_of_its_own_and_a_result_is_one_step_back(visit, tmp_path):
     record(tmp_path / "rocket")
     for name, example in enumerate(catalog.MINI_LTX2.examples[:2]):
         record(tmp_path / f"clip-{name}", example, model="mini-ltx2")
@@ -514,10 +515,13 @@ def test_another_model_shows_a_recording_of_its_own_but_never_in_place_of_a_resu
         choose_model(page, catalog.MINI_QWEN.name)  # of which nothing is recorded
         generate(page)
         finished(page)
+        made = pictures(page)
         choose_model(page, catalog.MINI_LTX2.name)
-        page.wait_for_timeout(1500)
-        assert page.locator("#tf-stage video").count() == 0
+        page.wait_for_selector("#tf-stage video")
+        page.go_back()
+        assert until(lambda: pictures(page) == made != [])
         assert page.locator("#tf-headline .tf-recorded").count() == 0
+        assert page.input_value("#tf-model input") == catalog.MINI_QWEN.name
 
 
 @browser_test
@@ -1335,40 +1339,49 @@ def comparison(tmp_path, support=LAPTOP, **changes):
     return done.comparison
 
 
+MINIATURE = f" {words.verdict.MINIATURE}"
+
+
 def test_the_verdict_on_one_native_precision(tmp_path):
     said = words.verdict.verdict(comparison(tmp_path, BLACKWELL, precisions=["nvfp4"]))
     assert said == (
-        "NVFP4 is 1.44× faster, needs 36% less memory and is different only up close: 17% of the way from bf16's own "
-        "noise to another seed."
+        "NVFP4 is 1.44× faster, needs 36% less memory (70% less for the denoiser's weights) and has an LPIPS of 0.054, "
+        f"17% of the way from bf16's own noise to another seed.{MINIATURE}"
     )
 
 
 def test_the_verdict_never_speaks_of_an_emulated_speed(tmp_path):
     said = words.verdict.verdict(comparison(tmp_path, precisions=["fp8", "nvfp4"]))
     assert said == (
-        "FP8: 1.27× faster, 25% less memory, hard to tell from bf16. "
-        "NVFP4: 46% smaller weights, different only up close. NVFP4 is emulated, so its speed is not compared."
+        "FP8: 1.27× faster, 25% less memory (denoiser −48%), LPIPS 0.0056, 1% of the way to another seed. "
+        "NVFP4: 46% smaller weights (denoiser −70%), LPIPS 0.054, 17% of the way to another seed. NVFP4 is emulated, "
+        f"so its speed is not compared.{MINIATURE}"
     )
     said = words.verdict.verdict(comparison(tmp_path, precisions=["mxfp8"]))
     assert said == (
-        "MXFP8 needs 31% less memory for its weights and is hard to tell from bf16: 1% of the way from bf16's own "
-        "noise to another seed. It is emulated, so its speed is not compared."
+        "MXFP8 needs 31% less memory for its weights (46% less for the denoiser's) and has an LPIPS of 0.0066, 1% of "
+        f"the way from bf16's own noise to another seed. It is emulated, so its speed is not compared.{MINIATURE}"
     )
 
 
+def test_only_a_miniature_is_called_one(tmp_path):
+    made = comparison(tmp_path)
+    large = replace(made, request=CompareRequest.create(PROMPT, model="flux.1-dev"))
+    assert words.verdict.MINIATURE in words.verdict.verdict(made)
+    assert words.verdict.MINIATURE not in words.verdict.verdict(large)
+
+
 @pytest.mark.parametrize(
-    ("lpips", "phrase"),
+    ("lpips", "place"),
     [
         (0.001, "within bf16's own noise"),
-        (0.01, "hard to tell from bf16"),
-        (0.06, "different only up close"),
-        (0.15, "visibly different"),
-        (0.3, "another picture"),
-        (0.6, "another picture"),
+        (0.01, "3% of the way to another seed"),
+        (0.15, "49% of the way to another seed"),
+        (0.6, "198% of the way to another seed"),
     ],
 )
-def test_a_score_is_put_into_words_by_its_place_on_the_ruler(lpips, phrase):
-    assert words.verdict.closeness(lpips, RULER, "picture")[1] == phrase
+def test_a_score_is_put_into_words_by_its_place_on_the_ruler(lpips, place):
+    assert words.verdict.on_the_ruler(lpips, RULER) == place
 
 
 def test_a_view_never_shows_a_picture_of_an_earlier_run(tmp_path):
@@ -1489,7 +1502,7 @@ def test_the_ends_of_a_ruler_do_not_run_into_each_other(visit, quick):
     page.evaluate(
         """html => { const box = document.createElement('div'); box.style.width = '290px'; box.innerHTML = html;
         document.querySelector('#tf-stage').replaceChildren(box); }""",
-        cards._ruler(10 * RULER.ceiling, RULER, "picture"),
+        cards._ruler(10 * RULER.ceiling, RULER, words.verdict.NOBODY),
     )
     floor, ceiling = (page.locator(f"#tf-stage .tf-{end}").bounding_box() for end in ("floor", "ceiling"))
     assert floor["x"] + floor["width"] < ceiling["x"]

@@ -375,7 +375,8 @@ def test_without_a_comparison_how_it_works_has_the_model_alone():
 def test_a_verdict_marks_how_far_each_precision_is(tmp_path):
     comparison = record(tmp_path, PROMPT)
     html = cards.headline(views.of(comparison, tmp_path, recorded=True))
-    assert re.findall(r'data-tone="(\w*)"[^>]*>(\w+)', html) == [("near", "MXFP8"), ("close", "NVFP4"), ("", "Both")]
+    marked = re.findall(r'--way:([\d.]+)%"[^>]*>(\w+)', html)
+    assert [(round(float(part)), name) for part, name in marked] == [(2, "MXFP8"), (17, "NVFP4")]
     assert re.sub("<[^>]+>", "", html).startswith(cards.escape(words.verdict.verdict(comparison)))
 
 

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from engine import catalog, reference
 from engine.formats import REFERENCE
 from engine.machine import Support
+from engine.outputs.pool import Seen
 from engine.request import CompareRequest
 from engine.results import Generation, Ruler
 from ui import link as links
@@ -116,7 +117,7 @@ def headline(view: View) -> str:
     detail = f'<span class="tf-detail">{escape(view.detail)}</span>' if view.detail else ""
     kind = "tf-headline" if view.request else "tf-headline tf-welcome"
     return (
-        f'<div class="{kind}"{_made(view)}><p class="tf-verdict">{busy}'
+        f'<div class="{kind}"{_asked_for(view)}{_made(view)}><p class="tf-verdict">{busy}'
         f'<span aria-live="polite">{_said(view)}</span>'
         f"{detail}</p>{_quotes(view)}{_origin(view)}</div>"
     )
@@ -124,12 +125,17 @@ def headline(view: View) -> str:
 
 def _said(view: View) -> str:
     """The headline; a verdict sentence by sentence, each with a mark of how far its precision is from bf16."""
-    if view.comparison is None or view.headline != words.verdict.verdict(view.comparison):
+    if view.comparison is None or view.headline != words.verdict.verdict(view.comparison, view.seen):
         return escape(view.headline)
     return " ".join(
-        f'<span data-tone="{tone}"{_why("verdict")}>{escape(said)}</span>'
-        for tone, said in words.verdict.verdicts(view.comparison)
+        f"<span{_way(part)}{_why('verdict')}>{escape(said)}</span>"
+        for part, said in words.verdict.verdicts(view.comparison, view.seen)
     )
+
+
+def _way(part: float | None) -> str:
+    """Attributes of a sentence with a mark that is filled up to a part, as of a clock's face; of one without, none."""
+    return "" if part is None else f' class="tf-way" style="--way:{min(1, part):.1%}"'
 
 
 def _quotes(view: View) -> str:
@@ -145,6 +151,27 @@ def _quotes(view: View) -> str:
     )
 
 
+def home(address: str) -> str:
+    """What tells ui/static/address.js how the page's address names what it shows at first."""
+    return f'<span data-home="{escape(address)}" hidden></span>'
+
+
+def stale() -> str:
+    """The place where ui/static/address.js says that the pictures are of something else than the form asks for."""
+    said = "".join(f' data-{kind}="{escape(text)}"' for kind, text in words.compare.STALE.items())
+    return f'<p id="tf-stale" role="status"{said} hidden><b></b> <span></span></p>'
+
+
+def _asked_for(view: View) -> str:
+    """Attributes by which ui/static/address.js sees whether the form asks for what is shown, and what brings it
+    back."""
+    if view.request is None:
+        return ""
+    asked = escape(json.dumps(view.request.to_json()))
+    flags = "".join(f" data-{name}" for name in ("busy", "foreign") if getattr(view, name))
+    return f' data-asked="{asked}" data-address="{escape(view.address)}"{flags}'
+
+
 def _made(view: View) -> str:
     """Attributes from which ui/static/history.js remembers a comparison that was made here."""
     if view.folder is None or view.recorded:
@@ -152,7 +179,7 @@ def _made(view: View) -> str:
     pair = (view.comparison.reference, view.finished[-1])
     files = json.dumps([link(g.files[0]) for g in pair])
     return (
-        f' data-made="{escape(view.created)}" data-query="{escape(links.query(view.request))}"'
+        f' data-made="{escape(view.created)}" data-query="{escape(f"{links.query(view.request)}&{view.address}")}"'
         f' data-words="{escape(words.gallery.tile(view.comparison))}" data-files="{escape(files)}"'
     )
 
@@ -314,7 +341,7 @@ def _numbers(view: View, made: Generation) -> str:
     else:
         peak = _absent("Latency, peak memory", "emulated", words.NOT_COMPARABLE, wide=True)
     weights = _stat("Weights", "weights", words.size(made.memory.weights), weights)
-    return f'<dl class="tf-stats">{latency}{peak}{weights}</dl>{stages}{_lpips(view.request, made, view.ruler)}'
+    return f'<dl class="tf-stats">{latency}{peak}{weights}</dl>{stages}{_lpips(view, made)}'
 
 
 def _stat(label: str, why: str, value: tuple[str, str], beside: str) -> str:
@@ -339,7 +366,8 @@ def _absent(label: str, why: str, said: str, *, wide: bool = False) -> str:
     return f'<div{kind}{_why(why)}><dt>{_asked(label)}</dt><dd class="tf-absent">{said}</dd></div>'
 
 
-def _lpips(asked: CompareRequest, made: Generation, ruler: Ruler | None) -> str:
+def _lpips(view: View, made: Generation) -> str:
+    asked = view.request
     if made.precision == REFERENCE:
         return f'<p class="tf-reference tf-small">{words.compare.reference_note(asked)}</p>'
     value, lost = words.verdict.mean_lpips(made), words.verdict.damage(made)
@@ -351,13 +379,13 @@ def _lpips(asked: CompareRequest, made: Generation, ruler: Ruler | None) -> str:
     return (
         f'<div class="tf-lpips"><dl class="tf-stats"><div{_why("lpips")}><dt>{_asked("LPIPS")}</dt>'
         f"<dd>{words.score(value)}{mean}</dd></div></dl>"
-        f"{_ruler(value, ruler, words.thing(asked))}{beside}</div>"
+        f"{_ruler(value, view.ruler, view.seen)}{beside}</div>"
     )
 
 
-def _ruler(value: float, ruler: Ruler | None, made: str) -> str:
+def _ruler(value: float, ruler: Ruler | None, seen: Seen) -> str:
     """A score between the noise floor and another seed; the scale ends a little beyond the larger of the two."""
-    said = escape(words.verdict.on_the_ruler(value, ruler, made))
+    said = escape(words.verdict.on_the_ruler(value, ruler, seen))
     if ruler is None:
         return f'<p class="tf-reading">{said}</p>'
     end = 1.12 * max(ruler.ceiling, value, 1e-9)

@@ -47,12 +47,17 @@ const edit = () => {
   prompt.select();
 };
 
+const back = () => {
+  dispatchEvent(new Event('twinframe-asked'));
+  trigger('select', { wanted: 'recorded' });
+};
+
 const ACTS = {
   g: () => find('#tf-go').click(),
   x: () => find('#tf-stop').click(),
   n: next,
   e: edit,
-  r: () => trigger('select', { wanted: 'recorded' }),
+  r: () => back(),
   b: () => view('side'),
   s: () => view('slider'),
   d: () => view('difference'),

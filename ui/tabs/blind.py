@@ -23,6 +23,7 @@ from engine import catalog, events
 from engine.errors import TwinframeError
 from engine.formats import PRECISIONS, REFERENCE
 from engine.outputs import blind, recordings
+from engine.outputs.pool import Pool
 from engine.request import CompareRequest
 from engine.serving.contracts import Job, Worker
 from ui import words
@@ -55,14 +56,28 @@ class Parts:
         return {getattr(self, field.name) for field in fields(self)}
 
 
-def tab(demo: gr.Blocks, opened: gr.Tab, worker: Worker, shelf: Shelf, models: tuple[str, ...], unseen: Path) -> None:
-    """Build the tab; `unseen` holds recorded comparisons that the page shows nowhere else."""
+def tab(
+    demo: gr.Blocks,
+    opened: gr.Tab,
+    worker: Worker,
+    shelf: Shelf,
+    models: tuple[str, ...],
+    unseen: Path,
+    pool: Pool | None = None,
+) -> None:
+    """Build the tab; `unseen` holds recorded comparisons that the page shows nowhere else, and `pool` keeps answers,
+    which is said."""
     recorded = [pair for bundle in recordings.read(unseen) for pair in blind.pairs(bundle.comparison, fresh=False)]
     models = tuple(dict.fromkeys([*models, *(pair.model for pair in recorded)]))
     usable = [p for p in PRECISIONS if p != REFERENCE and worker.support[p].execution != "unavailable"]
     precisions = [p for p in PRECISIONS if p in {*usable, *(pair.precision for pair in recorded)}]
     source = RECORDED if any(pair.model == models[0] for pair in recorded) else FRESH
-    gr.HTML(intro(), apply_default_css=False, js_on_load=cards.script("blind"), elem_id="tf-blind-intro")
+    gr.HTML(
+        intro(pooled=pool is not None),
+        apply_default_css=False,
+        js_on_load=cards.script("blind"),
+        elem_id="tf-blind-intro",
+    )
     with gr.Column(elem_classes="tf-form"):
         with gr.Row(elem_classes="tf-blind-choose"):
             model = gr.Dropdown(
@@ -114,7 +129,7 @@ def tab(demo: gr.Blocks, opened: gr.Tab, worker: Worker, shelf: Shelf, models: t
         model=model, precision=precision, mode=mode, source=sources, prompt=prompt, go=go, stop=stop, notice=notice,
         question=question, a=a, b=b, score=score,
     )  # fmt: skip
-    test = BlindTest(worker, shelf, recorded, parts)
+    test = BlindTest(worker, shelf, recorded, parts, pool)
     drawn = [notice, question, a, b, go, stop, score]
     asking = {model, precision, mode, sources, prompt}
     opened.select(test.begin, asking, drawn, queue=False, **PRIVATE)
@@ -129,8 +144,10 @@ def tab(demo: gr.Blocks, opened: gr.Tab, worker: Worker, shelf: Shelf, models: t
 class BlindTest:
     """The tab's event handlers; of each browser session, its sitting and the job that makes its next pair."""
 
-    def __init__(self, worker: Worker, shelf: Shelf, recorded: list[blind.Pair], parts: Parts):
-        self._worker, self._shelf, self._recorded, self._parts = worker, shelf, recorded, parts
+    def __init__(
+        self, worker: Worker, shelf: Shelf, recorded: list[blind.Pair], parts: Parts, pool: Pool | None = None
+    ):
+        self._worker, self._shelf, self._recorded, self._parts, self._pool = worker, shelf, recorded, parts, pool
         self._sittings: dict[str, blind.Sitting] = {}
         self._jobs: dict[str, Job] = {}
 
@@ -217,7 +234,10 @@ class BlindTest:
         closed = sitting.answer(letter) if sitting else None
         if closed is None:
             return {self._parts.notice: cards.notice("" if sitting else words.blind.GONE)}
-        return self._drawn(question(*closed)) | {self._parts.score: score(sitting)}
+        trial, given, first = closed
+        if first and self._pool is not None:
+            self._pool.add(given)
+        return self._drawn(question(trial, given)) | {self._parts.score: score(sitting)}
 
     def stop(self, http: gr.Request) -> gr.Button:
         """Stop was pressed while a pair was made. Only the button says so, which is hidden when that has ended: this
@@ -262,9 +282,10 @@ def _request(prompt: str, model: str, precision: str) -> CompareRequest:
     return CompareRequest.create(prompt, model=model, precisions=[precision], seed=secrets.randbelow(2**32))
 
 
-def intro() -> str:
+def intro(*, pooled: bool) -> str:
+    note = f"{words.blind.NOTE} {words.blind.POOLED}" if pooled else words.blind.NOTE
     return (
-        f'<div class="tf-blind-intro"><h2>{words.blind.TITLE}</h2><p class="tf-small">{words.blind.NOTE}</p>'
+        f'<div class="tf-blind-intro"><h2>{words.blind.TITLE}</h2><p class="tf-small">{note}</p>'
         f'<p class="tf-small">{words.blind.KEYS}</p></div>'
     )
 

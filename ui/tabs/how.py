@@ -194,8 +194,7 @@ def _lpips(view: View) -> str:
         f'<circle cx="{100 * value / end:.1f}%" cy="{y}" r="5"/></g>'
         for y, (precision, value) in zip(range(18, height, 26), made, strict=False)
     )
-    made_of = words.thing(view.request)
-    told = " ".join(words.how.told(precision, value, ruler, made_of) for precision, value in made)
+    told = " ".join(words.how.told(precision, value, ruler, view.seen) for precision, value in made)
     return (
         f'<figure class="tf-scatter tf-measure"><div><svg role="img" aria-label="{escape(told)}"'
         f' style="height:{height}px">{ends}{rows}</svg></div></figure><p class="tf-small">{escape(told)}</p>'

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -105,6 +106,12 @@ class Shelf:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def kept(self, name: str) -> Path | None:
+        """The comparison's folder of that name; None if there is none, any more or at all."""
+        folder = self.root / name
+        held = re.fullmatch(r"\w+", name) and (folder / "comparison.json").is_file()
+        return folder if held else None
 
     def pin(self, folder: Path) -> Path:
         """A copy of `folder` that is never swept."""

@@ -11,6 +11,7 @@ NOTE = (
     "In ABX a third, X, is one of the two again: here the question is whether any difference can be seen at all. "
     "Recorded pairs are shown nowhere else on this page; fresh ones nobody has seen before. Clips are silent."
 )
+POOLED = "This server keeps each answer with its LPIPS, and nothing about you."
 KEYS = "Keys: A and B answer, N shows the next pair, Z or a click zooms all pictures."
 PRECISION, MODE, SOURCE = "bf16 against", "Question", "Pairs"
 MODES = {"which": "Which one is bf16?", "abx": "ABX"}

@@ -34,8 +34,8 @@ GENERATE, STOP = "Generate", "Stop"
 MODEL_LABEL, PRECISION_LABEL = "Model", "Precision"
 WHY = {
     "verdict": "Speed is the wall clock of the whole call, memory the peak, or the weights where the peak is not the "
-    "format's; closeness is the place of LPIPS between bf16's own noise and another seed. What is emulated is never "
-    "called fast or slow. Each number stands below, with how it was measured.",
+    "format's; the part of the way is the place of LPIPS between bf16's own noise and another seed. What is emulated "
+    "is never called fast or slow. Each number stands below, with how it was measured.",
     "latency": "Wall clock of one real pipeline call: text, denoising, decoding. After a warm-up of the same shape; "
     "loading, compiling and file writing are not in it. × is bf16's time over this one's.",
     "peak": "All weights of the pipeline as stored, plus the most that its run allocates beyond them. GB are 1e9 "
@@ -51,9 +51,9 @@ WHY = {
     "emulated": "This machine has no tensor cores for the format: the same arithmetic runs on others, so picture, "
     "LPIPS and weight bytes are the format's, speed and peak memory are not.",
     "stages": "The latency by stage, in seconds: encoding the prompt, all denoising steps, and the VAE's decoding.",
-    "lpips": "How different a picture looks from bf16's, by AlexNet at full resolution, on the tensors: 0 is equal. "
+    "lpips": "How far a picture is from bf16's, by AlexNet at full resolution, on the tensors: 0 is equal. "
     "The scale runs from bf16's own noise to bf16 with another seed.",
-    "psnr": "Peak signal-to-noise ratio against bf16, in dB: higher is closer. It counts levels, not what eyes see.",
+    "psnr": "Peak signal-to-noise ratio against bf16, in dB: higher is closer. It counts levels, and knows no shapes.",
     "speedup": "bf16's latency over this one's; only where both ran natively, and both alone or both beside others.",
     "median": "Median of the repeats: wall clock of one real pipeline call after a warm-up of the same shape.",
     "spread": "The tenth and the ninetieth percentile of the repeats.",
@@ -69,7 +69,7 @@ WHY = {
     "are 1e6 bytes.",
     "rule": "The first rule of the recipe that decides about the layer.",
     "shape": "Input × output features of the layer.",
-    "mean_lpips": "How different the pictures look from bf16's, by AlexNet at full resolution, on the tensors: the "
+    "mean_lpips": "How far the pictures are from bf16's, by AlexNet at full resolution, on the tensors: the "
     "mean over the prompts. 0 is equal.",
     "interval": "Where the mean lies with 95% confidence: a percentile bootstrap over the prompts.",
     "flicker": "LPIPS of the differences between neighbouring frames, against those of bf16's clip: what moves "

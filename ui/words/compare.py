@@ -11,6 +11,14 @@ from ui.words.common import NAMES, RECIPES, thing
 PROMPT_LABEL = "Prompt"
 EXAMPLES_LABEL = "Try"
 PRECISIONS_LABEL = "Precisions (bf16 always takes part)"
+STALE = {
+    "act": "Press Generate to see this.",
+    "prompt": "Dimmed below: “{prompt}”.",
+    "settings": "Dimmed below: the same prompt with other settings.",
+    "busy": "Still being made: “{prompt}”.",
+    "foreign": "Below: a recording of “{prompt}”. Generate makes what the box says.",
+}
+"""What is said where the form asks for something else than is shown; ui/static/address.js fills in the prompt."""
 SEED_LABEL, DICE = "Seed", "Pick a random seed"
 MORE = "More settings"
 STEPS_LABEL = "Steps"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from engine.formats import REFERENCE, Format
+from engine.outputs.pool import Seen
 from engine.results import Ruler
 from ui.words.common import NAMES, megabytes, score
 from ui.words.verdict import on_the_ruler
@@ -64,5 +65,5 @@ def selected(plan: Mapping, name: str, count: int, reason: str) -> str:
     return f"{said}, {count:,} of them because: {reason} The Recipe tab lists each." if reason else f"{said}."
 
 
-def told(precision: str, lpips: float, ruler: Ruler, made: str) -> str:
-    return f"{NAMES[precision]}: {score(lpips)}, {on_the_ruler(lpips, ruler, made)}."
+def told(precision: str, lpips: float, ruler: Ruler, seen: Seen) -> str:
+    return f"{NAMES[precision]}: {score(lpips)}, {on_the_ruler(lpips, ruler, seen)}."

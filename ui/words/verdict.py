@@ -1,28 +1,28 @@
 """What a comparison comes to, in sentences.
 
 Speed is only ever spoken of where the engine calls the latency comparable, and memory at the peak only where the
-precision ran natively.
+precision ran natively. Whether a difference is seen is only spoken of where people's answers say so; elsewhere a score
+stands as a number, with its place between bf16's own noise and another seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engine import catalog
 from engine.formats import REFERENCE
+from engine.outputs.pool import Seen
 from engine.results import Comparison, Generation, Ruler
-from ui.words.common import NAMES, factor, listed, thing
+from ui.words.common import NAMES, change, factor, listed, score
 
+NOBODY = Seen()
 PREVIEWED = "This run showed previews, so nothing in it was timed."
 NO_RULER = "its scale has not been measured"
 QUOTED_HERE = "With these settings the post measured"
-CLOSENESS = (
-    (0.10, "near", "hard to tell from bf16"),
-    (0.45, "close", "different only up close"),
-    (0.85, "far", "visibly different"),
-    (float("inf"), "other", "another {thing}"),
-)
-"""How a score is put into words: up to which part of the way from the floor to the ceiling, its tone, a phrase."""
-WITHIN_NOISE = ("same", "within bf16's own noise")
+MINIATURE = "Made by a miniature: a full-size model can lose more or less."
+WITHIN_NOISE = "within bf16's own noise"
+SEEN = {"alike": "hard to tell from bf16 in blind tests", "apart": "different to the eye in blind tests"}
+"""What is said of a score where the answers of people support it (engine/outputs/pool.py), and nowhere else."""
 
 
 def way(lpips: float, ruler: Ruler) -> float:
@@ -31,22 +31,16 @@ def way(lpips: float, ruler: Ruler) -> float:
     return max(0.0, (lpips - ruler.floor) / span) if span > 0 else 0.0
 
 
-def on_the_ruler(lpips: float, ruler: Ruler | None, made: str) -> str:
+def on_the_ruler(lpips: float, ruler: Ruler | None, seen: Seen = NOBODY) -> str:
     """Where a score lies, in words: for under the ruler."""
-    if ruler is None:
-        return NO_RULER
-    if lpips <= ruler.floor:
-        return WITHIN_NOISE[1]
-    return f"{way(lpips, ruler):.0%} of the way to another seed: {closeness(lpips, ruler, made)[1]}"
+    return (_place(lpips, ruler, "to another seed") or NO_RULER) + _listed(as_seen(lpips, seen))
 
 
-def closeness(lpips: float, ruler: Ruler, made: str) -> tuple[str, str]:
-    """How near something made, a "picture" or "clip", is to bf16's: its tone, for the look, and a phrase."""
-    if lpips <= ruler.floor:
-        return WITHIN_NOISE
-    part = way(lpips, ruler)
-    tone, phrase = next(said for limit, *said in CLOSENESS if part < limit)
-    return tone, phrase.format(thing=made)
+def as_seen(lpips: float, seen: Seen) -> str:
+    """What people saw at such a score; empty where their answers support nothing."""
+    if seen.alike is not None and lpips <= seen.alike:
+        return SEEN["alike"]
+    return SEEN["apart"] if seen.apart is not None and lpips >= seen.apart else ""
 
 
 def mean_lpips(generation: Generation) -> float | None:
@@ -64,55 +58,67 @@ def weights_saving(comparison: Comparison, generation: Generation) -> float:
     return 1 - generation.memory.weights / comparison.reference.memory.weights
 
 
-def verdict(comparison: Comparison) -> str:
-    """What the comparison says, from comparable numbers only."""
-    return " ".join(said for _, said in verdicts(comparison))
+def denoiser_saving(comparison: Comparison, generation: Generation) -> float:
+    """Fraction of the bytes of bf16's denoiser that this precision's does without."""
+    return 1 - generation.memory.transformer / comparison.reference.memory.transformer
 
 
-def verdicts(comparison: Comparison) -> list[tuple[str, str]]:
-    """The same sentence by sentence, each with the tone of the precision it speaks of; empty where there is none."""
+def verdict(comparison: Comparison, seen: Seen = NOBODY) -> str:
+    """What the comparison says, from comparable numbers only.
+
+    Args:
+        seen: what people's answers support saying of this model's scores.
+    """
+    return " ".join(said for _, said in verdicts(comparison, seen))
+
+
+def verdicts(comparison: Comparison, seen: Seen = NOBODY) -> list[tuple[float | None, str]]:
+    """The same sentence by sentence, each with how far from the floor to the ceiling the score of its precision lies;
+    None where it has none, or speaks of no precision."""
     others = [g for g in comparison.results if g.precision != REFERENCE and g.metrics]
     if not others:
-        return [("", f"{NAMES[REFERENCE]} alone: choose another precision to compare it with.")]
+        return [(None, f"{NAMES[REFERENCE]} alone: choose another precision to compare it with.")]
     emulated = [g for g in others if g.execution == "emulated"]
     say = _on_one if len(others) == 1 else _on_many
-    said = [(_tone(comparison, generation), say(comparison, generation)) for generation in others]
-    further = [("", _emulated(emulated, len(others)))] if emulated else []
-    further += [("", PREVIEWED)] if comparison.request.previews else []
-    return said + further + [("", sentence) for sentence in _at_once(comparison)]
+    said = [(_way(comparison, generation), say(comparison, generation, seen)) for generation in others]
+    further = [_emulated(emulated, len(others))] if emulated else []
+    further += [MINIATURE] if catalog.model(comparison.request.model).bundled else []
+    further += [PREVIEWED] if comparison.request.previews else []
+    return said + [(None, sentence) for sentence in (*further, *_at_once(comparison))]
 
 
-def _tone(comparison: Comparison, generation: Generation) -> str:
-    if comparison.ruler is None or mean_lpips(generation) is None:
-        return ""
-    return closeness(mean_lpips(generation), comparison.ruler, thing(comparison.request))[0]
+def _way(comparison: Comparison, generation: Generation) -> float | None:
+    lpips = mean_lpips(generation)
+    return None if comparison.ruler is None or lpips is None else way(lpips, comparison.ruler)
 
 
-def _on_one(comparison: Comparison, generation: Generation) -> str:
+def _on_one(comparison: Comparison, generation: Generation, seen: Seen) -> str:
     """One precision, in a whole sentence: speed, memory, and how far it is from bf16."""
     native = generation.execution == "native"
-    percent = round(100 * _saving(comparison, generation))
     memory = "memory" if native else "memory for its weights"
+    percent, denoiser = _percents(comparison, generation)
     sign = "less" if percent > 0 else "more"
     needs = f"needs as much {memory}" if percent == 0 else f"needs {abs(percent)}% {sign} {memory}"
+    needs += f" ({_signed(denoiser)} for the denoiser's{' weights' if native else ''})"
     speedup, lpips = comparison.speedup(generation), mean_lpips(generation)
     parts = [needs] if speedup is None else [f"is {_speed(speedup)}", needs]
-    if comparison.ruler is not None and lpips is not None:
-        parts.append(f"is {closeness(lpips, comparison.ruler, thing(comparison.request))[1]}")
+    if lpips is not None:
+        parts.append(f"has an LPIPS of {score(lpips)}")
     said = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
     said = f"{NAMES[generation.precision]} {said}"
     if lost := damage(generation):
         said += f" ({lost})"
-    if comparison.ruler is None or lpips is None or lpips <= comparison.ruler.floor:
+    if lpips is None:
         return f"{said}."
-    return f"{said}: {way(lpips, comparison.ruler):.0%} of the way from bf16's own noise to another seed."
+    place = _place(lpips, comparison.ruler, "from bf16's own noise to another seed")
+    return f"{said}{_listed(place, as_seen(lpips, seen))}."
 
 
-def _on_many(comparison: Comparison, generation: Generation) -> str:
+def _on_many(comparison: Comparison, generation: Generation, seen: Seen) -> str:
     """One precision of several, in a few words."""
     native = generation.execution == "native"
-    percent = round(100 * _saving(comparison, generation))
-    speedup = comparison.speedup(generation)
+    percent, denoiser = _percents(comparison, generation)
+    speedup, lpips = comparison.speedup(generation), mean_lpips(generation)
     parts = [] if speedup is None else [_speed(speedup)]
     if native:
         sign = "less" if percent > 0 else "more"
@@ -120,11 +126,32 @@ def _on_many(comparison: Comparison, generation: Generation) -> str:
     else:
         sign = "smaller" if percent > 0 else "larger"
         parts.append("weights as large" if percent == 0 else f"{abs(percent)}% {sign} weights")
-    if comparison.ruler is not None and mean_lpips(generation) is not None:
-        parts.append(closeness(mean_lpips(generation), comparison.ruler, thing(comparison.request))[1])
+    parts[-1] += f" (denoiser {change(denoiser / 100)})"
+    if lpips is not None:
+        place = _place(lpips, comparison.ruler, "to another seed")
+        parts.append(f"LPIPS {score(lpips)}{_listed(place, as_seen(lpips, seen))}")
     if lost := damage(generation):
         parts.append(lost)
     return f"{NAMES[generation.precision]}: {', '.join(parts)}."
+
+
+def _place(lpips: float, ruler: Ruler | None, ends: str) -> str:
+    if ruler is None:
+        return ""
+    return WITHIN_NOISE if lpips <= ruler.floor else f"{way(lpips, ruler):.0%} of the way {ends}"
+
+
+def _listed(*parts: str) -> str:
+    return "".join(f", {part}" for part in parts if part)
+
+
+def _percents(comparison: Comparison, generation: Generation) -> tuple[int, int]:
+    """What it saves, of the whole pipeline and of the denoiser alone."""
+    return round(100 * _saving(comparison, generation)), round(100 * denoiser_saving(comparison, generation))
+
+
+def _signed(percent: int) -> str:
+    return "as much" if percent == 0 else f"{abs(percent)}% {'less' if percent > 0 else 'more'}"
 
 
 def _saving(comparison: Comparison, generation: Generation) -> float:
