@@ -13,31 +13,34 @@ import signal
 from contextlib import closing
 from pathlib import Path
 
-from engine import logs, options, record, rehearse
-from engine.door import Door, Limits, positive
+from engine import catalog, logs
+from engine.environment import positive
 from engine.errors import RequestError
 from engine.leaving import leave
+from engine.outputs import recordings
+from engine.serving import command_line, rehearse
+from engine.serving.admission import Door, Limits
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, with the environment's and our own defaults filled in."""
-    parser = options.Parser(prog="app.py", description="Compare bf16 and quantized pictures in the browser.")
+    parser = command_line.Parser(prog="app.py", description="Compare bf16 and quantized pictures in the browser.")
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live link")
     parser.add_argument("--host", help="address to listen on (default: GRADIO_SERVER_NAME, or this machine only)")
     parser.add_argument("--port", type=int, help="port to listen on (default: GRADIO_SERVER_PORT or 7860)")
-    names, offered = {"type": options.names, "metavar": "A,B"}, "mini-flux,mini-qwen,mini-ltx2"
+    names, offered = {"type": command_line.names, "metavar": "A,B"}, ",".join(catalog.BUNDLED)
     parser.add_argument("--models", default=offered, **names, help="to offer (default: %(default)s)")
     parser.add_argument("--preload", **names, help="models to load at once, or none (default: the first offered)")
     parser.add_argument("--mcp", action="store_true", help="offer the API to MCP clients too, at /gradio_api/mcp/")
     parser.add_argument(
         "--rehearse",
         nargs="?",
-        const=record.LIST,
+        const=recordings.LIST,
         type=Path,
         metavar="LIST",
         help="instead of serving, warm and run a list of requests once, and say whether to go on stage",
     )
-    options.add_engine(parser)
+    command_line.add_engine(parser)
     args = parser.parse_args(argv)
     args.preload = args.models[:1] if args.preload is None else args.preload
     if args.port is None and (named := os.environ.get("GRADIO_SERVER_PORT")):
@@ -52,7 +55,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGINT, which ends what runs at once, or SIGTERM, which gives it some time; or rehearse.
     Returns the exit status."""
-    options.check_app(args)
+    command_line.check_app(args)
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     if args.rehearse:
@@ -63,15 +66,15 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(number, lambda number, _: signals.put(number))
 
     # Imported late: a wrong argument is answered at once, and --offline is set before the hub's library looks.
-    from engine.process import Process
-    from engine.worker import Worker
+    from engine.serving.process import Process
+    from engine.serving.worker import Worker
 
     device = Process.from_arguments(args)
-    from ui.doors import Doors  # while the device's process imports torch
     from ui.page import build_page
+    from ui.web.middleware import Doors  # while the device's process imports torch
 
     doors, door = Doors.from_environment(os.environ), Door(Limits.from_environment(os.environ))
-    shares = options.shares_results(args, os.environ)
+    shares = command_line.shares_results(args, os.environ)
     with (
         closing(Worker(args.models, device, door, shares)) as worker,
         closing(build_page(worker, models=args.models)) as page,

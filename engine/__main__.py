@@ -17,18 +17,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import catalog, files, logs, methods
+from engine import catalog, files, logs
+from engine.benchmark import methods
 from engine.errors import FaultError, LoadError, OutputError, RequestError, TwinframeError, UnsupportedError
+from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.leaving import leave
-from engine.options import Parser, add_engine, add_source
-from engine.request import PRECISIONS, CompareRequest
+from engine.request import CompareRequest
 from engine.results import Comparison, Metrics
-from engine.source import Source
+from engine.serving.command_line import Parser, add_engine, add_source
+from engine.weights.source import Source
 
 if TYPE_CHECKING:
     import torch
 
-    from engine.worker import Job
+    from engine.serving.worker import Job
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,8 +54,8 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="measure speed and memory, without looking at what is made")
     bench.set_defaults(run=_bench)
-    bench.add_argument("--model", default="mini-flux")
-    bench.add_argument("--precision", nargs="+", metavar="P", default=["bf16"], help=f"of {', '.join(PRECISIONS)}")
+    bench.add_argument("--model", default=catalog.DEFAULT)
+    bench.add_argument("--precision", nargs="+", metavar="P", default=[REFERENCE], help=f"of {', '.join(PRECISIONS)}")
     bench.add_argument("--batch-size", nargs="+", type=int, metavar="B", default=[1])
     bench.add_argument("--methods", nargs="+", metavar="M", default=["engine"], help=f"of {', '.join(methods.METHODS)}")
     bench.add_argument("--repeats", type=int, default=5)
@@ -71,9 +73,13 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="how far precisions and recipes are from bf16, over many prompts")
     evaluate.set_defaults(run=_evaluate)
-    evaluate.add_argument("--model", default="mini-flux")
+    evaluate.add_argument("--model", default=catalog.DEFAULT)
     evaluate.add_argument(
-        "--precision", nargs="+", metavar="P", default=["mxfp8", "nvfp4"], help=f"of {', '.join(PRECISIONS)}"
+        "--precision",
+        nargs="+",
+        metavar="P",
+        default=[p for p in DEFAULTS if p != REFERENCE],
+        help=f"of {', '.join(PRECISIONS)}",
     )
     evaluate.add_argument("--recipe", nargs="+", metavar="R", help="default: the model's first")
     evaluate.add_argument("--prompts", required=True, metavar="FILE", help="drawbench, or a text, CSV or JSON file")
@@ -86,15 +92,15 @@ def _parser() -> argparse.ArgumentParser:
         "--out", required=True, type=Path, help="folder for scores, report and pictures; the same again goes on with it"
     )
 
-    record = commands.add_parser("record", help="keep comparisons for the page's gallery and stage, a folder each")
-    record.set_defaults(run=_record)
-    what = record.add_mutually_exclusive_group(required=True)
+    recordings = commands.add_parser("record", help="keep comparisons for the page's gallery and stage, a folder each")
+    recordings.set_defaults(run=_record)
+    what = recordings.add_mutually_exclusive_group(required=True)
     what.add_argument("--list", type=Path, metavar="FILE", help="JSON: a request for each name; its folder's name")
     what.add_argument("--prompt", help="a single one, with the arguments of compare")
-    record.add_argument("--only", nargs="+", metavar="NAME", help="of the list")
-    record.add_argument("--name", help="of the single one (default: from the prompt)")
-    _add_request(record)
-    record.add_argument("--out", required=True, type=Path, help="folder of recordings, such as assets/recorded")
+    recordings.add_argument("--only", nargs="+", metavar="NAME", help="of the list")
+    recordings.add_argument("--name", help="of the single one (default: from the prompt)")
+    _add_request(recordings)
+    recordings.add_argument("--out", required=True, type=Path, help="folder of recordings, such as assets/recorded")
 
     measure = commands.add_parser("sensitivity", help="which layers NVFP4 hurts most, by role and depth")
     measure.set_defaults(run=_sensitivity)
@@ -104,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--budget", type=float, default=8.0, metavar="PERCENT", help="more bytes than the seed recipe")
     tune.add_argument("--recipe", required=True, type=Path, metavar="FILE", help="recipe file, written anew")
     for command in (measure, tune):
-        command.add_argument("--model", default="mini-flux")
+        command.add_argument("--model", default=catalog.DEFAULT)
         command.add_argument("--prompts", required=True, metavar="FILE", help="one half chooses, the other reports")
         command.add_argument("--probes", type=int, default=4, metavar="N", help="prompts for the denoiser's error")
         command.add_argument("--probe-steps", type=int, default=5, metavar="N", help="steps of them")
@@ -113,16 +119,16 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     add_source(models)
-    for command in (compare, bench, evaluate, record, measure, tune):
+    for command in (compare, bench, evaluate, recordings, measure, tune):
         add_engine(command)
-    for command in (models, inspect, compare, bench, evaluate, record, measure, tune):
+    for command in (models, inspect, compare, bench, evaluate, recordings, measure, tune):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else")
     return parser
 
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
     """The arguments that `_request` reads, besides the prompt."""
-    parser.add_argument("--model", default="mini-flux")
+    parser.add_argument("--model", default=catalog.DEFAULT)
     parser.add_argument("--precision", nargs="+", metavar="P", help=f"of {', '.join(PRECISIONS)}")
     parser.add_argument("--recipe")
     for name in ("--seed", "--steps", "--height", "--width", "--frames", "--batch-size"):
@@ -156,7 +162,7 @@ def _models(args: argparse.Namespace) -> None:
     source = _source(args, *catalog.MODELS)
     import torch
 
-    from engine import precision
+    from engine.quantization import capability as precision
 
     device = torch.device(_default_device())
     machine = precision.detect(device)
@@ -197,11 +203,11 @@ def _models(args: argparse.Namespace) -> None:
 
 def _state(spec: catalog.ModelSpec, source: Source, device: torch.device) -> str:
     """ "ready", or in one sentence what stands in the way here: memory, access or the download."""
-    from engine import hub, loading, residency
+    from engine.weights import hub, loading, residency
 
     try:
         if spec.memory_gb is not None:
-            residency.require(spec, "bf16", spec.memory_gb.transformer, device)
+            residency.require(spec, REFERENCE, spec.memory_gb.transformer, device)
         loading.check(spec, source)
     except UnsupportedError as error:
         return str(error)
@@ -217,7 +223,7 @@ def _state(spec: catalog.ModelSpec, source: Source, device: torch.device) -> str
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from engine.inspection import inspect
+    from engine.quantization.inspection import inspect
 
     found = inspect(args.model, args.precision, args.recipe)
     if args.json:
@@ -231,17 +237,17 @@ def _inspect(args: argparse.Namespace) -> None:
     stored = found["bytes"]
     print(
         f"{found['quantized']} of {found['linears']} Linear layers in {found['precision']}; "
-        f"denoiser {stored['bf16'] / 1e6:.1f} -> {stored['quantized'] / 1e6:.1f} MB"
+        f"denoiser {stored[REFERENCE] / 1e6:.1f} -> {stored['quantized'] / 1e6:.1f} MB"
     )
 
 
 def _compare(args: argparse.Namespace) -> None:
     request = _request(args)
     source = _source(args, request.model)
-    from engine.device import Device
-    from engine.worker import Worker, writable
+    from engine.runtime.device import Device
+    from engine.serving.worker import Worker
 
-    writable(args.out)
+    files.writable(args.out)
     worker = Worker((request.model,), Device(args.device, source))
     try:
         # Made beside the target and moved when everything is there, so that a failed run leaves nothing behind.
@@ -256,28 +262,28 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _record(args: argparse.Namespace) -> None:
-    from engine import record
+    from engine.outputs import recordings
 
     if args.list:
-        wanted = record.read_list(args.list)
+        wanted = recordings.read_list(args.list)
         if unknown := set(args.only or ()) - set(wanted):
             raise RequestError(f"{args.list} has no {', '.join(sorted(unknown))}: it has {', '.join(wanted)}.")
         wanted = {name: request for name, request in wanted.items() if name in (args.only or wanted)}
     else:
-        wanted = {args.name or record.name_for(args.prompt): _request(args)}
+        wanted = {args.name or recordings.name_for(args.prompt): _request(args)}
     for name in wanted:
-        record.check_name(name)
+        recordings.check_name(name)
     models = tuple(dict.fromkeys(request.model for request in wanted.values()))
     source = _source(args, *models)
-    from engine.device import Device
-    from engine.worker import Worker, writable
+    from engine.runtime.device import Device
+    from engine.serving.worker import Worker
 
-    writable(args.out)
+    files.writable(args.out)
     worker, made = Worker(models, Device(args.device, source)), []
     try:
-        for bundle in record.record(wanted, args.out, lambda *asked: _finish(worker.submit(*asked))):
+        for bundle in recordings.record(wanted, args.out, lambda *asked: _finish(worker.submit(*asked))):
             made.append(bundle)
-            print(f"{bundle.name}: {record.size(bundle) / 1e3:.0f} kB", file=sys.stderr, flush=True)
+            print(f"{bundle.name}: {recordings.size(bundle) / 1e3:.0f} kB", file=sys.stderr, flush=True)
     finally:
         worker.close()
     if args.json:
@@ -294,7 +300,7 @@ def _bench(args: argparse.Namespace) -> None:
     spec, source, device = catalog.model(args.model), _source(args, args.model), _one_device(args)
     if args.plots:
         files.check_target(args.plots / f"{args.out.stem}.md")
-    from engine import bench, plots
+    from engine.benchmark import bench, plots
 
     settings = bench.Settings(
         precisions=tuple(dict.fromkeys(args.precision)),
@@ -328,7 +334,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _bench_table(given: Sequence[Path]) -> None:
-    from engine import plots
+    from engine.benchmark import plots
 
     results = []
     for file in given:
@@ -341,8 +347,8 @@ def _bench_table(given: Sequence[Path]) -> None:
 
 
 def _sensitivity(args: argparse.Namespace) -> None:
-    from engine import sensitivity
-    from engine.several import driving
+    from engine.quality import sensitivity
+    from engine.runtime.multi_device import driving
 
     bench, quality = _lab(args)
     with driving(bench.device):
@@ -360,8 +366,8 @@ def _sensitivity(args: argparse.Namespace) -> None:
 
 
 def _tune(args: argparse.Namespace) -> None:
-    from engine import tune
-    from engine.several import driving
+    from engine.quality import tune
+    from engine.runtime.multi_device import driving
 
     bench, quality = _lab(args)
     with driving(bench.device):
@@ -375,7 +381,7 @@ def _tune(args: argparse.Namespace) -> None:
 def _lab(args: argparse.Namespace) -> tuple:
     """The bench and the file that `sensitivity` and `tune` work on."""
     spec, source = catalog.model(args.model), _source(args, args.model)
-    from engine import lab, prompts
+    from engine.quality import lab, prompts
 
     if args.probes < 1 or args.probe_steps < 1 or getattr(args, "lpips_prompts", 0) < 0:
         raise RequestError("Take at least one prompt and one step: --probes and --probe-steps begin at 1.")
@@ -389,11 +395,11 @@ def _lab(args: argparse.Namespace) -> tuple:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from engine import prompts
+    from engine.quality import prompts
 
     spec, source = catalog.model(args.model), _source(args, args.model)
     chosen = prompts.read(args.prompts, args.limit)
-    from engine import evaluate
+    from engine.quality import evaluate
 
     settings = evaluate.Settings(
         precisions=tuple(args.precision),
@@ -512,7 +518,7 @@ def _one_device(args: argparse.Namespace) -> str:
 
 
 def _default_device() -> str:
-    from engine import precision
+    from engine.quantization import capability as precision
 
     return precision.default_device()
 

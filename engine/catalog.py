@@ -57,10 +57,11 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What a model needs, in GB of 1e9 bytes; tests/test_catalog.py checks the weights against the configurations."""
+    """What a model needs, in GB of 1e9 bytes; tests/engine/test_catalog.py checks the weights against the
+    configurations."""
 
     transformer: float
-    """The denoiser's weights in bf16; engine/recipes.py tells what a quantized one needs instead."""
+    """The denoiser's weights in bf16; engine/quantization/recipes.py tells what a quantized one needs instead."""
     shared: float
     """Text encoders, VAE and whatever else all precisions share, in bf16."""
     run: float
@@ -69,7 +70,8 @@ class Memory:
     host: float
     """Host memory while loading: the largest weight on its way, the libraries, the CUDA context."""
     text_kv: float = 0.0
-    """Keys and values of the text that the recorded step of one clip reads, with guidance (engine/text_kv.py)."""
+    """Keys and values of the text that the recorded step of one clip reads, with guidance
+    (engine/compiler/text_kv.py)."""
 
     @property
     def one_run(self) -> float:
@@ -90,7 +92,7 @@ class ModelSpec:
     name: str
     summary: str
     family: str
-    """Whose recipes it has, in engine/recipes.py: models of one architecture share them."""
+    """Whose recipes it has, in engine/quantization/recipes.py: models of one architecture share them."""
     pipeline: str
     """Class name in diffusers."""
     modality: str
@@ -115,7 +117,8 @@ class ModelSpec:
     defaults: Settings
     limits: Limits
     recipes: tuple[str, ...]
-    """Recipe ids a user may choose, the default first; defined in engine/recipes.py, "tuned" in assets/recipes/."""
+    """Recipe ids a user may choose, the default first; defined in engine/quantization/recipes.py, "tuned" in
+    assets/recipes/."""
     guidance_argument: str = "guidance_scale"
     """The pipeline argument that a request's guidance goes to: embedded ("guidance_scale") or two forward passes a
     step against a negative prompt ("true_cfg_scale")."""
@@ -429,6 +432,9 @@ LTX_2 = ModelSpec(
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(
     {spec.id: spec for spec in (MINI_FLUX, MINI_QWEN, MINI_LTX2, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
 )
+DEFAULT = MINI_FLUX.id
+"""What is asked for where no model is named: bundled, and small enough for any machine."""
+BUNDLED = tuple(spec.id for spec in MODELS.values() if spec.bundled)
 
 
 def model(model_id: object) -> ModelSpec:

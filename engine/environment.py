@@ -1,12 +1,16 @@
-"""What decides a number besides the request and the weights: this engine's own arithmetic and the packages under it.
+"""What surrounds a run: versions, which decide a number besides the request and the weights, and TWINFRAME_* variables.
 
-Whatever keeps a number, keeps this beside it, and does not use the number where it differs. Knows nothing of devices,
-which have names of their own (engine/machine.py).
+Whatever keeps a number, keeps `versions` beside it, and does not use the number where they differ. Knows nothing of
+devices, which have names of their own (engine/machine.py).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+
+from engine.errors import RequestError
 
 ENGINE = "3"
 """Of whatever in this project decides a pixel or a score: the call of a pipeline, noise, quantization and emulation,
@@ -25,3 +29,33 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def positive(environment: Mapping[str, str], name: str, default: float | None) -> float | None:
+    """A variable's number; `default` where it is unset or empty.
+
+    Raises:
+        RequestError: it is not a positive number.
+    """
+    said = environment.get(name, "").strip()
+    if not said:
+        return default
+    try:
+        value = float(said)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise RequestError(f"{name} must be a positive number, not {said!r}.")
+    return value
+
+
+def switch(environment: Mapping[str, str], name: str, default: bool) -> bool:
+    """A variable that is on or off; `default` where it is unset or empty.
+
+    Raises:
+        RequestError: it is neither.
+    """
+    said = environment.get(name, "")
+    if said not in ("", "on", "off"):
+        raise RequestError(f"{name} must be on or off, not {said!r}.")
+    return said == "on" if said else default

@@ -5,6 +5,7 @@ A stream ends with exactly one of `Completed`, `Prepared`, `Failed`, `Cancelled`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.results import Comparison, Generation, Metrics, Ruler
@@ -132,3 +133,8 @@ Event = (
     | Cancelled
 )
 TERMINAL = (Completed, Prepared, Failed, Cancelled)
+
+Tell = Callable[[Event], None]
+"""Is given the events of a run as they happen."""
+Stop = Callable[[], bool]
+"""Says whether a run is to end; it is asked after each denoising step, and ends with `CancelledRun`."""

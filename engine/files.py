@@ -49,6 +49,21 @@ def check_target(file: Path) -> None:
         raise OutputError(f"Cannot write into {file.parent}: choose another folder.")
 
 
+def writable(folder: Path) -> None:
+    """Make `folder` if it is missing, and check that files can be written into it.
+
+    Raises:
+        OutputError: it cannot be made or written.
+    """
+    probe = folder / ".twinframe-probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"Cannot write into {folder}: {error.strerror or error}. Choose another folder.") from error
+
+
 def own_temporary() -> Path:
     """A folder below the system's temporary one that belongs to this user, so that what is in it can be trusted.
 

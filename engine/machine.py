@@ -1,4 +1,4 @@
-"""What a device is and how it runs each precision, as plain values; engine/precision.py finds them out.
+"""What a device is and how it runs each precision, as plain values; engine/quantization/capability.py finds them out.
 
 Here, so that the page and the worker's queue can hold them without torch.
 """

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from engine.catalog import ASSETS
+from engine.formats import REFERENCE
+from engine.request import CompareRequest
 
 POST = ASSETS / "reference" / "b200.json"
 
@@ -12,3 +15,27 @@ POST = ASSETS / "reference" / "b200.json"
 def read() -> dict:
     """The post's tables; `latency_note` and `lpips_note` say how its latencies and its LPIPS differ from others."""
     return json.loads(POST.read_text(encoding="utf-8"))
+
+
+def quote(asked: CompareRequest, precision: str) -> Mapping | None:
+    """What the post measured of the same call, with `saving`, the part of bf16's peak memory; None if it did not."""
+    post = read()
+    theirs = post["settings"].get(asked.model, {})
+    ours = {
+        "height": asked.height,
+        "width": asked.width,
+        "num_inference_steps": asked.num_inference_steps,
+        "num_frames": asked.num_frames,
+        "guidance_scale": asked.guidance_scale,
+        "true_cfg_scale": asked.guidance_scale,
+    }
+    found = {
+        row["precision"]: row
+        for row in post["performance"]
+        if (row["model"], row["batch_size"]) == (asked.model, asked.batch_size)
+    }
+    same = all(theirs[name] == value for name, value in ours.items() if name in theirs)
+    if precision not in found or asked.recipe != "seed" or not same:
+        return None
+    row = found[precision]
+    return row | {"saving": 1 - row["peak_memory_gb"] / found[REFERENCE]["peak_memory_gb"]}

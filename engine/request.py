@@ -1,7 +1,7 @@
 """One comparison as asked for: `CompareRequest`, the only way into the engine.
 
 Validates every field against the model's spec, so that whatever holds a `CompareRequest` may trust it. Knows
-nothing of devices; whether this machine can run a precision is decided by engine/precision.py.
+nothing of devices; whether this machine can run a precision is decided by engine/quantization/capability.py.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from engine import catalog
 from engine.catalog import ModelSpec
 from engine.errors import RequestError
-
-REFERENCE = "bf16"
-PRECISIONS = ("bf16", "fp8", "mxfp8", "nvfp4")
+from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +61,7 @@ class CompareRequest:
         Raises:
             RequestError: the first field that is wrong, in one sentence that says what is allowed.
         """
-        spec = catalog.model("mini-flux" if model is None else model)
+        spec = catalog.model(catalog.DEFAULT if model is None else model)
         defaults, limits = spec.defaults, spec.limits
         size = (_whole("height", height, defaults.height), _whole("width", width, defaults.width))
         _check_size(spec, *size)
@@ -127,7 +125,7 @@ def _prompt(value: object, limit: int) -> str:
 
 def _precisions(value: object) -> tuple[str, ...]:
     if value is None:
-        return ("bf16", "mxfp8", "nvfp4")
+        return DEFAULTS
     if isinstance(value, str):
         value = value.replace(",", " ").split()
     if not isinstance(value, Iterable) or isinstance(value, (bytes, dict)):

@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import fmean
 
 from engine.files import write_whole
-from engine.request import REFERENCE, CompareRequest
+from engine.formats import REFERENCE
+from engine.request import CompareRequest
 
 NO_SCORE = "no score: values are not numbers"
 """Of a pair of which either side has NaN or infinite values."""
@@ -222,7 +223,7 @@ class Comparison:
         return 1 - generation.memory.peak / self.reference.memory.peak
 
     def to_json(self) -> dict:
-        """The command line's JSON object (README, "Command line")."""
+        """The command line's JSON object (assets/docs/cli.md)."""
         return {
             "model": self.request.model,
             "device": self.device,

@@ -12,6 +12,8 @@ from engine.catalog import MINI_FLUX
 from engine.logs import quiet_libraries
 
 quiet_libraries()  # before anything imports torch and diffusers
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores, and threads that wait for each other spin
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("quiet", deadline=None, database=None)  # no clock, and no folder left in the checkout
 settings.load_profile("quiet")
 
@@ -88,12 +90,12 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def worker(cache):
     """A worker on the CPU with the real miniature; its ruler takes one prompt instead of three."""
-    from engine import compare
-    from engine.device import Device
-    from engine.worker import Worker
+    from engine.runtime import studio
+    from engine.runtime.device import Device
+    from engine.serving.worker import Worker
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "RULER_PROMPTS", 1)
+        patch.setattr(studio, "RULER_PROMPTS", 1)
         worker = Worker(("mini-flux",), Device("cpu"))
         yield worker
         worker.close()

@@ -12,13 +12,16 @@ import gradio as gr
 
 from engine import events
 from engine.errors import TwinframeError
+from engine.formats import PRECISIONS
 from engine.request import CompareRequest
 from engine.results import Comparison
-from ui import doors, words
-from ui.shelf import Shelf
+from engine.serving.contracts import Worker
+from ui import words
+from ui.web import middleware
+from ui.web.served_files import Shelf
 
 
-def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
+def endpoint(worker: Worker, shelf: Shelf) -> Callable[..., Iterator[dict]]:
     """The function behind `/compare`.
 
     A generator, because that is what Gradio can end when a client goes away: it yields `{"status": ...}` while the
@@ -45,7 +48,7 @@ def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
         Args:
             prompt: what to draw.
             model: the model's id; by default the bundled miniature.
-            precisions: of bf16, fp8, mxfp8, nvfp4; bf16 always takes part.
+            precisions: of {precisions}; bf16 always takes part.
             seed: of the noise; picture i of a batch uses seed + i.
             num_inference_steps: denoising steps.
             guidance_scale: how strongly the prompt is followed.
@@ -75,7 +78,7 @@ def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
                 yield answer(earlier[0], recorded=True)
                 return
             with shelf.offer() as folder:
-                job = worker.submit(asked, folder, doors.visitor(http))
+                job = worker.submit(asked, folder, middleware.visitor(http))
         except TwinframeError as error:
             raise _said(str(error)) from error
         try:
@@ -100,6 +103,8 @@ def endpoint(worker: object, shelf: Shelf) -> Callable[..., Iterator[dict]]:
         finally:
             job.cancel()
 
+    # Clients read it, and MCP's a tool by it, so it names what there is.
+    compare.__doc__ = compare.__doc__.replace("{precisions}", ", ".join(PRECISIONS))
     return compare
 
 

@@ -15,16 +15,21 @@ from urllib.parse import parse_qsl
 
 import gradio as gr
 
-from engine import catalog, events, record
+from engine import catalog, events
 from engine.errors import RequestError, TwinframeError
-from engine.pool import Pool, Seen
-from engine.record import Bundle
-from engine.request import REFERENCE, CompareRequest
+from engine.formats import REFERENCE
+from engine.outputs import recordings
+from engine.outputs.pool import Pool, Seen
+from engine.outputs.recordings import Bundle
+from engine.request import CompareRequest
 from engine.results import Comparison
-from ui import cards, doors, link, words
+from engine.serving.contracts import Job, Worker
+from ui import link, words
 from ui import view as views
-from ui.shelf import Shelf
+from ui.html import cards
 from ui.view import View
+from ui.web import middleware
+from ui.web.served_files import Shelf
 
 TYPED = ("prompt", "seed")
 """Fields of the form that are typed into."""
@@ -62,7 +67,7 @@ class Form:
         raw = {field.name: values[getattr(self, field.name)] for field in fields(self)}
         width, height = (int(side) for side in raw.pop("size").split("x"))
         # bf16 has no chip to switch off, so an empty selection means bf16 alone, not "nothing".
-        precisions = ["bf16", *(raw.pop("precisions") or [])]
+        precisions = [REFERENCE, *(raw.pop("precisions") or [])]
         return CompareRequest.create(raw.pop("prompt"), **raw, precisions=precisions, height=height, width=width)
 
 
@@ -83,10 +88,10 @@ class Parts:
     table: gr.HTML
     ran: gr.HTML
     on_stage: gr.HTML
-    """Its value is empty, but for on stage (ui/stage.js)."""
+    """Its value is empty, but for on stage (ui/static/stage.js)."""
     typed: gr.HTML
     """Its value is what prompt and seed are to be set to, as JSON: unless they were typed into meanwhile, as only the
-    browser knows (ui/address.js)."""
+    browser knows (ui/static/address.js)."""
     asked: gr.State
     """The validated request on its way from the button to the queue."""
     shown: gr.State
@@ -97,7 +102,7 @@ class Parts:
 class _Run:
     """A job in flight, and what the page shows of it."""
 
-    job: object
+    job: Job
     view: View
     before: View
 
@@ -107,7 +112,7 @@ class Handlers:
 
     def __init__(
         self,
-        worker: object,
+        worker: Worker,
         shelf: Shelf,
         models: tuple[str, ...],
         bundles: Mapping[str, Bundle],
@@ -175,7 +180,7 @@ class Handlers:
             return
         try:
             with self._shelf.offer() as folder:
-                job = self._worker.submit(asked, folder, doors.visitor(http))
+                job = self._worker.submit(asked, folder, middleware.visitor(http))
         except TwinframeError as error:
             self._runs.pop(session)
             yield self._net(values, str(error)) or self._end(before, str(error))
@@ -257,14 +262,14 @@ class Handlers:
     def _nearest(self, values: dict, bundles: Sequence[Bundle]) -> Bundle | None:
         """Of these the recorded run of what the form says, or the one most like it."""
         try:
-            return record.nearest(self._parts.form.request(values), bundles)
+            return recordings.nearest(self._parts.form.request(values), bundles)
         except RequestError:  # an empty prompt, say: any recording will do
             return next(iter(bundles), None)
 
     def _net(self, values: dict, reason: str) -> dict | None:
         """On stage, what stands in for a run that failed: a recorded run, which says so. None elsewhere."""
         asked = values[self._parts.asked]
-        bundle = record.nearest(asked, self._bundles.values()) if values[self._parts.on_stage] and asked else None
+        bundle = recordings.nearest(asked, self._bundles.values()) if values[self._parts.on_stage] and asked else None
         if bundle is None:
             return None
         view = self._recording(bundle.name)
@@ -476,12 +481,12 @@ def draw(parts: Parts, view: View) -> dict:
     }
 
 
-def programs(worker: object, comparison: Comparison) -> dict[str, str]:
+def programs(worker: Worker, comparison: Comparison) -> dict[str, str]:
     """Precision -> the code that makes what it made."""
     return {g.precision: worker.code(comparison.request, g.precision, g.execution) for g in comparison.results}
 
 
-def settings(spec: catalog.ModelSpec, worker: object, asked: CompareRequest | None = None) -> dict[str, dict]:
+def settings(spec: catalog.ModelSpec, worker: Worker, asked: CompareRequest | None = None) -> dict[str, dict]:
     """Field of the form -> what its component has to be for a model; one without a choice is not shown.
 
     Its value is that of a request, or else the default.

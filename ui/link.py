@@ -12,7 +12,8 @@ from urllib.parse import quote, urlencode
 
 from engine import catalog
 from engine.errors import RequestError
-from engine.request import REFERENCE, CompareRequest, shown
+from engine.formats import REFERENCE
+from engine.request import CompareRequest, shown
 
 NUMBERS = {
     "seed": "seed",

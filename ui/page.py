@@ -11,14 +11,18 @@ from pathlib import Path
 
 import gradio as gr
 
-from engine import catalog, record
-from engine.pool import Pool
-from engine.request import PRECISIONS, REFERENCE
-from ui import api, benchmarks, blind, cards, gallery, how, quality, recipe, style, words
-from ui.doors import Doors
+from engine import catalog
+from engine.formats import PRECISIONS, REFERENCE
+from engine.outputs import recordings
+from engine.outputs.pool import Pool
+from engine.serving.contracts import Worker
+from ui import api, style, words
 from ui.handlers import Form, Handlers, Parts, draw, settings
-from ui.shelf import Shelf
+from ui.html import cards
+from ui.tabs import benchmarks, blind, gallery, how, quality, recipe
 from ui.view import View
+from ui.web.middleware import Doors
+from ui.web.served_files import Shelf
 
 BENCHMARKS = catalog.ASSETS / "benchmarks"
 QUALITY = catalog.ASSETS / "quality"
@@ -43,7 +47,7 @@ FORM = """(...values) => {
   dispatchEvent(new CustomEvent('twinframe-form', { detail: form }));
 }"""
 TAB_OPENED = "() => { dispatchEvent(new CustomEvent('twinframe-tab', { detail: %s })); }"
-"""What ui/address.js is told, and asked."""
+"""What ui/static/address.js is told, and asked."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Page:
 
     demo: gr.Blocks
     shelf: Shelf
-    worker: object
+    worker: Worker
 
     def serve(
         self,
@@ -110,10 +114,10 @@ class Page:
 
 
 def build_page(
-    worker: object,
+    worker: Worker,
     *,
-    models: tuple[str, ...] = ("mini-flux",),
-    recorded: Path = record.FOLDER,
+    models: tuple[str, ...] = (catalog.DEFAULT,),
+    recorded: Path = recordings.FOLDER,
     measured: Path = BENCHMARKS,
     scored: Path = QUALITY,
     unseen: Path = BLIND,
@@ -187,7 +191,7 @@ def build_page(
     return Page(demo, shelf, worker)
 
 
-def _compare(worker: object, models: tuple[str, ...], first: View, **outside: gr.blocks.Block) -> Parts:
+def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr.blocks.Block) -> Parts:
     """The Compare tab; `outside` are those of its `Parts` that lie elsewhere."""
     asked = first.request
     spec = catalog.model(asked.model if asked else models[0])
@@ -268,7 +272,7 @@ def _compare(worker: object, models: tuple[str, ...], first: View, **outside: gr
     return parts
 
 
-def _precisions(worker: object, chosen: Sequence[str]) -> gr.CheckboxGroup:
+def _precisions(worker: Worker, chosen: Sequence[str]) -> gr.CheckboxGroup:
     """Chips for what this machine can run; bf16 has none, because it always takes part."""
     usable = [p for p in PRECISIONS if p != REFERENCE and worker.support[p].execution != "unavailable"]
     return gr.CheckboxGroup(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from engine.formats import LABELS, REFERENCE, ROWS
+
 PARTS = (
     *("frame", "form", "verdict", "views", "numbers", "pairs", "tables", "clips", "benchmarks"),
     *("narrow", "gallery", "stage", "warming", "tabs", "recipe", "quality", "how", "scatter", "blind", "previews"),
@@ -60,4 +62,18 @@ def head() -> str:
     """
     folder = Path(__file__).with_name("css")
     rules = "\n".join((folder / f"{part}.css").read_text(encoding="utf-8") for part in PARTS)
-    return f"<style>{SCOPE} {{\n{rules}}}</style>"
+    return f"<style>{SCOPE} {{\n{rules}{formats()}}}</style>"
+
+
+def formats() -> str:
+    """The rules that come from engine/formats.py: each format's colour, and the reference's name.
+
+    The reference has no line of its own in a player, where the others are drawn against it.
+    """
+    rules = [f'& {{\n  --tf-reference: "{LABELS[REFERENCE]}";\n}}']
+    for row in ROWS:
+        where = ".tf-benchmarks, .tf-tab" if row.id == REFERENCE else ".tf-player, .tf-benchmarks, .tf-tab"
+        chosen = f':is({where}) [data-precision="{row.id}"]'
+        rules.append(f"{chosen} {{\n  --tf-line-colour: {row.colour.light};\n}}")
+        rules.append(f".dark & {chosen} {{\n  --tf-line-colour: {row.colour.dark};\n}}")
+    return "\n".join(rules) + "\n"

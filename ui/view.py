@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine import events
-from engine.pool import Seen
-from engine.request import REFERENCE, CompareRequest
+from engine.formats import REFERENCE
+from engine.outputs.pool import Seen
+from engine.request import CompareRequest
 from engine.results import Comparison, Generation, Ruler
 from ui import words
 

@@ -25,11 +25,12 @@ def ready(model: str, precision: str) -> dict:
     began = psutil.Process().create_time()
     import torch
 
-    from engine import catalog, compilation
-    from engine.compare import Studio
+    from engine import catalog
+    from engine.compiler import compilation
     from engine.environment import versions
     from engine.request import CompareRequest
-    from engine.source import Source
+    from engine.runtime.studio import Studio
+    from engine.weights.source import Source
 
     seconds = {"imports": time.time() - began}
     with torch.inference_mode():

@@ -20,11 +20,14 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from engine import catalog, compilation, loading, timing
+from engine import catalog
+from engine.compiler import compilation
 from engine.environment import versions
-from engine.precision import detect
+from engine.quantization.capability import detect
 from engine.request import CompareRequest
-from engine.source import Source
+from engine.runtime import timing
+from engine.weights import loading
+from engine.weights.source import Source
 
 CALLS = 7
 

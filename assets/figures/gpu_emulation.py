@@ -18,12 +18,14 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from engine import catalog, compilation, metrics
-from engine.compare import Studio
+from engine import catalog
+from engine.compiler import compilation
 from engine.environment import versions
-from engine.holdings import Rendition
-from engine.pipeline import call, finished
+from engine.metrics import distances
 from engine.request import CompareRequest
+from engine.runtime.pipeline import call, finished
+from engine.runtime.residents import Rendition
+from engine.runtime.studio import Studio
 
 PROMPTS = (
     *("a rocket on a blue background", "a cat on a red background", "a snowman on a purple background"),
@@ -89,7 +91,7 @@ def measure() -> dict:
                     pictures.append(finished(rendition.pipeline, spec, output).pixels.cpu() * 2 - 1)
                 _, made = gpu.generate(there, spec, request, Path(folder), lambda _: None, lambda: False)
                 for how, other in (("eager", pictures[1]), ("compiled", made.pixels.cpu() * 2 - 1)):
-                    scores[how].append(metrics.lpips_distance(pictures[0], other).item())
+                    scores[how].append(distances.lpips_distance(pictures[0], other).item())
             entry["lpips"] = {how: {"mean": fmean(values), "each": values} for how, values in scores.items()}
             result["precisions"][name] = entry
     return result

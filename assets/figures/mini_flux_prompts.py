@@ -13,10 +13,11 @@ from statistics import fmean, stdev
 
 import torch
 
-from engine import catalog, metrics
-from engine.compare import Studio
+from engine import catalog
 from engine.environment import versions
+from engine.metrics import distances
 from engine.request import CompareRequest
+from engine.runtime.studio import Studio
 
 THINGS = (
     *("rocket", "cat", "dog", "octopus", "pizza", "snowman", "cactus", "bicycle", "turtle", "strawberry", "guitar"),
@@ -50,7 +51,7 @@ def measure() -> dict:
                 _, output = studio.generate(rendition, spec, request, Path(folder), lambda _: None, lambda: False)
                 made[label] = output.pixels * 2 - 1
             for label, values in scores.items():
-                values.append(metrics.lpips_distance(made["bf16"], made[label]).item())
+                values.append(distances.lpips_distance(made["bf16"], made[label]).item())
     return {
         "device": studio.machine.name,
         "versions": versions(),

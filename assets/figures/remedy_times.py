@@ -1,4 +1,5 @@
-"""What the remedies of engine/remedies.py add to a denoising step on a GPU: FLUX.1-dev, random weights, batch 1.
+"""What the remedies of engine/quantization/remedies.py add to a denoising step on a GPU: FLUX.1-dev, random weights,
+batch 1.
 
 python -m assets.figures.remedy_times OUT [--tiny]
 
@@ -23,8 +24,8 @@ import torch
 from torch import nn
 
 from assets.figures.speed_steps import Sweep
-from engine import compilation
-from engine.remedies import LowRankLinear, WeightOnlySteps
+from engine.compiler import compilation
+from engine.quantization.remedies import LowRankLinear, WeightOnlySteps
 
 RANKS = (16, 32)
 ROUNDS, CALLS = 3, 8

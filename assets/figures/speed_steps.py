@@ -29,10 +29,14 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Graph
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from engine import catalog, compilation, fusion, loading, profile, recipes
+from engine import catalog
+from engine.benchmark import profile
+from engine.compiler import compilation, fusion
 from engine.environment import versions
-from engine.precision import detect, support
-from engine.source import Source
+from engine.quantization import recipes
+from engine.quantization.capability import detect, support
+from engine.weights import loading
+from engine.weights.source import Source
 
 LIMIT = 300.0
 SPEC = catalog.MODELS["flux.1-dev"]

@@ -384,7 +384,7 @@ def export(data: Path, run: Path, out: Path, shard: str = "9MB") -> None:
 
 @torch.no_grad()
 def evaluate(data: Path, pipe: FluxPipeline, steps: int = 20, guidance: float = 1.0, batch: int = 25) -> dict:
-    """Retrieval, background and reconstruction, as the README states them."""
+    """Retrieval, background and reconstruction, as assets/models/README.md states them."""
     pictures, judge = Pictures(data), perceptual()
     held = held_captions(json.loads((data / "names.json").read_text()))
     made, began = [], time.time()

@@ -691,7 +691,7 @@ def generate(pipe: LTX2Pipeline, captions: list[str], guidance: float) -> tuple[
 
 @torch.no_grad()
 def evaluate(data: Path, pipe: LTX2Pipeline, guidance: float, count: int, limit: int | None, batch: int = 25) -> dict:
-    """What the README states, on clips that were trained on, from other noise.
+    """What assets/models/README.md states, on clips that were trained on, from other noise.
 
     - top1, top5: the rank of the right clip, in whatever place, when the generated middle frame is compared, by LPIPS,
       with the middle frames of all emoji in all motions and places on the same background; emoji_top1: the nearest one

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.blind import Given
+from engine.outputs.blind import Given
 from ui.words.common import NAMES, score
 
 TITLE = "Which one is bf16?"

@@ -6,14 +6,30 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 from engine import catalog
+from engine.formats import FORMATS, LABELS, QUANTIZED, REFERENCE
 from engine.request import CompareRequest
 from engine.results import Generation, Latency
+
+
+def listed(names: Iterable[str]) -> str:
+    """a, b and c."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _rates() -> str:
+    """How long a matrix product takes in each format where the reference's takes 1: "FP8 and MXFP8 half"."""
+    shares = {1 / 2: "half", 1 / 4: "a quarter"}
+    times = sorted({FORMATS[name].time for name in QUANTIZED}, reverse=True)
+    of = {time: listed(LABELS[name] for name in QUANTIZED if FORMATS[name].time == time) for time in times}
+    return ", ".join(f"{names} {shares.get(time, f'{time:g}')}" for time, names in of.items())
+
 
 TITLE = "Twinframe"
 TAGLINE = "See what quantization costs"
 COMPARE, BLIND, GALLERY = "Compare", "Blind test", "Gallery"
 QUALITY, RECIPE, BENCHMARKS, HOW = "Quality", "Recipe", "Benchmarks", "How it works"
-NAMES = {"bf16": "bf16", "fp8": "FP8", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
+NAMES = LABELS
 GENERATE, STOP = "Generate", "Stop"
 MODEL_LABEL, PRECISION_LABEL = "Model", "Precision"
 WHY = {
@@ -58,8 +74,8 @@ WHY = {
     "interval": "Where the mean lies with 95% confidence: a percentile bootstrap over the prompts.",
     "flicker": "LPIPS of the differences between neighbouring frames, against those of bf16's clip: what moves "
     "otherwise, or flickers, counts here.",
-    "gemms": "Derived, not measured: time of the denoiser's matrix products by FLOPs, where bf16 takes 1, FP8 and "
-    "MXFP8 half, NVFP4 a quarter.",
+    "gemms": "Derived, not measured: time of the denoiser's matrix products by FLOPs, where "
+    f"{LABELS[REFERENCE]} takes 1, {_rates()}.",
     "denoiser": "Bytes of all weights of the denoiser as stored; MB are 1e6 bytes.",
 }
 """What a number means and how it was measured."""
@@ -87,12 +103,6 @@ QUOTED_BADGE = "quoted: NVIDIA B200, PyTorch post, not measured here"
 def thing(asked: CompareRequest) -> str:
     """What a model makes: "picture" or "clip"."""
     return catalog.model(asked.model).makes.removesuffix("s")
-
-
-def listed(names: Iterable[str]) -> str:
-    """a, b and c."""
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
 
 
 def no_latency(generation: Generation, asked: CompareRequest) -> str:

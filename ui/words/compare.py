@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from engine.catalog import ModelSpec
-from engine.request import REFERENCE, CompareRequest
+from engine.formats import REFERENCE
+from engine.request import CompareRequest
 from engine.results import Generation
 from ui.words.common import NAMES, RECIPES, thing
 
@@ -17,7 +18,7 @@ STALE = {
     "busy": "Still being made: “{prompt}”.",
     "foreign": "Below: a recording of “{prompt}”. Generate makes what the box says.",
 }
-"""What is said where the form asks for something else than is shown; ui/address.js fills in the prompt."""
+"""What is said where the form asks for something else than is shown; ui/static/address.js fills in the prompt."""
 SEED_LABEL, DICE = "Seed", "Pick a random seed"
 MORE = "More settings"
 STEPS_LABEL = "Steps"
@@ -28,7 +29,7 @@ SIDE, SLIDER, FLICKER, DIFFERENCE, TABLE = "Side by side", "Slider", "Flicker", 
 MAP_LABEL = "Map"
 MAPS = {"pixels": "|a − b|", "lpips": "LPIPS"}
 MAP_ENDS = {"pixels": "64 levels of 255, or more", "lpips": "LPIPS 0.5, or more"}
-"""Of the colour scales; the numbers are those of ui/viewer.js."""
+"""Of the colour scales; the numbers are those of ui/static/viewer.js."""
 ZOOM = "Zoom of all pictures"
 ZOOM_OUT, ZOOM_RESET, ZOOM_IN = "Zoom out (−)", "Whole picture (0)", "Zoom in (+)"
 TO_WORST, TO_WORST_HINT = "Worst spot", "Zoom to where the pictures differ most, averaged over an eighth of each side"
@@ -114,7 +115,7 @@ def pair_empty(asked: CompareRequest | None) -> str:
 
 
 def worst(asked: CompareRequest, name: str) -> dict[str, str]:
-    """What is said of the worst spot of each map; ui/viewer.js fills in the numbers."""
+    """What is said of the worst spot of each map; ui/static/viewer.js fills in the numbers."""
     whole = f"over the whole {'picture' if asked.num_frames == 1 else 'frame'}."
     spot = "The worst spot, {size} pixels:"
     return {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from engine.pool import Seen
+from engine.formats import REFERENCE, Format
+from engine.outputs.pool import Seen
 from engine.results import Ruler
 from ui.words.common import NAMES, megabytes, score
 from ui.words.verdict import on_the_ruler
@@ -15,12 +16,6 @@ HOW_FORMATS_SAID = (
     "neighbours one scale of its own, so that one large weight spoils the precision of its block and of nothing else. "
     "Below, 32 neighbouring weights in each format: a box is a value, a dark one a scale, and its area is its bits."
 )
-FORMATS = {
-    "bf16": "16 bits each, no scale",
-    "fp8": "8 bits each (e4m3), one fp32 scale for a row",
-    "mxfp8": "8 bits each (e4m3), one power of two (e8m0) for 32",
-    "nvfp4": "4 bits each (e2m1), one e4m3 scale for 16, one fp32 for all",
-}
 E2M1 = "All that 4 bits can say: 15 values. The scale stretches them over a block; what lies between is rounded."
 HOW_SELECTIVE = "Not every layer"
 HOW_SELECTIVE_SAID = (
@@ -36,6 +31,19 @@ HOW_LPIPS_SAID = (
 )
 HOW_NO_RULER = "The scores of a comparison appear here once it is finished."
 NOISE, OTHER_SEED = "bf16's own noise", "another seed"
+
+
+def layout(found: Format) -> str:
+    """How a format stores numbers: "4 bits each (e2m1), one e4m3 scale for 16, one fp32 for all"."""
+    element = "" if found.id == REFERENCE else f" ({found.element})"
+    scales = []
+    if found.block:
+        kind = "power of two (e8m0)" if found.scale == "e8m0" else f"{found.scale} scale"
+        scales.append(f"one {kind} for {found.block}")
+    if found.outer:
+        shared = "a row" if found.outer == "row" else "all"
+        scales.append(f"one fp32{'' if scales else ' scale'} for {shared}")
+    return ", ".join([f"{found.bits} bits each{element}", *(scales or ["no scale"])])
 
 
 def bits(count: int, weights: int) -> str:

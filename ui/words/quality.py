@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from engine.catalog import DEFAULT
+from engine.formats import DEFAULTS, REFERENCE
 from engine.results import NO_SCORE
 from ui.words.common import NAMES, RECIPES, score
 
 NO_QUALITY = "Nothing has been measured yet. Recipes are compared over many prompts, and drawn here, by"
 EVALUATE_COMMAND = (
-    "python -m engine evaluate --model mini-flux --precision mxfp8 nvfp4 --recipe full seed --prompts drawbench "
-    "--out assets/quality/my-run"
+    f"python -m engine evaluate --model {DEFAULT} --precision {' '.join(p for p in DEFAULTS if p != REFERENCE)} "
+    "--recipe full seed --prompts drawbench --out assets/quality/my-run"
 )
 FRONTIER = "Closeness against size"
 FRONTIER_NOTE = (

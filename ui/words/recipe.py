@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from engine.formats import REFERENCE
 from ui.words.common import NAMES, change, megabytes, seconds, size
 
 PLAN_NOTE = "Decided from names and shapes alone, without weights; on the command line"
@@ -14,7 +15,7 @@ SHOW_ROLE = "Show these layers in the list below"
 FILTER, FILTER_HINT, SHOWN = "Filter layers", "Filter, such as attn.to_q or transformer_blocks.*.ff*", "Which layers"
 EVERY_LAYER, QUANTIZED, KEPT = "All layers", "Quantized", "Kept in bf16"
 FILTERED = "{shown} of {all} layers · {bf16} → {stored} MB"
-"""ui/recipe.js fills in the numbers."""
+"""ui/static/recipe.js fills in the numbers."""
 FILTERED_NONE = "No layer is called that."
 SENSITIVITY = "Which layers are sensitive"
 MEASURES = {
@@ -26,7 +27,7 @@ MEASURES = {
 
 def planned(plan: Mapping, name: str) -> str:
     """What a recipe comes to, in one sentence."""
-    before, after = plan["bytes"]["bf16"], plan["bytes"]["quantized"]
+    before, after = plan["bytes"][REFERENCE], plan["bytes"]["quantized"]
     sizes = f"{' '.join(size(before / 1e9))} to {' '.join(size(after / 1e9))}"
     taken = f"{plan['quantized']:,} of the {plan['linears']:,} Linear layers of {name} are quantized"
     return f"{taken}: its denoiser goes from {sizes}, {change(1 - after / before)}."

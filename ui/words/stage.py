@@ -20,7 +20,7 @@ ACTS = {
     "p": "Leave the stage",
     "?": "This list",
 }
-"""What ui/stage.js does at a key."""
+"""What ui/static/stage.js does at a key."""
 
 
 def fell_back(reason: str, asked: CompareRequest, recorded: CompareRequest) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine import catalog
-from engine.pool import Seen
-from engine.request import REFERENCE
+from engine.formats import REFERENCE
+from engine.outputs.pool import Seen
 from engine.results import Comparison, Generation, Ruler
 from ui.words.common import NAMES, change, factor, listed, score
 
@@ -22,7 +22,7 @@ QUOTED_HERE = "With these settings the post measured"
 MINIATURE = "Made by a miniature: a full-size model can lose more or less."
 WITHIN_NOISE = "within bf16's own noise"
 SEEN = {"alike": "hard to tell from bf16 in blind tests", "apart": "different to the eye in blind tests"}
-"""What is said of a score where the answers of people support it (engine/pool.py), and nowhere else."""
+"""What is said of a score where the answers of people support it (engine/outputs/pool.py), and nowhere else."""
 
 
 def way(lpips: float, ruler: Ruler) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from engine import events
 from engine.catalog import MODELS
-from engine.telemetry import Preload
+from engine.serving.telemetry import Preload
 from ui.words.common import NAMES, STARTING
 from ui.words.run import gigabytes_of
 

@@ -1,0 +1,258 @@
+"""Compiling the denoiser: its repeated blocks one by one, alike for every precision, on GPUs only.
+
+Compiling one block and running it many times ("regional compilation") starts up several times faster than compiling
+the whole model and is nearly as fast. On a CPU it costs a minute and gains emulated precisions nothing, so there
+everything stays eager.
+
+Dynamo's and Inductor's settings belong to a thread: call everything here from the thread that runs the model.
+Knows nothing of precisions beyond what their `Support` says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+from engine.compiler import fusion, text_kv
+from engine.compiler.step_graph import PLAIN_CALLS, StepGraph
+from engine.files import cache_folder
+from engine.machine import Support
+
+EAGER, DEFAULT, GRAPHS, BLOCK_GRAPHS = "eager", "default", "step graph", "reduce-overhead"
+"""Not compiled; compiled; compiled, and recorded as one CUDA graph a step; compiled by torch.compile's mode of that
+name, which records each block as a CUDA graph of its own. The last is no mode of the engine's: the benchmark measures
+it, as the seed post runs it."""
+WARM_UP_STEPS: Mapping[str, int] = {EAGER: 1, DEFAULT: 2, GRAPHS: PLAIN_CALLS + 1, BLOCK_GRAPHS: 5}
+"""Denoising steps until nothing new happens: a second one meets tensors with other strides, and a graph is recorded
+after that. Graphs of blocks come latest: where guidance has two lengths of prompt, the second step runs the first
+length by the second's symbolic code, whose first call is plain, the third records what that left out, and the fourth
+replays."""
+
+_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+_RECOMPILE_LIMIT = 128
+"""Graphs of one block class; all precisions and shapes of all models with it share them, and torch's 8 are too few."""
+
+
+PROMPT: Mapping[str, Callable[[Mapping], tuple]] = {
+    "QwenImageTransformerBlock": lambda given: ((given["encoder_hidden_states"], 1), (given["image_rotary_emb"][1], 0)),
+}
+"""Class of a block -> the tensors of its arguments that are as long as the prompt, each with that dimension, for models
+whose prompts are not padded: one graph serves every prompt. Padding would need a mask, which FlashAttention has none
+for, and its pictures are others: on mini-qwen as far away as fused from unfused attention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """What the first run of a shape took."""
+
+    seconds: float
+    """Wall clock, with the compile."""
+    graphs: int
+    """Graphs that were compiled."""
+    added: int
+    """The most bytes it allocated beyond what was there when it began."""
+    dropped: int = 0
+    """Recordings that had been given up by then (`Blocks.dropped`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What compiling and recording did; a difference of two is what was done in between."""
+
+    compiled: int = 0
+    """Graphs, in this process."""
+    plain: int = 0
+    """Steps that ran as they are, on the way to a recording."""
+    recorded: int = 0
+    """CUDA graphs, of one denoiser in its mode."""
+    replayed: int = 0
+    """Its steps that were replays of a recorded one."""
+
+    @classmethod
+    def so_far(cls, blocks: Blocks) -> Done:
+        steps = {"plain": blocks.plain, "recorded": blocks.recorded, "replayed": blocks.replayed}
+        return cls(compiled=graphs_compiled(), **steps)
+
+    def since(self, before: Done) -> Done:
+        return Done(**{name: value - getattr(before, name) for name, value in asdict(self).items()})
+
+    @property
+    def delayed(self) -> bool:
+        """Something was done that a call of a warm shape does not do, so that its time is not that of the call."""
+        return bool(self.compiled or self.plain or self.recorded)
+
+
+def mode(batch_size: int, support: Support, device: torch.device) -> str:
+    """How the blocks run: a CUDA graph pays where launching kernels takes a good part of a step, at one picture or
+    clip."""
+    if device.type != "cuda" or (support.machine and support.machine.no_compile):
+        return EAGER
+    recorded = support.execution == "native" and batch_size == 1 and not support.no_graph
+    return GRAPHS if recorded else DEFAULT
+
+
+def configure() -> None:
+    """Settings that key the compile caches: the same before every compile of this thread.
+
+    Compiled code is kept across processes below the user's cache folder, unless $TORCHINDUCTOR_CACHE_DIR says where.
+    """
+    if os.environ.get(_CACHE_VARIABLE) in (None, default_cache_dir()):  # torch writes its default into it
+        os.environ[_CACHE_VARIABLE] = str(cache_folder() / "inductor")
+    fusion.install()
+    torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
+    torch._dynamo.config.accumulated_recompile_limit = 8 * _RECOMPILE_LIMIT
+
+
+def graphs_compiled() -> int:
+    """Graphs that this process has compiled so far; a difference counts compiles in between."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def forget_sizes() -> None:
+    """Let what is compiled next know nothing of the sizes that were compiled before: with `dynamic=None` a dimension
+    that was ever seen to change becomes symbolic, whoever changed it."""
+    torch._dynamo.pgo.reset_code_state()
+
+
+def block_graphs_recorded(device: torch.device) -> int:
+    """What this thread's CUDA graphs of blocks have done so far besides replaying: recordings, and the plain call that
+    each compiled function begins with. A difference counts both in between, unless `torch.compiler.reset` was."""
+    from torch._inductor.cudagraph_trees import get_manager  # belongs to the thread that imports it first
+
+    trees = get_manager(device.index or 0, create_if_none_exists=False)
+    if trees is None:
+        return 0
+    nodes, waiting = 0, list(trees.get_roots())
+    while waiting:
+        nodes += 1
+        waiting += chain.from_iterable(waiting.pop().children.values())
+    return nodes + len(trees.warmed_up_functions)
+
+
+def block_graphs_skipped() -> int:
+    """How often Inductor has given up recording a compiled function in this process."""
+    return torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+
+
+class Blocks:
+    """The repeated blocks of one denoiser, in one mode at a time.
+
+    Args:
+        denoiser: a diffusers model whose class names its `_repeated_blocks`.
+        dynamic: torch.compile's argument. False gives every shape its own graph, the fastest, but for the length of
+            prompts that are not padded, which is symbolic from the first (see `PROMPT`); None lets any dimension that
+            changes become symbolic, so that what a size runs as depends on which came before it.
+        options: Inductor settings on top of the mode's own.
+
+    Attributes:
+        mode: the one in use.
+    """
+
+    def __init__(self, denoiser: nn.Module, dynamic: bool | None = False, options: Mapping[str, object] | None = None):
+        self._denoiser, self._dynamic = denoiser, dynamic
+        self._options = dict(fusion.options() if options is None else options)
+        self._blocks = [m for m in denoiser.modules() if type(m).__name__ in denoiser._repeated_blocks]
+        self.mode = EAGER
+        self._calls: dict[str, list[Callable | None]] = {EAGER: [None] * len(self._blocks)}
+        """By mode; `GRAPHS` records the calls of `DEFAULT`."""
+        self._step = StepGraph(denoiser._call_impl)
+        self._text_kv = text_kv.of(denoiser, self._blocks)
+        """Used with the step graph: more than one clip would take that many times the memory."""
+        self._key_value: Callable = text_kv.key_value
+
+    def use(self, mode: str) -> None:
+        """Run in `mode` from now on; what was compiled or recorded is kept."""
+        self.mode = mode
+        kind = DEFAULT if mode == GRAPHS else mode
+        if kind not in self._calls:
+            self._calls[kind] = self._compiled() if kind == DEFAULT else self._replayed()
+        calls = self._calls[kind]
+        whole = self._step if mode == GRAPHS else None
+        if self._text_kv is not None:
+            self._text_kv.install(mode == GRAPHS)
+            if mode == GRAPHS:
+                calls = [self._text_kv.instead(call, number) for number, call in enumerate(calls)]
+                whole = self._text_kv.before(whole, self._key_value)
+        for block, call in zip(self._blocks, calls, strict=True):
+            block._compiled_call_impl = call  # where nn.Module.compile() keeps it
+        self._denoiser._compiled_call_impl = whole
+
+    def vary(self, variant: object) -> None:
+        """The blocks compute something else from now on, which this hashable names: it gets recordings of its own."""
+        self._step.variant = variant
+        if self._text_kv is not None:
+            self._text_kv.variant = variant
+
+    @property
+    def dropped(self) -> int:
+        """Recorded steps that were given up for others so far: when it grows, what was warm may not be any more."""
+        return self._step.dropped
+
+    @property
+    def recorded(self) -> int:
+        """CUDA graphs recorded so far: of steps, or in their mode of blocks."""
+        return self._step.recorded if self.mode != BLOCK_GRAPHS else block_graphs_recorded(self._denoiser.device)
+
+    @property
+    def plain(self) -> int:
+        """Steps so far that ran as they are, on the way to a recording."""
+        return self._step.plain
+
+    @property
+    def replayed(self) -> int:
+        """Steps so far that were replays of a recorded one."""
+        return self._step.replayed
+
+    def forget(self) -> None:
+        """The weights have moved: what was recorded with their addresses is of no use any more."""
+        self._step.forget()
+        if self._text_kv is not None:
+            self._text_kv.forget()
+
+    @property
+    def text_once(self) -> bool:
+        """Keys and values of the text are computed once a call, when a step is recorded."""
+        return self._text_kv is not None
+
+    def _compiled(self) -> list[Callable]:
+        configure()
+        self._denoiser.compile_repeated_blocks(fullgraph=True, dynamic=self._dynamic, options=self._options)
+        self._key_value = torch.compile(self._key_value, fullgraph=True, dynamic=self._dynamic, options=self._options)
+        calls = [block._compiled_call_impl for block in self._blocks]
+        where = [PROMPT.get(type(block).__name__) for block in self._blocks]
+        if self._dynamic is not False:
+            return calls
+        return [_any_prompt(call, at) if at else call for call, at in zip(calls, where, strict=True)]
+
+    def _replayed(self) -> list[Callable]:
+        """As the post has it: the compiled `forward` of every block, and copies of its outputs, which the next block's
+        replay would overwrite. With copies every call may begin a new round, so that no step needs to be marked."""
+        configure()
+        options = self._options | torch._inductor.list_mode_options("reduce-overhead")
+        return [
+            _cloned(torch.compile(block.forward, fullgraph=True, dynamic=self._dynamic, options=dict(options)))
+            for block in self._blocks
+        ]
+
+
+def _cloned(call: Callable) -> Callable:
+    def called(*args: object, **kwargs: object) -> object:
+        made = call(*args, **kwargs)
+        return made.clone() if isinstance(made, Tensor) else tuple(tensor.clone() for tensor in made)
+
+    return called
+
+
+def _any_prompt(call: Callable, where: Callable[[Mapping], tuple]) -> Callable:
+    def called(*args: object, **kwargs: object) -> object:
+        for tensor, dimension in where(kwargs):
+            torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+        return call(*args, **kwargs)
+
+    return called

@@ -1,0 +1,239 @@
+"""One precision of a comparison as a program of its own: the diffusers and torchao calls the engine makes, without it.
+
+For whoever wants to leave the page with something that runs. The program holds the rules of the recipe, not the
+engine's plan, so that it can be read; tests/engine/outputs/test_program.py holds the two together, layer by layer.
+Knows the request and the recipes, no device: a program for a precision that was emulated is the native one, and says
+so."""
+
+from __future__ import annotations
+
+import json
+
+from engine import catalog
+from engine.catalog import ModelSpec
+from engine.formats import FORMATS, FP8, MXFP8, NVFP4, REFERENCE
+from engine.quantization import recipes
+from engine.quantization.recipe_files import Tuning, in_words
+from engine.request import CompareRequest
+
+_IMPORTS = {
+    FP8.id: (
+        "from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_",
+        "from torchao.quantization.quantize_.common import KernelPreference",
+    ),
+    MXFP8.id: (
+        "from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig",
+        "from torchao.quantization import quantize_",
+        "from torchao.quantization.quantize_.common import KernelPreference",
+    ),
+    NVFP4.id: (
+        "from torchao.prototype.mx_formats import NVFP4DynamicActivationNVFP4WeightConfig",
+        "from torchao.quantization import quantize_",
+    ),
+}
+_CONFIGS = {
+    FP8.id: """Float8DynamicActivationFloat8WeightConfig(
+    granularity=PerRow(),
+    activation_value_lb=1e-12,  # a row of zeros would become NaN
+    kernel_preference=KernelPreference.TORCH,
+    set_inductor_config=False,  # its settings would hold for the whole process
+)""",
+    MXFP8.id: """MXDynamicActivationMXWeightConfig(
+    activation_dtype=torch.float8_e4m3fn,
+    weight_dtype=torch.float8_e4m3fn,
+    kernel_preference=KernelPreference.AUTO,
+)""",
+    NVFP4.id: """NVFP4DynamicActivationNVFP4WeightConfig(
+    use_dynamic_per_tensor_scale=True,
+    use_triton_kernel=True,  # needs mslk-cuda; False without it
+)""",
+}
+"""As engine/quantization/capability.py configures them where they are native."""
+_CONTIGUOUS = """pipe.transformer.register_forward_pre_hook(  # the latents are a view that torchao's quantizers refuse
+    lambda module, args, kwargs: (args, kwargs | {"hidden_states": kwargs["hidden_states"].contiguous()}),
+    with_kwargs=True,
+)
+"""
+
+
+def code(request: CompareRequest, precision: str, execution: str) -> str:
+    """A Python program that makes the request's pictures or clips in one precision and writes them where it is run.
+
+    Args:
+        precision: one of the request's.
+        execution: how the comparison ran it, "native" or "emulated".
+
+    Raises:
+        RequestError: the model has no such recipe.
+    """
+    spec = catalog.model(request.model)
+    recipe = recipes.recipe(spec.family, request.recipe)
+    parts = [_head(spec, precision, execution, recipe), _load(spec)]
+    if precision != REFERENCE:
+        parts += [chooser(recipe, precision), _quantize(precision, _others(recipe, precision))]
+    steps = recipe.weight_only_steps(precision)
+    parts += [_prepare(spec), *([_switch(steps, request.num_inference_steps)] if any(steps) else [])]
+    return "\n\n".join([*parts, _call(spec, request, any(steps)), _save(spec, request, precision)]) + "\n"
+
+
+def chooser(recipe: recipes.Recipe, precision: str) -> str:
+    """The source of `quantized(module, name)`, torchao's `filter_fn`: which layers a recipe takes for a format.
+
+    Where a recipe file mixes formats, also `OTHERWISE`, name -> precision, which goes before the rules.
+    """
+    stored, names, rules = FORMATS[precision], "", []
+    shape = f"module.in_features % {stored.multiple_in} == 0 and module.out_features % {stored.multiple_out} == 0"
+    if recipe.min_features:
+        rules.append(f"min(module.in_features, module.out_features) >= {recipe.min_features}")
+    if recipe.skip_containing:
+        names += _tuple("KEPT", "a layer whose name contains one of these stays bf16", recipe.skip_containing)
+        rules.append("not any(part in name for part in KEPT)")
+    if recipe.skip_exact:
+        rules.append(f"name not in {recipe.skip_exact!r}")
+    if recipe.min_rows:
+        names += _tuple("ROWS", "of a product, by the layer's name: the first that matches decides", recipe.rows)
+        rules.append(f"next((n for part, n in ROWS if part in name), {recipe.min_rows}) >= {recipe.min_rows}")
+    tuning = recipe.tunings.get(precision, Tuning())
+    if tuning.layers:
+        pairs = (f"    {name!r}: {kept!r}," for name, kept in tuning.layers.items())
+        names += "\n".join(["OTHERWISE = {  # these go before the rules", *pairs, "}", ""])
+        rules = [f"(name in OTHERWISE or {rule})" for rule in rules]
+        rules.append(f"OTHERWISE.get(name, {precision!r}) == {precision!r}")
+    tests = "\n        and ".join(["isinstance(module, torch.nn.Linear)", shape, *rules])
+    return f"{names}\n\ndef quantized(module, name):\n    # {recipe.summary}\n    return (\n        {tests}\n    )\n"
+
+
+def _others(recipe: recipes.Recipe, precision: str) -> list[str]:
+    """The further precisions in which a recipe file stores layers."""
+    tuning = recipe.tunings.get(precision, Tuning())
+    return sorted({*tuning.layers.values()} - {precision, REFERENCE})
+
+
+def _tuple(name: str, comment: str, values: tuple) -> str:
+    return "\n".join([f"{name} = (  # {comment}", *(f"    {value!r}," for value in values), ")", ""])
+
+
+def _head(spec: ModelSpec, precision: str, execution: str, recipe: recipes.Recipe) -> str:
+    needs = ["torch", "diffusers", "transformers", *(["torchao"] if precision != REFERENCE else [])]
+    said = [f"# {spec.name} in {precision}, as Twinframe runs it. Needs {', '.join(needs)}."]
+    if execution != "native" and FORMATS[precision].hardware:
+        said += [
+            f"# Needs {FORMATS[precision].hardware}. This comparison ran on a machine without",
+            "# that, so its result comes from an emulation of the same arithmetic.",
+        ]
+    tuning = recipe.tunings.get(precision, Tuning())
+    if tuning.searched or tuning.low_rank or tuning.calibrated:
+        said += [
+            "# Twinframe also searches block scales of NVFP4 weights, calibrates weights and adds low-rank branches",
+            "# where its recipe says so, which torchao does not: what this program makes is further from bf16.",
+        ]
+    own = dict.fromkeys(line for name in (precision, *_others(recipe, precision)) for line in _IMPORTS.get(name, ()))
+    if any(recipe.weight_only_steps(precision)):
+        own["from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor"] = None
+    video = ("from diffusers.utils import encode_video",) if spec.modality == "video" else ()
+    return "\n".join([*said, "import torch", f"from diffusers import {spec.pipeline}", *video, *own])
+
+
+def _load(spec: ModelSpec) -> str:
+    if spec.bundled:
+        source = f'"assets/{spec.source}"'
+        where = "  # in a copy of Twinframe's repository"
+        options = "torch_dtype=torch.bfloat16, local_files_only=True"
+    else:
+        source, where = f'"{spec.source}"', ""
+        options = f'revision="{spec.revision}", torch_dtype=torch.bfloat16'
+    lines = [
+        'device = "cuda" if torch.cuda.is_available() else "cpu"',
+        f"model = {source}{where}",
+        f"pipe = {spec.pipeline}.from_pretrained(",
+        f"    model, {options}",
+        ").to(device)",
+    ]
+    if json.loads((spec.folder / "model_index.json").read_text())["vae"][1] == "AutoencoderKL":
+        lines += ['if device == "cpu":', "    pipe.vae.to(memory_format=torch.channels_last)"]
+    if spec.vae_tiling:
+        lines.append("pipe.vae.enable_tiling()")
+    return "\n".join(lines)
+
+
+def _quantize(precision: str, others: list[str]) -> str:
+    parts = [f"config = {_CONFIGS[precision]}\nquantize_(pipe.transformer, config, filter_fn=quantized)"]
+    for name in others:
+        chosen = f"lambda module, name: OTHERWISE.get(name) == {name!r}"
+        parts.append(
+            f"config_{name} = {_CONFIGS[name]}\nquantize_(pipe.transformer, config_{name}, filter_fn={chosen})"
+        )
+    return "\n".join(parts)
+
+
+def _prepare(spec: ModelSpec) -> str:
+    dynamic = False if spec.text_padded else None
+    return (
+        'pipe.transformer.set_attention_backend("native")\n'
+        f"{_CONTIGUOUS if spec.modality == 'video' else ''}"
+        'if device == "cuda":  # Twinframe also records CUDA graphs for single pictures, which changes their speed\n'
+        f"    pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic={dynamic})"
+    )
+
+
+def _switch(weight_only: tuple[int, int], total: int) -> str:
+    """The source of what engine/quantization/remedies.py's `WeightOnlySteps` does."""
+    first, last = weight_only
+    return f"""linears = [module for module in pipe.transformer.modules() if isinstance(module, torch.nn.Linear)]
+weights = [linear.weight for linear in linears if isinstance(linear.weight, NVFP4Tensor)]
+quantizers = [weight.act_quant_kwargs for weight in weights]
+
+
+def before(step):
+    # Activations stay bf16 in {in_words(weight_only)}, for which NVFP4 weights are unpacked.
+    plain = step < {first} or step >= {total - last}
+    for weight, quantizer in zip(weights, quantizers):
+        weight.act_quant_kwargs = None if plain else quantizer
+
+
+def ended(pipe, index, timestep, kwargs):
+    before(index + 1)
+    return {{}}
+
+
+before(0)"""
+
+
+def _call(spec: ModelSpec, request: CompareRequest, switched: bool) -> str:
+    clip = {"num_frames": request.num_frames, "frame_rate": spec.defaults.frame_rate}
+    further = {
+        "height": request.height,
+        "width": request.width,
+        "num_inference_steps": request.num_inference_steps,
+        **spec.call,
+        **(clip if spec.modality == "video" else {}),
+        spec.guidance_argument: request.guidance_scale,
+        spec.batch_argument: request.batch_size,
+    }
+    arguments = [
+        repr(request.prompt),
+        *(f"{name}={value!r}" for name, value in further.items()),
+        f'generator=[torch.Generator("cpu").manual_seed((seed + i) % 2**32) for i in range({request.batch_size})]',
+        *(["callback_on_step_end=ended"] if switched else []),
+        *(['output_type="np"'] if spec.modality == "video" else []),
+    ]
+    return "\n".join([f"seed = {request.seed}", "output = pipe(", *(f"    {a}," for a in arguments), ")"])
+
+
+def _save(spec: ModelSpec, request: CompareRequest, precision: str) -> str:
+    kind = "png" if spec.modality == "image" else "mp4"
+    name = f'"{precision}.{kind}"' if request.batch_size == 1 else f'f"{precision}-{{i + 1}}.{kind}"'
+    if spec.modality == "image":
+        return f"for i, picture in enumerate(output.images):\n    picture.save({name})"
+    return "\n".join(
+        [
+            "for i, frames in enumerate(output.frames):",
+            "    encode_video(",
+            "        frames,",
+            f"        fps={spec.defaults.frame_rate:g},",
+            "        audio=output.audio[i].float().cpu(),",
+            "        audio_sample_rate=pipe.vocoder.config.output_sampling_rate,",
+            f"        output_path={name},",
+            "    )",
+        ]
+    )

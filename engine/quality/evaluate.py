@@ -1,0 +1,671 @@
+"""How far precisions and recipes are from bf16 over a set of prompts, with intervals, rulers and a report.
+
+Every prompt is made in bf16 once, again by a second legitimate bf16 path (the floor) and from another seed (the
+ceiling), and then by each precision with each recipe from the noise of the first. A picture and its row are written
+whole, one after the other, into a folder for the prompt, so that a run that is killed at any moment goes on where it
+stopped: at most the pictures that were in the making are made again. Tables and report are built from the rows in the
+end. `manifest.json` says what the folder holds and all that shaped it; a run with anything else in mind leaves it
+alone. Several devices take prompts from one list; they hinder each other's clocks, so no latency is kept then, and
+everything else is the same.
+
+What would count twice, or should not count at all, is left out of every mean and interval, and it is said: prompts of
+which a model reads the same tokens, which would give the same picture, and pairs of which either side has values that
+are not numbers, which have no score.
+
+Knows nothing of how pictures are made: that is engine/runtime/studio.py's `Studio`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+
+from safetensors.torch import load_file, save
+
+from engine import events
+from engine.catalog import ModelSpec
+from engine.environment import versions
+from engine.errors import OutputError, RequestError, UnsupportedError
+from engine.events import Stop
+from engine.files import writable, write_whole
+from engine.formats import QUANTIZED, REFERENCE
+from engine.metrics import distances
+from engine.metrics.statistics import CONFIDENCE, RESAMPLES, estimate, spread
+from engine.quality import report
+from engine.quality.prompts import Prompt, PromptSet
+from engine.quantization import recipes
+from engine.request import CompareRequest
+from engine.results import NO_SCORE
+from engine.runtime.multi_device import driving, each, studio_on, studios_of
+from engine.runtime.pipeline import Made, seed_of, token_ids
+from engine.runtime.residents import Rendition
+from engine.runtime.studio import Studio
+from engine.weights import fingerprint, loading
+
+FLOOR, CEILING = "floor", "ceiling"
+FORMAT = 2
+"""Of the folder; it changes when rows of one version could not be read by another."""
+AT_ONCE = 16
+"""Prompts that a large model makes in one precision before the next one is loaded; their references wait on disk."""
+EXTREMES = 4
+"""Worst and best pairs that are shown, at most."""
+SAME_SAID = 5
+"""Prompts that are named as equal to others, at most; summary.json has them all."""
+_REFERENCE_FILE = "reference.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to evaluate; None means the model's default.
+
+    Raises:
+        RequestError: nothing but bf16, with which there is nothing to compare.
+    """
+
+    precisions: tuple[str, ...]
+    recipes: tuple[str, ...] | None = None
+    seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    skip_refused: bool = False
+    """Leave out prompts that the model does not take, instead of refusing them all."""
+
+    def __post_init__(self) -> None:
+        if not set(self.precisions) - {REFERENCE}:
+            raise RequestError(f"There is nothing to compare with bf16: choose a precision of {', '.join(QUANTIZED)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lane:
+    """One precision with one recipe."""
+
+    precision: str
+    recipe: str
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.precision}-{self.recipe}"
+
+
+def run(
+    spec: ModelSpec,
+    settings: Settings,
+    prompts: PromptSet,
+    device: str,
+    source: loading.Source,
+    out: Path,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict:
+    """Evaluate, or go on with the evaluation that `out` holds; writes tables, summary and report in the end.
+
+    Args:
+        device: a torch device name, or several of one kind with commas between, over which the prompts are split.
+
+    Returns:
+        What `out/summary.json` holds.
+
+    Raises:
+        RequestError: a setting or prompt that the model does not take, before anything is loaded.
+        OutputError: `out` cannot be written, or holds something else.
+        UnsupportedError, LoadError: in one sentence.
+    """
+    asked = _request(spec, settings, spec.examples[0])
+    recipes = _recipes(spec, settings)
+    lanes = [Lane(precision=p, recipe=r) for p in asked.precisions if p != REFERENCE for r in recipes]
+    prompts, refused = _taken(spec, settings, prompts, say)
+    writable(out)
+    studio = studio_on(device, source)
+    with driving(studio.device):
+        for name in asked.precisions:
+            if studio.support[name].execution == "unavailable":
+                raise UnsupportedError(studio.support[name].reason)
+        wanted = _manifest(spec, asked, lanes, prompts, studio)
+        manifest = _held(out, wanted) or _begun(out, wanted | {"same": _same(spec, asked, prompts, studio, say)})
+        given, same = len(prompts.prompts), manifest["same"]
+        prompts = replace(prompts, prompts=tuple(p for p in prompts.prompts if str(p.id) not in same))
+        if same:
+            say(same_in_words(same, spec.name))
+        _Evaluation(spec, asked, lanes, prompts.prompts, studio, out, say).make()
+        summary = _summary(spec, manifest, lanes, prompts, given, refused, studio, out)
+    _write_table(out / "scores.csv", _scores(lanes, prompts.prompts, out), spec)
+    _write_table(out / "rulers.csv", _rulers(prompts.prompts, out), spec)
+    _write_json(out / "summary.json", summary)
+    write_whole(out / "report.html", report.page(summary, out).encode())
+    for partial in out.rglob(".*.part"):  # what a killed run was writing
+        partial.unlink(missing_ok=True)
+    return summary
+
+
+class _Evaluation:
+    """The making of all pictures that are not there yet."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        asked: CompareRequest,
+        lanes: Sequence[Lane],
+        prompts: Sequence[Prompt],
+        studio: Studio,
+        out: Path,
+        say: Callable[[str], None],
+    ):
+        self.spec, self.asked, self.lanes, self.prompts = spec, asked, lanes, prompts
+        self.studio, self.out, self.say = studio, out, say
+        self._devices = len(studios_of(studio))
+        self._names = (REFERENCE, FLOOR, CEILING, *(lane.name for lane in lanes))
+        self._left = {name: sum(not _is_done(out, prompt, name) for prompt in prompts) for name in self._names}
+        self._seconds: dict[str, list[float]] = defaultdict(list)
+        size = 1 if spec.memory_gb is None else min(AT_ONCE, math.ceil(len(prompts) / self._devices))
+        self._batches = iter([prompts[begin : begin + size] for begin in range(0, len(prompts), size)])
+        self._lock = threading.Lock()
+        """Of what the devices share: the batches that are left, and how far all is."""
+
+    def make(self) -> None:
+        """Make what is missing, a few prompts in each precision after the other where loading one takes long."""
+        each(self.studio, self._work)
+
+    def _work(self, studio: Studio, stop: Stop) -> None:
+        """Take batches on one device until there are none."""
+        while some := self._batch():
+            for name in (REFERENCE, FLOOR, CEILING):
+                for prompt in some:
+                    self._row(studio, stop, prompt, name, REFERENCE, self.asked.recipe)
+            for lane in self.lanes:
+                for prompt in some:
+                    self._row(studio, stop, prompt, lane.name, lane.precision, lane.recipe)
+            for prompt in some:
+                (_folder(self.out, prompt) / _REFERENCE_FILE).unlink(missing_ok=True)
+
+    def _batch(self) -> Sequence[Prompt]:
+        with self._lock:
+            return next(self._batches, ())
+
+    def _row(self, studio: Studio, stop: Stop, prompt: Prompt, name: str, precision: str, recipe: str) -> None:
+        folder = _folder(self.out, prompt)
+        missing = [n for n in self._names if not _is_done(self.out, prompt, n)]
+        # The reference as tensors is needed as long as anything has still to be compared with it.
+        lost = name == REFERENCE and missing and not (folder / _REFERENCE_FILE).is_file()
+        if name not in missing and not lost:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        rendition = studio.rendition(self.spec, precision, recipe, self._told)
+        began = time.monotonic()
+        request = replace(self.asked, prompt=prompt.text, recipe=recipe)
+        row = self._make(studio, stop, folder, name, rendition, request)
+        _write_json(folder / f"{name}.json", row)
+        score = "" if row["lpips"] is None else f", LPIPS {row['lpips']:.4f}"
+        if row["unscored"] or row["not_numbers"]:
+            score = f", {NO_SCORE}"
+        with self._lock:
+            self._seconds[name].append(time.monotonic() - began)
+            self._left[name] = max(0, self._left[name] - 1)
+            total = len(self._names) * len(self.prompts)
+            done = total - sum(self._left.values())
+            self.say(f"{done} of {total}: prompt {prompt.id} {name}{score}{self._time_left()}")
+
+    def _make(
+        self, studio: Studio, stop: Stop, folder: Path, name: str, rendition: Rendition, request: CompareRequest
+    ) -> dict:
+        """One picture or clip, written, and its row."""
+        spec = self.spec
+        row = {
+            "prompt": request.prompt,
+            "execution": rendition.support.execution,
+            "lpips": None,
+            "psnr_db": None,
+            "lpips_frames": None,
+            "temporal_lpips": None,
+            "unscored": False,
+            "latency_s": None,
+            "memory_gb": None,
+        }
+        if name in (FLOOR, CEILING):
+            if name == CEILING:
+                request = replace(request, seed=seed_of(request.seed, 1))
+            made = studio.retake(rendition, spec, request, stop, second_path=name == FLOOR)
+            ran = {"path": studio.paths(spec, request)} if name == FLOOR else {}
+            files = studio.keep(made, REFERENCE, spec, request, folder, name, ruler=name, **ran)
+        else:
+            generation, made = studio.generate(rendition, spec, request, folder, self._told, stop, stem=name)
+            files, ran = generation.files, dict(generation.ran)
+            row |= {"memory_gb": asdict(generation.memory), "layers": asdict(generation.layers)}
+            if self._devices > 1:
+                ran["Timing"] = f"not timed: {self._devices} devices of one host were at work at once"
+            elif generation.latency_comparable:
+                row["latency_s"] = asdict(generation.latency)
+        row |= {"file": Path(files[0]).name, "not_numbers": sum(made.not_numbers), "ran": ran}
+        reference = folder / _REFERENCE_FILE
+        if name == REFERENCE:
+            write_whole(reference, save({"pixels": made.pixels.cpu().contiguous()}))
+        else:
+            lost = _read_row(folder, REFERENCE)["not_numbers"]
+            kept = Made(pixels=load_file(reference)["pixels"].to(made.pixels.device), not_numbers=(lost,))
+            row |= self._distances(studio, made, kept)
+        return row
+
+    def _distances(self, studio: Studio, made: Made, reference: Made) -> dict:
+        found, _ = studio.distance(made, reference)
+        if found.unscored:
+            return {"unscored": True}
+        row = {"lpips": found.lpips[0], "psnr_db": _finite(found.psnr_db[0])}
+        if found.lpips_frames is not None:
+            one, other = made.pixels[0] * 2 - 1, reference.pixels[0] * 2 - 1
+            row["lpips_frames"] = list(found.lpips_frames[0])
+            row["temporal_lpips"] = distances.temporal_distance(one, other, studio.device).item()
+        return row
+
+    def _told(self, event: events.Event) -> None:
+        if isinstance(event, events.Loading):
+            self.say(f"loading {event.what}")
+
+    def _time_left(self) -> str:
+        # The first of each includes its warm-up.
+        usual = {name: fmean(seconds[1:] or seconds) for name, seconds in self._seconds.items()}
+        left = sum(count * usual.get(name, fmean(usual.values())) for name, count in self._left.items())
+        return f"; about {_spoken(left / self._devices)} left" if left else ""
+
+
+def temporal(spec: ModelSpec) -> bool:
+    """Whether a model's outputs change in time, so that flicker counts."""
+    return spec.modality == "video"
+
+
+# What is asked for
+
+
+def _request(spec: ModelSpec, settings: Settings, prompt: str) -> CompareRequest:
+    return CompareRequest.create(
+        prompt,
+        model=spec.id,
+        precisions=settings.precisions,
+        seed=settings.seed,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        height=settings.height,
+        width=settings.width,
+        num_frames=settings.num_frames,
+        batch_size=1,
+        recipe=settings.recipes[0] if settings.recipes else None,
+    )
+
+
+def _recipes(spec: ModelSpec, settings: Settings) -> list[str]:
+    """The chosen recipes in the model's order, each once."""
+    for recipe in settings.recipes or ():
+        _request(spec, replace(settings, recipes=(recipe,)), spec.examples[0])
+    return [recipe for recipe in spec.recipes if recipe in (settings.recipes or spec.recipes[:1])]
+
+
+def _taken(
+    spec: ModelSpec, settings: Settings, prompts: PromptSet, say: Callable[[str], None]
+) -> tuple[PromptSet, list[int]]:
+    """The prompts that the model takes, and the ids of those it does not."""
+    if prompts.repeated:
+        say(f"{prompts.repeated} prompts of {prompts.name} came before: each is taken once")
+    taken, refused = [], []
+    for prompt in prompts.prompts:
+        try:
+            _request(spec, settings, prompt.text)
+            taken.append(prompt)
+        except RequestError as error:
+            if not settings.skip_refused:
+                raise RequestError(
+                    f"{prompts.place(prompt)}: {str(error).rstrip('.')}; correct it, or leave such prompts out with "
+                    "--skip-refused."
+                ) from error
+            refused.append(prompt.id)
+    if not taken:
+        raise RequestError(f"{spec.name} takes none of the prompts of {prompts.name}: choose others.")
+    if refused:
+        say(f"{len(refused)} prompts that {spec.name} does not take are left out")
+    return replace(prompts, prompts=tuple(taken)), refused
+
+
+# The folder
+
+
+def _folder(out: Path, prompt: Prompt) -> Path:
+    return out / "pictures" / f"{prompt.id:05}"
+
+
+def _read_row(folder: Path, name: str) -> dict | None:
+    """A finished row of a prompt's folder; None if it or its picture is not there, or not whole."""
+    try:
+        row = json.loads((folder / f"{name}.json").read_bytes())
+        return row if (folder / row["file"]).is_file() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_done(out: Path, prompt: Prompt, name: str) -> bool:
+    return _read_row(_folder(out, prompt), name) is not None
+
+
+def _manifest(
+    spec: ModelSpec, asked: CompareRequest, lanes: Sequence[Lane], prompts: PromptSet, studio: Studio
+) -> dict:
+    request = asked.to_json()
+    for name in ("prompt", "precisions", "recipe", "model", "previews"):
+        del request[name]
+    return {
+        "format": FORMAT,
+        "model": spec.id,
+        "weights": loading.fingerprint(spec, studio.source),
+        "device": studio.machine.name,
+        "versions": versions(),
+        "settings": request,
+        "lanes": [asdict(lane) for lane in lanes],
+        "recipes": {
+            name: fingerprint.of_recipe(recipes.recipe(spec.family, name))
+            for name in dict.fromkeys(lane.recipe for lane in lanes)
+        },
+        "prompts": {"source": prompts.name, "taken": [asdict(prompt) for prompt in prompts.prompts]},
+    }
+
+
+def _held(out: Path, wanted: dict) -> dict | None:
+    """The folder's own manifest if it is of the same evaluation; None if the folder is empty.
+
+    Raises:
+        OutputError: the folder holds something else, which stays as it is.
+    """
+    file = out / "manifest.json"
+    if not file.exists():
+        others = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith("."))
+        if others:
+            raise OutputError(f"{out} holds {others[0]} but no evaluation: choose an empty folder.")
+        return None
+    damaged = f"{file} is damaged: restore it, or choose another folder; nothing was changed."
+    try:
+        manifest = json.loads(file.read_bytes())
+        if manifest["format"] != FORMAT:
+            raise OutputError(f"{out} holds an evaluation of another version of Twinframe: choose another folder.")
+        held = {name: manifest[name] for name in (*wanted, "created", "same")}
+    except OutputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(damaged) from error
+    differs = _difference({name: held[name] for name in wanted}, wanted)
+    if differs:
+        raise OutputError(f"{out} holds another evaluation ({differs}): choose another folder, or ask for the same.")
+    return held
+
+
+def _begun(out: Path, wanted: dict) -> dict:
+    """The manifest of a new evaluation, written."""
+    manifest = wanted | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
+    _write_json(out / "manifest.json", manifest)
+    return manifest
+
+
+def _same(
+    spec: ModelSpec, asked: CompareRequest, prompts: PromptSet, studio: Studio, say: Callable[[str], None]
+) -> dict[str, int]:
+    """Id of a prompt, as JSON has it -> id of the one before it of which the model reads the same tokens."""
+    told = lambda event: say(f"loading {event.what}") if isinstance(event, events.Loading) else None  # noqa: E731
+    pipeline = studio.rendition(spec, REFERENCE, asked.recipe, told).pipeline
+    first: dict[tuple, int] = {}
+    found = {
+        prompt.id: first.setdefault(token_ids(pipeline, spec, prompt.text), prompt.id) for prompt in prompts.prompts
+    }
+    return {str(prompt): other for prompt, other in found.items() if prompt != other}
+
+
+def same_in_words(same: Mapping[str, int], name: str) -> str:
+    """Which prompts a model cannot tell from others, in one sentence."""
+    said = [f"{prompt} is {other} to it" for prompt, other in same.items()]
+    further = f" and {len(said) - SAME_SAID} more" if len(said) > SAME_SAID else ""
+    left = "prompt that" if len(said) == 1 else "prompts that"
+    return f"{len(said)} {left} {name} cannot tell from another left out: {', '.join(said[:SAME_SAID])}{further}"
+
+
+def _difference(held: object, wanted: object, name: str = "") -> str | None:
+    """The first value in which two manifests differ, in words."""
+    if held == wanted:
+        return None
+    if name == "recipes" and isinstance(held, dict):
+        changed = [key for key in dict.fromkeys((*held, *wanted)) if held.get(key) != wanted.get(key)]
+        return f"by a recipe that has changed since: {', '.join(changed)}"
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        return next(
+            found
+            for key in dict.fromkeys((*held, *wanted))
+            if (found := _difference(held.get(key), wanted.get(key), key)) is not None
+        )
+    if name == "lanes":
+        held, wanted = (", ".join(f"{lane['precision']} {lane['recipe']}" for lane in side) for side in (held, wanted))
+        return f"of {held}, not of {wanted}"
+    if name == "taken":
+        return "over other prompts"
+    if name == "weights" and isinstance(held, str):
+        return f"of a checkpoint that has changed since: {fingerprint.changed(held, wanted)}"
+    return f"{name} {held}, not {wanted}"
+
+
+def _write_json(file: Path, content: dict) -> None:
+    write_whole(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+# Tables
+
+
+def _scores(lanes: Sequence[Lane], prompts: Sequence[Prompt], out: Path) -> Iterable[dict]:
+    for prompt in prompts:
+        for lane in lanes:
+            row = _read_row(_folder(out, prompt), lane.name)
+            yield _line(prompt, {"precision": lane.precision, "recipe": lane.recipe}, row)
+
+
+def _rulers(prompts: Sequence[Prompt], out: Path) -> Iterable[dict]:
+    for prompt in prompts:
+        for name in (FLOOR, CEILING):
+            yield _line(prompt, {"ruler": name}, _read_row(_folder(out, prompt), name))
+
+
+def _line(prompt: Prompt, what: dict, row: dict) -> dict:
+    """A line of a table; what has no score has none in words either, and equal pictures have infinite decibels."""
+    decibels = math.inf if row["psnr_db"] is None and not row["unscored"] else row["psnr_db"]
+    return {
+        "prompt_id": prompt.id,
+        "category": prompt.category,
+        "prompt": prompt.text,
+        **what,
+        "lpips": row["lpips"],
+        "psnr_db": decibels,
+        "temporal_lpips": row["temporal_lpips"],
+    }
+
+
+def _write_table(file: Path, lines: Iterable[dict], spec: ModelSpec) -> None:
+    """A CSV with a line a score; pictures have no temporal one."""
+    lines = list(lines)
+    heads = [head for head in lines[0] if head != "temporal_lpips" or temporal(spec)]
+    text = io.StringIO()
+    table = csv.DictWriter(text, heads, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(lines)
+    write_whole(file, text.getvalue().encode())
+
+
+def _summary(
+    spec: ModelSpec,
+    manifest: Mapping,
+    lanes: Sequence[Lane],
+    prompts: PromptSet,
+    given: int,
+    refused: Sequence[int],
+    studio: Studio,
+    out: Path,
+) -> dict:
+    categories = sorted({prompt.category for prompt in prompts.prompts} - {""})
+
+    def rows(name: str) -> list[tuple[Prompt, dict]]:
+        return [(prompt, _read_row(_folder(out, prompt), name)) for prompt in prompts.prompts]
+
+    found = {name: rows(name) for name in (REFERENCE, FLOOR, CEILING)}
+    path = found[FLOOR][0][1]["ran"]["path"]
+    seed = manifest["settings"]["seed"]
+    return {
+        "model": spec.id,
+        "name": spec.name,
+        "device": manifest["device"],
+        "versions": manifest["versions"],
+        "created": manifest["created"],
+        "weights": {"from": loading.described(spec, studio.source), "fingerprint": manifest["weights"]},
+        "settings": manifest["settings"],
+        "prompts": {
+            "source": prompts.name,
+            "given": given,
+            "count": len(prompts.prompts),
+            "same": manifest["same"],
+            "repeated": prompts.repeated,
+            "refused": list(refused),
+        },
+        "interval": {
+            "method": "percentile bootstrap of the mean over prompts",
+            "confidence": CONFIDENCE,
+            "resamples": RESAMPLES,
+            "seed": 0,
+        },
+        "reference": _costs(found[REFERENCE]) | _ran(found[REFERENCE]),
+        "ruler": {
+            FLOOR: _scored(found[FLOOR], categories),
+            CEILING: _scored(found[CEILING], categories),
+            "note": (
+                f"bf16 against bf16 over the same prompts. Floor: {path}, same noise. "
+                f"Ceiling: seed {seed} against seed {seed_of(seed, 1)}."
+            ),
+        },
+        "results": [
+            asdict(lane) | _scored(made, categories) | _costs(made) | _ran(made) | _extremes(made, out, lane.name)
+            for lane, made in ((lane, rows(lane.name)) for lane in lanes)
+        ],
+    }
+
+
+Rows = Sequence[tuple[Prompt, dict]]
+
+
+def _scored(rows: Rows, categories: Sequence[str]) -> dict:
+    """Scores over all prompts and in each category, of pairs that have one; PSNR over those that differ, as equal ones
+    have an infinite one."""
+
+    def scores(every: Rows) -> dict:
+        some = [(prompt, row) for prompt, row in every if not row["unscored"]]
+        return {
+            "unscored": len(every) - len(some),
+            "lpips": estimate([row["lpips"] for _, row in some]),
+            "psnr_db": estimate([row["psnr_db"] for _, row in some if row["psnr_db"] is not None]),
+            "equal": sum(row["psnr_db"] is None for _, row in some),
+            "temporal_lpips": estimate([r["temporal_lpips"] for _, r in some if r["temporal_lpips"] is not None]),
+        }
+
+    each = {c: scores([(prompt, row) for prompt, row in rows if prompt.category == c]) for c in categories}
+    return scores(rows) | {"categories": each}
+
+
+def _costs(rows: Rows) -> dict:
+    """Latency, of native precisions alone, and memory: the largest peak of all prompts."""
+    totals = [row["latency_s"]["total"] for _, row in rows if row["latency_s"] is not None]
+    return {
+        "execution": rows[0][1]["execution"],
+        "latency_s": spread(totals) | {"n": len(totals)} if totals else None,
+        "memory_gb": {key: max(row["memory_gb"][key] for _, row in rows) for key in rows[0][1]["memory_gb"]},
+        "layers": rows[0][1]["layers"],
+        "not_numbers": sum(row["not_numbers"] > 0 for _, row in rows),
+    }
+
+
+def _ran(rows: Rows) -> dict:
+    """What really ran, as far as it is the same for every prompt."""
+    first, *others = (row["ran"] for _, row in rows)
+    return {"ran": {label: said for label, said in first.items() if all(ran.get(label) == said for ran in others)}}
+
+
+def _extremes(rows: Rows, out: Path, name: str) -> dict:
+    """The pairs that differ most and least; no pair is in both."""
+    scored = [each for each in rows if not each[1]["unscored"]]
+    ordered = sorted(scored, key=lambda each: -each[1]["lpips"])
+    count = min(EXTREMES, math.ceil(len(ordered) / 2))
+
+    def pair(prompt: Prompt, row: dict) -> dict:
+        folder = _folder(out, prompt)
+        reference = _read_row(folder, REFERENCE)["file"]
+        return {
+            "prompt_id": prompt.id,
+            "category": prompt.category,
+            "prompt": prompt.text,
+            "lpips": row["lpips"],
+            "psnr_db": row["psnr_db"],
+            "files": [str((folder / file).relative_to(out)) for file in (reference, row["file"])],
+        }
+
+    worst = ordered[:count]
+    best = ordered[count:][-EXTREMES:][::-1]
+    return {"worst": [pair(*each) for each in worst], "best": [pair(*each) for each in best]}
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isinf(value) else value
+
+
+def _spoken(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{math.ceil(seconds)} s"
+
+
+HEADER = f"{'precision':9} {'recipe':14} {'LPIPS':>7} {'95% interval':>17} {'PSNR dB':>8} {'seconds':>8} {'peak GB':>8}"
+
+
+def line(row: Mapping) -> str:
+    """A result as one line of a table below `HEADER`; behind it, how many prompts have no score."""
+    score, psnr, latency = row["lpips"], row["psnr_db"], row["latency_s"]
+    ends = "-" if score is None or score["low"] is None else f"{score['low']:.4f} - {score['high']:.4f}"
+    mean = f"{score['mean']:.4f}" if score else "-"
+    lost = unscored(row)
+    decibels = f"{psnr['mean']:.1f}" if psnr else "-"
+    seconds = f"{latency['median']:.3f}" if latency else "-"
+    return (
+        f"{row['precision']:9} {row['recipe']:14} {mean:>7} {ends:>17} {decibels:>8} {seconds:>8} "
+        f"{row['memory_gb']['peak']:8.2f}{f'  {lost}' if lost else ''}"
+    )
+
+
+def unscored(scores: Mapping) -> str:
+    """How many prompts of a result or an end of the ruler have no score, in words; empty if all have."""
+    count, scored = scores["unscored"], scores["lpips"]["n"] if scores["lpips"] else 0
+    return f"{count} of {count + scored} prompts: {NO_SCORE}" if count else ""
+
+
+def heading(summary: Mapping) -> str:
+    """What was evaluated, as the line above `HEADER`."""
+    prompts = summary["prompts"]
+    said = f"{summary['model']} on {summary['device']}, {prompts['count']} prompts of {prompts['source']}"
+    same = prompts["same"]
+    return said + (f" ({prompts['given']} given; {same_in_words(same, summary['name'])})" if same else "")
+
+
+def ruler(summary: Mapping) -> str:
+    """Floor and ceiling in a line."""
+    said = []
+    for name in (FLOOR, CEILING):
+        scores = summary["ruler"][name]
+        mean = f"{scores['lpips']['mean']:.4f}" if scores["lpips"] else "-"
+        said.append(" ".join(filter(None, (name, mean, unscored(scores) and f"({unscored(scores)})"))))
+    return f"ruler: {', '.join(said)}"

@@ -1,0 +1,320 @@
+"""Low-precision layers on hardware that has no tensor cores for them: NVFP4 anywhere, FP8 before Ada and on CPUs.
+
+A picture made here should be the picture the format makes, so every rounding of the native path is reproduced:
+operands are quantized by the native algorithm, multiplied exactly, accumulated in fp32 and rounded where the native
+kernel rounds. Weights stay packed between calls; a layer unpacks its own for the length of one GEMM. MXFP8 needs
+nothing here: torchao's own `KernelPreference.EMULATED` is faithful.
+
+Each layer is one custom operator. torch.compile therefore cannot drop its roundings, as Inductor does inside a native
+layer: compiled or eager, it makes the same bits. What is not reproduced: the order, and for Hopper's
+FP8 the reduced width, of the hardware's accumulation.
+
+Knows nothing of devices' capabilities, models or recipes: engine/quantization/capability.py decides when these are
+used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchao.core.config import AOBaseConfig
+from torchao.prototype.mx_formats.nvfp4_tensor import QuantizeTensorToNVFP4Kwargs
+from torchao.quantization import Float8Tensor, PerRow
+from torchao.quantization.quantize_.common import KernelPreference
+from torchao.quantization.transform_module import register_quantize_module_handler
+from torchao.utils import TorchAOBaseTensor
+
+from engine.quantization import nvfp4
+from engine.quantization.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, round_e2m1_
+
+FP8_AMAX_FLOOR = 1e-12
+"""A row whose largest magnitude is below this is scaled as if it were this: zeros would divide by zero otherwise."""
+
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+_E4M3_TINY = 2.0**-9  # smallest positive e4m3, a sub-normal
+
+
+class _EmulatedTensor(TorchAOBaseTensor):
+    """What both formats share: pinning and the call of their operator in place of `F.linear`."""
+
+
+@_EmulatedTensor.implements(torch.ops.aten.is_pinned.default)
+def _is_pinned(func: Callable, types: tuple, args: tuple, kwargs: dict) -> bool:
+    return all(getattr(args[0], name).is_pinned() for name in args[0].tensor_data_names)
+
+
+@_EmulatedTensor.implements(torch.ops.aten._pin_memory.default)
+def _pin_memory(func: Callable, types: tuple, args: tuple, kwargs: dict) -> Tensor:
+    return args[0]._apply_fn_to_data(lambda data: data.pin_memory())
+
+
+@_EmulatedTensor.implements_torch_function(F.linear)
+def _linear(func: Callable, types: tuple, args: tuple, kwargs: dict) -> Tensor:
+    # F.linear itself is caught because, without gradients, aten.linear is decomposed before subclasses see it.
+    return _multiply(*args, **kwargs)
+
+
+def _multiply(input: Tensor, weight: _EmulatedTensor, bias: Tensor | None = None) -> Tensor:
+    if input.dtype != torch.bfloat16:
+        raise TypeError(f"Emulated layers take bf16 activations, not {input.dtype}.")
+    return weight.linear(input, bias)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# NVFP4: e2m1 codes, one e4m3 scale a block of 16, one fp32 scale a tensor
+
+
+NVFP4_ACTIVATIONS = QuantizeTensorToNVFP4Kwargs(use_dynamic_per_tensor_scale=True)
+
+
+class EmulatedNVFP4Tensor(_EmulatedTensor):
+    """An NVFP4 weight (N, K), logically bf16, that `F.linear` multiplies with dynamically quantized activations.
+
+    Attributes:
+        codes: uint8 (N, K / 2), two e2m1 values a byte, the even one in the low nibble.
+        block_scales: float8_e4m3fn (N, K / 16).
+        tensor_scale: float32 ().
+        act_quant_kwargs: as of torchao's `NVFP4Tensor`: None leaves activations in bf16 (`nvfp4_weight_only`).
+    """
+
+    tensor_data_names = ["codes", "block_scales", "tensor_scale"]  # noqa: RUF012 (torchao copies the list)
+    tensor_attribute_names = []  # noqa: RUF012
+    optional_tensor_attribute_names = ["act_quant_kwargs"]  # noqa: RUF012
+
+    def __new__(
+        cls, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor, act_quant_kwargs: object = NVFP4_ACTIVATIONS
+    ) -> EmulatedNVFP4Tensor:
+        shape = (codes.shape[0], codes.shape[1] * 2)
+        return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bfloat16, device=codes.device)
+
+    def __init__(
+        self, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor, act_quant_kwargs: object = NVFP4_ACTIVATIONS
+    ) -> None:
+        self.codes, self.block_scales, self.tensor_scale = codes, block_scales, tensor_scale
+        self.act_quant_kwargs = act_quant_kwargs
+
+    @classmethod
+    def from_weight(cls, weight: Tensor) -> EmulatedNVFP4Tensor:
+        """Quantize a bf16 (N, K) weight on any device, by `nvfp4.quantize`.
+
+        Raises:
+            ValueError: not bf16, not 2D, or a dimension that is not a multiple of 16.
+        """
+        return cls.from_packed(*nvfp4.quantize(weight))
+
+    @classmethod
+    def from_packed(cls, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor) -> EmulatedNVFP4Tensor:
+        """Take codes and scales as they are."""
+        _scaled_pairs(codes.device)  # built now, lest a CUDA graph's memory pool should come to own it
+        return cls(codes, block_scales, tensor_scale)
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """bf16 (..., K) -> bf16 (..., N)."""
+        multiply = nvfp4_weight_only if self.act_quant_kwargs is None else nvfp4_linear
+        return multiply(x, self.codes, self.block_scales, self.tensor_scale, bias)
+
+
+@torch.library.custom_op("twinframe::nvfp4_linear", mutates_args=())
+def nvfp4_linear(x: Tensor, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ weight.T + bias, rounded where torchao's `_addmm_nvfp4_dispatch` rounds around the FP4 GEMM.
+
+    Args:
+        x: bf16 (..., K).
+        codes, block_scales, tensor_scale: the weight (N, K), as in `EmulatedNVFP4Tensor`.
+        bias: bf16 (N,) or None.
+
+    Returns:
+        bf16 (..., N). Zero activations give exactly the bias.
+    """
+    values, scale = nvfp4_activation(x.reshape(-1, x.shape[-1]).contiguous())
+    # fp32 accumulation, rounded to bf16; times both per-tensor scales, rounded; plus the bias, rounded.
+    result = _gemm(values, nvfp4_weight(codes, block_scales), torch.bfloat16)
+    result = result.mul_((scale * tensor_scale).to(torch.bfloat16))
+    if bias is not None:
+        result = result.add_(bias)
+    return result.view(*x.shape[:-1], codes.shape[0])
+
+
+def nvfp4_activation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize activations to NVFP4 and return them as the operand of an ordinary GEMM.
+
+    The algorithm is mslk 1.1.0's `triton_quantize_nvfp4_kernel`, which torchao's `use_triton_kernel=True` runs on
+    Blackwell: block scale = e4m3((block amax / 6) * (1 / per-tensor scale)), sub-normal scales kept, then
+    e2m1(x * ((1 / per-tensor scale) / block scale)). The per-tensor scale is torchao's `per_tensor_amax_to_scale`.
+
+    Args:
+        x: bf16 (M, K), contiguous, K a multiple of 16.
+
+    Returns:
+        The block-scaled values e2m1 * e4m3, bf16 (M, K): at most 2 + 4 significant bits, hence exact.
+        The per-tensor scale, fp32 (): the quantized activation is their product.
+    """
+    blocks = x.view(-1, BLOCK)
+    # The bit patterns of non-negative bf16 numbers sort like the numbers, and integers reduce three times as fast.
+    amax = (blocks.view(torch.int16) & 0x7FFF).amax(-1, keepdim=True).view(torch.bfloat16).float()
+    # torchao divides by 448 * 6, which CUDA turns into this multiplication; spelled out, a CPU makes the same bits.
+    tensor_scale = nvfp4.scale_of_tensor(amax.amax())
+    reciprocal = tensor_scale.reciprocal()
+    # mslk does divide by 6: hence a tensor as divisor, which CUDA leaves a division.
+    block_scale = (amax / amax.new_full((), E2M1_MAX)).mul_(reciprocal).clamp_(max=E4M3_MAX)
+    block_scale = block_scale.to(torch.float8_e4m3fn).float()
+    # A block scale that rounds to 0 makes its block 0 in the product; any finite factor will do for its codes.
+    values = blocks.float().mul_(reciprocal / block_scale.clamp(min=_E4M3_TINY))
+    values = round_e2m1_(values.clamp_(-E2M1_MAX, E2M1_MAX)).mul_(block_scale)
+    return values.to(torch.bfloat16).view(x.shape), tensor_scale
+
+
+def nvfp4_weight(codes: Tensor, block_scales: Tensor) -> Tensor:
+    """Unpack an NVFP4 weight into the operand of an ordinary GEMM.
+
+    Args:
+        codes: uint8 (N, K / 2), contiguous.
+        block_scales: float8_e4m3fn (N, K / 16), none of them negative.
+
+    Returns:
+        The block-scaled values e2m1 * e4m3, bf16 (N, K), exact; the per-tensor scale is not applied. A block whose
+        scale is NaN is NaN.
+    """
+    rows, width = codes.shape
+    # One lookup unpacks and scales: the index is the scale's bits above the byte with its two codes.
+    # Without the sign, which a NaN may have, no scale points beyond the table: on a GPU that would end the process.
+    scale = (block_scales.view(torch.uint8) & 0x7F).to(torch.int32).mul_(256)
+    index = codes.view(rows, -1, BLOCK // 2).to(torch.int32).add_(scale.unsqueeze(-1))
+    pairs = torch.index_select(_scaled_pairs(codes.device), 0, index.view(-1))
+    return pairs.view(torch.bfloat16).view(rows, width * 2)
+
+
+@cache
+def _scaled_pairs(device: torch.device) -> Tensor:
+    """Every product of a packed byte with a block scale: int32 (128 * 256,), each two bf16 values, low nibble first."""
+    values = torch.tensor(_E2M1, device=device)
+    byte = torch.arange(256, device=device)
+    pairs = torch.stack((values[byte & 15], values[byte >> 4]), dim=-1)
+    scales = torch.arange(128, dtype=torch.uint8, device=device).view(torch.float8_e4m3fn).float()
+    return (scales[:, None, None] * pairs).to(torch.bfloat16).view(torch.int32).flatten()
+
+
+@torch.library.custom_op("twinframe::nvfp4_weight_only", mutates_args=())
+def nvfp4_weight_only(
+    x: Tensor, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    """x @ weight.T + bias with bf16 activations, the weight rounded to bf16 as `NVFP4Tensor.dequantize` rounds it.
+
+    Args, returns: as of `nvfp4_linear`.
+    """
+    weight = nvfp4.dequantize(codes, block_scales, tensor_scale).to(torch.bfloat16)
+    return F.linear(x, weight, bias)
+
+
+@nvfp4_linear.register_fake
+@nvfp4_weight_only.register_fake
+def _(x: Tensor, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], codes.shape[0]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# FP8: e4m3 values, one fp32 scale a row
+
+
+class EmulatedFP8Tensor(_EmulatedTensor):
+    """A row-wise FP8 weight (N, K), logically bf16, that `F.linear` multiplies with dynamically quantized activations.
+
+    Attributes:
+        values: float8_e4m3fn (N, K).
+        row_scales: float32 (N, 1).
+    """
+
+    tensor_data_names = ["values", "row_scales"]  # noqa: RUF012 (torchao copies the list)
+    tensor_attribute_names = []  # noqa: RUF012
+
+    def __new__(cls, values: Tensor, row_scales: Tensor) -> EmulatedFP8Tensor:
+        return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=torch.bfloat16, device=values.device)
+
+    def __init__(self, values: Tensor, row_scales: Tensor) -> None:
+        self.values, self.row_scales = values, row_scales
+
+    @classmethod
+    def from_weight(cls, weight: Tensor) -> EmulatedFP8Tensor:
+        """Quantize a bf16 (N, K) weight row by row.
+
+        Raises:
+            ValueError: not bf16 or not 2D.
+        """
+        if weight.dtype != torch.bfloat16 or weight.dim() != 2:
+            raise ValueError(f"FP8 takes bf16 (N, K) weights, not {weight.dtype} {tuple(weight.shape)}.")
+        return cls(*fp8_rows(weight))
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """bf16 (..., K) -> bf16 (..., N)."""
+        return fp8_linear(x, self.values, self.row_scales, bias)
+
+
+@torch.library.custom_op("twinframe::fp8_linear", mutates_args=())
+def fp8_linear(x: Tensor, values: Tensor, row_scales: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ weight.T + bias; scales and bias act in fp32 and the sum is rounded once, as `torch._scaled_mm` does.
+
+    Args:
+        x: bf16 (..., K).
+        values, row_scales: the weight (N, K), as in `EmulatedFP8Tensor`.
+        bias: bf16 (N,) or None.
+
+    Returns:
+        bf16 (..., N). Rows of zeros give exactly the bias.
+    """
+    x_values, x_scales = fp8_rows(x.reshape(-1, x.shape[-1]))
+    result = _gemm(x_values, values, torch.float32)
+    result = result.mul_(x_scales).mul_(row_scales.t())
+    if bias is not None:
+        result = result.add_(bias)
+    return result.to(torch.bfloat16).view(*x.shape[:-1], values.shape[0])
+
+
+def fp8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """bf16 (R, K) -> float8_e4m3fn (R, K) and float32 (R, 1), by the portable quantizer that the native path uses."""
+    rows = Float8Tensor.from_hp(
+        x, granularity=PerRow(), hp_value_lb=FP8_AMAX_FLOOR, kernel_preference=KernelPreference.TORCH
+    )
+    return rows.qdata, rows.scale
+
+
+@fp8_linear.register_fake
+def _(x: Tensor, values: Tensor, row_scales: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], values.shape[0]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Common to both
+
+
+def _gemm(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b.T of (M, K) and (N, K), bf16 or e4m3, accumulated in fp32 and rounded once, to `dtype` (bf16 or fp32)."""
+    if a.is_cuda:
+        # e4m3 is exact in bf16. Asked for a bf16 result, cuBLAS might add the parts of a split K in bf16.
+        product = torch.mm(a.to(torch.bfloat16), b.to(torch.bfloat16).t(), out_dtype=torch.float32)
+        return product.to(dtype)
+    if dtype == torch.bfloat16:
+        return a @ b.t()
+    return a.float() @ b.float().t()
+
+
+@dataclass
+class EmulationConfig(AOBaseConfig):
+    """`torchao.quantization.quantize_` config that replaces a Linear's bf16 weight by an emulated one."""
+
+    tensor_class: type[EmulatedNVFP4Tensor] | type[EmulatedFP8Tensor]
+    packed: nvfp4.Packed | None = None
+    """NVFP4 alone: codes, block scales and tensor scale, where they are not `nvfp4.quantize`'s usual ones."""
+
+
+@register_quantize_module_handler(EmulationConfig)
+def _emulate(module: nn.Linear, config: EmulationConfig) -> nn.Linear:
+    if config.packed is None:
+        weight = config.tensor_class.from_weight(module.weight)
+    else:
+        weight = EmulatedNVFP4Tensor.from_packed(*config.packed)
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    return module

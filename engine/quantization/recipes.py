@@ -1,0 +1,496 @@
+"""Which Linear layers of a transformer are quantized, and why: recipe -> plan -> applied -> verified.
+
+A plan needs shapes only, so it can be made on the meta device before any weight is read. Knows nothing of devices;
+how a chosen layer is quantized is engine/quantization/capability.py's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from torch import nn
+
+from engine.errors import LoadError, RequestError, TwinframeError
+from engine.formats import FORMATS, NVFP4, REFERENCE
+from engine.machine import Support
+from engine.quantization import capability as precisions
+from engine.quantization import gptq, nvfp4, recipe_files, remedies
+from engine.quantization.recipe_files import TunedRecipe, Tuning
+from engine.results import LayerCounts
+
+
+class PlanMismatchError(TwinframeError, RuntimeError):
+    """A module does not hold what its plan says: the numbers shown beside its pictures would be false."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Rules that choose among the `nn.Linear` layers of one transformer class."""
+
+    id: str
+    summary: str
+    min_features: int = 0
+    """A layer with fewer input or output features stays bf16."""
+    skip_containing: tuple[str, ...] = ()
+    """A layer whose fully qualified name contains one of these stays bf16."""
+    skip_exact: tuple[str, ...] = ()
+    """A layer with exactly this fully qualified name stays bf16."""
+    min_rows: int = 0
+    """A layer that multiplies fewer rows stays bf16."""
+    rows: tuple[tuple[str, int], ...] = ()
+    """Rows that a layer multiplies in one call at the post's settings and batch 1; the first pattern that its name
+    contains decides, and a layer that none matches passes."""
+    tunings: Mapping[str, Tuning] = field(default_factory=lambda: MappingProxyType({}))
+    """Precision -> what a recipe file changes in these rules (engine/quantization/recipe_files.py)."""
+
+    def skip(self, name: str, in_features: int, out_features: int) -> str | None:
+        """Why a layer stays bf16, as a sentence; None if the recipe quantizes it."""
+        for pattern in self.skip_containing:
+            if pattern in name:
+                return f"Its name contains {pattern}."
+        if name in self.skip_exact:
+            return f"The recipe names {name}."
+        if min(in_features, out_features) < self.min_features:
+            return f"It is narrower than {self.min_features} features."
+        rows = next((rows for pattern, rows in self.rows if pattern in name), self.min_rows)
+        if rows < self.min_rows:
+            return f"It multiplies {rows} rows at the post's settings, fewer than {self.min_rows}."
+        return None
+
+    def weight_only_steps(self, precision: str) -> tuple[int, int]:
+        """First and last steps in which activations stay bf16 when this precision is asked for."""
+        return self.tunings.get(precision, Tuning()).weight_only_steps
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """All that its rules look for in a name."""
+        return (*self.skip_containing, *(pattern for pattern, _ in self.rows))
+
+
+POST = 1024
+"""The post's threshold for min(M, K, N): rows, input and output features of a matrix product."""
+
+_FLUX_SKIPS = {"skip_containing": ("embed",), "skip_exact": ("norm_out.linear", "proj_out")}
+_QWEN_SKIPS = {
+    "skip_containing": (
+        "embed",
+        "img_in",
+        "txt_in",
+        "img_mod",
+        "txt_mod",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+        "txt_mlp",
+        "norm_out.linear",
+    )
+}
+_LTX2_SKIPS = {
+    "skip_containing": (
+        "patch_embed",
+        "proj_in",
+        "proj_out",
+        "caption_projection",
+        "adaln_single",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+        "norm_out",
+    )
+}
+_LTX2_CORRECTED_SKIPS = {
+    "skip_containing": ("proj_in", "proj_out", "caption_projection", "time_embed", "av_cross_attn_")
+}
+
+# 1024 x 1024 pixels: the VAE divides each side by 8, and `_pack_latents` of both pipelines makes patches of 2 x 2.
+_IMAGE = (1024 // 16) ** 2
+_FLUX_TEXT = 512  # max_sequence_length, to which FLUX pads every prompt
+_FLUX_ROWS = (
+    # Single blocks run over text and picture together, but their modulation sees one vector a picture.
+    (".norm.linear", 1),
+    ("single_transformer_blocks.", _FLUX_TEXT + _IMAGE),
+    (".norm1.linear", 1),
+    (".norm1_context.linear", 1),
+    (".attn.add_", _FLUX_TEXT),
+    (".attn.to_add_out", _FLUX_TEXT),
+    (".ff_context.", _FLUX_TEXT),
+    ("transformer_blocks.", _IMAGE),
+)
+# The text stream, skipped by name, has as many rows as the prompt has tokens; guidance is a second call.
+_QWEN_ROWS = ((".attn.to_", _IMAGE), (".img_mlp.", _IMAGE))
+# 512 x 768 pixels, 121 frames: the VAE divides sides by 32 and time by 8; sound has 25 latents a second
+# (16,000 Hz, hops of 160, VAE 4 in time); LTX2Pipeline runs both halves of guidance as one batch of 2.
+_VIDEO = 2 * (512 // 32) * (768 // 32) * ((121 - 1) // 8 + 1)
+_AUDIO = 2 * round(121 / 24 * 25)
+_LTX2_TEXT = 2 * 1024
+_LTX2_ROWS = (
+    ("time_embed.", 2),
+    ("av_cross_attn_", 2),
+    (".audio_attn1.", _AUDIO),
+    (".audio_attn2.to_k", _LTX2_TEXT),
+    (".audio_attn2.to_v", _LTX2_TEXT),
+    (".audio_attn2.", _AUDIO),
+    (".audio_ff.", _AUDIO),
+    (".audio_to_video_attn.to_k", _AUDIO),
+    (".audio_to_video_attn.to_v", _AUDIO),
+    (".audio_to_video_attn.", _VIDEO),
+    (".video_to_audio_attn.to_k", _VIDEO),
+    (".video_to_audio_attn.to_v", _VIDEO),
+    (".video_to_audio_attn.", _AUDIO),
+    (".attn2.to_k", _LTX2_TEXT),
+    (".attn2.to_v", _LTX2_TEXT),
+    (".attn1.", _VIDEO),
+    (".attn2.", _VIDEO),
+    (".ff.", _VIDEO),
+)
+
+
+def _strict(skips: Mapping[str, tuple[str, ...]], rows: tuple[tuple[str, int], ...]) -> Recipe:
+    return Recipe(
+        id="strict",
+        summary="The post's rule as its text states it: no dimension of the product below 1024, rows included.",
+        min_features=POST,
+        min_rows=POST,
+        rows=rows,
+        **skips,
+    )
+
+
+_FULL = Recipe(id="full", summary="Every Linear layer whose shape the format can take.")
+
+_FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
+    "mini-flux": (
+        Recipe(
+            id="seed",
+            summary="The FLUX.1-dev rules by name; width limit 256 instead of 1024, as the miniature is 320 wide.",
+            min_features=256,
+            **_FLUX_SKIPS,
+        ),
+        _FULL,
+    ),
+    "mini-qwen": (
+        Recipe(
+            id="seed",
+            summary="The Qwen-Image rules by name; width limit 256 instead of 1024, as the miniature is 256 wide.",
+            min_features=256,
+            **_QWEN_SKIPS,
+        ),
+        _FULL,
+    ),
+    "mini-ltx2": (
+        Recipe(
+            id="seed",
+            summary="The LTX-2 rules by name; width limit 128 instead of 1024, as the miniature's sound is 160 wide.",
+            min_features=128,
+            **_LTX2_SKIPS,
+        ),
+        Recipe(
+            id="seed-corrected",
+            summary="The same rules in the names of diffusers' class: adaptive norms stay bf16 too.",
+            min_features=128,
+            **_LTX2_CORRECTED_SKIPS,
+        ),
+        _FULL,
+    ),
+    "flux.1-dev": (
+        Recipe(
+            id="seed",
+            summary="Everything but embeddings, the last normalisation, the last projection and narrow layers.",
+            min_features=POST,
+            **_FLUX_SKIPS,
+        ),
+        _strict(_FLUX_SKIPS, _FLUX_ROWS),
+        _FULL,
+    ),
+    "qwen-image": (
+        Recipe(
+            id="seed",
+            summary="Image attention and image feed-forward only; modulation and the text stream stay bf16.",
+            min_features=POST,
+            **_QWEN_SKIPS,
+        ),
+        _strict(_QWEN_SKIPS, _QWEN_ROWS),
+        _FULL,
+    ),
+    "ltx-2": (
+        Recipe(
+            id="seed",
+            summary="As published; most of its name rules match no layer of diffusers' LTX-2 class.",
+            min_features=POST,
+            **_LTX2_SKIPS,
+        ),
+        Recipe(
+            id="seed-corrected",
+            summary="What the published rules mean, in the names of diffusers' class: adaptive norms stay bf16 too.",
+            min_features=POST,
+            **_LTX2_CORRECTED_SKIPS,
+        ),
+        _strict(_LTX2_SKIPS, _LTX2_ROWS),
+        _FULL,
+    ),
+}
+RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
+    {(family, recipe.id): recipe for family, recipes in _FAMILIES.items() for recipe in recipes}
+)
+"""(family, recipe id) -> rules; a family is a transformer class at one size (`ModelSpec.family`)."""
+
+
+def recipe(family: str, recipe_id: str) -> Recipe:
+    """The recipe with this id for models of this family, by the rules above or from a recipe file.
+
+    Raises:
+        RequestError: the family has no such recipe; the sentence lists those it has.
+        LoadError: its recipe file is damaged.
+    """
+    if (family, recipe_id) in RECIPES:
+        return RECIPES[family, recipe_id]
+    files = recipe_files.read(family)
+    for found in files:
+        if found.id == recipe_id:
+            return tuned_recipe(family, found)
+    offered = [r for f, r in RECIPES if f == family] + [found.id for found in files]
+    choice = f"choose {' or '.join(offered)}" if offered else "it has none"
+    raise RequestError(f"{family} has no recipe {recipe_id!r}: {choice}.")
+
+
+def tuned_recipe(family: str, found: TunedRecipe) -> Recipe:
+    """A recipe file's changes upon the rules that it names.
+
+    Raises:
+        LoadError: the family has no such rules.
+    """
+    if (family, found.base) not in RECIPES:
+        raise LoadError(f"The recipe {found.id!r} of {family} changes a recipe {found.base!r}, which there is not.")
+    return replace(RECIPES[family, found.base], id=found.id, summary=found.summary, tunings=found.tunings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    """What happens to one Linear layer, and why."""
+
+    name: str
+    in_features: int
+    out_features: int
+    precision: str
+    """In which it is stored."""
+    reason: str
+    """One sentence for the user."""
+    left: bool = False
+    """The recipe asked for it, but the format cannot take its shape."""
+    rank: int = 0
+    """Of the bf16 branch beside it; 0 without one."""
+    searched: bool = False
+    """The block scales of its NVFP4 weight are searched."""
+    calibrated: bool = False
+    """Its NVFP4 weight was calibrated."""
+
+    @property
+    def quantized(self) -> bool:
+        return self.precision != REFERENCE
+
+    @property
+    def bytes(self) -> int:
+        """Of the weight as stored, with scales and branch."""
+        branch = self.rank * (self.in_features + self.out_features)
+        return FORMATS[self.precision].size(self.in_features, self.out_features) + 2 * branch
+
+    @property
+    def parts(self) -> list[str]:
+        """What it has besides its precision, in words."""
+        rounding = ["calibrated weights"] if self.calibrated else ["searched block scales"] * self.searched
+        return rounding + [f"low-rank branch {self.rank}"] * bool(self.rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every Linear layer of a transformer, decided for one precision."""
+
+    recipe: Recipe
+    precision: str
+    layers: tuple[LayerPlan, ...]
+    bf16_bytes: int
+    """The whole transformer's parameters in bf16."""
+    quantized_bytes: int
+    """The same with the chosen weights as they are stored; everything else stays bf16."""
+    unmatched: tuple[str, ...]
+    """Name rules of the recipe that match no Linear layer: probably written for another version of the class."""
+
+    @property
+    def counts(self) -> LayerCounts:
+        """How many layers are quantized, skipped by a rule, and left for their shape."""
+        quantized = sum(layer.quantized for layer in self.layers)
+        left = sum(layer.left for layer in self.layers)
+        return LayerCounts(quantized=quantized, skipped=len(self.layers) - quantized - left, left=left)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The layers to quantize."""
+        return frozenset(layer.name for layer in self.layers if layer.quantized)
+
+    def to_json(self) -> dict:
+        """The command line's `inspect` object (assets/docs/cli.md)."""
+        counts = self.counts
+        return {
+            "linears": len(self.layers),
+            "quantized": counts.quantized,
+            "skipped": counts.skipped,
+            "left": counts.left,
+            "unmatched": list(self.unmatched),
+            "bytes": {REFERENCE: self.bf16_bytes, "quantized": self.quantized_bytes},
+            "weight_only_steps": list(self.recipe.weight_only_steps(self.precision)),
+            "layers": [
+                {
+                    "name": layer.name,
+                    "in": layer.in_features,
+                    "out": layer.out_features,
+                    "quantized": layer.quantized,
+                    "precision": layer.precision,
+                    "bytes": {
+                        REFERENCE: FORMATS[REFERENCE].size(layer.in_features, layer.out_features),
+                        "stored": layer.bytes,
+                    },
+                    "parts": layer.parts,
+                    "reason": layer.reason,
+                }
+                for layer in self.layers
+            ],
+        }
+
+
+def plan(transformer: nn.Module, recipe: Recipe, precision: str) -> Plan:
+    """Decide every `nn.Linear` of a not yet quantized transformer; the meta device will do.
+
+    Raises:
+        KeyError: no such precision.
+        LoadError: the recipe's file names a layer that the transformer has not.
+    """
+    linears = _linears(transformer)
+    if precision in recipe.tunings:
+        _check_names(recipe.tunings[precision], linears.keys(), type(transformer).__name__)
+    layers = tuple(
+        _decide(name, layer.in_features, layer.out_features, recipe, precision) for name, layer in linears.items()
+    )
+    bf16_bytes = 2 * sum(parameter.numel() for parameter in transformer.parameters())
+    saved = sum(2 * layer.in_features * layer.out_features - layer.bytes for layer in layers)
+    unmatched = [p for p in recipe.patterns if not any(p in name for name in linears)]
+    unmatched += [p for p in recipe.skip_exact if p not in linears]
+    return Plan(
+        recipe=recipe,
+        precision=precision,
+        layers=layers,
+        bf16_bytes=bf16_bytes,
+        quantized_bytes=bf16_bytes - saved,
+        unmatched=tuple(unmatched),
+    )
+
+
+def _check_names(tuning: Tuning, linears: Set[str], kind: str) -> None:
+    for name in (*tuning.layers, *tuning.low_rank):
+        if name not in linears:
+            raise LoadError(f"The recipe file {tuning.source} names a layer {name}, which {kind} has not: correct it.")
+
+
+def _decide(name: str, in_features: int, out_features: int, recipe: Recipe, precision: str) -> LayerPlan:
+    shape = {"name": name, "in_features": in_features, "out_features": out_features}
+    if precision == REFERENCE:
+        return LayerPlan(**shape, precision=REFERENCE, reason="The reference keeps every layer in bf16.")
+    tuning = recipe.tunings.get(precision, Tuning())
+    wanted, why = tuning.layers.get(name), None
+    if wanted is None:
+        wanted, reason = precision, "No rule keeps it in bf16."
+        why = recipe.skip(name, in_features, out_features)
+    elif wanted == REFERENCE:
+        why = "The recipe file keeps it in bf16."
+    else:
+        reason = f"The recipe file stores it in {FORMATS[wanted].label}."
+    if why is not None:
+        return LayerPlan(**shape, precision=REFERENCE, reason=why)
+    needs = FORMATS[wanted]
+    if in_features % needs.multiple_in or out_features % needs.multiple_out:
+        reason = (
+            f"{FORMATS[wanted].label} needs multiples of {needs.multiple_in} x {needs.multiple_out}; "
+            f"this layer is {in_features} x {out_features}."
+        )
+        return LayerPlan(**shape, precision=REFERENCE, left=True, reason=reason)
+    extras = {}
+    if wanted == NVFP4.id:
+        calibrated = name in gptq.names(tuning.calibrated)
+        extras = {"rank": tuning.low_rank.get(name, 0), "searched": tuning.searched, "calibrated": calibrated}
+    return LayerPlan(**shape, precision=wanted, reason=reason, **extras)
+
+
+def apply(transformer: nn.Module, plan: Plan, support: Support) -> nn.Module:
+    """Quantize a bf16 transformer in place as planned, on the device where it is; returns the same module.
+
+    Raises:
+        ValueError: `support` is for another precision, or the module is not the one that was planned.
+        UnsupportedError: the machine cannot run a precision.
+    """
+    place = quantizer(plan, support)
+    for name, layer in _linears(transformer).items():
+        place(name, layer)
+    return transformer
+
+
+def quantizer(plan: Plan, support: Support) -> Callable[[str, nn.Module], None]:
+    """Quantizes a planned layer in place when it is called with the layer's name and the layer; ignores any other.
+
+    For a denoiser that arrives layer by layer (`loading.load_transformer`), so that bf16 weights never pile up.
+
+    Raises:
+        ValueError: `support` is for another precision.
+        LoadError: calibrated weights are missing, damaged or for other weights; when a layer is placed.
+    """
+    if support.precision != plan.precision:
+        raise ValueError(f"A plan for {plan.precision} cannot be applied as {support.precision}.")
+    planned = {layer.name: layer for layer in plan.layers if layer.quantized}
+    files = plan.recipe.tunings.get(plan.precision, Tuning()).calibrated
+
+    def place(name: str, module: nn.Module) -> None:
+        if name in planned:
+            _quantize(planned[name], module, support, files)
+
+    return place
+
+
+def _quantize(layer: LayerPlan, module: nn.Linear, support: Support, files: Sequence[Path]) -> None:
+    if layer.precision != support.precision:
+        support = precisions.support(layer.precision, support.machine)
+    exact = module.weight
+    packed = None
+    if layer.precision == NVFP4.id and (layer.calibrated or layer.searched or layer.rank):
+        packed = gptq.read(files, layer.name, exact) if layer.calibrated else nvfp4.quantize(exact, layer.searched)
+    precisions.quantize_linear_modules(nn.ModuleDict({"layer": module}), {"layer"}, support, packed)
+    if layer.rank:
+        remedies.add_low_rank(module, exact.float() - nvfp4.dequantize(*packed), layer.rank)
+
+
+def verify(transformer: nn.Module, plan: Plan) -> LayerCounts:
+    """Count what the module really holds, by the types of its weights, and compare it with the plan layer by layer.
+
+    Raises:
+        PlanMismatchError: some layer is not in the planned precision, missing or unplanned.
+    """
+    planned = {layer.name: layer for layer in plan.layers}
+    linears = _linears(transformer)
+    wrong = sorted(planned.keys() ^ linears.keys())
+    wrong += [name for name, layer in planned.items() if name in linears and not _is_as_planned(linears[name], layer)]
+    if wrong:
+        raise PlanMismatchError(
+            f"{len(wrong)} of {len(planned)} layers are not as the {plan.precision} plan says, {wrong[0]} for one."
+        )
+    return plan.counts
+
+
+def _is_as_planned(module: nn.Linear, layer: LayerPlan) -> bool:
+    rank = module.rank if isinstance(module, remedies.LowRankLinear) else 0
+    return precisions.stored_precision(module.weight) == layer.precision and rank == layer.rank
+
+
+def _linears(module: nn.Module) -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}

@@ -1,0 +1,182 @@
+"""The real pipeline call: what it is given, how it is watched and stopped, and what it makes.
+
+Nothing here is timed, and nothing is known of devices, precisions or where a pipeline comes from.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from engine import events
+from engine.catalog import ModelSpec
+from engine.errors import CancelledRun
+from engine.events import Stop, Tell
+from engine.quantization.remedies import WeightOnlySteps
+from engine.request import CompareRequest
+from engine.runtime.previews import Previewer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What one pipeline call made."""
+
+    pixels: Tensor
+    """Pictures, float (N, 3, H, W), or clips, (N, F, 3, H, W), in [0, 1]; clips on the CPU."""
+    audio: Tensor | None = None
+    """Float (N, channels, samples) in [-1, 1], on the CPU; None without sound."""
+    audio_rate: int = 0
+    """Samples a second."""
+    not_numbers: tuple[int, ...] = ()
+    """For each picture or clip, how many of its values the model made NaN or infinite; they are 0 here, hence black.
+    Empty stands for none anywhere."""
+
+    def is_damaged(self, index: int) -> bool:
+        """Whether picture or clip `index` has values that are not numbers, so that no distance to it means anything."""
+        return bool(self.not_numbers) and self.not_numbers[index] > 0
+
+
+class Progress:
+    """The pipeline's `callback_on_step_end`: tells each step, with a preview if there is one, and stops the run when
+    asked to."""
+
+    def __init__(
+        self,
+        name: str,
+        tell: Tell,
+        stop: Stop,
+        preview: Previewer | None = None,
+    ):
+        self._name, self._tell, self._stop, self._preview = name, tell, stop, preview
+        self._first: datetime | None = None
+
+    def check(self) -> None:
+        if self._stop():
+            raise CancelledRun
+
+    def __call__(self, pipeline: DiffusionPipeline, index: int, timestep: Tensor, kwargs: dict) -> dict:
+        self.check()
+        now, done, total = datetime.now(UTC), index + 1, pipeline.num_timesteps
+        if self._first is None:
+            self._first = now
+        spent = (now - self._first).total_seconds()
+        left = spent / index * (total - done) if index else None
+        preview = self._preview(kwargs["latents"], index) if self._preview and done < total else None
+        self._tell(events.Step(self._name, done, total, left, preview))
+        return {}
+
+
+def seed_of(seed: int, i: int) -> int:
+    """The seed of picture or clip i of a batch; beyond the largest allowed seed it begins again at 0."""
+    return (seed + i) % 2**32
+
+
+def call(
+    pipeline: DiffusionPipeline,
+    spec: ModelSpec,
+    request: CompareRequest,
+    seed: int,
+    progress: Progress | None = None,
+    steps: WeightOnlySteps | None = None,
+) -> object:
+    """The real pipeline call, and what it returns.
+
+    Item i of a batch has the noise of seed + i, from a CPU generator, so that it can be made again alone and on any
+    device.
+
+    Args:
+        steps: what leaves activations in bf16 in some of them.
+
+    Raises:
+        CancelledRun: `progress` said so.
+    """
+    if progress is not None:
+        progress.check()
+    clip = {"num_frames": request.num_frames, "frame_rate": spec.defaults.frame_rate}
+
+    def ended(pipeline: DiffusionPipeline, index: int, timestep: Tensor, kwargs: dict) -> dict:
+        if steps is not None:
+            steps.ended(index + 1)
+        return {} if progress is None else progress(pipeline, index, timestep, kwargs)
+
+    with steps or nullcontext():
+        return pipeline(
+            request.prompt,
+            height=request.height,
+            width=request.width,
+            num_inference_steps=request.num_inference_steps,
+            generator=[torch.Generator("cpu").manual_seed(seed_of(seed, i)) for i in range(request.batch_size)],
+            output_type="pt",
+            callback_on_step_end=None if progress is steps is None else ended,
+            **{
+                **spec.call,
+                **(clip if spec.modality == "video" else {}),
+                spec.guidance_argument: request.guidance_scale,
+                spec.batch_argument: request.batch_size,
+            },
+        )
+
+
+def finished(pipeline: DiffusionPipeline, spec: ModelSpec, output: object) -> Made:
+    """A pipeline's output as pictures or clips, with every value a number, and how many were none."""
+    if spec.modality == "image":
+        pixels, audio, audio_rate = output.images.float(), None, 0
+    else:
+        # bf16 clips stay bf16 and leave the device: a batch of them in fp32 takes gigabytes.
+        pixels, audio = output.frames.cpu(), output.audio.float().cpu()
+        audio_rate = pipeline.vocoder.config.output_sampling_rate
+    lost = _lost(pixels)
+    if audio is not None:
+        lost = [seen + heard for seen, heard in zip(lost, _lost(audio), strict=True)]
+    return Made(
+        pixels=_numbers(pixels),
+        audio=None if audio is None else _numbers(audio),
+        audio_rate=audio_rate,
+        not_numbers=tuple(lost),
+    )
+
+
+def _lost(values: Tensor) -> list[int]:
+    """How many values of each item are NaN or infinite."""
+    return (~values.isfinite()).flatten(1).sum(1).tolist()
+
+
+def _numbers(values: Tensor) -> Tensor:
+    return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def token_ids(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> tuple[tuple[int, ...], ...]:
+    """All that the pipeline's text encoders are given of a prompt: the ids of each of its tokenizers, cut where the
+    pipeline cuts. Prompts of the same ids are the same prompt to the model.
+
+    The model's own length is that of `spec.tokenizer`; another, as CLIP's beside T5 in FLUX, reads as far as it can. A
+    template around the prompt is read in full and does not count (diffusers' `_get_qwen_prompt_embeds`).
+    """
+    found = []
+    for name in sorted(name for name, part in pipeline.components.items() if isinstance(part, PreTrainedTokenizerBase)):
+        tokenizer, text, length = getattr(pipeline, name), prompt, None
+        if name == spec.tokenizer:
+            length = spec.call["max_sequence_length"] + spec.template_tokens
+            text = pipeline.prompt_template_encode.format(prompt) if spec.template_tokens else prompt
+        found.append(tuple(tokenizer(text, truncation=True, max_length=length).input_ids))
+    return tuple(found)
+
+
+def tokens(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> int:
+    """How many tokens the prompt fills."""
+    if spec.template_tokens:
+        prompt = pipeline.prompt_template_encode.format(prompt)
+    return len(getattr(pipeline, spec.tokenizer)(prompt).input_ids) - spec.template_tokens
+
+
+def read(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> str:
+    """How much of the prompt the text encoder reads: pipelines cut what is too long without a word."""
+    filled, limit = tokens(pipeline, spec, prompt), spec.call["max_sequence_length"]
+    cut = f"; the last {filled - limit} were cut off" if filled > limit else ""
+    return f"{filled} tokens, of at most {limit}{cut}"

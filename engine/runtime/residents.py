@@ -1,0 +1,294 @@
+"""What is loaded on one device: models in their precisions, kept there, in host memory, or let go.
+
+engine/weights/residency.py plans what stays, engine/weights/loading.py reads, engine/weights/host_memory.py moves; this
+owns it. Knows nothing of what is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline
+
+from engine import events
+from engine.catalog import ModelSpec
+from engine.compiler import compilation
+from engine.errors import UnsupportedError
+from engine.events import Tell
+from engine.formats import PRECISIONS, REFERENCE
+from engine.quantization import capability, recipes
+from engine.quantization.remedies import WeightOnlySteps
+from engine.request import CompareRequest
+from engine.results import LayerCounts
+from engine.runtime import timing
+from engine.weights import host_memory, loading, residency, schedulers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendition:
+    """One model in one precision, ready to run."""
+
+    pipeline: DiffusionPipeline
+    support: capability.Support
+    layers: LayerCounts
+    weights: float
+    """GB of the whole pipeline."""
+    transformer: float
+    """GB of the denoiser as stored."""
+    blocks: compilation.Blocks
+    """The denoiser's, to be run eager or compiled."""
+    weight_only_steps: tuple[int, int]
+    """First and last steps in which activations stay bf16."""
+
+    def warm_up_steps(self, mode: str) -> int:
+        """Steps of a warm-up, in which all is done that a run in this mode may do."""
+        return compilation.WARM_UP_STEPS[mode] * (2 if any(self.weight_only_steps) else 1)
+
+    def weight_only(self, total: int, warming: bool = False) -> WeightOnlySteps | None:
+        """What leaves activations in bf16 in some steps of a call of `total` inference steps, or, `warming`, in every
+        other half."""
+        if not any(self.weight_only_steps):
+            return None
+        total = schedulers.timesteps(self.pipeline.scheduler, total)
+        steps = (total // 2, 0) if warming else self.weight_only_steps
+        return WeightOnlySteps(self.pipeline.transformer, steps, total, self.blocks.vary)
+
+
+class Holdings:
+    """The renditions of one device and what they share. Use it from one thread only.
+
+    Raises:
+        UnsupportedError: there is no such device.
+    """
+
+    def __init__(self, device: str | torch.device, source: loading.Source = loading.BUNDLED_OR_HUB):
+        self.device = capability.device_named(device)
+        self.source = source
+        self.machine = capability.detect(self.device)
+        self.support = {p: capability.support(p, self.machine) for p in PRECISIONS}
+        self._renditions: dict[residency.Key, Rendition] = {}
+        self._shared: dict[str, dict[str, object]] = {}
+        """Text encoders, VAE and the like, by model."""
+        self._limit = residency.limit()
+        self._shelf = residency.Shelf(grain=host_memory.CHUNK / timing.GB)
+        self._pool = host_memory.Pool(pinned=self.device.type == "cuda")
+        self._waiting: dict[residency.Key, host_memory.Stored] = {}
+        """The weights that are in host memory."""
+        self._arrived: dict[residency.Key, tuple[float, float]] = {}
+        """GB and seconds of a part's last way from there to the device."""
+
+    def _cold(self, key: residency.Key) -> None:
+        """A part has moved or is gone: what was warm by its addresses is not any more."""
+
+    def rendition(self, spec: ModelSpec, name: str, recipe: str, tell: Tell) -> Rendition:
+        """The model in one precision, on the device: loaded and quantized on first use, then kept there or in host
+        memory while there is room. It stays on the device until another is asked for.
+
+        Raises:
+            UnsupportedError: this machine cannot run the precision, or has not the memory for it.
+            LoadError: the weights are missing or damaged.
+        """
+        key, shared = key_of(spec, name, recipe), residency.shared_key(spec.id)
+        if key not in self._renditions:
+            self._renditions[key] = self._load(spec, name, recipe, tell)
+        else:
+            if self._shelf.place(key) == residency.HOST or self._shelf.place(shared) == residency.HOST:
+                tell(events.Loading(spec.name if name == REFERENCE else f"{spec.name} in {name}"))
+            self.make_room(spec, key, self._shelf.gigabytes(key))
+        self._shelf.use(key, shared)
+        return self._renditions[key]
+
+    def _load(self, spec: ModelSpec, name: str, recipe: str, tell: Tell) -> Rendition:
+        support = self.support[name]
+        if support.execution == "unavailable":
+            raise UnsupportedError(support.reason)
+        plan = recipes.plan(loading.empty_transformer(spec), recipes.recipe(spec.family, recipe), name)
+        key, gigabytes = key_of(spec, name, recipe), plan.quantized_bytes / timing.GB
+        residency.require(spec, name, gigabytes, self.device)
+        self.make_room(spec, key, gigabytes)
+
+        def told(done: int, total: int) -> None:
+            tell(events.Downloading(spec.name, done, total))
+
+        tell(events.Loading(spec.name if name == REFERENCE else f"{spec.name} in {name}"))
+        shared = self.shared(spec, told)
+        transformer = loading.load_transformer(
+            spec, self.device, self.source, place=recipes.quantizer(plan, support), told=told
+        )
+        pipeline = loading.assemble(spec, shared, transformer)
+        stored = timing.weight_bytes(transformer) / timing.GB
+        self._shelf.put(key, stored)
+        return Rendition(
+            pipeline=pipeline,
+            support=support,
+            layers=recipes.verify(pipeline.transformer, plan),
+            weights=timing.weight_bytes(*_modules(pipeline.components)) / timing.GB,
+            transformer=stored,
+            blocks=compilation.Blocks(pipeline.transformer),
+            weight_only_steps=plan.recipe.weight_only_steps(name),
+        )
+
+    def shared(self, spec: ModelSpec, told: loading.Told | None = None) -> dict[str, object]:
+        """Text encoders, VAE and whatever else all precisions of the model share, on the device, loaded on first use.
+
+        Raises:
+            UnsupportedError: the machine has not the memory for them.
+            LoadError: the weights are missing or damaged.
+        """
+        key = residency.shared_key(spec.id)
+        if spec.id not in self._shared:
+            self._shared[spec.id] = loading.load_shared(spec, self.device, self.source, told)
+            self._shelf.put(key, timing.weight_bytes(*_modules(self._shared[spec.id])) / timing.GB)
+        elif self._shelf.place(key) == residency.HOST:
+            self.make_room(spec, key, self._shelf.gigabytes(key))
+        return self._shared[spec.id]
+
+    def make_room(
+        self, spec: ModelSpec, key: residency.Key, gigabytes: float, request: CompareRequest | None = None
+    ) -> None:
+        """Bring a denoiser of so many GB, or make room to load it, with what it shares and a run of the request or, by
+        default, of the default settings.
+
+        Raises:
+            UnsupportedError: it does not fit even if everything else leaves.
+        """
+        shared = residency.shared_key(spec.id)
+        known = self._shelf.gigabytes(shared)
+        memory = spec.memory_gb
+        wanted = {shared: known if known is not None else memory.shared if memory else 0.0, key: gigabytes}
+        need, run = sum(wanted.values()), memory.one_run if memory else 0.0
+        there = all(self._shelf.place(part) == residency.DEVICE for part in wanted)
+        device = self._capacity()
+        if need + run > device and not there and self._forget_recordings():
+            device = self._capacity()
+        if memory is None:  # a miniature is never refused
+            device = max(device, need)
+        run = run if request is None else residency.run_memory(spec, request)
+        if request is not None or there:  # an estimate from above empties the device, but refuses nothing
+            run = min(run, device - need)
+        host = residency.waiting_room(self.device, self._pool.bytes / timing.GB)
+        try:
+            moves = self._shelf.plan(wanted, run, device, host)
+        except residency.NoRoom as error:
+            raise UnsupportedError(
+                residency.refusal(spec, key[1] or REFERENCE, error.need, device, self.device)
+            ) from error
+        for move in moves:
+            self._move(move)
+
+    def _capacity(self) -> float:
+        return residency.capacity(self.device, self._shelf.held(residency.DEVICE), self._limit)
+
+    def _forget_recordings(self) -> bool:
+        """Give back what recorded graphs hold, which nothing else can use; says whether anything could be held.
+
+        What is asked for next would push their denoisers off the device anyway.
+        """
+        for key, rendition in self._renditions.items():
+            rendition.blocks.forget()
+            self._cold(key)
+        timing.free(self.device)
+        return bool(self._renditions)
+
+    def _move(self, move: residency.Move) -> None:
+        key = move.key
+        if self._shelf.place(key) == residency.GONE:
+            return  # it went with what it shared
+        if key in self._renditions:  # CUDA graphs refer to addresses, so what was warm is not any more
+            self._renditions[key].blocks.forget()
+        if move.to == residency.GONE:
+            self._forget(key)
+        elif move.to == residency.HOST:
+            stored = self._pool.store(self._parts(key))
+            if stored is None:
+                self._forget(key)
+                return
+            self._waiting[key] = stored
+            self._shelf.done(move)
+            timing.free(self.device)
+        else:
+            began = timing.now(self.device)
+            self._waiting[key].restore(self.device)
+            del self._waiting[key]
+            self._arrived[key] = (self._shelf.gigabytes(key), timing.now(self.device) - began)
+            self._shelf.done(move)
+        self._cold(key)
+
+    def _parts(self, key: residency.Key) -> list[torch.nn.Module]:
+        if key == residency.shared_key(key[0]):
+            return _modules(self._shared[key[0]])
+        return [self._renditions[key].pipeline.transformer]
+
+    def _forget(self, key: residency.Key) -> None:
+        """Let go of a part wherever it is, and of all that cannot be used without it."""
+        if key == residency.shared_key(key[0]):
+            self._shared.pop(key[0], None)
+            for other in [other for other in self._renditions if other[0] == key[0]]:
+                self._forget(other)
+        self._renditions.pop(key, None)
+        self._arrived.pop(key, None)
+        if key in self._waiting:
+            self._waiting.pop(key).discard()
+        self._cold(key)
+        self._shelf.done(residency.Move(key=key, to=residency.GONE))
+        timing.free(self.device)
+
+    def switch(self, spec: ModelSpec, name: str, recipe: str) -> dict[str, float] | None:
+        """Send a rendition's denoiser to host memory and bring it back, twice, and measure the second time.
+
+        Returns:
+            `gigabytes`, `to_host_s`, `to_device_s`, and `first_to_host_s` of the first time, which takes the host
+            memory. None if it is not on the device, or the host has not the memory.
+        """
+        key, took = key_of(spec, name, recipe), []
+        room = residency.waiting_room(self.device, self._pool.bytes / timing.GB)
+        for _ in range(2):
+            if self._shelf.place(key) != residency.DEVICE or self._shelf.gigabytes(key) > room:
+                return None
+            began = timing.now(self.device)
+            self._move(residency.Move(key=key, to=residency.HOST))
+            took.append(timing.now(self.device) - began)
+            if self._shelf.place(key) == residency.HOST:
+                self._move(residency.Move(key=key, to=residency.DEVICE))
+        if key not in self._arrived:
+            return None
+        gigabytes, back = self._arrived[key]
+        return {"gigabytes": gigabytes, "to_host_s": took[1], "to_device_s": back, "first_to_host_s": took[0]}
+
+    def drop(self, spec: ModelSpec, name: str, recipe: str) -> None:
+        """Forget a rendition, if there is one, so that its denoiser leaves memory."""
+        self._forget(key_of(spec, name, recipe))
+
+    def where(self, key: residency.Key) -> str:
+        """Where weights are while a precision runs, in words."""
+        if self.device.type == "cpu":
+            return "all weights in host memory, which is the device's own"
+        said = "denoiser, text encoders and VAE on the device before the clock started"
+        if key in self._arrived:
+            gigabytes, seconds = self._arrived[key]
+            said += f" (denoiser back from pinned host memory, {gigabytes:.1f} GB in {seconds:.2f} s, before warm-up)"
+        else:
+            said += " (not moved since loading)"
+        others = [part for part in self._shelf.parts if part.key not in (key, residency.shared_key(key[0]))]
+        for place, words in ((residency.DEVICE, "also there"), (residency.HOST, "waiting in pinned host memory")):
+            there = [f"{_part_name(p.key)}, {p.gigabytes:.1f} GB" for p in others if p.place == place]
+            said += f"; {words}: {'; '.join(there)}" if there else ""
+        return said
+
+
+def key_of(spec: ModelSpec, name: str, recipe: str) -> residency.Key:
+    """Of a model's denoiser in one precision: bf16 has no recipe."""
+    return (spec.id, name, recipe if name != REFERENCE else "")
+
+
+def _part_name(key: residency.Key) -> str:
+    """Weights in words."""
+    if key == residency.shared_key(key[0]):
+        return f"text encoders and VAE of {key[0]}"
+    return " ".join(filter(None, key))
+
+
+def _modules(components: Mapping[str, object]) -> list[torch.nn.Module]:
+    """Those components that have weights."""
+    return [component for component in components.values() if isinstance(component, torch.nn.Module)]

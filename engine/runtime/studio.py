@@ -1,0 +1,524 @@
+"""One comparison: the same noise and the same prompt through each precision in turn, timed, weighed and compared.
+
+A `Studio` makes things with what engine/runtime/residents.py has loaded on one device. It knows nothing of threads,
+queues or pages: it is given a function to tell events to, and a function that says whether to stop."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor, nn
+
+from engine import catalog, events, safety
+from engine.catalog import ModelSpec
+from engine.compiler import compilation
+from engine.environment import versions
+from engine.events import Stop, Tell
+from engine.formats import REFERENCE
+from engine.metrics import distances as metrics
+from engine.metrics.ruler import RulerShelf
+from engine.outputs import media
+from engine.quantization import recipe_files, recipes
+from engine.request import CompareRequest
+from engine.results import Comparison, Generation, LpipsMap, Memory, Metrics, Ruler
+from engine.runtime import timing
+from engine.runtime.pipeline import Made, Progress, call, finished, read, seed_of, tokens
+from engine.runtime.previews import Previewer
+from engine.runtime.residents import Holdings, Rendition, key_of
+from engine.weights import loading, residency, schedulers
+
+ATTENTION = "native"
+"""diffusers' name for PyTorch's scaled_dot_product_attention, which picks a fused kernel."""
+FLOOR_ATTENTION = "_native_math"
+"""The second legitimate bf16 path of the noise floor where nothing is compiled: the same attention, unfused."""
+RULER_PROMPTS = 3
+"""Of a miniature; one for a model that takes seconds to minutes a picture."""
+
+
+Take = Callable[[Tell, Stop], tuple[Generation, Made]]
+"""A timed call that only waits to be made, with what is told and what stops it; gives what it made, without files."""
+
+
+class Studio(Holdings):
+    """Models loaded on one device, and what they make. Use it from one thread only.
+
+    Raises:
+        UnsupportedError: there is no such device.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        source: loading.Source = loading.BUNDLED_OR_HUB,
+        filtered: safety.Filter = safety.NO_FILTER,
+    ):
+        super().__init__(device, source)
+        timing.prepare(self.device)
+        self._guard = safety.Guard(filtered)
+        self._warm: dict[tuple, compilation.WarmUp] = {}
+        """By rendition and shape: a shape is warm once it is here, until a recording is dropped."""
+        self._compiled: dict[tuple, float] = {}
+        """Seconds of the first call that compiled for a rendition and a size; compiled code outlives moved weights."""
+        self._rulers = RulerShelf()
+        self._fingerprints: dict[str, str] = {}
+
+    def _cold(self, key: residency.Key) -> None:
+        self._warm = {warm: value for warm, value in self._warm.items() if warm[:3] != key}
+
+    def compare(self, request: CompareRequest, out: Path, tell: Tell, stop: Stop) -> Comparison:
+        """Carry out a request; pictures or clips and `comparison.json` go into `out`.
+
+        Raises:
+            UnsupportedError, LoadError, OutputError: in one sentence.
+            CancelledRun: `stop` said so.
+        """
+        spec = catalog.model(request.model)
+        self._guard.prompt(spec, request.prompt)
+        reference, results = None, []
+        for generation, made in self.takes(spec, request, tell, stop):
+            generation = self._kept(generation, made, spec, request, out, generation.precision)
+            tell(events.Finished(generation.precision, generation))
+            if reference is None:
+                reference = made
+            else:
+                distance, maps = self.distance(made, reference)
+                tell(events.Compared(generation.precision, distance))
+                generation = replace(generation, metrics=distance, lpips_maps=keep_maps(maps, generation))
+            results.append(generation)
+        ruler = self.ruler(spec, request, tell, stop)
+        comparison = Comparison(
+            request=request,
+            device=self.machine.name,
+            versions=versions(),
+            results=tuple(results),
+            ruler=ruler,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        comparison.save(out)
+        return comparison
+
+    def takes(
+        self, spec: ModelSpec, request: CompareRequest, tell: Tell, stop: Stop
+    ) -> Iterator[tuple[Generation, Made]]:
+        """What each precision makes, in the request's order, one after the other; no files are written yet."""
+        for name in request.precisions:
+            yield self.ready(spec, name, request, tell, stop)(tell, stop)
+
+    def ready(
+        self,
+        spec: ModelSpec,
+        name: str,
+        request: CompareRequest,
+        tell: Tell,
+        stop: Stop,
+    ) -> Take:
+        """Load one precision and warm it for the request, and give the timed call, to be made before anything else.
+
+        Raises:
+            UnsupportedError, LoadError: as `rendition`.
+            CancelledRun: `stop` said so.
+        """
+        rendition = self.rendition(spec, name, request.recipe, tell)
+        return partial(self._take, rendition, spec, request, self.warm(rendition, spec, request, tell, stop))
+
+    def generate(
+        self,
+        rendition: Rendition,
+        spec: ModelSpec,
+        request: CompareRequest,
+        out: Path,
+        tell: Tell,
+        stop: Stop,
+        stem: str | None = None,
+    ) -> tuple[Generation, Made]:
+        """One precision's pictures or clips, and what is known of them.
+
+        Args:
+            stem: of the files' names; the precision by default.
+        """
+        warm = self.warm(rendition, spec, request, tell, stop)
+        generation, made = self._take(rendition, spec, request, warm, tell, stop)
+        return self._kept(generation, made, spec, request, out, stem or generation.precision), made
+
+    def _take(
+        self,
+        rendition: Rendition,
+        spec: ModelSpec,
+        request: CompareRequest,
+        warm: compilation.WarmUp,
+        tell: Tell,
+        stop: Stop,
+    ) -> tuple[Generation, Made]:
+        """The timed call, and what is known of it; no files are written yet."""
+        name = rendition.support.precision
+        drawn = request.previews and schedulers.is_euler(rendition.pipeline.scheduler)  # others are heading elsewhere
+        preview = Previewer(rendition.pipeline, spec, request) if drawn else None
+        progress = Progress(name, tell, stop, preview)
+        before = compilation.Done.so_far(rendition.blocks)
+        with timing.stages(rendition.pipeline, self.device) as clock:
+            steps = rendition.weight_only(request.num_inference_steps)
+            output = call(rendition.pipeline, spec, request, request.seed, progress, steps)
+        done = compilation.Done.so_far(rendition.blocks).since(before)
+        made = finished(rendition.pipeline, spec, output)
+        generation = Generation(
+            precision=name,
+            execution=rendition.support.execution,
+            files=(),
+            latency=clock.latency,
+            latency_comparable=rendition.support.execution == "native" and not request.previews and not done.delayed,
+            memory=Memory(
+                weights=rendition.weights,
+                transformer=rendition.transformer,
+                peak=rendition.weights + warm.added / timing.GB,
+            ),
+            layers=rendition.layers,
+            ran=self._ran(rendition, spec, request, warm, done, sum(made.not_numbers)),
+        )
+        return generation, made
+
+    def _kept(
+        self, generation: Generation, made: Made, spec: ModelSpec, request: CompareRequest, out: Path, stem: str
+    ) -> Generation:
+        """With files, once the filter has let them pass."""
+        self._guard.outputs(spec, made.pixels)
+        return replace(generation, files=self.keep(made, generation.precision, spec, request, out, stem))
+
+    def keep(
+        self,
+        made: Made,
+        precision: str,
+        spec: ModelSpec,
+        request: CompareRequest,
+        out: Path,
+        stem: str,
+        **further: object,
+    ) -> tuple[str, ...]:
+        """Write what was made into `out`, each file with its recipe inside; `further` JSON values are added to it.
+
+        Returns:
+            The files' names, one a picture or clip.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        asked = request.to_json()
+        del asked["precisions"], asked["previews"]  # a picture's bytes must not depend on what else was asked for
+        recipe = {
+            "request": asked,
+            "precision": precision,
+            "execution": self.support[precision].execution,
+            "device": self.machine.name,
+            "versions": versions(),
+            "model_licence": spec.licence,
+            **further,
+        }
+        files = []
+        for i, pixels in enumerate(made.pixels):
+            name = stem if len(made.pixels) == 1 else f"{stem}-{i + 1}"
+            inside = recipe | {"picture": i, "seed": seed_of(request.seed, i)}
+            if spec.modality == "image":
+                file = out / f"{name}.png"
+                media.save_png(pixels, file, inside)
+            else:
+                file = out / f"{name}.mp4"
+                sound = None if made.audio is None else made.audio[i]
+                media.save_mp4(pixels, sound, spec.defaults.frame_rate, made.audio_rate, file, inside)
+            files.append(str(file))
+        return tuple(files)
+
+    def warm(
+        self,
+        rendition: Rendition,
+        spec: ModelSpec,
+        request: CompareRequest,
+        tell: Tell,
+        stop: Stop,
+    ) -> compilation.WarmUp:
+        """Make room for a run of the request, set the blocks to its mode, and run a few untimed steps of its shape,
+        once, compiling what is needed.
+
+        Raises:
+            UnsupportedError: the rendition is not on the device any more, and there is no room to bring it back.
+            CancelledRun: `stop` said so.
+        """
+        name = rendition.support.precision
+        key = key_of(spec, name, request.recipe)
+        if self._renditions.get(key) is rendition:
+            self.make_room(spec, key, rendition.transformer, request)
+            self._shelf.use(key, residency.shared_key(spec.id))
+        mode = self.mode(name, spec, request)
+        rendition.blocks.use(mode)
+        shape = (request.height, request.width, request.num_frames, request.batch_size)
+        compiled = (*key, *shape)
+        shape += (request.guidance_scale > 1,)
+        if mode != compilation.EAGER and not spec.text_padded:
+            shape += (tokens(rendition.pipeline, spec, request.prompt),)
+        key = (*key, *shape)
+        if key not in self._warm or self._warm[key].dropped != rendition.blocks.dropped:
+            compiles = mode != compilation.EAGER and compiled not in self._compiled
+            tell(events.Warming(name, compiles, max(self._compiled.values(), default=None) if compiles else None))
+            few = replace(request, num_inference_steps=rendition.warm_up_steps(mode))
+            self._warm[key] = self._warm_up(rendition, spec, few, stop)
+            if compiles:
+                self._compiled[compiled] = self._warm[key].seconds
+        return self._warm[key]
+
+    def _warm_up(self, rendition: Rendition, spec: ModelSpec, few: CompareRequest, stop: Stop) -> compilation.WarmUp:
+        """A few steps in which everything is compiled, tuned and recorded, and memory is weighed."""
+        count = few.num_inference_steps
+        steps = rendition.weight_only(count, warming=True)
+        quiet = Progress(rendition.support.precision, lambda _: None, stop)
+        gc.collect()
+        began, graphs = timing.now(self.device), compilation.graphs_compiled()
+        added = timing.added_bytes(lambda: call(rendition.pipeline, spec, few, few.seed, quiet, steps), self.device)
+        return compilation.WarmUp(
+            seconds=timing.now(self.device) - began,
+            graphs=compilation.graphs_compiled() - graphs,
+            added=added,
+            dropped=rendition.blocks.dropped,
+        )
+
+    def mode(self, name: str, spec: ModelSpec, request: CompareRequest) -> str:
+        """How this machine runs a denoiser's blocks in one precision for a request."""
+        return compilation.mode(request.batch_size, self.support[name], self.device)
+
+    def distance(self, made: Made, reference: Made) -> tuple[Metrics, list[Tensor | None]]:
+        """LPIPS and PSNR of what was made from the reference, and where LPIPS comes from; one a picture or clip.
+
+        Returns:
+            The numbers, and maps (F, h, w) as of `metrics.lpips_maps`, F being 1 for a picture. Both are None for a
+            picture or clip of which either side has values that are not numbers.
+        """
+        a, b = made.pixels * 2 - 1, reference.pixels * 2 - 1
+        if a.ndim == 4:
+            (distances, maps), decibels, frames = metrics.lpips_maps(a, b), metrics.psnr(a, b), None
+            maps = list(maps[:, None])
+        else:
+            each = [metrics.clip_distance(one, other, self.device) for one, other in zip(a, b, strict=True)]
+            by_frame, decibels, maps = (list(values) for values in zip(*each, strict=True))
+            frames = tuple(tuple(distances.tolist()) for distances in by_frame)
+            distances, decibels = torch.stack([d.mean() for d in by_frame]), torch.stack(decibels)
+        lost = [made.is_damaged(i) or reference.is_damaged(i) for i in range(len(a))]
+
+        def kept(values: Iterable) -> tuple:
+            return tuple(None if no else value for no, value in zip(lost, values, strict=True))
+
+        found = Metrics(
+            lpips=kept(distances.tolist()), psnr_db=kept(decibels.tolist()), lpips_frames=frames and kept(frames)
+        )
+        return found, list(kept(maps))
+
+    def ruler(
+        self,
+        spec: ModelSpec,
+        request: CompareRequest,
+        tell: Tell,
+        stop: Stop,
+    ) -> Ruler | None:
+        """Noise floor and other-seed ceiling of bf16 at the request's shape and steps, measured once, then kept.
+
+        None where bf16 makes values that are not numbers: there is nothing to measure with then, and nothing is kept.
+
+        Raises:
+            CancelledRun: `stop` said so.
+        """
+        key = "|".join(
+            str(part)
+            for part in (
+                spec.id,
+                self._fingerprint(spec),
+                self.machine.name,
+                *(f"{name} {number}" for name, number in versions().items()),
+                f"{request.width}x{request.height}x{request.num_frames}",
+                request.num_inference_steps,
+                request.guidance_scale,
+            )
+        )
+        ruler = self._rulers.get(key)
+        if ruler is None:
+            ruler = self._measure_ruler(spec, request, tell, stop)
+            if ruler is None:
+                return None
+            self._rulers.put(key, ruler)
+        tell(events.RulerReady(ruler))
+        return ruler
+
+    def _fingerprint(self, spec: ModelSpec) -> str:
+        if spec.id not in self._fingerprints:
+            self._fingerprints[spec.id] = loading.fingerprint(spec, self.source)
+        return self._fingerprints[spec.id]
+
+    def _measure_ruler(
+        self,
+        spec: ModelSpec,
+        request: CompareRequest,
+        tell: Tell,
+        stop: Stop,
+    ) -> Ruler | None:
+        rendition = self.rendition(spec, REFERENCE, request.recipe, tell)
+        prompts, seed = spec.examples[: RULER_PROMPTS if spec.bundled else 1], spec.defaults.seed
+        done, total = 0, 3 * len(prompts)
+        floors, ceilings = [], []
+        for prompt in prompts:
+            asked = replace(request, prompt=prompt, batch_size=1, seed=seed)
+            made = []
+            for path, noise in ((False, seed), (True, seed), (False, seed + 1)):
+                tell(events.Measuring(done, total))
+                made.append(self.retake(rendition, spec, replace(asked, seed=noise), stop, second_path=path))
+                if made[-1].is_damaged(0):
+                    return None
+                done += 1
+            floors.append(self.distance(made[1], made[0])[0].mean_lpips)
+            ceilings.append(self.distance(made[2], made[0])[0].mean_lpips)
+        note = (
+            f"Mean LPIPS over {len(prompts)} prompt{'s' * (len(prompts) > 1)} in bf16 on this device. Floor: "
+            f"{self.paths(spec, asked)}, same noise. Ceiling: seed {seed} against seed {seed + 1}."
+        )
+        return Ruler(floor=fmean(floors), ceiling=fmean(ceilings), note=note)
+
+    def retake(
+        self,
+        rendition: Rendition,
+        spec: ModelSpec,
+        request: CompareRequest,
+        stop: Stop,
+        second_path: bool = False,
+    ) -> Made:
+        """The request once more in bf16, untimed; by `second_path` with other kernels as legitimate (see `paths`).
+
+        Raises:
+            CancelledRun: `stop` said so.
+        """
+        if self.mode(REFERENCE, spec, request) != compilation.EAGER and not second_path:
+            self.warm(rendition, spec, request, lambda _: None, stop)
+        return self._retake(rendition, spec, request, stop, second_path)
+
+    def _retake(
+        self,
+        rendition: Rendition,
+        spec: ModelSpec,
+        request: CompareRequest,
+        stop: Stop,
+        second_path: bool,
+    ) -> Made:
+        transformer = rendition.pipeline.transformer
+        quiet = Progress(REFERENCE, lambda _: None, stop)
+        if self.mode(REFERENCE, spec, request) == compilation.EAGER:
+            transformer.set_attention_backend(FLOOR_ATTENTION if second_path else ATTENTION)
+        elif second_path:
+            rendition.blocks.use(compilation.EAGER)
+        try:
+            return finished(rendition.pipeline, spec, call(rendition.pipeline, spec, request, request.seed, quiet))
+        finally:
+            transformer.set_attention_backend(ATTENTION)
+
+    def paths(self, spec: ModelSpec, request: CompareRequest) -> str:
+        """The two paths of the noise floor, in words."""
+        eager = self.mode(REFERENCE, spec, request) == compilation.EAGER
+        return "fused against unfused attention" if eager else "compiled against eager blocks"
+
+    def _ran(
+        self,
+        rendition: Rendition,
+        spec: ModelSpec,
+        request: CompareRequest,
+        warm: compilation.WarmUp,
+        done: compilation.Done,
+        not_numbers: int,
+    ) -> dict[str, str]:
+        """What really ran, label -> words; `done` is what the timed call compiled, recorded and replayed."""
+        support, layers = rendition.support, rendition.layers
+        linears = layers.quantized + layers.skipped + layers.left
+        mode = rendition.blocks.mode
+        steps = rendition.warm_up_steps(mode)
+        warm_up = f"{steps} warm-up steps" if steps > 1 else "a warm-up step"
+        if mode == compilation.EAGER:
+            without = self.machine.no_compile
+            compiled = f"off, for every precision: {without}" if without else "off (eager), for every precision"
+        else:
+            unrecorded = f", no CUDA graph ({support.no_graph})" if support.no_graph else ""
+            compiled = (
+                f"repeated blocks, fullgraph{unrecorded}, settings of engine/compiler/fusion.py; {warm.graphs} graphs "
+                f"compiled in a first call of {warm.seconds:.1f} s, {done.compiled} in the timed one"
+            )
+            if mode == compilation.GRAPHS:
+                compiled += f"; {done.replayed} of its steps replayed from a CUDA graph, {done.recorded} recorded"
+                compiled += ", the text's keys and values computed once" if rendition.blocks.text_once else ""
+        if request.previews:
+            timed = "not timed: previews were drawn between the steps"
+        elif done.delayed:
+            timed = "not timed: something was compiled or recorded in the call; make it again"
+        else:
+            timed = f"one pipeline call between device synchronisations, after {warm_up} of the same shape"
+        spoilt = f"{not_numbers} values are not numbers and are shown as 0: do not trust this output, it has no score"
+        return (
+            {
+                "Device": self.machine.name,
+                "Weights": loading.described(spec, self.source),
+                "Execution": f"{support.execution}: {support.reason}",
+                "Linear layers": (
+                    f"{layers.quantized} of {linears} quantized, {layers.skipped} skipped by the recipe, "
+                    f"{layers.left} left in bf16 for their shape"
+                ),
+                "Prompt": read(rendition.pipeline, spec, request.prompt),
+                "Recipe": f"{request.recipe}: {recipes.recipe(spec.family, request.recipe).summary}",
+                "GEMM": f"{support.gemm}; weights of Linear layers: {_weights(rendition.pipeline.transformer)}",
+                "Attention": f"PyTorch scaled_dot_product_attention in bf16 (diffusers backend {ATTENTION!r})",
+                "Compile": compiled,
+                "Text encoders and VAE": "bf16, shared by all precisions",
+                "Residency": self.where(key_of(spec, support.precision, request.recipe)),
+                "Scheduler": f"{type(rendition.pipeline.scheduler).__name__}, {request.num_inference_steps} steps",
+                "Noise": f"CPU generator, seed {request.seed}, the same for every precision",
+                "Timing": timed,
+                "Memory": (
+                    "weights as stored, plus the peak that the warm-up, with decoding, allocates"
+                    + (" through PyTorch's CPU allocator" if self.device.type == "cpu" else " on the device")
+                ),
+            }
+            | ({"Damage": spoilt} if not_numbers else {})
+            | _activations(rendition)
+        )
+
+
+def _weights(denoiser: nn.Module) -> str:
+    """Kinds of the weights that the Linear layers hold, on which their products depend, and how many of each."""
+    kinds = Counter(_kind(layer.weight.data) for layer in denoiser.modules() if isinstance(layer, nn.Linear))
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+
+
+def _kind(weight: Tensor) -> str:
+    if type(weight) is Tensor:
+        return str(weight.dtype).removeprefix("torch.")
+    chosen = getattr(weight, "kernel_preference", None)
+    return type(weight).__name__ + (f" (kernel preference {chosen.value})" if chosen else "")
+
+
+def _activations(rendition: Rendition) -> dict[str, str]:
+    steps = recipe_files.in_words(rendition.weight_only_steps)
+    return (
+        {"Activations": f"bf16 in {steps}, where NVFP4 weights are unpacked; quantized in all others"} if steps else {}
+    )
+
+
+def keep_maps(maps: Sequence[Tensor | None], generation: Generation) -> tuple[LpipsMap | None, ...]:
+    """Write LPIPS maps, one a picture or clip that has a score, beside its file.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    kept = []
+    for each, made in zip(maps, generation.files, strict=True):
+        if each is None:
+            kept.append(None)
+            continue
+        file = Path(made).with_name(f"{Path(made).stem}-lpips.png")
+        kept.append(LpipsMap(file=str(file), top=media.save_map(each, file)))
+    return tuple(kept)

@@ -1,0 +1,623 @@
+"""Weights into memory: a checkpoint, or random weights of the same architecture, becomes modules on a device.
+
+Text encoders, tokenizers and VAE are loaded once a model and shared by all its precisions. A denoiser arrives layer by
+layer, and each layer may be quantized before the next is read. Of a checkpoint every parameter and buffer comes from a
+file, in its shape and finite, or the checkpoint is refused: engine/weights/checkpoint.py tells what the files hold.
+Knows nothing of precisions or of what else is in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from accelerate import init_empty_weights
+from diffusers import DiffusionPipeline
+from huggingface_hub import constants
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from engine.catalog import MODELS, ModelSpec
+from engine.errors import LoadError
+from engine.weights import checkpoint as files
+from engine.weights import hub, schedulers
+from engine.weights.checkpoint import Checkpoint, Component
+from engine.weights.fingerprint import of_folder
+from engine.weights.source import BUNDLED_OR_HUB, Source
+
+Place = Callable[[str, nn.Module], None]
+"""Called with each submodule's fully qualified name and itself once its weights are on the device; may change it."""
+Told = Callable[[int, int], None]
+"""Called with bytes downloaded and bytes in all."""
+Read = Callable[[str, Tensor], Tensor]
+"""Called with a tensor's name and an empty one of its shape; gives its values on the device."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
+_checked: dict[Path, tuple] = {}
+"""Folders that were found whole -> what their files looked like then: a folder is not looked through again until one of
+them changes."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole models
+
+
+def load_pipeline(spec: ModelSpec, device: torch.device, source: Source = BUNDLED_OR_HUB) -> DiffusionPipeline:
+    """The model's pipeline in bf16 on `device`, ready to be called.
+
+    Raises:
+        LoadError: the weights cannot be had, or a file of them is missing or cut short.
+    """
+    return assemble(spec, load_shared(spec, device, source), load_transformer(spec, device, source))
+
+
+def assemble(spec: ModelSpec, shared: Mapping[str, object], transformer: nn.Module) -> DiffusionPipeline:
+    """A pipeline with a scheduler of its own around shared components and a denoiser."""
+    scheduler = type(shared["scheduler"]).from_config(shared["scheduler"].config)
+    pipeline = getattr(diffusers, spec.pipeline)(**(shared | {"scheduler": scheduler, "transformer": transformer}))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_shared(
+    spec: ModelSpec, device: torch.device, source: Source = BUNDLED_OR_HUB, told: Told | None = None
+) -> dict[str, object]:
+    """All components but the denoiser, modules in bf16 on `device`; for `assemble`.
+
+    Raises:
+        LoadError: the weights cannot be had, or a file of them is missing or cut short.
+    """
+    checkpoint = _checkpoint(spec, source, told)
+    folder = checkpoint.folder if checkpoint else spec.folder
+    shared: dict[str, object] = {}
+    with ExitStack() as opened:
+        for part, (library, kind) in _needed(spec, folder).items():
+            if part == "transformer":
+                continue
+            if "Scheduler" in kind:
+                where = folder / part / "scheduler_config.json"
+                config = files.read_json(where) | _overrides(spec, part, checkpoint)
+                shared[part] = schedulers.make(kind, config, str(folder / "model_index.json"))
+            elif "Tokenizer" in kind:
+                shared[part] = _tokenizer(kind, folder / part, source.random)
+            elif checkpoint is None:
+                shared[part] = _fill(_hollow(spec, part, folder), device, _random(device), None)
+            elif library == "transformers":
+                shared[part] = _from_transformers(kind, checkpoint, part, device)
+            else:
+                with _in_bf16():  # buffers too, as `from_pretrained(dtype=torch.bfloat16)` makes them
+                    hollow = _hollow(spec, part, folder, checkpoint)
+                found = files.component(folder / part, library, checkpoint.remedy)
+                shared[part] = _fill(hollow, device, _reader(hollow, found, device, opened), None, stored=True)
+    _check_vocabularies(shared, folder)
+    for module in (value for value in shared.values() if isinstance(value, nn.Module)):
+        module.eval().requires_grad_(False)
+    if device.type == "cpu" and all(parameter.ndim <= 4 for parameter in shared["vae"].parameters()):
+        # Convolutions in channels_last decode faster on CPUs; on an H200 18% slower (assets/figures/ends.json).
+        shared["vae"].to(memory_format=torch.channels_last)
+    if spec.vae_tiling:
+        shared["vae"].enable_tiling()
+    return shared
+
+
+def load_transformer(
+    spec: ModelSpec,
+    device: torch.device,
+    source: Source = BUNDLED_OR_HUB,
+    place: Place | None = None,
+    told: Told | None = None,
+) -> nn.Module:
+    """One more bf16 denoiser of the model on `device`, each weight read straight to it.
+
+    Args:
+        place: what to do with each module as soon as its weights are there. Quantizing here keeps the peak at the
+            quantized denoiser and one bf16 layer.
+
+    Raises:
+        LoadError: the weights cannot be had, or a file of them is missing or cut short.
+    """
+    checkpoint = _checkpoint(spec, source, told)
+    folder = checkpoint.folder if checkpoint else spec.folder
+    with ExitStack() as opened:
+        hollow = _hollow(spec, "transformer", folder, checkpoint)
+        if checkpoint is None:
+            read = _random(device)
+        else:
+            found = files.component(folder / "transformer", "diffusers", checkpoint.remedy)
+            read = _reader(hollow, found, device, opened)
+        transformer = _fill(hollow, device, read, place, stored=checkpoint is not None)
+    transformer.set_attention_backend("native")
+    # LTX-2's pipeline may hand over latents as a transposed view, which torchao's microscaling quantizers refuse.
+    transformer.register_forward_pre_hook(_contiguous, with_kwargs=True)
+    return transformer.eval().requires_grad_(False)
+
+
+def _contiguous(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return tree_map_only(Tensor, Tensor.contiguous, (args, kwargs))
+
+
+def empty_transformer(spec: ModelSpec) -> nn.Module:
+    """The model's denoiser on the meta device: names and shapes without weights.
+
+    Raises:
+        LoadError: its configuration is missing.
+    """
+    kind = transformer_class(spec)
+    config = files.denoiser_config(spec)
+    with torch.device("meta"):
+        return kind.from_config(config).to(torch.bfloat16)
+
+
+def transformer_class(spec: ModelSpec) -> type:
+    """The diffusers class of the model's denoiser, as its checkpoint names it.
+
+    Raises:
+        LoadError: the checkpoint's index is missing or damaged.
+    """
+    return getattr(diffusers, files.parts(spec.folder)["transformer"][1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where the weights are
+
+
+def check(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> None:
+    """The weights can be loaded at once: every file is here and whole, told from the headers alone. Fetches nothing.
+
+    Raises:
+        LoadError: the model is not here, or a file is missing, damaged or cut short; the sentence names it.
+    """
+    if source.random:
+        return
+    checkpoint = _here(spec, source)
+    if checkpoint is None:
+        raise LoadError(f"{spec.name} is not on this machine: {spec.memory_gb.download:.0f} GB from {spec.url}.")
+    _check(spec, checkpoint)
+
+
+def described(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
+    """Where the model's weights come from and, if not in bf16, what they are stored in, in words."""
+    if source.random:
+        return "random, in the real architecture: what is made means nothing, its cost does"
+    checkpoint = _here(spec, source)
+    if spec.bundled and checkpoint.folder == spec.folder:
+        return "the bundled checkpoint"
+    stored = stored_as(spec, source)
+    stored = f", stored in {stored} and run in bf16" if stored else ""
+    if source.folder is not None:
+        return f"the local folder {checkpoint.folder.name}{stored}"
+    return f"{spec.source} at revision {spec.revision}{stored}"
+
+
+def stored_as(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
+    """What the weights on this machine are stored in, in words: empty for bf16 alone, for random weights and for none.
+
+    Raises:
+        LoadError: they are damaged.
+    """
+    checkpoint = None if source.random else _here(spec, source)
+    if checkpoint is None:
+        return ""
+    return _check(spec, checkpoint)
+
+
+def fingerprint(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
+    """What tells these weights from others: a figure kept for one checkpoint must not serve another.
+
+    Of a folder what `fingerprint.of_folder` says, configurations included; the revision on the hub; or "random".
+    """
+    if source.random:
+        return "random"
+    checkpoint = _here(spec, source)
+    if checkpoint is None or (not spec.bundled and source.folder is None):
+        return f"{spec.source}@{spec.revision}"
+    return of_folder(checkpoint.folder)
+
+
+def _checkpoint(spec: ModelSpec, source: Source, told: Told | None) -> Checkpoint | None:
+    """The model's checked folder, fetched if need be; None for random weights.
+
+    Raises:
+        LoadError: it cannot be had, or a file of it is bad.
+    """
+    if source.random:
+        return None
+    checkpoint = _here(spec, source)
+    if checkpoint is None and (source.offline or constants.HF_HUB_OFFLINE):
+        raise LoadError(hub.no_copy(spec))
+    if checkpoint is None:
+        checkpoint = _fetched(hub.download(spec, _patterns(spec), told or (lambda done, total: None)))
+    _check(spec, checkpoint)
+    return checkpoint
+
+
+def _here(spec: ModelSpec, source: Source) -> Checkpoint | None:
+    """The model's folder on this machine, whole or not; None if it would have to be fetched."""
+    if source.folder is not None:
+        own = source.folder / spec.id
+        if own.is_dir():
+            return Checkpoint(folder=own, remedy=source.remedy)
+        if _is_meant(spec, source):
+            return Checkpoint(folder=source.folder, remedy=source.remedy)
+    if spec.bundled:
+        return Checkpoint(folder=spec.folder, remedy=files.RESTORE)
+    folder = hub.cached(spec, _patterns(spec))
+    if folder is None:
+        return None
+    try:  # somebody else may have fetched a part of it
+        _check(spec, _fetched(folder))
+    except LoadError:
+        return None
+    return _fetched(folder)
+
+
+def _is_meant(spec: ModelSpec, source: Source) -> bool:
+    """Whether a given folder, which has none for this model alone, is to be read for it: not if another of the models
+    that were asked for is what it holds, nor for a miniature if it is a folder of other models' folders."""
+    if not (source.folder / "model_index.json").is_file():
+        return not spec.bundled
+    others = [MODELS[name] for name in source.asked if name != spec.id]
+    if not any(not files.misfit(other, source.folder, source.remedy) for other in others):
+        return True
+    return not files.misfit(spec, source.folder, source.remedy)
+
+
+def _fetched(folder: Path) -> Checkpoint:
+    return Checkpoint(folder=folder, remedy="delete the folder and start again with a connection to the hub")
+
+
+def _patterns(spec: ModelSpec) -> list[str]:
+    """Globs of the files that diffusers reads: a repository may hold the same weights in other layouts as well."""
+    patterns = ["model_index.json"]
+    for part, (_, kind) in files.parts(spec.folder).items():
+        patterns += [f"{part}/*"] if "Tokenizer" in kind else [f"{part}/*.json", f"{part}/*.safetensors"]
+    return patterns
+
+
+def _check(spec: ModelSpec, checkpoint: Checkpoint) -> str:
+    """See that a folder holds the model whole, as far as that can be told without reading weights.
+
+    Returns:
+        What its weights are stored in, in words; empty for bf16 alone.
+
+    Raises:
+        LoadError: it does not.
+    """
+    folder, remedy = checkpoint.folder, checkpoint.remedy
+    state = (spec, _state(folder))
+    if folder in _checked and _checked[folder][0] == state:
+        return _checked[folder][1]
+    if folder != spec.folder and not (folder / "model_index.json").is_file():
+        raise LoadError(f"{folder} is not a checkpoint of {spec.name}: it has no model_index.json.")
+    files.require_fit(folder, remedy, spec)
+    stored: dict[str, list[str]] = {}
+    for part, (library, kind) in _needed(spec, folder, remedy).items():
+        here = folder / part
+        if "Tokenizer" in kind:
+            _check_tokenizer(here, remedy)
+        elif "Scheduler" in kind:
+            config = files.read_json(here / "scheduler_config.json", remedy)
+            schedulers.make(kind, config, str(folder / "model_index.json"))
+        else:
+            found = files.component(here, library, remedy)
+            if library == "transformers":
+                _require_read(kind, found)
+            else:
+                hollow = _hollow(spec, part, folder, checkpoint)
+                files.require_shapes(found, _wanted(hollow, found))
+            if part == "transformer":
+                _require_config(spec, hollow)
+            stored.setdefault(" and ".join(found.stored_as), []).append(part)
+    stored.pop("bfloat16", None)
+    said = "; ".join(f"{words} ({', '.join(where)})" for words, where in stored.items())
+    _checked[folder] = (state, said)
+    return said
+
+
+def _state(folder: Path) -> tuple:
+    """What changes when a file of a folder does."""
+    found = []
+    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
+        stat = file.stat()
+        found.append((str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino))
+    return tuple(found)
+
+
+def _needed(spec: ModelSpec, folder: Path, remedy: str = files.RESTORE) -> dict[str, tuple[str, str]]:
+    """The components that the model uses: name -> (library, class name). What a pipeline may have besides, such as the
+    encoder of a picture that is given with the prompt, nothing here calls."""
+    its = files.parts(folder, remedy)
+    return {name: its[name] for name in files.parts(spec.folder)}
+
+
+def _check_tokenizer(folder: Path, remedy: str) -> None:
+    files.read_json(folder / "tokenizer_config.json", remedy)
+    found = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    if not found:
+        raise LoadError(f"The file {folder / _TOKENIZER_FILES[0]} is missing: {remedy}.")
+    if found[0] == "vocab.json" and not (folder / "merges.txt").is_file():
+        raise LoadError(f"The file {folder / 'merges.txt'} is missing, without which vocab.json is no use: {remedy}.")
+    if found[0].endswith(".json"):
+        files.read_json(folder / found[0], remedy)
+
+
+def _overrides(spec: ModelSpec, part: str, checkpoint: Checkpoint | None) -> dict[str, object]:
+    """What the spec changes in shared configurations; a checkpoint has its own."""
+    return {} if checkpoint else dict(spec.overrides.get(part, {}))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Modules
+
+
+def _class(library: str, kind: str) -> type:
+    """A component's class, by the two names in model_index.json."""
+    if library in ("diffusers", "transformers"):
+        return getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
+    return getattr(getattr(diffusers.pipelines, library), kind)
+
+
+def _hollow(spec: ModelSpec, part: str, folder: Path, checkpoint: Checkpoint | None = None) -> nn.Module:
+    """A component with its parameters on the meta device and its buffers real: rotary frequencies are computed.
+
+    Raises:
+        LoadError: its configuration is missing, or its class cannot be made of it.
+    """
+    library, kind = files.parts(folder)[part]
+    cls, file = _class(library, kind), folder / part / "config.json"
+    config = files.read_json(file, checkpoint.remedy if checkpoint else files.RESTORE)
+    with init_empty_weights(include_buffers=False):
+        if library != "transformers":
+            config = {key: value for key, value in config.items() if key != "quantization_config"}
+            with _made_of(file):
+                return cls.from_config(config | _overrides(spec, part, checkpoint))
+        module = cls(cls.config_class.from_pretrained(folder / part))
+    module.tie_weights()  # making parameters empty made two of each tied one
+    return module
+
+
+@contextmanager
+def _made_of(file: Path) -> Iterator[None]:
+    """Turns whatever a library raises over a user's file into one sentence that names it."""
+    try:
+        yield
+    except LoadError:
+        raise
+    except Exception as error:  # a constructor or a parser raises whatever it stumbles over
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise LoadError(f"{file} cannot be used ({said}): {files.SAVE_AGAIN}.") from error
+
+
+def _require_config(spec: ModelSpec, denoiser: nn.Module) -> None:
+    """Refuse a denoiser whose configuration means something else than the model's, defaults of its class included."""
+    with init_empty_weights(include_buffers=False):
+        mine = type(denoiser).from_config(files.denoiser_config(spec))
+    if why := files.differing(dict(mine.config), dict(denoiser.config)):
+        raise LoadError(f"This is not a checkpoint of {spec.name}: {why}; give one of {spec.name}.")
+
+
+def _wanted(module: nn.Module, found: Component) -> dict[str, tuple[int, ...]]:
+    """Shapes of all that a module has to be given, by the names in its files."""
+    names = _names(module, found)
+    return {names[name]: tuple(tensor.shape) for name, tensor in _stored_tensors(module).items()}
+
+
+def _stored_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters, and the buffers that belong into a file."""
+    return module.state_dict(keep_vars=True)
+
+
+def _names(module: nn.Module, found: Component) -> dict[str, str]:
+    """A tensor's name in a diffusers module -> its name in the files: old VAEs name attention's parts otherwise."""
+    in_files = {name: name for name in found.tensors}
+    module._fix_state_dict_keys_on_load(in_files)
+    return {name: in_files.get(name, name) for name in _stored_tensors(module)}
+
+
+def _fill(module: nn.Module, device: torch.device, read: Read, place: Place | None, stored: bool = False) -> nn.Module:
+    """Give a hollow module its weights in bf16, one submodule after the other; returns the same module.
+
+    Args:
+        stored: buffers that belong into a file are read as well; otherwise they stay as they were made.
+    """
+    times = Counter(id(p) for child in module.modules() for p in child._parameters.values() if p is not None)
+    tied: dict[int, nn.Parameter] = {}  # the others are not held here, so that their bf16 values go once quantized
+    for name, child in list(module.named_modules()):
+        prefix = f"{name}." if name else ""
+        for key, empty in list(child._parameters.items()):
+            if empty is None:
+                continue
+            made = tied.get(id(empty))
+            if made is None:
+                made = nn.Parameter(read(f"{prefix}{key}", empty).to(torch.bfloat16), requires_grad=False)
+            if times[id(empty)] > 1:
+                tied[id(empty)] = made
+            child._parameters[key] = made
+        for key, buffer in child._buffers.items():
+            if buffer is None:
+                continue
+            kept = stored and key not in child._non_persistent_buffers_set
+            child._buffers[key] = read(f"{prefix}{key}", buffer) if kept else buffer.to(device)
+        if place is not None:
+            place(name, child)
+    return module
+
+
+def _reader(module: nn.Module, found: Component, device: torch.device, opened: ExitStack) -> Read:
+    """Reads a component's tensors by name from its files, straight to the device, as bf16.
+
+    An fp8 weight is multiplied by its scale in fp32. What is not finite in bf16 is refused, as it would spread to every
+    pixel, and to the quantizers' tables.
+    """
+    handles, names = {}, _names(module, found)
+
+    def get(name: str) -> Tensor:
+        file = found.tensors[name].file
+        try:
+            if file not in handles:
+                handles[file] = opened.enter_context(safe_open(file, framework="pt", device=str(device)))
+            return handles[file].get_tensor(name)
+        except (SafetensorError, OSError) as error:  # it was whole when it was checked
+            raise LoadError(f"The weights file {file} lacks {name} or is being changed: retry.") from error
+
+    def read(name: str, empty: Tensor) -> Tensor:
+        name = names[name]
+        if name not in found.tensors:
+            raise LoadError(f"{found.folder} lacks {name}: copy the folder again, or {files.SAVE_AGAIN}.")
+        files.require_shape(name, found.tensors[name], empty.shape)
+        value = get(name)
+        if name in found.scales:
+            value = _scaled(value, get(found.scales[name]), found, name)
+        value = value.to(torch.bfloat16)
+        _require_finite(value, name, found.tensors[name].file)
+        return value
+
+    return read
+
+
+def _scaled(codes: Tensor, scale: Tensor, found: Component, name: str) -> Tensor:
+    scale_name = found.scales[name]
+    blocks = files.scale_blocks(tuple(scale.shape), tuple(codes.shape))
+    if not bool(((scale > 0) & scale.isfinite()).all()):
+        raise LoadError(
+            f"{scale_name} in {found.tensors[scale_name].file} has values that are not positive, and so no scales: "
+            f"{files.SAVE_AGAIN} in bf16."
+        )
+    spread = scale.float().reshape(*scale.shape, *(1 for _ in range(codes.ndim - scale.ndim)))
+    if scale.numel() == 1:
+        return codes.float() * scale.float().reshape(())
+    for dimension, (block, side) in enumerate(zip(blocks, codes.shape, strict=True)):
+        if spread.shape[dimension] not in (1, side) or (block > 1 and spread.shape[dimension] > 1):
+            spread = spread.repeat_interleave(block, dimension).narrow(dimension, 0, side)
+    return codes.float() * spread
+
+
+def _require_finite(value: Tensor, name: str, file: Path) -> None:
+    if not bool(value.isfinite().all()):
+        raise LoadError(
+            f"{name} in {file} has values that are not finite in bf16 (NaN or infinite): copy the file again, or give "
+            "a checkpoint whose weights are numbers."
+        )
+
+
+def _from_transformers(kind: str, checkpoint: Checkpoint, part: str, device: torch.device) -> nn.Module:
+    """A text encoder, read by transformers, which knows under which names its older versions stored one."""
+    folder = checkpoint.folder / part
+    found = files.component(folder, "transformers", checkpoint.remedy)
+    # device_map reads each weight straight to the device instead of by way of the host.
+    where = {} if device.type == "cpu" else {"device_map": {"": device}}
+    with _made_of(folder):
+        module, read = getattr(transformers, kind).from_pretrained(
+            folder,
+            dtype=torch.bfloat16,
+            local_files_only=True,
+            variant=found.variant,
+            use_safetensors=True,
+            output_loading_info=True,
+            **where,
+        )
+    _require_all_read(found, read)
+    for name, tensor in _stored_tensors(module).items():
+        if tensor.is_floating_point():
+            at = next((s.file for key, s in found.tensors.items() if key.endswith(name) or name.endswith(key)), folder)
+            _require_finite(tensor.to(torch.bfloat16), name, at)
+    return module.to(torch.bfloat16)
+
+
+def _require_read(kind: str, found: Component) -> None:
+    """See by names and shapes alone that transformers finds all of a text encoder in its files."""
+    if found.scales:
+        raise LoadError(
+            f"{found.folder} holds scaled fp8 weights, which are read for denoisers alone: give it in bf16."
+        )
+    cls = getattr(transformers, kind)
+    with _made_of(found.folder / "config.json"):
+        empty = {
+            name: torch.empty(stored.shape, dtype=torch.bfloat16, device="meta")
+            for name, stored in found.tensors.items()
+        }
+        _, read = cls.from_pretrained(
+            None,
+            config=cls.config_class.from_pretrained(found.folder),
+            state_dict=empty,
+            dtype=torch.bfloat16,
+            device_map={"": "meta"},
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    _require_all_read(found, read)
+
+
+def _require_all_read(found: Component, read: Mapping[str, object]) -> None:
+    """Refuse what transformers would make up, leave out or cut.
+
+    Args:
+        read: what `from_pretrained` found, with `output_loading_info`.
+    """
+    file = sorted({stored.file for stored in found.tensors.values()})[0]
+    if missing := sorted(read["missing_keys"]):
+        raise LoadError(f"{file} lacks {missing[0]}{files.more(missing)}: copy it again, or {files.SAVE_AGAIN}.")
+    if mismatched := sorted(read["mismatched_keys"], key=str):
+        name, its, wanted = mismatched[0]
+        raise LoadError(
+            f"{name} in {file} is of shape {list(its)}, and the model's of {list(wanted)}: give the weights that "
+            "belong to the configuration beside them."
+        )
+    if extra := sorted(read["unexpected_keys"]):
+        raise LoadError(f"{file} holds {extra[0]}{files.more(extra)}, which the model has not: {files.SAVE_AGAIN}.")
+
+
+def _check_vocabularies(shared: Mapping[str, object], folder: Path) -> None:
+    """Refuse a tokenizer with more tokens than its text encoder has embeddings: an index beyond them ends a GPU's
+    process."""
+    for part, encoder in shared.items():
+        if not part.startswith("text_encoder"):
+            continue
+        tokenizer = shared[part.replace("text_encoder", "tokenizer")]
+        rows = encoder.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:
+            raise LoadError(
+                f"The tokenizer of {folder / part} has {len(tokenizer)} tokens and the encoder embeddings for {rows}: "
+                "give the tokenizer that belongs to it."
+            )
+
+
+@contextmanager
+def _in_bf16() -> Iterator[None]:
+    """New floating-point tensors are bf16."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _random(device: torch.device, seed: int = 0) -> Callable[[str, Tensor], Tensor]:
+    """Makes tensors on the device: ones for the scales of norms, zeros for biases, and for the rest normal values of
+    variance 1/fan-in, which neither grow nor shrink from layer to layer."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def make(name: str, empty: Tensor) -> Tensor:
+        value = torch.empty(empty.shape, dtype=torch.bfloat16, device=device)
+        if name.endswith("bias"):
+            return value.zero_()
+        if empty.ndim <= 1:
+            return value.fill_(1)
+        return value.normal_(std=(empty.shape[0] / empty.numel()) ** 0.5, generator=generator)
+
+    return make
+
+
+def _tokenizer(kind: str, folder: Path, random: bool) -> object:
+    # assets/configs has no vocabularies; its stand-ins, which split at words, need no class of their own.
+    cls = getattr(transformers, "PreTrainedTokenizerFast" if random else kind, None)
+    if cls is None:
+        raise LoadError(f"{folder} needs the tokenizer {kind}, which transformers has not: {files.SAVE_AGAIN}.")
+    with _made_of(folder):
+        return cls.from_pretrained(folder, local_files_only=True)

@@ -1,0 +1,340 @@
+"""A Blackwell GPU that is not there: every model's transformer on a fake cuda:0, quantized as a B200 would have it.
+
+Fake tensors (`FakeTensorMode`) have a shape, a type, strides and a device, but no values, and every operator checks
+what it is given. Knows nothing of what is to be proven: tests/engine/quantization/test_blackwell.py does that.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import triton
+from diffusers import DiffusionPipeline
+from torch import nn
+from torch._dynamo.device_interface import CudaInterface
+from torch._inductor import async_compile, compile_fx, config, scheduler
+from torch._inductor.codecache import PyCodeCache
+from torch._inductor.runtime import triton_helpers
+from torch._inductor.runtime.hints import DeviceProperties
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torchao.prototype.mx_formats import kernels
+from torchao.prototype.mx_formats.mx_tensor import MXTensor
+from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
+from torchao.utils import TorchAOBaseTensor
+from triton.backends.compiler import GPUTarget
+
+from engine import catalog
+from engine.compiler import fusion
+from engine.quantization import capability as precisions
+from engine.quantization import recipes
+from engine.quantization.capability import Machine, support
+from engine.request import CompareRequest
+from engine.runtime.pipeline import call
+from engine.weights import loading
+
+B200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
+
+aten = torch.ops.aten
+SCALED_MM = aten._scaled_mm.default
+QUANTIZE_NVFP4 = torch.ops.ao.mslk_quantize_nvfp4.default
+PLAIN_MM = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.default, aten.linear.default, aten.matmul.default})
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What a model's transformer is given in one denoising step at the post's settings, and what it must hold."""
+
+    inputs: Callable[[int], dict]
+    """From the batch size."""
+    outputs: Callable[[int], list[tuple[int, ...]]]
+    linears: int
+    quantized: int
+
+
+def bf16(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.bfloat16, device="cuda:0")
+
+
+def _flux(batch: int) -> dict:
+    """1024 x 1024: 64 x 64 tokens of the picture, 512 of the text."""
+    return {
+        "hidden_states": bf16(batch, 4096, 64),
+        "encoder_hidden_states": bf16(batch, 512, 4096),
+        "pooled_projections": bf16(batch, 768),
+        "timestep": bf16(batch),
+        "guidance": torch.empty(batch, device="cuda:0"),
+        "img_ids": bf16(4096, 3),
+        "txt_ids": bf16(512, 3),
+    }
+
+
+def _qwen(batch: int) -> dict:
+    """1024 x 1024: 64 x 64 tokens of the picture; the text's depend on the prompt and meet no quantized layer.
+
+    Guidance runs the two prompts one after the other.
+    """
+    return {
+        "hidden_states": bf16(batch, 4096, 64),
+        "encoder_hidden_states": bf16(batch, 20, 3584),
+        "timestep": bf16(batch),
+        "img_shapes": [[(1, 64, 64)]] * batch,
+    }
+
+
+def _ltx(batch: int) -> dict:
+    """768 x 512, 121 frames at 24 a second: 16 x 16 x 24 tokens of the clip, 126 of its sound, 1024 of the text.
+
+    Guidance runs both prompts at once, so everything is there twice.
+    """
+    both = 2 * batch
+    return {
+        "hidden_states": bf16(both, 6144, 128),
+        "audio_hidden_states": bf16(both, 126, 128),
+        "encoder_hidden_states": bf16(both, 1024, 3840),
+        "audio_encoder_hidden_states": bf16(both, 1024, 3840),
+        "encoder_attention_mask": bf16(both, 1024),
+        "audio_encoder_attention_mask": bf16(both, 1024),
+        "timestep": torch.empty(both, device="cuda:0"),
+        "sigma": torch.empty(both, device="cuda:0"),
+        "num_frames": 16,
+        "height": 16,
+        "width": 24,
+        "fps": 24.0,
+        "audio_num_frames": 126,
+        "use_cross_timestep": False,
+    }
+
+
+SYSTEMS = {
+    "flux.1-dev": System(
+        inputs=_flux,
+        outputs=lambda batch: [(batch, 4096, 64)],
+        linears=504,
+        quantized=494,
+    ),
+    "qwen-image": System(inputs=_qwen, outputs=lambda batch: [(batch, 4096, 64)], linears=846, quantized=360),
+    "ltx-2": System(
+        inputs=_ltx,
+        outputs=lambda batch: [(2 * batch, 6144, 128), (2 * batch, 126, 128)],
+        linears=1370,
+        quantized=1356,
+    ),
+}
+
+
+MINIATURES = ("mini-flux", "mini-qwen", "mini-ltx2")
+"""The bundled models, which are given what their own pipelines give them (`one_step`)."""
+
+
+@cache
+def one_step(model: str, batch: int, guidance: float) -> tuple[dict, ...]:
+    """What a bundled pipeline, run on the CPU, gives its transformer in the first step, for each call of it."""
+    with unset_fake_temporarily(), torch.inference_mode():
+        spec = catalog.model(model)
+        pipeline, given = _pipeline(model), []
+        steps = spec.limits.num_inference_steps[0]
+        request = CompareRequest.create(
+            spec.examples[0], model=model, num_inference_steps=steps, batch_size=batch, guidance_scale=guidance
+        )
+        hook = pipeline.transformer.register_forward_pre_hook(
+            lambda _, args, kwargs: given.append(tree_map_only(torch.Tensor, _outline, kwargs)), with_kwargs=True
+        )
+        call(pipeline, spec, request, request.seed)
+        hook.remove()
+        return tuple(given[: len(given) // steps])
+
+
+@cache
+def _pipeline(model: str) -> DiffusionPipeline:
+    return loading.load_pipeline(catalog.model(model), torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A tensor without its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def _outline(tensor: torch.Tensor) -> Outline:
+    return Outline(tuple(tensor.shape), tensor.dtype)
+
+
+def on_card(given: dict) -> dict:
+    """Arguments as of `one_step`, on the fake device."""
+    return tree_map_only(Outline, lambda o: torch.empty(o.shape, dtype=o.dtype, device="cuda:0"), given)
+
+
+DEQUANTIZE = NVFP4Tensor.dequantize
+"""torchao's own, for where it is meant to run."""
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise AssertionError("a quantized tensor was dequantized")
+
+
+@contextmanager
+def blackwell() -> Iterator[None]:
+    """torchao's checks answer as on a B200, and nothing can leave the native path by way of `dequantize`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("torchao") and "is_sm_at_least_100" in vars(module):
+                patch.setattr(module, "is_sm_at_least_100", lambda: True)
+        # torchao 0.18 imports triton only where there is a GPU, but its fake quantizer names it everywhere.
+        patch.setattr(kernels, "triton", triton, raising=False)
+        patch.setattr(MXTensor, "dequantize", _refuse)
+        patch.setattr(NVFP4Tensor, "dequantize", _refuse)
+        patch.setattr(NVFP4Tensor, "__repr__", object.__repr__)  # its own dequantizes; AOTAutograd logs it
+        patch.setitem(precisions._TENSORS, "bf16", (FakeTensor,))  # how an ordinary weight looks in here
+        yield
+
+
+@cache
+def _empty(model: str) -> nn.Module:
+    with unset_fake_temporarily():
+        return loading.empty_transformer(catalog.model(model))
+
+
+def quantized(
+    model: str, precision: str, blocks: int | None = None, recipe: recipes.Recipe | None = None
+) -> tuple[nn.Module, recipes.Plan]:
+    """The transformer as a recipe of the engine leaves it, and the plan.
+
+    Args:
+        blocks: of each repeated class; None for all.
+        recipe: None for the seed's.
+    """
+    empty = _empty(model)
+    depths = [key for key in ("num_layers", "num_single_layers") if key in empty.config]
+    depth = dict.fromkeys(depths, blocks) if blocks else {}
+    torch.set_default_dtype(torch.bfloat16)  # fake parameters cannot be cast afterwards
+    try:
+        with torch.device("cuda:0"):
+            transformer = type(empty).from_config({**empty.config, **depth}).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    plan = recipes.plan(transformer, recipe or recipes.recipe(model, "seed"), precision)
+    recipes.apply(transformer, plan, support(precision, B200))
+    return transformer, plan
+
+
+@dataclass(frozen=True)
+class Product:
+    """One block-scaled matrix product, (m, k) activations by (k, n) weights, and how many scales came with each."""
+
+    m: int
+    k: int
+    n: int
+    operands: torch.dtype
+    scales: torch.dtype
+    scales_a: int
+    scales_b: int
+
+
+class Recorder(TorchDispatchMode):
+    """Notes what multiplies matrices in which Linear layer, below the quantized tensors that hide it."""
+
+    def __init__(self, transformer: nn.Module):
+        super().__init__()
+        layers = {name: m for name, m in transformer.named_modules() if isinstance(m, nn.Linear)}
+        self.operators: dict[str, list] = {name: [] for name in layers}
+        self.outside: list = []
+        self.products: dict[str, Product] = {}
+        self._layer = None
+        for name, layer in layers.items():
+            layer.register_forward_pre_hook(lambda *_, name=name: self._enter(name))
+            layer.register_forward_hook(lambda *_: self._enter(None))
+
+    def _enter(self, name: str | None) -> None:
+        self._layer = name
+
+    def __torch_dispatch__(self, operator: object, types: tuple, args: tuple = (), kwargs: dict | None = None):
+        if any(issubclass(kind, TorchAOBaseTensor) for kind in types):
+            return NotImplemented  # let the tensor take it apart, and look at the parts
+        if operator in PLAIN_MM or operator in (SCALED_MM, QUANTIZE_NVFP4):
+            (self.operators[self._layer] if self._layer else self.outside).append(operator)
+        if operator is SCALED_MM:
+            a, b, scale_a, scale_b = args[:4]
+            packed = 2 if a.dtype == torch.float4_e2m1fn_x2 else 1
+            self.products[self._layer] = Product(
+                len(a), packed * a.shape[1], b.shape[1], a.dtype, scale_a.dtype, scale_a.numel(), scale_b.numel()
+            )
+        return operator(*args, **(kwargs or {}))
+
+
+class Everything(TorchDispatchMode):
+    """Notes every operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators: list = []
+
+    def __torch_dispatch__(self, operator: object, types: tuple, args: tuple = (), kwargs: dict | None = None):
+        self.operators.append(operator)
+        return operator(*args, **(kwargs or {}))
+
+
+def step(transformer: nn.Module, inputs: dict) -> tuple[list[tuple[int, ...]], Recorder]:
+    """One call of the denoiser: the shapes of its outputs, and what was recorded."""
+    recorder = Recorder(transformer)
+    with torch.no_grad(), recorder:
+        outputs = transformer(**inputs | {"return_dict": False})
+    return [tuple(output.shape) for output in outputs], recorder
+
+
+def inductor_kernels(graph: torch.fx.GraphModule, folder: Path) -> dict[str, str]:
+    """PTX of every Triton kernel that Inductor makes of a graph for a B200, assembled by ptxas but never loaded.
+
+    Inductor asks the GPU for its properties and loads what it compiles; both are replaced here. Of the configurations
+    that a GPU would time against each other, the first is compiled.
+    """
+    # The published figures of the architecture; they steer tile sizes, not correctness.
+    figures = {"multi_processor_count": 148, "regs_per_multiprocessor": 65536, "warp_size": 32}
+    figures |= {"max_threads_per_multi_processor": 2048, "max_threads_per_block": 1024}
+    properties = SimpleNamespace(name=B200.name, major=10, minor=0, total_memory=180 * 10**9, **figures)
+    hints = DeviceProperties(type="cuda", index=0, cc=100, major=10, **figures)
+    driver = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 100, 32), get_current_device=lambda: 0)
+    sources = {}
+
+    def collect(_: object, name: str, source: str, device_str: str = "cuda") -> Callable:
+        sources[name] = source
+        return lambda *_, **__: None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+        patch.setenv("TRITON_CACHE_DIR", str(folder / "triton"))
+        for owner in (CudaInterface, CudaInterface.Worker, torch.cuda):
+            patch.setattr(owner, "get_device_properties", staticmethod(lambda *_: properties))
+            patch.setattr(owner, "current_device", staticmethod(lambda: 0))
+        patch.setattr(CudaInterface, "get_compute_capability", staticmethod(lambda *_: 100))
+        patch.setattr(CudaInterface, "is_bf16_supported", staticmethod(lambda *_, **__: True))
+        patch.setattr(torch.cuda, "get_device_capability", lambda *_: B200.capability)
+        patch.setattr(torch.cuda, "synchronize", lambda *_: None)
+        patch.setattr(DeviceProperties, "create", classmethod(lambda *_: hints))
+        patch.setattr(scheduler, "has_triton", lambda *_: True)
+        patch.setattr(triton.runtime.driver, "_active", driver)
+        patch.setattr(triton_helpers, "set_driver_to_gpu", lambda: None)
+        patch.setattr(async_compile.AsyncCompile, "triton", collect)
+        fusion.install()  # compiled as the engine compiles
+        settings = {"fx_graph_cache": False, "compile_threads": 1, "use_static_cuda_launcher": False}
+        with config.patch(**settings, **fusion.options()), torch.no_grad():
+            inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+            compile_fx.compile_fx_inner(graph, inputs)
+            ptx = {}
+            for name, source in sources.items():
+                kernel = getattr(PyCodeCache.load(source), name)
+                compiled = kernel._precompile_config(kernel.configs[0]).kernel
+                assert compiled.asm["cubin"]
+                ptx[name] = compiled.asm["ptx"]
+            return ptx

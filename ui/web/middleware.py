@@ -1,0 +1,267 @@
+"""What stands between the web and Gradio: security headers, closed routes, clean answers, health and metrics.
+
+One ASGI middleware, given to Gradio's app. The queue's door is elsewhere, in the engine, where nothing gets past it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import logging
+import re
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import gradio as gr
+from anyio import to_thread
+from gradio.exceptions import ComponentProcessingError, InvalidPathError
+from gradio.route_utils import FnIndexInferError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engine.errors import RequestError
+from engine.serving.admission import Visitor
+from engine.serving.contracts import Worker
+from ui import words
+from ui.web import bodies
+
+log = logging.getLogger(__name__)
+
+SPACE_FRAMES = ("https://huggingface.co", "https://*.hf.space")
+"""Who may show a Space in a frame: the hub's own pages."""
+CLOSED = re.compile(
+    r"/gradio_api/(upload|upload_progress|proxy=|stream/|component_server|process_recording|vibe-|vibe-code"
+    r"|custom_component/|profiling/|runs|run-history|deep_link|dev/)|/monitoring|/openapi\.json"
+)
+"""Gradio's routes that this app has no use for: uploads, proxies, streams, editors, statistics."""
+WARMING = "/warming"
+"""Where the page asks how far the preload is: apart from Gradio, whose events take places in its queue."""
+JSON = re.compile(r"/gradio_api/(?!mcp)")
+"""Routes that take JSON of ours; MCP's messages are checked by its own server."""
+LARGEST_BODY = 1_000_000
+"""Bytes; a request of ours is a few hundred, and recorded settings travel along."""
+LONGEST_NAME = 255
+"""Bytes of one part of a path, beyond which asking a file system is an error."""
+THEIRS = (ComponentProcessingError, InvalidPathError)
+"""What Gradio raises when a component is sent what it cannot hold: the page does not, so somebody else did."""
+_their_mistake: ContextVar[bool] = ContextVar("their_mistake", default=False)
+"""The request that is being answered failed by what it held."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doors:
+    """How this app is open to the web."""
+
+    auth: tuple[str, str] | None = None
+    """User and password; None lets everybody in."""
+    space: bool = False
+    """It runs in a Hugging Face Space, which shows it in a frame."""
+    metrics: bool = False
+    """/metrics is there."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Doors:
+        """TWINFRAME_AUTH=user:password, TWINFRAME_METRICS=1, and SPACE_ID, which a Space sets.
+
+        Raises:
+            RequestError: TWINFRAME_AUTH is not of that form; the sentence does not repeat it.
+        """
+        user, colon, password = environment.get("TWINFRAME_AUTH", "").partition(":")
+        if (user or colon) and not (user and password):
+            raise RequestError("TWINFRAME_AUTH must be a user and a password with a colon between: user:password.")
+        return cls(
+            auth=(user, password) if user else None,
+            space=bool(environment.get("SPACE_ID")),
+            metrics=environment.get("TWINFRAME_METRICS") == "1",
+        )
+
+    def headers(self) -> dict[str, str]:
+        """Security headers of every answer.
+
+        Gradio builds its page with inline scripts and compiles its templates, hence 'unsafe-inline' and
+        'unsafe-eval': what the policy achieves is that nothing is fetched from or sent to another host.
+        """
+        frames = " ".join(("'self'", *(SPACE_FRAMES if self.space else ())))
+        policy = {
+            "default-src": "'self'",
+            "script-src": "'self' 'unsafe-inline' 'unsafe-eval'",
+            "style-src": "'self' 'unsafe-inline'",
+            "img-src": "'self' data: blob:",
+            "media-src": "'self' data: blob:",
+            "font-src": "'self' data:",
+            "connect-src": "'self'",
+            "worker-src": "'self' blob:",
+            "object-src": "'none'",
+            "base-uri": "'self'",
+            "form-action": "'self'",
+            "frame-ancestors": frames,
+        }
+        said = {
+            "content-security-policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "same-origin",
+            "permissions-policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
+        }
+        return said if self.space else said | {"x-frame-options": "SAMEORIGIN"}
+
+    def middleware(self, worker: Worker) -> Middleware:
+        """For `launch(app_kwargs={"middleware": [...]})`; `worker` tells its health and metrics."""
+        # Gradio prints the traceback of a handler that failed; our log is one JSON object a line.
+        gr.queueing.traceback = gr.routes.traceback = SimpleNamespace(print_exc=_log_failure)
+        return Middleware(_Gate, doors=self, worker=worker)
+
+    def lets_in(self, authorization: str) -> bool:
+        """Whether an Authorization header holds the user and password; true where there are none."""
+        if self.auth is None:
+            return True
+        scheme, _, said = authorization.partition(" ")
+        try:
+            given = base64.b64decode(said, validate=True)
+        except (binascii.Error, ValueError):
+            return False
+        return scheme.lower() == "basic" and secrets.compare_digest(given, ":".join(self.auth).encode())
+
+
+def visitor(http: gr.Request) -> Visitor:
+    """Who asks, for the engine's door."""
+    return Visitor(session=http.session_hash, address=http.client.host if http.client else "")
+
+
+class _Gate:
+    """The middleware itself."""
+
+    def __init__(self, app: ASGIApp, doors: Doors, worker: Worker):
+        self._app, self._doors, self._worker = app, doors, worker
+        self._headers = [(name.encode(), value.encode()) for name, value in doors.headers().items()]
+        self._own: dict[str, Callable[[Scope], tuple[int, str, bytes]]] = {
+            "/health": self._health,
+            WARMING: self._warming,
+        }
+        if doors.metrics:
+            self._own["/metrics"] = self._metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path, started = scope["path"].rstrip("/") or "/", False
+        _their_mistake.set(False)
+
+        async def guarded(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                if message["status"] == 500 and _their_mistake.get():
+                    message = message | {"status": 422}
+                ours = {name for name, _ in self._headers}
+                kept = [pair for pair in message["headers"] if pair[0].lower() not in ours]
+                message = message | {"headers": [*kept, *self._headers]}
+            await send(message)
+
+        content = await _body(receive)
+        if own := self._own.get(path):
+            await _answer(guarded, *await to_thread.run_sync(own, scope))
+        elif CLOSED.match(path) or any(len(name.encode()) > LONGEST_NAME or "\0" in name for name in path.split("/")):
+            await _refuse(guarded, 404, "There is nothing here.")
+        elif content is None:
+            await _refuse(guarded, 413, "The request is too large.")
+        elif scope["method"] == "POST" and JSON.match(path) and (said := bodies.wrong(content)):
+            await _refuse(guarded, 422, said)
+        else:
+            try:
+                await self._app(scope, _replayed(content, receive), guarded)
+            except Exception as error:
+                if not started and (refusal := _refusal(error, path)):
+                    await _refuse(guarded, *refusal)
+                    return
+                if isinstance(error.__cause__, HTTPException):  # refused by a route that had begun to answer
+                    log.info("refused: %s", error.__cause__.detail, extra={"path": path})
+                else:
+                    log.exception("request failed", extra={"path": path, "method": scope["method"]})
+                if started:
+                    await send({"type": "http.response.body", "body": b""})
+                else:
+                    await _refuse(guarded, 500, "The app failed on this request: its log says more.")
+
+    def _health(self, scope: Scope) -> tuple[int, str, bytes]:
+        health = self._worker.health()
+        body = json.dumps({"status": health.status, "queue": health.queue})
+        return 200 if health.accepting else 503, "application/json", body.encode()
+
+    def _warming(self, scope: Scope) -> tuple[int, str, bytes]:
+        """What ui/static/warming.js shows: like the health open to everybody, so it says nothing of why something
+        failed."""
+        status, preloads = self._worker.health().status, self._worker.preloads()
+        said = words.warming.said(status, preloads)
+        going_on = status == "restarting" or any(preload.status != "failed" for preload in preloads)
+        body = json.dumps({"said": said[0], "detail": said[1], "again": going_on})
+        return 200, "application/json", body.encode()
+
+    def _metrics(self, scope: Scope) -> tuple[int, str, bytes]:
+        if not self._doors.lets_in(_header(scope, b"authorization")):
+            return 401, "application/json", b'{"detail": "User and password, please."}'
+        return 200, "text/plain; version=0.0.4; charset=utf-8", self._worker.metrics().encode()
+
+
+def _refusal(error: Exception, path: str) -> tuple[int, str] | None:
+    """What to answer where Gradio raises instead: that there is no such endpoint, event, function or parameter."""
+    calls = path.startswith(("/gradio_api/call/", "/gradio_api/queue/", "/gradio_api/run/", "/gradio_api/api/"))
+    if isinstance(error, FnIndexInferError) or (isinstance(error, KeyError) and calls):
+        return 404, "There is no such endpoint: the public one is /compare."
+    if isinstance(error, TypeError) and path.startswith("/gradio_api/call/v2/"):
+        return 422, "The endpoint has no such parameters: they are listed at /gradio_api/info."
+    return None
+
+
+def _log_failure() -> None:
+    """In the place of `traceback.print_exc`, where Gradio handles what a handler or a component raised."""
+    error = sys.exc_info()[1]
+    # A function that runs in the browser has nothing to call here, which an IndexError says.
+    if isinstance(error, THEIRS) or (isinstance(error, IndexError) and "no backend method" in str(error)):
+        _their_mistake.set(True)
+        log.info("refused: %s", type(error).__name__)
+    else:
+        log.exception("a handler failed")
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The whole body of a request; None if it is too large."""
+    content = b""
+    while True:
+        message = await receive()
+        content += message.get("body", b"")
+        if len(content) > LARGEST_BODY:
+            return None
+        if not message.get("more_body", False):
+            return content
+
+
+def _replayed(content: bytes, receive: Receive) -> Receive:
+    """`receive` for whoever comes next: the body that was read, then whatever follows."""
+    waiting = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def again() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return again
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+async def _refuse(send: Send, status: int, sentence: str) -> None:
+    await _answer(send, status, "application/json", json.dumps({"detail": sentence}).encode())
+
+
+async def _answer(send: Send, status: int, kind: str, body: bytes) -> None:
+    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+    headers.append((b"cache-control", b"no-store"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
