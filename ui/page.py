@@ -226,7 +226,7 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
                 visible=len(models) > 1,
                 elem_id="tf-model",
             )
-            precisions = _precisions(worker, asked.precisions if asked else ("mxfp8", "nvfp4"))
+            precisions = _precisions(worker, asked.precisions if asked else DEFAULTS)
             with gr.Row(elem_classes="tf-seed"):
                 seed = gr.Number(**fields["seed"], label=words.compare.SEED_LABEL, elem_id="tf-seed")
                 dice = gr.Button(words.compare.DICE, elem_id="tf-dice", scale=0)

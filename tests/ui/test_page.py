@@ -513,6 +513,7 @@ def test_another_model_shows_a_recording_of_its_own_and_a_result_is_one_step_bac
         assert page.locator("#tf-headline .tf-recorded").count() == 1
         assert catalog.MINI_LTX2.examples[0] in page.inner_text("#tf-headline")
         choose_model(page, catalog.MINI_QWEN.name)  # of which nothing is recorded
+        page.wait_for_selector("#tf-frames", state="hidden")  # the form is that of pictures now
         generate(page)
         finished(page)
         made = pictures(page)
