@@ -12,7 +12,7 @@ from pathlib import Path
 import gradio as gr
 
 from engine import catalog
-from engine.formats import PRECISIONS, REFERENCE
+from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.outputs import recordings
 from engine.outputs.pool import Pool
 from engine.serving.contracts import Worker
