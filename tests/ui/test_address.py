@@ -256,10 +256,10 @@ def test_another_prompt_while_one_is_made(visit, app):
     worker.step_seconds = 0.05
     page = visit(url)
     generate(page, "a dog")
-    page.wait_for_selector("#tf-stage img")
+    page.wait_for_selector("#tf-headline:not(:has(.tf-recorded))")  # the run's own, no longer what was there before
     page.fill("#tf-prompt textarea", "a fish")
+    assert until(lambda: seen(page)["said"].strip() == words.compare.STALE["busy"].format(prompt="a dog"))
     assert until(lambda: seen(page)["dimmed"])
-    assert seen(page)["said"].strip() == words.compare.STALE["busy"].format(prompt="a dog")
     worker.step_seconds = 0
     assert asks_for(page, "a fish") is True
 
