@@ -224,7 +224,7 @@ def quantized(
             transformer = type(empty).from_config({**empty.config, **depth}).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(torch.float32)
-    plan = recipes.plan(transformer, recipe or recipes.recipe(model, "seed"), precision)
+    plan = recipes.plan(transformer, recipe or recipes.recipe(model, "post"), precision)
     recipes.apply(transformer, plan, support(precision, B200))
     return transformer, plan
 

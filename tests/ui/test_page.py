@@ -785,7 +785,7 @@ def benchmark(**changes):
             "num_frames": 1,
             "num_inference_steps": 28,
             "guidance_scale": 3.5,
-            "recipe": "seed",
+            "recipe": "post",
             "repeats": 5,
         },
         "rows": [
