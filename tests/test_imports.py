@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"torch", "torchao", "diffusers", "transformers", "lpips", "torchvision"}
 TORCH_FREE = """
-__main__ catalog environment errors events files formats leaving logs machine reference request results safety
+__main__ catalog columns environment errors events files formats leaving logs machine reference request results safety
 benchmark benchmark.methods benchmark.plots compiler metrics metrics.ruler metrics.statistics outputs outputs.blind
 outputs.pool outputs.recordings quality quality.prompts quality.report quantization quantization.recipe_files runtime
 serving serving.admission serving.contracts serving.command_line serving.process serving.rehearse serving.telemetry

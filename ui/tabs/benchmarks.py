@@ -14,7 +14,8 @@ from pathlib import Path
 
 from engine import catalog, reference
 from engine.benchmark import methods, plots
-from engine.benchmark.methods import ENGINE, METHODS, POST, POST_DEFAULT
+from engine.benchmark.methods import ENGINE, METHODS, POST, POST_DEFAULT, column_of
+from engine.columns import format_of, label
 from engine.formats import PRECISIONS, REFERENCE
 from ui import words
 from ui.html.tables import head, table
@@ -74,7 +75,7 @@ def _measurement(found: Mapping, post: Mapping, run: int) -> str:
     model = found["model"]
     rows = sorted(
         found["rows"],
-        key=lambda row: (row["batch_size"], METHODS.index(row["method"]), PRECISIONS.index(row["precision"])),
+        key=lambda row: (row["batch_size"], METHODS.index(row["method"]), plots.place(row)),
     )
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     asked = found["settings"]
@@ -89,8 +90,8 @@ def _measurement(found: Mapping, post: Mapping, run: int) -> str:
         *(found[key] for key in ("stopped", "note") if key in found),
     ]
     title = words.benchmarks.run(run, {row["batch_size"] for row in rows})
-    times = [(r["precision"], r["batch_size"], r["latency_s"]["median"]) for r in timed]
-    peaks = [(r["precision"], r["batch_size"], r["memory_gb"]["peak_allocated"]) for r in timed]
+    times = [(column_of(r), r["batch_size"], r["latency_s"]["median"]) for r in timed]
+    peaks = [(column_of(r), r["batch_size"], r["memory_gb"]["peak_allocated"]) for r in timed]
     return (
         f'<article class="tf-bench"><h4>{escape(title)}</h4>'
         f'<p class="tf-facts-line"><span class="tf-badge tf-measured">{words.MEASURED_BADGE}</span>'
@@ -139,7 +140,7 @@ def _measured_row(row: Row, rows: Sequence[Row], keep: Sequence[bool]) -> str:
     base = against and against["memory_gb"]["peak_allocated"]
     lead = [
         f"<td>{row['batch_size']}</td>",
-        f'<th scope="row">{words.NAMES[row["precision"]]}</th>',
+        f'<th scope="row">{escape(label(column_of(row)))}</th>',
         f"<td>{escape(words.benchmarks.METHODS[row['method']])}</td>",
     ]
     rest = [
@@ -283,39 +284,42 @@ def _name(model: str) -> str:
 
 
 Point = tuple[str, int, float]
-"""Precision, batch size, value."""
+"""Column, batch size, value."""
 
 
 def _plots(model: str, times: Sequence[Point], peaks: Sequence[Point]) -> str:
     """Latency and memory as bars by batch, where there are several batches to compare."""
     if len({batch for _, batch, _ in times}) < 2:
         return ""
-    precisions = [p for p in PRECISIONS if any(p == point[0] for point in times)]
-    keys = "".join(f'<span><i class="tf-key" data-precision="{p}"></i>{words.NAMES[p]}</span>' for p in precisions)
+    found = {column for column, *_ in times}
+    columns = sorted(found, key=lambda column: (PRECISIONS.index(format_of(column)), column))
+    keys = "".join(
+        f'<span><i class="tf-key" data-precision="{format_of(c)}"></i>{escape(label(c))}</span>' for c in columns
+    )
     # A batch's latency grows with the batch, which would hide everything else.
-    each = [(precision, batch, value / batch) for precision, batch, value in times]
+    each = [(column, batch, value / batch) for column, batch, value in times]
     return (
         f'<div class="tf-plots"><p class="tf-keys">{keys}</p>'
-        f"{_bars(each, words.benchmarks.latency_plot(model), 's', precisions)}"
-        f"{_bars(peaks, words.benchmarks.MEMORY_PLOT, 'GB', precisions)}</div>"
+        f"{_bars(each, words.benchmarks.latency_plot(model), 's', columns)}"
+        f"{_bars(peaks, words.benchmarks.MEMORY_PLOT, 'GB', columns)}</div>"
     )
 
 
-def _bars(points: Sequence[Point], title: str, unit: str, precisions: Sequence[str]) -> str:
-    """Grouped bars as an SVG: a group a batch, a bar a precision, its value above it."""
+def _bars(points: Sequence[Point], title: str, unit: str, columns: Sequence[str]) -> str:
+    """Grouped bars as an SVG: a group a batch, a bar a column, its value above it."""
     width, height, floor = 344, 150, 126
     batches = sorted({batch for _, batch, _ in points})
     top = max(value for *_, value in points)
     group = width / len(batches)
-    bar = min(34.0, (group - 20) / len(precisions))
+    bar = min(34.0, (group - 20) / len(columns))
     drawn = []
-    for precision, batch, value in points:
+    for column, batch, value in points:
         middle = group * (batches.index(batch) + 0.5)
-        left = middle + bar * (precisions.index(precision) - len(precisions) / 2)
+        left = middle + bar * (columns.index(column) - len(columns) / 2)
         tall = (floor - 20) * value / top
         drawn.append(
-            f'<rect data-precision="{precision}" x="{left:.1f}" y="{floor - tall:.1f}" width="{bar - 2:.1f}"'
-            f' height="{tall:.1f}"><title>{words.NAMES[precision]}, batch {batch}: {value:.2f} {unit}</title></rect>'
+            f'<rect data-precision="{format_of(column)}" x="{left:.1f}" y="{floor - tall:.1f}" width="{bar - 2:.1f}"'
+            f' height="{tall:.1f}"><title>{escape(label(column))}, batch {batch}: {value:.2f} {unit}</title></rect>'
             f'<text x="{left + bar / 2 - 1:.1f}" y="{floor - tall - 5:.1f}">{words.seconds(value)}</text>'
         )
     labels = "".join(

@@ -16,6 +16,7 @@ from html import escape
 from pathlib import Path
 
 from engine import catalog
+from engine.columns import recipe_named
 from engine.errors import RequestError
 from engine.request import CompareRequest
 from ui import link, words
@@ -158,7 +159,7 @@ def _part(heading: str, note: str, content: str) -> str:
 
 def _name(row: Row) -> str:
     """What a recipe is called where it can be chosen, or else by its file."""
-    return words.RECIPES.get(row["recipe"], row["label"])
+    return words.RECIPES.get(recipe_named(row["recipe"]) if row["recipe"] else None, row["label"])
 
 
 def _label(row: Row) -> str:
@@ -314,7 +315,7 @@ def _distributions(rows: Sequence[Row], ruler: Mapping[str, Score]) -> str:
 def _worst(model: str, found: Mapping, models: Sequence[str]) -> str:
     rows = "".join(
         f'<tr><td>{words.score(row["lpips"])}</td><td class="tf-word">{words.NAMES[row["precision"]]}</td>'
-        f'<td class="tf-word">{escape(words.RECIPES.get(row["recipe"], row["recipe"]))}</td>'
+        f'<td class="tf-word">{escape(words.RECIPES.get(recipe_named(row["recipe"]), row["recipe"]))}</td>'
         f'<td class="tf-word">{_opens(model, found["settings"], row, models)}</td></tr>'
         for row in found["worst"][:WORST]
     )

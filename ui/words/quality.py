@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from engine.catalog import DEFAULT
+from engine.columns import recipe_named
 from engine.formats import DEFAULTS, REFERENCE
 from engine.results import NO_SCORE
 from ui.words.common import NAMES, RECIPES, score
@@ -13,7 +14,7 @@ from ui.words.common import NAMES, RECIPES, score
 NO_QUALITY = "Nothing has been measured yet. Recipes are compared over many prompts, and drawn here, by"
 EVALUATE_COMMAND = (
     f"python -m engine evaluate --model {DEFAULT} --precision {' '.join(p for p in DEFAULTS if p != REFERENCE)} "
-    "--recipe full seed --prompts drawbench --out assets/quality/my-run"
+    "--recipe full post --prompts drawbench --out assets/quality/my-run"
 )
 FRONTIER = "Closeness against size"
 FRONTIER_NOTE = (
@@ -52,7 +53,7 @@ def prompts(found: Mapping[str, Sequence]) -> str:
 
 def unscored(precision: str, recipe: str, count: int) -> str:
     """How many prompts a recipe has no score for."""
-    which = f"{NAMES[precision]}, {RECIPES.get(recipe, recipe)}"
+    which = f"{NAMES[precision]}, {RECIPES.get(recipe_named(recipe), recipe)}"
     return f"{which}: {NO_SCORE}. This holds for {count} of its prompts, which no mean counts."
 
 
