@@ -17,6 +17,7 @@ from engine.outputs import recordings
 from engine.outputs.pool import Pool
 from engine.serving.contracts import Worker
 from ui import api, style, words
+from ui.fields import Dropdown, Radio, Slider
 from ui.handlers import Form, Handlers, Parts, draw, settings
 from ui.html import cards
 from ui.tabs import benchmarks, blind, gallery, how, quality, recipe
@@ -287,16 +288,16 @@ def _more_settings(fields: dict[str, dict]) -> dict[str, gr.components.Component
     """The rest of the form, as keyword arguments of `Form`."""
     with gr.Row(elem_classes="tf-more"):
         more = {
-            "num_inference_steps": gr.Slider(
+            "num_inference_steps": Slider(
                 **fields["num_inference_steps"], step=1, label=words.compare.STEPS_LABEL, elem_id="tf-steps"
             ),
-            "guidance_scale": gr.Slider(
+            "guidance_scale": Slider(
                 **fields["guidance_scale"], step=0.1, label=words.compare.GUIDANCE_LABEL, elem_id="tf-guidance"
             ),
-            "num_frames": gr.Slider(**fields["num_frames"], elem_id="tf-frames"),
-            "batch_size": gr.Slider(**fields["batch_size"], step=1, elem_id="tf-batch"),
-            "size": gr.Dropdown(**fields["size"], label=words.compare.SIZE_LABEL, filterable=False, elem_id="tf-size"),
-            "recipe": gr.Radio(**fields["recipe"], label=words.RECIPE_LABEL, elem_id="tf-recipe"),
+            "num_frames": Slider(**fields["num_frames"], elem_id="tf-frames"),
+            "batch_size": Slider(**fields["batch_size"], step=1, elem_id="tf-batch"),
+            "size": Dropdown(**fields["size"], label=words.compare.SIZE_LABEL, filterable=False, elem_id="tf-size"),
+            "recipe": Radio(**fields["recipe"], label=words.RECIPE_LABEL, elem_id="tf-recipe"),
             "previews": gr.Checkbox(
                 label=words.compare.PREVIEWS_LABEL, info=words.compare.PREVIEWS_HINT, elem_id="tf-previews"
             ),

@@ -20,6 +20,7 @@ from engine.errors import TwinframeError
 from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.serving.contracts import Worker
 from ui import words
+from ui.fields import Radio
 from ui.handlers import Form
 from ui.html import cards
 from ui.html.tables import table
@@ -55,7 +56,7 @@ def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
             elem_classes="tf-chips",
             elem_id="tf-plan-precision",
         )
-        recipe = gr.Radio(
+        recipe = Radio(
             _choices(worker, first)["choices"],
             value=_choices(worker, first)["value"],
             label=words.RECIPE_LABEL,
@@ -68,12 +69,15 @@ def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
     followed = gr.State(None)
 
     def draw(model_id: str, name: str, recipe_id: str) -> dict:
+        recipes = worker.recipes(model_id)
+        if recipe_id not in recipes:  # of the model before
+            recipe_id = next(iter(recipes))
         try:
             plan = worker.plan(model_id, name, recipe_id)
         except TwinframeError as error:
             return {summed: cards.notice(str(error)), listed: ""}
-        about = worker.recipes(model_id)[recipe_id]
-        return {summed: summary(plan, about, quality.sensitivity(measured, model_id)), listed: layers(plan["layers"])}
+        about, measures = recipes[recipe_id], quality.sensitivity(measured, model_id)
+        return {summed: summary(plan, about, measures), listed: layers(plan["layers"])}
 
     def follow(values: dict) -> dict:
         """Show what Compare has chosen, unless that was followed before: a choice made here stays."""
