@@ -166,12 +166,12 @@ def build_page(
                     apply_default_css=False,
                     elem_id="tf-gallery",
                 )
-            with gr.Tab(words.QUALITY):
-                gr.HTML(quality.page(scored, models), apply_default_css=False, elem_id="tf-quality")
+            with gr.Tab(words.QUALITY) as opened:
+                quality.tab(opened, scored, models)
             with gr.Tab(words.RECIPE) as opened:
                 recipe.tab(worker, parts.form, opened, scored)
-            with gr.Tab(words.BENCHMARKS):
-                gr.HTML(benchmarks.page(measured), apply_default_css=False, elem_id="tf-benchmarks")
+            with gr.Tab(words.BENCHMARKS) as opened:
+                benchmarks.tab(opened, measured)
             with gr.Tab(words.HOW) as opened:
                 how.tab(worker, parts, opened)
         gr.HTML(

@@ -221,6 +221,7 @@ def views() -> str:
         words.compare.TABLE,
     )
     acts = (
+        ("play", words.compare.PLAY_PAUSE, words.PLAYER_HINT),
         ("out", "−", words.compare.ZOOM_OUT),
         (
             "reset",

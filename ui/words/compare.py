@@ -30,6 +30,7 @@ MAP_LABEL = "Map"
 MAPS = {"pixels": "|a − b|", "lpips": "LPIPS"}
 MAP_ENDS = {"pixels": "64 levels of 255, or more", "lpips": "LPIPS 0.5, or more"}
 """Of the colour scales; the numbers are those of ui/static/viewer.js."""
+PLAY_PAUSE = "Play / pause"
 ZOOM = "Zoom of all pictures"
 ZOOM_OUT, ZOOM_RESET, ZOOM_IN = "Zoom out (−)", "Whole picture (0)", "Zoom in (+)"
 TO_WORST, TO_WORST_HINT = "Worst spot", "Zoom to where the pictures differ most, averaged over an eighth of each side"
