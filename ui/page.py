@@ -212,6 +212,12 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
             )
             go = gr.Button(words.GENERATE, variant="primary", scale=0, elem_id="tf-go")
             stop = gr.Button(words.STOP, scale=0, interactive=False, elem_id="tf-stop")
+        gr.HTML(
+            html_template=cards.known(),
+            js_on_load=cards.script("prompt"),
+            apply_default_css=False,
+            elem_id="tf-known",
+        )
         examples = gr.Dataset(
             label=words.compare.EXAMPLES_LABEL,
             components=[prompt],

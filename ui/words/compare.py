@@ -7,6 +7,7 @@ from engine.formats import REFERENCE
 from engine.request import CompareRequest
 from engine.results import Generation
 from ui.words.common import NAMES, RECIPES, thing
+from ui.words.prompt import can
 
 PROMPT_LABEL = "Prompt"
 EXAMPLES_LABEL = "Try"
@@ -70,6 +71,8 @@ def no_latency_note(generation: Generation, asked: CompareRequest) -> str:
 
 
 def prompt_hint(spec: ModelSpec) -> str:
+    if said := can(spec.id):
+        return said
     return f"Describe a {spec.makes.removesuffix('s')} in up to {spec.limits.prompt_characters} characters"
 
 
