@@ -90,7 +90,7 @@ def _overview(read: Sequence[Mapping]) -> str:
             f'<section class="tf-overview"><h2 class="tf-said">{words.quality.ANSWERS}</h2>'
             f'<ul class="tf-answers">{answers}</ul><p class="tf-small">{words.quality.TRANSFER}</p></section>'
         )
-    bars = {_model(model): [_bar(row) for row in _ordered(rows)] for model, rows in groups.items()}
+    bars = {words.quality.small(_model(model)): [_bar(row) for row in _ordered(rows)] for model, rows in groups.items()}
     post = reference.read()
     bars |= {
         words.quality.real(_model(model)): [

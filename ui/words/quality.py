@@ -81,6 +81,10 @@ def _tuned(own: Mapping[str, tuple[float, int]]) -> str:
     )
 
 
+def small(model: str) -> str:
+    return f"{model}, by recipe"
+
+
 def real(model: str) -> str:
     return f"{model}, full size"
 
