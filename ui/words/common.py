@@ -56,6 +56,8 @@ WHY = {
     "The scale runs from bf16's own noise to bf16 with another seed.",
     "psnr": "Peak signal-to-noise ratio against bf16, in dB: higher is closer. It counts levels, and knows no shapes.",
     "speedup": "bf16's latency over this one's; only where both ran natively, and both alone or both beside others.",
+    "step speedup": "The time of a denoising step in bf16 over this one's, in one run.",
+    "each": "Latency of the whole call, divided by the batch size: of runs with equal steps, these can be compared.",
     "median": "Median of the repeats: wall clock of one real pipeline call after a warm-up of the same shape.",
     "spread": "The tenth and the ninetieth percentile of the repeats.",
     "step": "One denoising step: the denoising time over the number of steps.",
@@ -100,6 +102,7 @@ STARTING = "Starting"
 BUSY = "A comparison is already running: wait for it, or press Stop."
 BROKEN = "The comparison could not be run: try again in a moment, and see the server's log if it happens again."
 MEASURED_BADGE = "measured by this project"
+SOURCES = {"measured": "measured", "quoted": "quoted"}
 QUOTED_BADGE = "quoted: NVIDIA B200, PyTorch post, not measured here"
 
 
