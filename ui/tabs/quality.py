@@ -126,8 +126,9 @@ def _ordered(rows: Mapping[tuple[str, str], Row]) -> list[Row]:
 
 def _bar(row: Row) -> Bar:
     score = _score(row)
+    recipe = row["recipe"] and recipe_named(row["recipe"])
     return Bar(
-        label=f"{words.NAMES[row['precision']]}, {words.quality.SHORT.get(row['recipe'] and recipe_named(row['recipe']), _name(row))}",
+        label=f"{words.NAMES[row['precision']]}, {words.quality.SHORT.get(recipe, _name(row))}",
         precision=row["precision"],
         value=score["mean"],
         shown=words.score(score["mean"]),
