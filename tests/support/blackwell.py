@@ -1,9 +1,10 @@
 """A Blackwell GPU that is not there: every model's transformer on a fake cuda:0, quantized as a B200 would have it.
 
 Fake tensors (`FakeTensorMode`) have a shape, a type, strides and a device, but no values, and every operator checks
-what it is given. Knows nothing of what is to be proven: tests/engine/quantization/test_blackwell.py does that.
+what it is given. Knows nothing of what is to be proven: tests/engine/quantization/test_blackwell_*.py do that.
 """
 
+# ruff: noqa: E402 (what is not for every system is looked for first)
 from __future__ import annotations
 
 import sys
@@ -11,12 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+triton = pytest.importorskip("triton", reason="Triton, which compiles the NVFP4 quantizer, is for Linux only")
+fp4_quantize = pytest.importorskip("mslk.quantize.triton.fp4_quantize", reason="mslk-cuda is for Linux on x86-64 only")
+
 import torch
-import triton
 from diffusers import DiffusionPipeline
 from torch import nn
 from torch._dynamo.device_interface import CudaInterface
@@ -24,7 +29,7 @@ from torch._inductor import async_compile, compile_fx, config, scheduler
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.runtime import triton_helpers
 from torch._inductor.runtime.hints import DeviceProperties
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torchao.prototype.mx_formats import kernels
@@ -32,6 +37,7 @@ from torchao.prototype.mx_formats.mx_tensor import MXTensor
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 from torchao.utils import TorchAOBaseTensor
 from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 from engine import catalog
 from engine.compiler import fusion
@@ -131,6 +137,10 @@ SYSTEMS = {
     ),
 }
 
+NATIVE = ("mxfp8", "nvfp4")
+"""The formats that a B200 has and a Hopper has not."""
+BATCHES = (1, 4, 8)
+PAIRS = list(product(SYSTEMS, NATIVE))
 
 MINIATURES = ("mini-flux", "mini-qwen", "mini-ltx2")
 """The bundled models, which are given what their own pipelines give them (`one_step`)."""
@@ -293,6 +303,36 @@ def step(transformer: nn.Module, inputs: dict) -> tuple[list[tuple[int, ...]], R
     return [tuple(output.shape) for output in outputs], recorder
 
 
+def products(model: str, precision: str, *batches: int) -> dict[int, set[Product]]:
+    """Every distinct matrix product of a model's step at each batch size, from one block of each class."""
+    found = {}
+    with FakeTensorMode():
+        transformer, _ = quantized(model, precision, blocks=1)
+        for batch in batches:
+            shapes, recorder = step(transformer, SYSTEMS[model].inputs(batch))
+            assert shapes == SYSTEMS[model].outputs(batch)
+            found[batch] = set(recorder.products.values())
+    return found
+
+
+def is_taken(p: Product) -> bool:
+    """Whether the kernel takes this product; FP8's scales are one a row.
+
+    Rules of PyTorch's `_scaled_mm_out_cuda`, torchao's `to_mx` and `to_blocked`, mslk's `triton_quantize_nvfp4`. None
+    limits the number of rows: one row of modulation is as good as 98,304 of a clip.
+    """
+    stored = p.k // 2 if p.operands == torch.float4_e2m1fn_x2 else p.k  # two FP4 numbers a byte
+    if stored % 16 or p.n % 16:
+        return False
+    if p.scales == torch.float32:
+        return (p.scales_a, p.scales_b) == (p.m, p.n)
+    block = 16 if p.operands == torch.float4_e2m1fn_x2 else 32
+    # Scales come in tiles of 128 rows by 4 blocks, the rest of the last ones zero.
+    per_128_rows = -(-p.k // (4 * block)) * 512
+    scales = (-(-p.m // 128) * per_128_rows, -(-p.n // 128) * per_128_rows)
+    return p.k % block == 0 and (p.scales_a, p.scales_b) == scales
+
+
 def inductor_kernels(graph: torch.fx.GraphModule, folder: Path) -> dict[str, str]:
     """PTX of every Triton kernel that Inductor makes of a graph for a B200, assembled by ptxas but never loaded.
 
@@ -338,3 +378,12 @@ def inductor_kernels(graph: torch.fx.GraphModule, folder: Path) -> dict[str, str
                 assert compiled.asm["cubin"]
                 ptx[name] = compiled.asm["ptx"]
             return ptx
+
+
+def compile_quantizer(constants: dict, capability: int) -> triton.compiler.CompiledKernel:
+    """A variant of mslk's NVFP4 quantizer, compiled and assembled for a GPU that need not be here."""
+    types = {"x_ptr": "*bf16", "global_scale_ptr": "*fp32", "q_ptr": "*u8", "s_ptr": "*fp8e4nv"}
+    kernel = fp4_quantize.triton_quantize_nvfp4_kernel
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32))

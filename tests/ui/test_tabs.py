@@ -13,7 +13,7 @@ from engine import catalog, reference
 from engine.errors import RequestError
 from engine.request import CompareRequest
 from tests.support.fake_engine import RULER, FakeWorker, open_tab, plan, record, served, until
-from tests.ui.test_page import BEYOND_THE_EDGE
+from tests.support.page import BEYOND_THE_EDGE
 from ui import link, words
 from ui import view as views
 from ui.html import cards

@@ -1,0 +1,244 @@
+"""A run from Generate to its end: by turns, stopped, refused, failed."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine import catalog
+from engine.request import CompareRequest
+from tests.support.fake_engine import FakeWorker, served, until
+from tests.support.page import (
+    PROMPT,
+    finished,
+    generate,
+    notice,
+    pictures,
+)
+from ui import words
+
+browser_test = pytest.mark.browser
+
+
+@browser_test
+def test_pictures_appear_as_each_precision_finishes(visit, slow):
+    page = visit(slow[0])
+    generate(page, "a cat on a red background")
+    page.wait_for_selector(".tf-blank progress")
+    assert pictures(page) == [], "a recorded picture could be taken for a new one"
+    assert "recorded" not in page.inner_text("#tf-headline")
+    assert "Making the bf16 picture, 1 of 3" in page.inner_text(".tf-verdict")
+    assert until(lambda: "left" in page.inner_text(".tf-detail"))
+    assert page.is_disabled("#tf-go")
+    page.wait_for_selector("#tf-stage img")
+    assert until(lambda: pictures(page) == ["bf16: a cat on a red background, seed 7"])
+    assert page.locator(".tf-blank").count() == 2
+    assert until(lambda: "Making the NVFP4 picture, 3 of 3" in page.inner_text(".tf-verdict"))
+    assert len(pictures(page)) == 2
+    finished(page)
+    assert until(lambda: len(pictures(page)) == 3)
+    assert page.is_enabled("#tf-go")
+    assert page.is_disabled("#tf-stop")
+
+
+@browser_test
+def test_enter_generates_and_a_second_enter_does_not_start_another(visit, slow):
+    page = visit(slow[0])
+    page.fill("#tf-prompt textarea", "a cat")
+    page.press("#tf-prompt textarea", "Enter")
+    page.wait_for_selector(".tf-blank progress")
+    page.press("#tf-prompt textarea", "Enter")
+    assert notice(page) == words.BUSY
+    slow[1].step_seconds = 0
+    finished(page)
+    assert len(slow[1].jobs) == 1
+
+
+@browser_test
+def test_stop_keeps_what_is_finished_and_frees_the_worker(visit, slow):
+    page, worker = visit(slow[0]), slow[1]
+    generate(page, "a cat")
+    page.wait_for_selector(".tf-blank progress")
+    page.wait_for_selector("#tf-stage img")
+    worker.step_seconds = 1  # on a busy machine too, Stop comes before the other pictures
+    page.click("#tf-stop")
+    page.get_by_text(words.run.STOPPED_KEPT).wait_for()
+    assert until(lambda: worker.jobs[0].outcome == "cancelled")
+    assert worker.jobs[0].steps < 45
+    assert until(lambda: pictures(page) == ["bf16: a cat, seed 7"])
+    assert page.locator(".tf-blank").all_inner_texts() == [words.run.STOPPED_BEFORE] * 2
+    assert page.inner_text(".tf-notice") == ""
+    worker.step_seconds = 0
+    generate(page, "a dog")
+    finished(page)
+    assert until(lambda: len(pictures(page)) == 3)
+
+
+@browser_test
+def test_stop_before_the_first_picture_brings_the_earlier_results_back(visit, slow):
+    page, worker = visit(slow[0]), slow[1]
+    worker.step_seconds = 0.5  # on a busy machine too, Stop comes before the picture
+    generate(page, "a cat")
+    page.wait_for_selector(".tf-blank progress")
+    page.click("#tf-stop")
+    page.wait_for_selector(".tf-recorded")
+    assert until(lambda: len(pictures(page)) == 3)
+    assert until(lambda: worker.jobs[0].outcome == "cancelled")
+    assert page.is_enabled("#tf-go")
+    assert page.input_value("#tf-prompt textarea") == "a cat"
+
+
+@browser_test
+def test_stop_does_not_wait_for_the_step_to_end(visit, slow):
+    page, worker = visit(slow[0]), slow[1]
+    worker.step_seconds = 3
+    generate(page, "a cat")
+    assert until(lambda: worker.jobs)
+    page.click("#tf-stop")
+    assert until(lambda: worker.jobs[0].outcome == "cancelled", 1)
+    page.wait_for_selector(".tf-recorded")
+    generate(page, "a dog")  # nor does the next one, but for its turn
+    assert until(lambda: len(worker.jobs) == 2, 2)
+    assert until(lambda: "a dog" in page.inner_text("#tf-headline"), 2)
+    worker.step_seconds = 0
+    finished(page)
+    assert until(lambda: pictures(page)[0] == "bf16: a dog, seed 7")
+    assert page.inner_text(".tf-notice") == ""
+    assert [job.outcome for job in worker.jobs] == ["cancelled", "completed"]
+
+
+@browser_test
+def test_two_visitors_take_turns_and_stop_works_while_waiting(visit, slow):
+    url, worker = slow
+    worker.step_seconds = 0.2
+    one, other = visit(url), visit(url)
+    generate(one, "a cat")
+    one.wait_for_selector(".tf-blank progress")
+    generate(other, "a dog")
+    other.get_by_text(words.STARTING).wait_for()
+    assert pictures(other) == []
+    other.click("#tf-stop")
+    other.wait_for_selector(".tf-recorded")
+    worker.step_seconds = 0
+    finished(one)
+    generate(other, "a fish")
+    finished(other)
+    assert [job.request.prompt for job in worker.jobs if job.steps] == ["a cat", "a fish"]
+    assert worker.most_at_once == 1
+
+
+@browser_test
+def test_closing_the_tab_frees_the_worker(chromium, slow):
+    url, worker = slow
+    page = chromium.new_page()
+    page.goto(url)
+    page.wait_for_selector("#tf-go")
+    generate(page)
+    page.wait_for_selector(".tf-blank progress")
+    page.close()
+    assert until(lambda: worker.jobs[0].outcome == "cancelled")
+    assert worker.jobs[0].steps < 60
+
+
+@browser_test
+def test_a_batch_shows_every_picture(visit, quick):
+    page = visit(quick[0])
+    page.get_by_text(words.compare.MORE).click()
+    label = words.compare.batch_label(catalog.MINI_FLUX)
+    number = page.get_by_label(f"number input for {label}")
+    # Gradio builds the settings as they unfold, and a value typed into one that is not ready yet is lost.
+    page.wait_for_timeout(500)
+    number.fill("4")
+    page.keyboard.press("Tab")
+    assert until(lambda: page.get_by_label(f"range slider for {label}").input_value() == "4")
+    generate(page)
+    finished(page)
+    assert until(lambda: len(pictures(page)) == 12)
+    assert len(set(pictures(page))) == 12
+    assert quick[1].jobs[-1].request.batch_size == 4
+    page.get_by_label(words.compare.SLIDER, exact=True).check()
+    page.get_by_label("3", exact=True).check()
+    assert page.locator(".tf-pair:visible").get_attribute("data-pair") == "mxfp8/2"
+
+
+@browser_test
+def test_the_form_decides_what_is_asked(visit, quick):
+    page = visit(quick[0])
+    page.get_by_role("button", name="an octopus on a yellow background").click()
+    page.get_by_label("FP8", exact=True).check()
+    page.get_by_label("MXFP8 · emulated").uncheck()
+    page.click("#tf-dice")
+    assert until(lambda: page.input_value("#tf-seed input") != "7")
+    seed = int(page.input_value("#tf-seed input"))
+    page.get_by_text(words.compare.MORE).click()
+    page.get_by_text(words.RECIPES["full"]).click()
+    page.click("#tf-go")
+    finished(page)
+    asked = quick[1].jobs[-1].request
+    assert asked == CompareRequest.create(
+        "an octopus on a yellow background", precisions=["fp8", "nvfp4"], seed=seed, recipe="full"
+    )
+
+
+@browser_test
+@pytest.mark.parametrize(
+    ("prompt", "seed", "sentence"),
+    [
+        ("   ", "7", "The prompt is empty: describe the picture in a few words."),
+        ("x" * 151, "7", "The prompt has 151 characters: this model takes at most 150."),
+        (PROMPT, "-1", "seed is -1: it must lie between 0 and 4294967295."),
+        (PROMPT, "4294967296", "seed is 4294967296: it must lie between 0 and 4294967295."),
+        (PROMPT, "1.5", "seed must be a whole number, not 1.5."),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_lost(visit, quick, prompt, seed, sentence):
+    url, worker = quick
+    jobs = len(worker.jobs)
+    page = visit(url)
+    page.fill("#tf-seed input", seed)
+    generate(page, prompt)
+    assert notice(page) == sentence
+    assert until(lambda: len(pictures(page)) == 3)
+    assert page.locator(".tf-recorded").is_visible()
+    assert page.input_value("#tf-prompt textarea") == prompt
+    assert page.input_value("#tf-seed input") == seed
+    assert page.is_enabled("#tf-go")
+    assert len(worker.jobs) == jobs
+    page.fill("#tf-seed input", "7")
+    generate(page, "a cat")
+    finished(page)
+    assert page.inner_text(".tf-notice") == ""
+
+
+@browser_test
+def test_a_failure_shows_its_sentence_and_the_earlier_results(visit, recorded):
+    with served(FakeWorker(fail_at="bf16", failure="Shard 2 of mini-flux is cut short."), recorded) as url:
+        page = visit(url)
+        generate(page, "a cat")
+        assert notice(page) == "Shard 2 of mini-flux is cut short."
+        page.wait_for_selector(".tf-recorded")
+        assert until(lambda: len(pictures(page)) == 3)
+        assert page.is_enabled("#tf-go")
+
+
+@browser_test
+def test_a_failure_halfway_keeps_the_finished_picture(visit, recorded):
+    with served(FakeWorker(fail_at="nvfp4", failure="Out of memory."), recorded) as url:
+        page = visit(url)
+        generate(page, "a cat")
+        assert notice(page) == "Out of memory."
+        assert until(lambda: len(pictures(page)) == 2)
+        assert words.run.FAILED_KEPT in page.inner_text(".tf-verdict")
+
+
+@browser_test
+def test_a_crash_of_the_worker_leaves_a_usable_page(visit, recorded):
+    worker = FakeWorker()
+    worker.submit = lambda request, out: 1 / 0
+    with served(worker, recorded) as url:
+        page = visit(url)
+        generate(page)
+        assert notice(page) == words.BROKEN
+        assert page.is_enabled("#tf-go")
+        del worker.submit
+        generate(page)
+        finished(page)

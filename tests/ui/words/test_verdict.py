@@ -1,0 +1,64 @@
+"""The verdict in one sentence, and scores as they are written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from engine.request import CompareRequest
+from tests.support.fake_engine import BLACKWELL, RULER
+from tests.support.page import (
+    PROMPT,
+    comparison,
+)
+from ui import words
+
+MINIATURE = f" {words.verdict.MINIATURE}"
+
+
+def test_the_verdict_on_one_native_precision(tmp_path):
+    said = words.verdict.verdict(comparison(tmp_path, BLACKWELL, precisions=["nvfp4"]))
+    assert said == (
+        "NVFP4 is 1.44× faster, needs 36% less memory (70% less for the denoiser's weights) and has an LPIPS of 0.054, "
+        f"17% of the way from bf16's own noise to another seed.{MINIATURE}"
+    )
+
+
+def test_the_verdict_never_speaks_of_an_emulated_speed(tmp_path):
+    said = words.verdict.verdict(comparison(tmp_path, precisions=["fp8", "nvfp4"]))
+    assert said == (
+        "FP8: 1.27× faster, 25% less memory (denoiser −48%), LPIPS 0.0056, 1% of the way to another seed. "
+        "NVFP4: 46% smaller weights (denoiser −70%), LPIPS 0.054, 17% of the way to another seed. NVFP4 is emulated, "
+        f"so its speed is not compared.{MINIATURE}"
+    )
+    said = words.verdict.verdict(comparison(tmp_path, precisions=["mxfp8"]))
+    assert said == (
+        "MXFP8 needs 31% less memory for its weights (46% less for the denoiser's) and has an LPIPS of 0.0066, 1% of "
+        f"the way from bf16's own noise to another seed. It is emulated, so its speed is not compared.{MINIATURE}"
+    )
+
+
+def test_only_a_miniature_is_called_one(tmp_path):
+    made = comparison(tmp_path)
+    large = replace(made, request=CompareRequest.create(PROMPT, model="flux.1-dev"))
+    assert words.verdict.MINIATURE in words.verdict.verdict(made)
+    assert words.verdict.MINIATURE not in words.verdict.verdict(large)
+
+
+@pytest.mark.parametrize(
+    ("lpips", "place"),
+    [
+        (0.001, "within bf16's own noise"),
+        (0.01, "3% of the way to another seed"),
+        (0.15, "49% of the way to another seed"),
+        (0.6, "198% of the way to another seed"),
+    ],
+)
+def test_a_score_is_put_into_words_by_its_place_on_the_ruler(lpips, place):
+    assert words.verdict.on_the_ruler(lpips, RULER) == place
+
+
+def test_a_score_too_small_for_four_digits_does_not_read_as_zero():
+    assert words.score(0.00003) == "<0.0001"
+    assert words.score(0.0) == "0.0000"
