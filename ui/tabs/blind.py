@@ -21,7 +21,7 @@ import gradio as gr
 
 from engine import catalog, events
 from engine.errors import TwinframeError
-from engine.formats import PRECISIONS, REFERENCE
+from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.outputs import blind, recordings
 from engine.outputs.pool import Pool
 from engine.request import CompareRequest
@@ -90,7 +90,7 @@ def tab(
             )
             precision = gr.Radio(
                 [(words.NAMES[p], p) for p in precisions],
-                value=precisions[-1],
+                value=([p for p in precisions if p in DEFAULTS] or precisions)[-1],
                 label=words.blind.PRECISION,
                 elem_id="tf-blind-precision",
                 elem_classes="tf-chips",

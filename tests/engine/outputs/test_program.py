@@ -37,7 +37,7 @@ def test_the_program_makes_the_same_pixels_outside_the_project(worker, ask, tmp_
     (outside / "assets").mkdir(parents=True)
     (outside / "assets" / "models").symlink_to(catalog.ASSETS / "models")
     (outside / "program.py").write_text(worker.code(request, precision, "native"))
-    subprocess.run([sys.executable, "-I", "program.py"], cwd=outside, check=True, timeout=120, capture_output=True)
+    subprocess.run([sys.executable, "-I", "program.py"], cwd=outside, check=True, timeout=600, capture_output=True)
     made = next(generation for generation in done.comparison.results if generation.precision == precision)
     for file in made.files:
         name = file.rsplit("/", 1)[-1]
