@@ -87,7 +87,7 @@ def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
         if chosen == values[followed]:
             return gr.skip()
         model_id, recipe_id, names = chosen
-        column = Column.of(names[-1] if names else PRECISIONS[-1], recipe_id)
+        column = Column.of(names[-1] if names else DEFAULTS[-1], recipe_id)
         name, recipe_id = column.format, column.recipe
         recipes = gr.Radio(**(_choices(worker, model_id) | {"value": recipe_id}))
         updates = {followed: chosen, model: model_id, precision: name, recipe: recipes}
