@@ -6,7 +6,7 @@ owns it. Knows nothing of what is made."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import DiffusionPipeline
@@ -17,8 +17,9 @@ from engine.columns import Column
 from engine.compiler import compilation
 from engine.errors import UnsupportedError
 from engine.events import Tell
-from engine.formats import PRECISIONS, REFERENCE
-from engine.quantization import capability, recipes
+from engine.formats import REFERENCE
+from engine.machine import Machine, Support
+from engine.quantization import capability, proof, recipes
 from engine.quantization.remedies import WeightOnlySteps
 from engine.request import CompareRequest
 from engine.results import LayerCounts
@@ -67,8 +68,8 @@ class Holdings:
     def __init__(self, device: str | torch.device, source: loading.Source = loading.BUNDLED_OR_HUB):
         self.device = capability.device_named(device)
         self.source = source
-        self.machine = capability.detect(self.device)
-        self.support = {p: capability.support(p, self.machine) for p in PRECISIONS}
+        self.machine = proof.known(capability.detect(self.device))
+        self.support = capability.supports(self.machine)
         self._renditions: dict[residency.Key, Rendition] = {}
         self._shared: dict[str, dict[str, object]] = {}
         """Text encoders, VAE and the like, by model."""
@@ -101,22 +102,52 @@ class Holdings:
         self._shelf.use(key, shared)
         return self._renditions[key]
 
+    def prove(self, plan: recipes.Plan, tell: Tell = lambda _: None) -> None:
+        """See that the native products of a plan are right, once; a format of which they are not is emulated from then
+        on.
+
+        Raises:
+            RuntimeError: as of `proof.prove`.
+        """
+        if self._learn(proof.prove(self.machine, self.device, plan.shapes)):
+            tell(events.Proved())
+            timing.free(self.device)
+
+    def _learn(self, machine: Machine) -> bool:
+        """How the formats run, by what was found out of the machine; says whether anything was."""
+        if machine.proofs == self.machine.proofs:
+            return False
+        self.machine, self.support = machine, capability.supports(machine)
+        for key, made in list(self._renditions.items()):
+            if made.support.execution == "native" != self.support[made.column.format].execution:
+                self._forget(key)  # it was native while smaller layers were all that had been compared
+        return True
+
+    def _support_of(self, plan: recipes.Plan) -> Support:
+        """How a plan's layers run: natively if all do, whatever formats they are in."""
+        asked = self.support[plan.precision]
+        others = [self.support[name] for name in plan.shapes if self.support[name].execution != "native"]
+        if not others or asked.execution != "native":
+            return asked
+        other = others[0]
+        return replace(asked, execution=other.execution, reason=other.reason, disproved=other.disproved)
+
     def _load(self, spec: ModelSpec, column: Column, tell: Tell) -> Rendition:
-        support = self.support[column.format]
-        if support.execution == "unavailable":
-            raise UnsupportedError(support.reason)
+        if self.support[column.format].execution == "unavailable":
+            raise UnsupportedError(self.support[column.format].reason)
         plan = recipes.plan_of(loading.empty_transformer(spec), spec, column)
         key, gigabytes = key_of(spec, column), plan.quantized_bytes / timing.GB
         residency.require(spec, column.format, gigabytes, self.device)
         self.make_room(spec, key, gigabytes)
+        tell(events.Loading(_called(spec, column)))
+        self.prove(plan, tell)
 
         def told(done: int, total: int) -> None:
             tell(events.Downloading(spec.name, done, total))
 
-        tell(events.Loading(_called(spec, column)))
         shared = self.shared(spec, told)
         transformer = loading.load_transformer(
-            spec, self.device, self.source, place=recipes.quantizer(plan, support), told=told
+            spec, self.device, self.source, place=recipes.quantizer(plan, self.support[column.format]), told=told
         )
         pipeline = loading.assemble(spec, shared, transformer)
         stored = timing.weight_bytes(transformer) / timing.GB
@@ -124,7 +155,7 @@ class Holdings:
         return Rendition(
             column=column,
             pipeline=pipeline,
-            support=support,
+            support=self._support_of(plan),
             layers=recipes.verify(pipeline.transformer, plan),
             weights=timing.weight_bytes(*_modules(pipeline.components)) / timing.GB,
             transformer=stored,

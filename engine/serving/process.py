@@ -32,6 +32,7 @@ from pathlib import Path
 from engine import events, logs
 from engine.errors import CancelledRun, FaultError, TwinframeError
 from engine.events import Stop, Tell
+from engine.leaving import HUNG
 from engine.machine import Machine, Support
 from engine.request import CompareRequest
 from engine.results import Comparison
@@ -130,7 +131,7 @@ class Process:
         self._failures = 0
         """Children in a row that did not even start."""
         self._answers: dict[tuple, object] = {}
-        """What never changes, once it was asked for."""
+        """What seldom changes, once it was asked for."""
         self._child = _Child(*self._make, self._gone)
         atexit.register(self.close)
 
@@ -220,6 +221,8 @@ class Process:
             with contextlib.suppress(queue.Empty):
                 message = inbox.get(timeout=POLL_SECONDS)
                 if isinstance(message, Told):
+                    if isinstance(message.event, events.Proved):
+                        self._forget_machine()
                     tell(message.event)
                 else:
                     ended = message
@@ -249,8 +252,14 @@ class Process:
             self._answers[name, *args] = self._ask(name, *args)
         return self._answers[name, *args]
 
+    def _forget_machine(self) -> None:
+        """How it runs its formats may be another than before."""
+        for name in ("machine", "support"):
+            self._answers.pop((name,), None)
+
     def _gone(self, child: _Child) -> None:
         """A child has ended: start the next one. On the thread that listened to it."""
+        self._forget_machine()
         if child.greeted:
             self._failures = 0
         else:
@@ -369,7 +378,12 @@ class _Child:
 
 def _death(child: _Child) -> FaultError:
     """What to say of a child that has ended."""
-    if child.greeted:
+    if child.why == f"exit {HUNG}":
+        what = (
+            "A product of this device did not return, so the engine is being started again, and emulates that format "
+            "from now on: please retry in a minute."
+        )
+    elif child.greeted:
         what = f"The engine's process ended ({child.why}) and is being started again: please retry in a minute."
     else:
         what = f"The engine's process does not start ({child.why}): its log says more; please retry in some minutes."

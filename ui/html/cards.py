@@ -284,17 +284,18 @@ def _shape(asked: CompareRequest) -> str:
 def _card(view: View, card: Card) -> str:
     asked, made = view.request, card.generation
     if made is None:
-        title = _title(asked, card.column, "")
+        title = _title(asked, card.column, None)
         return f'<figure class="tf-card">{_blank(asked, card)}<figcaption>{title}</figcaption></figure>'
     return (
-        f'<figure class="tf-card">{_pictures(asked, made)}<figcaption>{_title(asked, made.column, made.execution)}'
+        f'<figure class="tf-card">{_pictures(asked, made)}<figcaption>{_title(asked, made.column, made)}'
         f"{_numbers(view, made)}{_downloads(view, made)}</figcaption></figure>"
     )
 
 
-def _title(asked: CompareRequest, column: str, execution: str) -> str:
+def _title(asked: CompareRequest, column: str, made: Generation | None) -> str:
     role = '<span class="tf-role">the reference</span>' if column == REFERENCE else ""
-    badge = f'<span class="tf-badge">{escape(execution)}</span>' if execution else ""
+    why = f' title="{escape(made.disproof)}"' if made and made.disproof else ""
+    badge = f'<span class="tf-badge"{why}>{escape(made.execution)}</span>' if made else ""
     return f'<div class="tf-title"><h2>{escape(words.name(asked, column))}</h2>{role}{badge}</div>'
 
 
@@ -351,11 +352,12 @@ def _numbers(view: View, made: Generation) -> str:
     else:
         why = "previews" if view.request.previews else "shared" if made.at_once else "compiled"
         latency = _absent("Latency", why, words.NOT_TIMED_SHORT) if native else ""
-        stages = f'<p class="tf-stages">{words.compare.no_latency_note(made, view.request)}</p>'
+        stages = f'<p class="tf-stages">{escape(words.compare.no_latency_note(made, view.request))}</p>'
     if native:
         peak = _stat("Peak memory", "peak", words.size(made.memory.peak), peak)
     else:
-        peak = _absent("Latency, peak memory", "emulated", words.NOT_COMPARABLE, wide=True)
+        why = "disproved" if made.disproof else "emulated"
+        peak = _absent("Latency, peak memory", why, words.NOT_COMPARABLE, wide=True)
     weights = _stat("Weights", "weights", words.size(made.memory.weights), weights)
     return f'<dl class="tf-stats">{latency}{peak}{weights}</dl>{stages}{_lpips(view, made)}'
 
@@ -479,7 +481,7 @@ def _choices(name: str, label: str, choices: Sequence[tuple[str, str]], chosen: 
 def _pair(view: View, below: Generation, above: Generation, index: int, *, hidden: bool) -> str:
     asked = view.request
     one, other = (escape(words.name(asked, g.column)) for g in (below, above))
-    numbers = "".join(f"{_title(asked, g.column, g.execution)}{_numbers(view, g)}" for g in (below, above))
+    numbers = "".join(f"{_title(asked, g.column, g)}{_numbers(view, g)}" for g in (below, above))
     draw = _clip if _moving(asked) else _img
     layers = (
         '<div class="tf-frame tf-layers" tabindex="0" role="group"'

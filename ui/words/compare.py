@@ -68,7 +68,7 @@ WELCOME_MORE = (
 def no_latency_note(generation: Generation, asked: CompareRequest) -> str:
     """Why a precision has no latency, in a sentence."""
     if generation.execution == "emulated":
-        return EMULATED_NOTE
+        return generation.disproof or EMULATED_NOTE
     if asked.previews:
         return NOT_TIMED_NOTE
     return SHARED_DEVICE_NOTE if generation.at_once else COMPILED_NOTE
