@@ -105,8 +105,9 @@ def rehearse(multiply: Callable, folder: Path, patch: pytest.MonkeyPatch) -> Non
 
 def make(folder: str, *further: object) -> object:
     """A device whose native products hang."""
+    from engine.runtime import studio
     from engine.runtime.device import Device
 
     rehearse(hang, Path(folder), pytest.MonkeyPatch())
-    proof.DEADLINE_SECONDS = 0.5
+    proof.DEADLINE_SECONDS, studio.RULER_PROMPTS = 0.5, 1
     return Device("cpu", *further)

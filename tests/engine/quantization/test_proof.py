@@ -18,6 +18,7 @@ from engine.quantization import capability, int8, nvfp4, proof
 from engine.quantization.capability import detect, support
 from engine.quantization.emulation import fp8_rows, nvfp4_activation, nvfp4_weight
 from engine.request import CompareRequest
+from engine.results import Comparison, Generation, Metrics
 from engine.runtime.studio import Studio
 from engine.serving.process import Process
 from engine.serving.worker import Worker
@@ -264,37 +265,53 @@ def asked(*columns):
     return replace(request, height=64, width=64)
 
 
-def compare(out, request):
+def make(out, request):
+    """What each column makes, without scores: column -> generation, and what was told."""
     out.mkdir()
-    told = []
+    studio, spec, told, made = Studio("cpu"), catalog.model(request.model), [], {}
     with torch.inference_mode():
-        return Studio("cpu").compare(request, out, told.append, lambda: False), told
+        for column in request.columns:
+            rendition = studio.rendition(spec, column, told.append)
+            made[column.format] = studio.generate(rendition, spec, request, out, told.append, lambda: False)[0]
+    return made, told
+
+
+@pytest.fixture(scope="module")
+def emulated(checkpoint, tmp_path_factory):
+    """The pictures of a CPU that has none of the formats and says so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TWINFRAME_CACHE", str(tmp_path_factory.mktemp("honest")))
+        products.rehearse(products.refuse, checkpoint, patch)
+        patch.setattr(capability, "detect", lambda device: Machine(name="a CPU", kind="cpu"))
+        made, _ = make(tmp_path_factory.mktemp("pictures") / "cpu", asked("bf16", *LIED_TO))
+    assert [made[name].execution for name in LIED_TO] == ["emulated"] * 3
+    return {name: Image.open(made[name].files[0]).tobytes() for name in LIED_TO}
 
 
 @pytest.mark.parametrize("kind", ["right", *(kind for kind in products.LIES if kind != "hang")])
-def test_no_lie_reaches_a_picture(kind, checkpoint, monkeypatch, tmp_path):
+def test_no_lie_reaches_a_picture(kind, checkpoint, emulated, monkeypatch, tmp_path):
     products.rehearse(products.LIES.get(kind, products.multiply), checkpoint, monkeypatch)
     request = asked("bf16", *LIED_TO)
-    found, told = compare(tmp_path / "card", request)
-    made = {result.precision: result for result in found.results}
-    with monkeypatch.context() as patch:
-        patch.setattr(capability, "detect", lambda device: Machine(name="a CPU", kind="cpu"))
-        honest, _ = compare(tmp_path / "cpu", request)
-    assert [r.execution for r in honest.results] == ["native"] + ["emulated"] * 3
-    for name in LIED_TO:
-        if kind == "right":
-            assert (made[name].execution, made[name].disproof) == ("native", "")
-            assert "products there agree" in made[name].ran["Execution"]
-            continue
-        assert made[name].execution == "emulated" and not made[name].latency_comparable
-        assert made[name].disproof in made[name].ran["Execution"]
-        assert made[name].disproof == made[name].to_json()["disproof"] and is_sentence(made[name].disproof)
-        assert made[name].disproof in words.verdict.verdict(found)
-        assert words.compare.no_latency_note(made[name], request) == made[name].disproof
-        pictures = [Image.open(folder / f"{name}.png") for folder in (tmp_path / "card", tmp_path / "cpu")]
-        assert pictures[0].tobytes() == pictures[1].tobytes()
-        assert json.loads(pictures[0].text["twinframe"])["execution"] == "emulated"
+    made, told = make(tmp_path / "card", request)
     assert sum(isinstance(event, events.Proved) for event in told) == len(LIED_TO)
+    for name in LIED_TO:
+        found = made[name]
+        if kind == "right":
+            assert (found.execution, found.disproof) == ("native", "")
+            assert "products there agree" in found.ran["Execution"]
+            continue
+        assert found.execution == "emulated" and not found.latency_comparable
+        assert found.disproof in found.ran["Execution"] and is_sentence(found.disproof)
+        assert Generation.from_json(found.to_json()).disproof == found.to_json()["disproof"] == found.disproof
+        assert words.compare.no_latency_note(found, request) == found.disproof
+        scored = replace(found, metrics=Metrics(lpips=(0.1,), psnr_db=(30.0,)))
+        both = Comparison(
+            request=request, device="", versions={}, results=(made["bf16"], scored), ruler=None, created=""
+        )
+        assert found.disproof in words.verdict.verdict(both)
+        picture = Image.open(found.files[0])
+        assert picture.tobytes() == emulated[name]
+        assert '"emulated"' in picture.text["twinframe"]
 
 
 def test_what_was_native_before_a_larger_layer_was_found_wrong_is_loaded_anew(checkpoint, monkeypatch, tmp_path):
@@ -310,24 +327,19 @@ def test_what_was_native_before_a_larger_layer_was_found_wrong_is_loaded_anew(ch
         assert studio.rendition(spec, column, lambda _: None).support.execution == "emulated"
 
 
-def test_a_product_that_never_returns_ends_the_process_and_the_next_one_emulates(checkpoint, tmp_path):
-    """Each format hangs once: one child each, and the fourth makes the comparison."""
+def test_a_product_that_never_returns_ends_the_process_and_the_next_one_emulates(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "MODELS", {products.MODEL: tiny.spec("flux.1-dev", checkpoint)})
     device = Process(str(checkpoint), make=products.make)
-    worker = Worker((), device)
-    worker.models = (products.MODEL,)
+    worker = Worker((products.MODEL,), device)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(catalog, "MODELS", {products.MODEL: tiny.spec("flux.1-dev", checkpoint)})
-            request = asked("bf16", *LIED_TO)
-            for index, name in enumerate(LIED_TO):
-                before = device._child
-                assert device.support[name].execution == "native"
-                *_, last = worker.submit(request, tmp_path / str(index)).events()
-                assert "did not return" in last.reason and is_sentence(last.reason.replace(": ", ", "))
-                assert device._child is not before and device.support[name].disproved
-            *_, last = worker.submit(request, tmp_path / "last").events()
-            for made in last.comparison.results[1:]:
-                assert made.execution == "emulated" and "did not return within 0.5 s" in made.disproof
+        first, request = device._child, asked("bf16", "nvfp4")
+        assert device.support["nvfp4"].execution == "native"
+        *_, last = worker.submit(request, tmp_path / "first").events()
+        assert "A product of this device did not return" in last.reason and len(last.reason.splitlines()) == 1
+        assert device._child is not first and device.support["nvfp4"].disproved
+        *_, last = worker.submit(request, tmp_path / "second").events()
+        made = last.comparison.results[1]
+        assert made.execution == "emulated" and "did not return within 0.5 s" in made.disproof
     finally:
         worker.close()
 
