@@ -81,7 +81,7 @@ class Parts:
     examples: gr.Dataset
     about: gr.HTML
     hints: gr.HTML
-    further: gr.Dropdown
+    further: gr.Radio
     """Columns that have no chip yet."""
     go: gr.Button
     stop: gr.Button
@@ -456,7 +456,7 @@ class Handlers:
         shown, further = chips(spec, self._worker, chosen)
         return {
             self._parts.form.precisions: gr.CheckboxGroup(**shown),
-            self._parts.further: gr.Dropdown(**further),
+            self._parts.further: gr.Radio(**further),
         }
 
     def add_column(self, values: dict) -> dict:

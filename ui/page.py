@@ -232,10 +232,10 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
                 dice = gr.Button(words.compare.DICE, elem_id="tf-dice", scale=0)
         with gr.Accordion(words.compare.MORE, open=False, elem_id="tf-more"):
             more = _more_settings(fields)
-            further = gr.Dropdown(
-                **others, label=words.compare.FURTHER_LABEL, info=words.compare.FURTHER_HINT, filterable=False,
-                elem_id="tf-further",
-            )  # fmt: skip
+            with gr.Row(elem_classes="tf-more"):
+                further = gr.Radio(
+                    **others, label=words.compare.FURTHER_LABEL, elem_id="tf-further", elem_classes="tf-chips"
+                )
             about = gr.HTML(cards.about(spec), apply_default_css=False)
         known = cards.hints(spec, worker.support, worker.about_weights(spec.id))
         hints = gr.HTML(known, visible=bool(known), apply_default_css=False, elem_id="tf-hints")
@@ -339,8 +339,7 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     choosing = {form.model, form.prompt, form.precisions}
     another = form.model.input(handlers.choose_model, choosing, around, js=ASKED, **quick)
     adding = {form.model, form.precisions, parts.further}
-    # Not input, which a dropdown sends twice.
-    parts.further.select(handlers.add_column, adding, [form.precisions, parts.further], **quick)
+    parts.further.input(handlers.add_column, adding, [form.precisions, parts.further], **quick)
     example = parts.examples.click(handlers.choose_example, parts.examples, parts.typed, js=ASKED, **quick)
     page = demo.load(handlers.open_page, {parts.shown}, [*around, *opened], **quick)
     address = parts.typed.select(handlers.open_address, {parts.shown}, [*around, *opened], **quick)

@@ -12,8 +12,7 @@ from ui.words.common import NAMES, RECIPES, name, of_pair, thing
 PROMPT_LABEL = "Prompt"
 EXAMPLES_LABEL = "Try"
 PRECISIONS_LABEL = "Precisions (bf16 always takes part)"
-FURTHER_LABEL = "Add a column"
-FURTHER_HINT = "A format by another recipe, beside those above."
+FURTHER_LABEL = "Add a format by another recipe"
 STALE = {
     "act": "Press Generate to see this.",
     "prompt": "Dimmed below: “{prompt}”.",
