@@ -154,9 +154,10 @@ def machine(name: str, support: dict) -> str:
 
 
 def chip(column: Column, execution: str) -> str:
-    """A column to be chosen; the format alone where it is by the form's recipe."""
-    named = of_pair(column) if column.recipe else NAMES[column.format]
-    return named + (" · emulated" if execution == "emulated" else "")
+    """A column to be chosen: the format, with how it runs here, or where it is by a recipe of its own with that."""
+    if column.recipe:
+        return of_pair(column)
+    return NAMES[column.format] + (" · emulated" if execution == "emulated" else "")
 
 
 def unavailable(precision: str, reason: str) -> str:
