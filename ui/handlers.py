@@ -28,6 +28,7 @@ from engine.results import Comparison
 from engine.serving.contracts import Job, Worker
 from ui import link, words
 from ui import view as views
+from ui.fields import FOLLOWING, Dropdown, Radio, Slider, fitting
 from ui.html import cards
 from ui.view import View
 from ui.web import middleware
@@ -49,28 +50,28 @@ class Form:
     model: gr.Dropdown
     precisions: gr.CheckboxGroup
     seed: gr.Number
-    num_inference_steps: gr.Slider
-    guidance_scale: gr.Slider
-    size: gr.Dropdown
-    num_frames: gr.Slider
-    batch_size: gr.Slider
-    recipe: gr.Radio
+    num_inference_steps: Slider
+    guidance_scale: Slider
+    size: Dropdown
+    num_frames: Slider
+    batch_size: Slider
+    recipe: Radio
     previews: gr.Checkbox
 
     def components(self) -> set[gr.components.Component]:
         return {getattr(self, field.name) for field in fields(self)}
 
     def request(self, values: dict) -> CompareRequest:
-        """The values of the form as a validated request.
+        """The values of the form as a validated request; what the model does not take is its default.
 
         Raises:
             RequestError: the first field that is wrong.
         """
         raw = {field.name: values[getattr(self, field.name)] for field in fields(self)}
-        width, height = (int(side) for side in raw.pop("size").split("x"))
+        following = fitting(raw["model"], {name: raw.pop(name) for name in FOLLOWING})
         # bf16 has no chip to switch off, so an empty selection means bf16 alone, not "nothing".
         precisions = [REFERENCE, *(raw.pop("precisions") or [])]
-        return CompareRequest.create(raw.pop("prompt"), **raw, precisions=precisions, height=height, width=width)
+        return CompareRequest.create(raw.pop("prompt"), **raw, **following, precisions=precisions)
 
 
 @dataclass(frozen=True, kw_only=True)

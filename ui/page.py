@@ -16,6 +16,7 @@ from engine.outputs import recordings
 from engine.outputs.pool import Pool
 from engine.serving.contracts import Worker
 from ui import api, style, words
+from ui.fields import Dropdown, Radio, Slider
 from ui.handlers import Form, Handlers, Parts, chips, draw, settings
 from ui.html import cards
 from ui.tabs import benchmarks, blind, gallery, how, quality, recipe
@@ -164,12 +165,12 @@ def build_page(
                     apply_default_css=False,
                     elem_id="tf-gallery",
                 )
-            with gr.Tab(words.QUALITY):
-                gr.HTML(quality.page(scored, models), apply_default_css=False, elem_id="tf-quality")
+            with gr.Tab(words.QUALITY) as opened:
+                quality.tab(opened, scored, models)
             with gr.Tab(words.RECIPE) as opened:
                 recipe.tab(worker, parts.form, opened, scored)
-            with gr.Tab(words.BENCHMARKS):
-                gr.HTML(benchmarks.page(measured), apply_default_css=False, elem_id="tf-benchmarks")
+            with gr.Tab(words.BENCHMARKS) as opened:
+                benchmarks.tab(opened, measured)
             with gr.Tab(words.HOW) as opened:
                 how.tab(worker, parts, opened)
         gr.HTML(
@@ -210,6 +211,12 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
             )
             go = gr.Button(words.GENERATE, variant="primary", scale=0, elem_id="tf-go")
             stop = gr.Button(words.STOP, scale=0, interactive=False, elem_id="tf-stop")
+        gr.HTML(
+            html_template=cards.known(),
+            js_on_load=cards.script("prompt"),
+            apply_default_css=False,
+            elem_id="tf-known",
+        )
         examples = gr.Dataset(
             label=words.compare.EXAMPLES_LABEL,
             components=[prompt],
@@ -281,16 +288,16 @@ def _more_settings(fields: dict[str, dict]) -> dict[str, gr.components.Component
     """The rest of the form, as keyword arguments of `Form`."""
     with gr.Row(elem_classes="tf-more"):
         more = {
-            "num_inference_steps": gr.Slider(
+            "num_inference_steps": Slider(
                 **fields["num_inference_steps"], step=1, label=words.compare.STEPS_LABEL, elem_id="tf-steps"
             ),
-            "guidance_scale": gr.Slider(
+            "guidance_scale": Slider(
                 **fields["guidance_scale"], step=0.1, label=words.compare.GUIDANCE_LABEL, elem_id="tf-guidance"
             ),
-            "num_frames": gr.Slider(**fields["num_frames"], elem_id="tf-frames"),
-            "batch_size": gr.Slider(**fields["batch_size"], step=1, elem_id="tf-batch"),
-            "size": gr.Dropdown(**fields["size"], label=words.compare.SIZE_LABEL, filterable=False, elem_id="tf-size"),
-            "recipe": gr.Radio(**fields["recipe"], label=words.RECIPE_LABEL, elem_id="tf-recipe"),
+            "num_frames": Slider(**fields["num_frames"], elem_id="tf-frames"),
+            "batch_size": Slider(**fields["batch_size"], step=1, elem_id="tf-batch"),
+            "size": Dropdown(**fields["size"], label=words.compare.SIZE_LABEL, filterable=False, elem_id="tf-size"),
+            "recipe": Radio(**fields["recipe"], label=words.RECIPE_LABEL, elem_id="tf-recipe"),
             "previews": gr.Checkbox(
                 label=words.compare.PREVIEWS_LABEL, info=words.compare.PREVIEWS_HINT, elem_id="tf-previews"
             ),

@@ -6,7 +6,8 @@ precision is never timed: its rows carry memory alone.
 
 Methods are those of engine/benchmark/methods.py. The post's two have torchao's configurations with their defaults, put
 in by `quantize_`, and everything else as it is by default; FP8, which the post has not, is torchao's configuration in
-the post's manner. A timed call in which something was compiled or recorded is left out and made again."""
+the post's manner. INT8 is none of theirs: compiled, torchao's has no product of fewer than 17 rows, as modulations
+are. A timed call in which something was compiled or recorded is left out and made again."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ from engine.compiler import compilation
 from engine.environment import versions
 from engine.errors import RequestError, UnsupportedError
 from engine.files import check_target, writable, write_whole
-from engine.formats import FP8, MXFP8, NVFP4, REFERENCE
+from engine.formats import FP8, LABELS, MXFP8, NVFP4, QUANTIZED, REFERENCE
 from engine.metrics.statistics import spread
 from engine.quantization import recipes
 from engine.request import CompareRequest
@@ -96,7 +97,7 @@ class Settings:
     """What to measure, and for how long.
 
     Raises:
-        RequestError: a method that does not exist, or nothing to measure.
+        RequestError: a method that does not exist or has not a precision, or nothing to measure.
     """
 
     precisions: tuple[str, ...]
@@ -119,6 +120,12 @@ class Settings:
         if unknown or not self.methods:
             raise RequestError(
                 f"There is no method {', '.join(unknown) or '(none)'}: choose from {', '.join(METHODS)}."
+            )
+        without = [LABELS[name] for name in QUANTIZED if name in self.precisions and name not in POST_CONFIGS]
+        if without and (by := [method for method in self.methods if method in POSTS]):
+            raise RequestError(
+                f"The post has no {' and no '.join(without)}, so there is none by the method {' or '.join(by)}: "
+                "leave out one or the other."
             )
         if self.repeats < 1:
             raise RequestError(f"repeats is {self.repeats}: measure at least once.")

@@ -109,6 +109,7 @@ def section(results: Sequence[Mapping]) -> str:
             bf16 = None if row["precision"] == REFERENCE else other(row, rows, REFERENCE, ENGINE)
             cells = {
                 "": f"{result['model']} {_shape(result)}",
+                "GPU": result["device"].removeprefix("NVIDIA "),
                 "steps": str(result["settings"]["num_inference_steps"]),
                 "batch": str(row["batch_size"]),
                 "precision": label(column_of(row)),

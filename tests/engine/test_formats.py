@@ -14,14 +14,14 @@ FP6 = Format(
     id="fp6", label="FP6", bits=6, element="e2m3", block=32, scale="e8m0", scale_bits=8, multiple_in=32,
     multiple_out=16, time=1 / 2, hardware="a made-up GPU", default=True, colour=Colour(light="#123456", dark="#654321"),
 )
-ROWS = (BF16, FP8, MXFP8, NVFP4, FP6)
+ROWS = (BF16, FP8, MXFP8, NVFP4, INT8, FP6)
 """
 ADDED = """
 import importlib.util, sys
 from pathlib import Path
 
 file = Path("engine/formats.py")
-text = file.read_text().replace("ROWS = (BF16, FP8, MXFP8, NVFP4)\\n", ANOTHER)
+text = file.read_text().replace("ROWS = (BF16, FP8, MXFP8, NVFP4, INT8)\\n", ANOTHER)
 assert "FP6" in text
 spec = importlib.util.spec_from_loader("engine.formats", None, origin=str(file))
 formats = sys.modules["engine.formats"] = importlib.util.module_from_spec(spec)
@@ -50,6 +50,7 @@ def test_bytes_are_those_of_the_values_and_of_every_scale():
         "fp8": 256 * 128 + 4 * 128,
         "mxfp8": 256 * 128 + 256 // 32 * 128,
         "nvfp4": 256 * 128 // 2 + 256 // 16 * 128 + 4,
+        "int8": 256 * 128 + 4 * 128,
     }
     # A tile of scales is 128 x 4: a layer of half as many rows stores as many of them.
     assert FORMATS["mxfp8"].size(256, 64) == 256 * 64 + 256 // 32 * 128
@@ -94,7 +95,7 @@ from ui import api, style, words
 from ui.tabs import benchmarks, how
 from ui.view import View
 
-assert words.NAMES["fp6"] == "FP6" and "FP8, MXFP8 and FP6 half" in words.WHY["gemms"]
+assert words.NAMES["fp6"] == "FP6" and "FP8, MXFP8, INT8 and FP6 half" in words.WHY["gemms"]
 assert "fp6" in api.endpoint(None, None).__doc__ and " fp6" in words.quality.EVALUATE_COMMAND
 sheet = style.head()
 assert '[data-precision="fp6"] {\\n  --tf-line-colour: #123456' in sheet and "#654321" in sheet

@@ -24,7 +24,7 @@ from PIL import Image, ImageChops, ImageDraw
 from engine import catalog, events
 from engine.columns import format_of
 from engine.errors import UnsupportedError
-from engine.formats import REFERENCE
+from engine.formats import PRECISIONS, REFERENCE
 from engine.request import CompareRequest
 from engine.results import Comparison, Generation, Latency, LayerCounts, LpipsMap, Memory, Metrics, Ruler
 from engine.serving.admission import Visitor
@@ -37,13 +37,13 @@ COLOURS = {
     "yellow": (240, 204, 92),
     "green": (110, 178, 104),
 }
-SPREAD = {"bf16": 0, "fp8": 1, "mxfp8": 1, "nvfp4": 7}
-SPEED = {"bf16": 1.0, "fp8": 1.30, "mxfp8": 1.26, "nvfp4": 1.50}
-WEIGHTS_GB = {"bf16": 0.0632, "fp8": 0.0431, "mxfp8": 0.0437, "nvfp4": 0.0339}
+SPREAD = {"bf16": 0, "fp8": 1, "mxfp8": 1, "nvfp4": 7, "int8": 2}
+SPEED = {"bf16": 1.0, "fp8": 1.30, "mxfp8": 1.26, "nvfp4": 1.50, "int8": 1.40}
+WEIGHTS_GB = {"bf16": 0.0632, "fp8": 0.0431, "mxfp8": 0.0437, "nvfp4": 0.0339, "int8": 0.0431}
 KEPT = {"tuned": 0.2}
 """Of the damage that a format does by the post's recipe, by other recipes; all of it where none is named."""
-LPIPS = {"fp8": 0.006, "mxfp8": 0.0071, "nvfp4": 0.058}
-PSNR_DB = {"fp8": 39.0, "mxfp8": 38.2, "nvfp4": 27.4}
+LPIPS = {"fp8": 0.006, "mxfp8": 0.0071, "nvfp4": 0.058, "int8": 0.011}
+PSNR_DB = {"fp8": 39.0, "mxfp8": 38.2, "nvfp4": 27.4, "int8": 36.5}
 STORED = {"bf16": "bf16", "quantized": "stored"}
 """Bytes of a whole plan -> bytes of its layers."""
 RULER = Ruler(floor=0.0021, ceiling=0.304, note="Mean over 4 prompts, bf16, on a machine that does not exist.")
@@ -68,8 +68,9 @@ LAPTOP = {
     "fp8": Support("fp8", "native", "through torch._scaled_mm on the CPU", "torch._scaled_mm"),
     "mxfp8": Support("mxfp8", "emulated", "needs Blackwell tensor cores", "dequantize, then aten::mm"),
     "nvfp4": Support("nvfp4", "emulated", "needs Blackwell tensor cores", "dequantize, then aten::mm"),
+    "int8": Support("int8", "native", "the CPU has VNNI", "torch._int_mm"),
 }
-BLACKWELL = {p: Support(p, "native", "tensor cores", "torch._scaled_mm") for p in ("bf16", "fp8", "mxfp8", "nvfp4")}
+BLACKWELL = {p: Support(p, "native", "tensor cores", "torch._scaled_mm") for p in PRECISIONS}
 NO_FP8 = LAPTOP | {"fp8": Support("fp8", "unavailable", "FP8 needs an RTX 40 or H100 class device.", "")}
 
 

@@ -63,8 +63,22 @@ def header(machine: str, note: str = "") -> str:
     )
 
 
+def known() -> str:
+    """Below the prompt: what completes it, and what the model never learnt of it; ui/static/prompt.js fills both in."""
+    said = {"never": words.prompt.NEVER, "nothing": words.prompt.NOTHING, "several": words.prompt.SEVERAL}
+    told = "".join(f' data-{kind}="{escape(text)}"' for kind, text in said.items())
+    models = escape(json.dumps({model: words.prompt.can(model) for model in catalog.BUNDLED}))
+    return (
+        f'<div class="tf-known" data-models="{models}" data-offered="{words.prompt.OFFERED}"{told}>'
+        f'<div id="tf-offered" hidden><ul id="tf-words" role="listbox" aria-label="{words.prompt.LIST}"></ul></div>'
+        f'<p class="tf-never" role="status"></p><span class="tf-unseen" role="status"></span></div>'
+    )
+
+
 def about(spec: catalog.ModelSpec) -> str:
-    return f'<p class="tf-small">{escape(spec.summary)} Licence: {_outside(spec.licence_url, spec.licence)}.</p>'
+    can = words.prompt.can(spec.id)
+    said = f"{spec.summary} {can}".strip()
+    return f'<p class="tf-small">{escape(said)} Licence: {_outside(spec.licence_url, spec.licence)}.</p>'
 
 
 def _outside(address: str, text: str) -> str:
@@ -223,6 +237,7 @@ def views() -> str:
         words.compare.TABLE,
     )
     acts = (
+        ("play", words.compare.PLAY_PAUSE, words.PLAYER_HINT),
         ("out", "−", words.compare.ZOOM_OUT),
         (
             "reset",

@@ -392,7 +392,10 @@ for (const name of ['load', 'loadeddata', 'seeked', 'timeupdate']) element.addEv
 
 /* Buttons and keys */
 
-const ACTS = { in: () => zoomBy(1.5), out: () => zoomBy(1 / 1.5), reset, worst: toWorst, flip };
+/* The clips that are seen; their own button may lie below the window. */
+const play = () => [...results.querySelectorAll('.tf-play')].find((button) => button.checkVisibility())?.click();
+
+const ACTS = { play, in: () => zoomBy(1.5), out: () => zoomBy(1 / 1.5), reset, worst: toWorst, flip };
 results.addEventListener('click', (event) => {
   const button = event.target.closest('[data-act]');
   if (button) ACTS[button.dataset.act]();

@@ -22,7 +22,7 @@ import gradio as gr
 from engine import catalog, events
 from engine.columns import POST, Column, format_of
 from engine.errors import TwinframeError
-from engine.formats import QUANTIZED, REFERENCE
+from engine.formats import DEFAULTS, QUANTIZED, REFERENCE
 from engine.outputs import blind, recordings
 from engine.outputs.pool import Pool
 from engine.request import CompareRequest
@@ -91,7 +91,7 @@ def tab(
             )
             precision = gr.Radio(
                 [(words.of_column(Column.of(column, POST)), column) for column in columns],
-                value=columns[-1],
+                value=([c for c in columns if format_of(c) in DEFAULTS] or columns)[-1],
                 label=words.blind.PRECISION,
                 elem_id="tf-blind-precision",
                 elem_classes="tf-chips",

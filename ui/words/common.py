@@ -49,13 +49,15 @@ WHY = {
     "device, or all of them one, to time it.",
     "compiled": "Something was compiled or recorded during this very run, so its time says nothing. Generate again to "
     "time it.",
-    "emulated": "This machine has no tensor cores for the format: the same arithmetic runs on others, so picture, "
-    "LPIPS and weight bytes are the format's, speed and peak memory are not.",
+    "emulated": "This machine has no tensor cores or CPU instructions for the format: the same arithmetic runs on "
+    "others, so picture, LPIPS and weight bytes are the format's, speed and peak memory are not.",
     "stages": "The latency by stage, in seconds: encoding the prompt, all denoising steps, and the VAE's decoding.",
     "lpips": "How far a picture is from bf16's, by AlexNet at full resolution, on the tensors: 0 is equal. "
     "The scale runs from bf16's own noise to bf16 with another seed.",
     "psnr": "Peak signal-to-noise ratio against bf16, in dB: higher is closer. It counts levels, and knows no shapes.",
     "speedup": "bf16's latency over this one's; only where both ran natively, and both alone or both beside others.",
+    "step speedup": "The time of a denoising step in bf16 over this one's, in one run.",
+    "each": "Latency of the whole call, divided by the batch size: of runs with equal steps, these can be compared.",
     "median": "Median of the repeats: wall clock of one real pipeline call after a warm-up of the same shape.",
     "spread": "The tenth and the ninetieth percentile of the repeats.",
     "step": "One denoising step: the denoising time over the number of steps.",
@@ -100,6 +102,7 @@ STARTING = "Starting"
 BUSY = "A comparison is already running: wait for it, or press Stop."
 BROKEN = "The comparison could not be run: try again in a moment, and see the server's log if it happens again."
 MEASURED_BADGE = "measured by this project"
+SOURCES = {"measured": "measured", "quoted": "quoted"}
 QUOTED_BADGE = "quoted: NVIDIA B200, PyTorch post, not measured here"
 
 

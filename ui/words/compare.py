@@ -8,6 +8,7 @@ from engine.formats import REFERENCE
 from engine.request import CompareRequest
 from engine.results import Generation
 from ui.words.common import NAMES, RECIPES, name, of_pair, thing
+from ui.words.prompt import can
 
 PROMPT_LABEL = "Prompt"
 EXAMPLES_LABEL = "Try"
@@ -32,6 +33,7 @@ MAP_LABEL = "Map"
 MAPS = {"pixels": "|a − b|", "lpips": "LPIPS"}
 MAP_ENDS = {"pixels": "64 levels of 255, or more", "lpips": "LPIPS 0.5, or more"}
 """Of the colour scales; the numbers are those of ui/static/viewer.js."""
+PLAY_PAUSE = "Play / pause"
 ZOOM = "Zoom of all pictures"
 ZOOM_OUT, ZOOM_RESET, ZOOM_IN = "Zoom out (−)", "Whole picture (0)", "Zoom in (+)"
 TO_WORST, TO_WORST_HINT = "Worst spot", "Zoom to where the pictures differ most, averaged over an eighth of each side"
@@ -72,6 +74,8 @@ def no_latency_note(generation: Generation, asked: CompareRequest) -> str:
 
 
 def prompt_hint(spec: ModelSpec) -> str:
+    if said := can(spec.id):
+        return said
     return f"Describe a {spec.makes.removesuffix('s')} in up to {spec.limits.prompt_characters} characters"
 
 

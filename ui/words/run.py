@@ -42,6 +42,8 @@ def waiting(position: int, seconds: float | None) -> str:
     ahead = f"{position} ahead"
     if seconds is None:
         return ahead
+    if seconds < 1:
+        return f"{ahead} · under 1 s"
     return f"{ahead} · about {seconds:.0f} s" if seconds < 90 else f"{ahead} · about {seconds / 60:.0f} min"
 
 

@@ -14,6 +14,7 @@ from engine.formats import REFERENCE
 from engine.outputs.pool import Seen
 from engine.results import Comparison, Generation, Ruler
 from ui.words.common import NAMES, change, factor, listed, name, score
+from ui.words.prompt import not_of_the_prompt
 
 NOBODY = Seen()
 PREVIEWED = "This run showed previews, so nothing in it was timed."
@@ -78,6 +79,8 @@ def verdicts(comparison: Comparison, seen: Seen = NOBODY) -> list[tuple[float | 
     others = [g for g in comparison.results if g.precision != REFERENCE and g.metrics]
     if not others:
         return [(None, f"{NAMES[REFERENCE]} alone: choose another precision to compare it with.")]
+    if nothing := not_of_the_prompt(comparison.request):
+        return [(None, nothing)]
     emulated = [g for g in others if g.execution == "emulated"]
     say = _on_one if len(others) == 1 else _on_many
     said = [(_way(comparison, generation), say(comparison, generation, seen)) for generation in others]

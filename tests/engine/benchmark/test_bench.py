@@ -412,6 +412,13 @@ def test_the_native_configurations_are_the_posts(name, monkeypatch):
         assert getattr(engines, attribute) == getattr(posts, attribute), attribute
 
 
+@pytest.mark.parametrize("method", ["post", "post-default"])
+def test_a_format_that_the_post_has_not_is_refused_by_its_method(method):
+    with pytest.raises(RequestError, match=f"no INT8, so there is none by the method {method}: leave out"):
+        bench.Settings(precisions=("bf16", "int8"), batch_sizes=(1,), methods=("engine", method))
+    assert bench.Settings(precisions=("bf16", "int8"), batch_sizes=(1,), methods=("engine", "bare"))
+
+
 def test_a_lane_of_the_post_that_this_machine_cannot_run_says_why(measure, monkeypatch):
     original = precision.detect
     why = "Triton is missing: pip install triton-windows"
