@@ -139,14 +139,15 @@ class Handlers:
 
     def first_view(self) -> View:
         """What the page shows before anything was made: a recorded comparison of what is offered, or a welcome."""
-        offered = sorted((v for v in self._recordings.values() if not v.foreign), key=self._first)
-        return offered[0] if offered else View()
+        offered = [name for name, view in self._recordings.items() if not view.foreign]
+        return self._recordings[min(offered, key=self._first)] if offered else View()
 
-    def _first(self, view: View) -> tuple[bool, bool]:
-        """What sorts recordings: first that of what the form asks for at first, then those of the same model."""
-        spec = catalog.model(self._models[0])
+    def _first(self, name: str) -> tuple[bool, bool, bool]:
+        """What sorts recordings: first those of the first model, of these the one that tells the story, and then that
+        of what the form asks for by default."""
+        asked, spec = self._recordings[name].request, catalog.model(self._models[0])
         default = CompareRequest.create(spec.examples[0], model=spec.id) if spec.examples else None
-        return view.request != default, view.request.model != spec.id
+        return asked.model != spec.id, name != recordings.FIRST, asked != default
 
     def attach(self, parts: Parts) -> None:
         """Tell the handlers which components to write to."""

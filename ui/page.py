@@ -197,6 +197,7 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
     spec = catalog.model(asked.model if asked else models[0])
     fields = settings(spec, worker, asked)
     example = spec.examples[0] if spec.examples else ""
+    gr.HTML(cards.purpose(), apply_default_css=False, elem_id="tf-purpose")
     with gr.Column(elem_classes="tf-form"):
         with gr.Row(elem_classes="tf-ask"):
             prompt = gr.Textbox(
