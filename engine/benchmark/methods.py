@@ -16,6 +16,8 @@ from pathlib import Path
 from engine import catalog
 
 ENGINE, POST, POST_DEFAULT, BARE = METHODS = ("engine", "post", "post-default", "bare")
+POSTS = (POST, POST_DEFAULT)
+"""Of the post's method, as published and by the default mode alone."""
 
 _OLD_NAMES = {"seed": POST}
 """Names of methods that the command line still takes."""
