@@ -28,7 +28,7 @@ from engine.results import Comparison
 from engine.serving.contracts import Job, Worker
 from ui import link, words
 from ui import view as views
-from ui.fields import FOLLOWING, Dropdown, Radio, Slider, fitting
+from ui.fields import FOLLOWING, CheckboxGroup, Dropdown, Radio, Slider, columns_of, fitting
 from ui.html import cards
 from ui.view import View
 from ui.web import middleware
@@ -48,7 +48,7 @@ class Form:
 
     prompt: gr.Textbox
     model: gr.Dropdown
-    precisions: gr.CheckboxGroup
+    precisions: CheckboxGroup
     seed: gr.Number
     num_inference_steps: Slider
     guidance_scale: Slider
@@ -70,7 +70,7 @@ class Form:
         raw = {field.name: values[getattr(self, field.name)] for field in fields(self)}
         following = fitting(raw["model"], {name: raw.pop(name) for name in FOLLOWING})
         # bf16 has no chip to switch off, so an empty selection means bf16 alone, not "nothing".
-        precisions = [REFERENCE, *(raw.pop("precisions") or [])]
+        precisions = [REFERENCE, *columns_of(raw["model"], raw.pop("precisions") or [])]
         return CompareRequest.create(raw.pop("prompt"), **raw, **following, precisions=precisions)
 
 
@@ -82,7 +82,7 @@ class Parts:
     examples: gr.Dataset
     about: gr.HTML
     hints: gr.HTML
-    further: gr.Dropdown
+    further: Radio
     """Columns that have no chip yet."""
     go: gr.Button
     stop: gr.Button
@@ -456,8 +456,8 @@ class Handlers:
         """The columns to choose from, those chosen among them, and what else could be added."""
         shown, further = chips(spec, self._worker, chosen)
         return {
-            self._parts.form.precisions: gr.CheckboxGroup(**shown),
-            self._parts.further: gr.Dropdown(**further),
+            self._parts.form.precisions: gr.update(**shown),
+            self._parts.further: gr.update(**further),
         }
 
     def add_column(self, values: dict) -> dict:

@@ -16,7 +16,7 @@ from engine.outputs import recordings
 from engine.outputs.pool import Pool
 from engine.serving.contracts import Worker
 from ui import api, style, words
-from ui.fields import Dropdown, Radio, Slider
+from ui.fields import CheckboxGroup, Dropdown, Radio, Slider
 from ui.handlers import Form, Handlers, Parts, chips, draw, settings
 from ui.html import cards
 from ui.tabs import benchmarks, blind, gallery, how, quality, recipe
@@ -233,16 +233,16 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
                 elem_id="tf-model",
             )
             columns, others = chips(spec, worker, asked.precisions if asked else DEFAULTS)
-            precisions = gr.CheckboxGroup(**columns, label=words.compare.PRECISIONS_LABEL, elem_id="tf-precisions")
+            precisions = CheckboxGroup(**columns, label=words.compare.PRECISIONS_LABEL, elem_id="tf-precisions")
             with gr.Row(elem_classes="tf-seed"):
                 seed = gr.Number(**fields["seed"], label=words.compare.SEED_LABEL, elem_id="tf-seed")
                 dice = gr.Button(words.compare.DICE, elem_id="tf-dice", scale=0)
         with gr.Accordion(words.compare.MORE, open=False, elem_id="tf-more"):
             more = _more_settings(fields)
-            further = gr.Dropdown(
-                **others, label=words.compare.FURTHER_LABEL, info=words.compare.FURTHER_HINT, filterable=False,
-                elem_id="tf-further",
-            )  # fmt: skip
+            with gr.Row(elem_classes="tf-more"):
+                further = Radio(
+                    **others, label=words.compare.FURTHER_LABEL, elem_id="tf-further", elem_classes="tf-chips"
+                )
             about = gr.HTML(cards.about(spec), apply_default_css=False)
         known = cards.hints(spec, worker.support, worker.about_weights(spec.id))
         hints = gr.HTML(known, visible=bool(known), apply_default_css=False, elem_id="tf-hints")
@@ -346,8 +346,7 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     choosing = {form.model, form.prompt, form.precisions}
     another = form.model.input(handlers.choose_model, choosing, around, js=ASKED, **quick)
     adding = {form.model, form.precisions, parts.further}
-    # Not input, which a dropdown sends twice.
-    parts.further.select(handlers.add_column, adding, [form.precisions, parts.further], **quick)
+    parts.further.input(handlers.add_column, adding, [form.precisions, parts.further], **quick)
     example = parts.examples.click(handlers.choose_example, parts.examples, parts.typed, js=ASKED, **quick)
     page = demo.load(handlers.open_page, {parts.shown}, [*around, *opened], **quick)
     address = parts.typed.select(handlers.open_address, {parts.shown}, [*around, *opened], **quick)

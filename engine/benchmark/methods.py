@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engine import catalog
+from engine.columns import recipe_named
 
 ENGINE, POST, POST_DEFAULT, BARE = METHODS = ("engine", "post", "post-default", "bare")
 POSTS = (POST, POST_DEFAULT)
@@ -46,7 +47,7 @@ def stands_for(row: Mapping, method: str) -> bool:
 
 
 def read(file: Path) -> dict:
-    """A benchmark's result with today's names, whenever it was written.
+    """A benchmark's result with today's names, of the recipe too, whenever it was written.
 
     Files of before know one method of the post, `seed`, which compiled with the default mode everywhere: it is
     `post-default`, and where the post did just that, `post` as well.
@@ -56,7 +57,8 @@ def read(file: Path) -> dict:
         ValueError, KeyError, TypeError, AttributeError: it is no result of a benchmark.
     """
     result = json.loads(file.read_text(encoding="utf-8"))
-    return result | {"rows": [_current(row, result["model"]) for row in result["rows"]]}
+    settings = result["settings"] | {"recipe": recipe_named(result["settings"]["recipe"])}
+    return result | {"settings": settings, "rows": [_current(row, result["model"]) for row in result["rows"]]}
 
 
 def _current(row: Mapping, model: str) -> dict:

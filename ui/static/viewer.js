@@ -200,7 +200,10 @@ const sync = () => {
 // On the way down, so that the player finds the new pair in its place.
 results.addEventListener('change', (event) => {
   const { name, value } = event.target;
-  if (name === 'tf-view') show(value);
+  if (name === 'tf-view') {
+    show(value);
+    pairShown()?.querySelector('.tf-layers').scrollIntoView({ block: 'nearest' }); // nothing where no pair is looked at
+  }
   else if (['tf-below', 'tf-above', 'tf-picture', 'tf-kind'].includes(name)) {
     if (name === 'tf-below' || name === 'tf-above') pick(name, value);
     else kept[name] = value;

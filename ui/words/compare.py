@@ -13,8 +13,7 @@ from ui.words.prompt import can
 PROMPT_LABEL = "Prompt"
 EXAMPLES_LABEL = "Try"
 PRECISIONS_LABEL = "Precisions (bf16 always takes part)"
-FURTHER_LABEL = "Add a column"
-FURTHER_HINT = "A format by another recipe, beside those above."
+FURTHER_LABEL = "Add a format by another recipe"
 STALE = {
     "act": "Press Generate to see this.",
     "prompt": "Dimmed below: “{prompt}”.",
@@ -159,9 +158,10 @@ def machine(name: str, support: dict) -> str:
 
 
 def chip(column: Column, execution: str) -> str:
-    """A column to be chosen; the format alone where it is by the form's recipe."""
-    named = of_pair(column) if column.recipe else NAMES[column.format]
-    return named + (" · emulated" if execution == "emulated" else "")
+    """A column to be chosen: the format, with how it runs here, or where it is by a recipe of its own with that."""
+    if column.recipe:
+        return of_pair(column)
+    return NAMES[column.format] + (" · emulated" if execution == "emulated" else "")
 
 
 def unavailable(precision: str, reason: str) -> str:
