@@ -32,7 +32,7 @@ from torchao.quantization.quantize_.common import KernelPreference
 
 from engine import events
 from engine.benchmark import methods, profile
-from engine.benchmark.methods import BARE, ENGINE, METHODS, POST, POST_DEFAULT
+from engine.benchmark.methods import BARE, ENGINE, METHODS, POST, POST_DEFAULT, POSTS
 from engine.catalog import ModelSpec
 from engine.columns import Column
 from engine.compiler import compilation
@@ -53,7 +53,6 @@ from engine.weights import loading, residency
 
 log = logging.getLogger(__name__)
 
-POSTS = (POST, POST_DEFAULT)
 Pair = tuple[Column, str]
 """A column and a method: what a row measures."""
 SPOILT = 3

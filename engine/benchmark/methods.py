@@ -17,6 +17,8 @@ from engine import catalog
 from engine.columns import recipe_named
 
 ENGINE, POST, POST_DEFAULT, BARE = METHODS = ("engine", "post", "post-default", "bare")
+POSTS = (POST, POST_DEFAULT)
+"""Of the post's method, as published and by the default mode alone."""
 
 _OLD_NAMES = {"seed": POST}
 """Names of methods that the command line still takes."""

@@ -101,11 +101,11 @@ def _passes(figure: Figure, chosen: Mapping[str, str]) -> bool:
 
 
 def answers(found: Sequence[Figure]) -> str:
-    """A sentence a model, at its smallest batch size."""
+    """A sentence a model, at its smallest batch size and largest picture."""
     said = []
     for model, some in groupby(found, key=lambda figure: figure.model):
         some = list(some)
-        first = [figure for figure in some if figure.batch_size == some[0].batch_size]
+        first = [figure for figure in some if _shape(figure) == _shape(some[0])]
         if sentence := words.benchmarks.answer(_name(model), first):
             said.append(f"<li>{escape(sentence)}</li>")
     if not said:
@@ -114,6 +114,10 @@ def answers(found: Sequence[Figure]) -> str:
         f'<section class="tf-overview"><h2>{words.benchmarks.ANSWERS}</h2><ul class="tf-answers">{"".join(said)}</ul>'
         f'<p class="tf-small">{words.benchmarks.ANSWERS_NOTE}</p></section>'
     )
+
+
+def _shape(figure: Figure) -> tuple[int, int, int]:
+    return figure.width, figure.height, figure.batch_size
 
 
 def _overview(found: Sequence[Figure]) -> str:
@@ -139,14 +143,15 @@ def _chart(found: Sequence[Figure]) -> str:
             shown=words.factor(figure.speedup),
             quoted=figure.quoted,
         )
-        groups.setdefault(words.benchmarks.group(_name(figure.model), figure.batch_size), []).append(bar)
+        groups.setdefault(words.benchmarks.group(_name(figure.model), *_shape(figure)), []).append(bar)
     return f'{lengths(groups, start=1.0)}<p class="tf-small">{words.benchmarks.CHART_NOTE}</p>'
 
 
 def _table_of(found: Sequence[Figure]) -> str:
     heads = [
         (words.MODEL_LABEL, None), (words.benchmarks.DEVICE, None), (words.PRECISION_LABEL, None),
-        (words.benchmarks.BATCH, ""), (words.benchmarks.STEPS, ""), (words.benchmarks.EACH, "s", "each"),
+        (words.benchmarks.SIZE, ""), (words.benchmarks.BATCH, ""), (words.benchmarks.STEPS, ""),
+        (words.benchmarks.EACH, "s", "each"),
         (words.benchmarks.OVER_BF16, "", "speedup"), (words.benchmarks.STEP_OVER_BF16, "", "step speedup"),
         (words.benchmarks.OVER_POST, "", "over the post"), (words.benchmarks.PEAK, "GB", "peak"),
         (words.benchmarks.SAVING, "", "saving"), (words.benchmarks.SOURCE, None),
@@ -154,7 +159,9 @@ def _table_of(found: Sequence[Figure]) -> str:
     body = "".join(
         f'<tr><th scope="row" class="tf-word">{escape(_name(f.model))}</th>'
         f'<td class="tf-word">{escape(words.benchmarks.device(f.device))}</td>'
-        f'<td class="tf-word">{words.NAMES[f.precision]}</td><td>{f.batch_size}</td><td>{f.steps}</td>'
+        f'<td class="tf-word">{words.NAMES[f.precision]}</td>'
+        f'<td data-value="{f.width * f.height}">{words.benchmarks.size(f.width, f.height)}</td>'
+        f"<td>{f.batch_size}</td><td>{f.steps}</td>"
         f"{_value(f.seconds, words.seconds)}{_value(f.speedup, words.factor)}{_value(f.step_speedup, words.factor)}"
         f"{_value(f.over_post, words.factor)}{_value(f.peak_gb, words.gigabytes)}{_value(f.saving, words.change)}"
         f'<td class="tf-word">{source(quoted=f.quoted)}</td></tr>'
