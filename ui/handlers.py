@@ -299,15 +299,18 @@ class Handlers:
         )
         examples = {example for other in catalog.MODELS.values() for example in other.examples}
         examples |= {bundle.comparison.request.prompt for bundle in self._bundles.values()}
-        typed = {"seed": spec.defaults.seed}
+        typed, chosen = {"seed": spec.defaults.seed}, values[form.precisions] or []
         if not prompt.strip() or prompt in examples:
-            if recorded := self._recorded_of(spec, values[form.precisions] or []):
-                return self._controls(recorded) | self._chips(spec, values[form.precisions] or [])
+            if recorded := self._recorded_of(spec, chosen):
+                return self._controls(recorded) | self._chips(spec, chosen)
+            shown = values[self._parts.shown].request
+            if shown and {REFERENCE, *chosen} == {*shown.precisions} and (recorded := self._recorded_of(spec, ())):
+                return self._controls(recorded)  # nobody chose the columns that came with what is shown
             typed |= {"prompt": spec.examples[0]} if spec.examples else {}
         fields = settings(spec, self._worker)
         return self._around(spec) | {
             self._parts.typed: json.dumps(typed),
-            **self._chips(spec, values[form.precisions] or []),
+            **self._chips(spec, chosen),
             **{getattr(form, name): gr.update(**fields[name]) for name in fields if name not in TYPED},
         }
 

@@ -344,7 +344,7 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
 
     # Not change, which an opened link would cause as well: it brings values of its own.
     # Not the whole form: a dropdown sends it twice, and settings of the model before do not fit the one after.
-    choosing = {form.model, form.prompt, form.precisions}
+    choosing = {form.model, form.prompt, form.precisions, parts.shown}
     another = form.model.input(handlers.choose_model, choosing, around, js=ASKED, **quick)
     adding = {form.model, form.precisions, parts.further}
     parts.further.input(handlers.add_column, adding, [form.precisions, parts.further], **quick)
