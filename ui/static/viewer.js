@@ -161,11 +161,10 @@ const checkedOf = (name) => inputsOf(name).find((input) => input.checked)?.value
 
 const chosen = (name) => {
   const inputs = inputsOf(name);
-  const input = inputs.find((i) => i.value === kept[name]) ?? inputs.find((i) => i.checked);
+  const input = inputs.find((i) => i.value === kept[name]) ?? inputs.find((i) => i.defaultChecked);
   if (input) input.checked = true;
   return input?.value ?? 0;
 };
-
 
 /* Of a pair the earlier column lies below. What was chosen stays; the other one makes way where it has to. The choices
    below are all columns but the last, those above all but the first. */
@@ -207,8 +206,7 @@ results.addEventListener('change', (event) => {
   if (name === 'tf-view') {
     show(value);
     pairShown()?.querySelector('.tf-layers').scrollIntoView({ block: 'nearest' }); // nothing where no pair is looked at
-  }
-  else if (['tf-below', 'tf-above', 'tf-picture', 'tf-kind'].includes(name)) {
+  } else if (['tf-below', 'tf-above', 'tf-picture', 'tf-kind'].includes(name)) {
     if (name === 'tf-below' || name === 'tf-above') pick(name, value);
     else kept[name] = value;
     sync();
