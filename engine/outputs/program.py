@@ -1,4 +1,4 @@
-"""One precision of a comparison as a program of its own: the diffusers and torchao calls the engine makes, without it.
+"""One column of a comparison as a program of its own: the diffusers and torchao calls the engine makes, without it.
 
 For whoever wants to leave the page with something that runs. The program holds the rules of the recipe, not the
 engine's plan, so that it can be read; tests/engine/outputs/test_program.py holds the two together, layer by layer.
@@ -11,6 +11,7 @@ import json
 
 from engine import catalog
 from engine.catalog import ModelSpec
+from engine.columns import Column
 from engine.formats import FORMATS, FP8, INT8, MXFP8, NVFP4, REFERENCE
 from engine.quantization import recipes
 from engine.quantization.recipe_files import Tuning, in_words
@@ -79,24 +80,25 @@ _CONTIGUOUS = """pipe.transformer.register_forward_pre_hook(  # the latents are 
 """
 
 
-def code(request: CompareRequest, precision: str, execution: str) -> str:
-    """A Python program that makes the request's pictures or clips in one precision and writes them where it is run.
+def code(request: CompareRequest, column: str, execution: str) -> str:
+    """A Python program that makes the request's pictures or clips as one column and writes them where it is run.
 
     Args:
-        precision: one of the request's.
+        column: one of the request's, as it writes it.
         execution: how the comparison ran it, "native" or "emulated".
 
     Raises:
         RequestError: the model has no such recipe.
     """
     spec = catalog.model(request.model)
-    recipe = recipes.recipe(spec.family, request.recipe)
-    parts = [_head(spec, precision, execution, recipe), _load(spec)]
+    asked = request.column(column)
+    precision, recipe = asked.format, recipes.recipe(spec.family, asked.recipe or request.recipe)
+    parts = [_head(spec, asked, execution, recipe), _load(spec)]
     if precision != REFERENCE:
         parts += [chooser(recipe, precision), _quantize(precision, _others(recipe, precision))]
     steps = recipe.weight_only_steps(precision)
     parts += [_prepare(spec), *([_switch(steps, request.num_inference_steps)] if any(steps) else [])]
-    return "\n\n".join([*parts, _call(spec, request, any(steps)), _save(spec, request, precision)]) + "\n"
+    return "\n\n".join([*parts, _call(spec, request, any(steps)), _save(spec, request, column)]) + "\n"
 
 
 def chooser(recipe: recipes.Recipe, precision: str) -> str:
@@ -136,10 +138,11 @@ def _tuple(name: str, comment: str, values: tuple) -> str:
     return "\n".join([f"{name} = (  # {comment}", *(f"    {value!r}," for value in values), ")", ""])
 
 
-def _head(spec: ModelSpec, precision: str, execution: str, recipe: recipes.Recipe) -> str:
+def _head(spec: ModelSpec, column: Column, execution: str, recipe: recipes.Recipe) -> str:
+    precision = column.format
     own = dict.fromkeys(line for name in (precision, *_others(recipe, precision)) for line in _IMPORTS.get(name, ()))
     needs = ["torch", "diffusers", "transformers", *(["torchao"] if own else [])]
-    said = [f"# {spec.name} in {precision}, as Twinframe runs it. Needs {', '.join(needs)}."]
+    said = [f"# {spec.name} in {column.written(spec.recipes[0])}, as Twinframe runs it. Needs {', '.join(needs)}."]
     if execution != "native" and FORMATS[precision].hardware:
         said += [
             f"# Needs {FORMATS[precision].hardware}. This comparison ran on a machine without",
@@ -249,9 +252,9 @@ def _call(spec: ModelSpec, request: CompareRequest, switched: bool) -> str:
     return "\n".join([f"seed = {request.seed}", "output = pipe(", *(f"    {a}," for a in arguments), ")"])
 
 
-def _save(spec: ModelSpec, request: CompareRequest, precision: str) -> str:
+def _save(spec: ModelSpec, request: CompareRequest, column: str) -> str:
     kind = "png" if spec.modality == "image" else "mp4"
-    name = f'"{precision}.{kind}"' if request.batch_size == 1 else f'f"{precision}-{{i + 1}}.{kind}"'
+    name = f'"{column}.{kind}"' if request.batch_size == 1 else f'f"{column}-{{i + 1}}.{kind}"'
     if spec.modality == "image":
         return f"for i, picture in enumerate(output.images):\n    picture.save({name})"
     return "\n".join(

@@ -72,7 +72,7 @@ plan = recipes.plan(nn.Sequential(nn.Linear(64, 64, bias=False)), recipes.recipe
 print(plan.layers[0].precision, plan.layers[0].bytes)
 odd = recipes.plan(nn.Sequential(nn.Linear(40, 64, bias=False)), recipes.recipe("mini-flux", "full"), "fp6")
 print(odd.layers[0].reason)
-content = {"id": "mine", "base": "seed", "summary": "Mine.", "tunings": {"nvfp4": {"layers": {"a": "fp6"}}}}
+content = {"id": "mine", "base": "post", "summary": "Mine.", "tunings": {"nvfp4": {"layers": {"a": "fp6"}}}}
 print(recipe_files._recipe(recipe_files.FOLDER / "mine.json", content).tunings["nvfp4"].layers["a"])
 """).splitlines()
     assert said == [
@@ -99,7 +99,7 @@ assert words.NAMES["fp6"] == "FP6" and "FP8, MXFP8, INT8 and FP6 half" in words.
 assert "fp6" in api.endpoint(None, None).__doc__ and " fp6" in words.quality.EVALUATE_COMMAND
 sheet = style.head()
 assert '[data-precision="fp6"] {\\n  --tf-line-colour: #123456' in sheet and "#654321" in sheet
-drawn = how.page(View(), {p: plan("mini-flux", p, "seed") for p in PRECISIONS})
+drawn = how.page(View(), {p: plan("mini-flux", p, "post") for p in PRECISIONS})
 assert "<b>FP6</b> 6 bits each (e2m3), one power of two (e8m0) for 32" in drawn
 
 result = methods.read(Path("assets/benchmarks/flux.1-dev-h200.json"))
@@ -124,7 +124,7 @@ page = report.page(
         "interval": {"confidence": 0.95, "method": "m", "resamples": 1},
         "ruler": {"floor": scores, "ceiling": scores, "note": ""},
         "reference": costs,
-        "results": [scores | costs | {"precision": "fp6", "recipe": "seed", "worst": [], "best": []}],
+        "results": [scores | costs | {"precision": "fp6", "recipe": "post", "worst": [], "best": []}],
     },
     Path("."),
 )

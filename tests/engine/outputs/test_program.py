@@ -73,7 +73,7 @@ def test_the_program_quantizes_the_layers_that_the_engine_quantizes(model, recip
 def test_the_program_leaves_activations_in_bf16_in_the_weight_only_steps(monkeypatch):
     """Its functions are taken out and run upon a layer whose weight is switched as torchao's is."""
     steps = Tuning(weight_only_steps=(2, 1))
-    rules = replace(recipes.recipe("mini-flux", "seed"), tunings={"nvfp4": steps})
+    rules = replace(recipes.recipe("mini-flux", "post"), tunings={"nvfp4": steps})
     monkeypatch.setattr(recipes, "recipe", lambda *_: rules)
     program = code(CompareRequest.create("a cat", precisions=["nvfp4"], num_inference_steps=6), "nvfp4", "native")
     assert "callback_on_step_end=ended" in program
