@@ -281,7 +281,7 @@ class _Search:
     # Measuring
 
     def report(self, best: Lane) -> None:
-        """Measure the post's and the best on the other half, then each remedy, `full` and all formats, and write rows."""
+        """Measure the post's and the best on the other half, then each remedy, `full` and all formats; write rows."""
         full = recipes.recipe(self.bench.spec.family, "full")
         ablation = [
             replace(self.post, precision=p, id=r.id, label=f"{r.id.capitalize()}, {FORMATS[p].label}", recipe=r)
