@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"torch", "torchao", "diffusers", "transformers", "lpips", "torchvision"}
 TORCH_FREE = """
-__main__ catalog environment errors events files formats leaving logs machine reference request results safety
+__main__ catalog columns environment errors events files formats leaving logs machine reference request results safety
 vocabulary benchmark benchmark.methods benchmark.overview benchmark.plots compiler metrics metrics.ruler
 metrics.statistics outputs outputs.blind outputs.pool outputs.recordings quality quality.prompts quality.report
 quantization quantization.recipe_files quantization.roles runtime serving serving.admission serving.contracts

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
 
 from engine import catalog
-from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
+from engine.formats import DEFAULTS
 from engine.outputs import recordings
 from engine.outputs.pool import Pool
 from engine.serving.contracts import Worker
 from ui import api, style, words
-from ui.fields import Dropdown, Radio, Slider
-from ui.handlers import Form, Handlers, Parts, draw, settings
+from ui.fields import CheckboxGroup, Dropdown, Radio, Slider
+from ui.handlers import Form, Handlers, Parts, chips, draw, settings
 from ui.html import cards
 from ui.tabs import benchmarks, blind, gallery, how, quality, recipe
 from ui.view import View
@@ -201,6 +201,7 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
     spec = catalog.model(asked.model if asked else models[0])
     fields = settings(spec, worker, asked)
     example = spec.examples[0] if spec.examples else ""
+    gr.HTML(cards.purpose(), apply_default_css=False, elem_id="tf-purpose")
     with gr.Column(elem_classes="tf-form"):
         with gr.Row(elem_classes="tf-ask"):
             prompt = gr.Textbox(
@@ -236,12 +237,17 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
                 visible=len(models) > 1,
                 elem_id="tf-model",
             )
-            precisions = _precisions(worker, asked.precisions if asked else DEFAULTS)
+            columns, others = chips(spec, worker, asked.precisions if asked else DEFAULTS)
+            precisions = CheckboxGroup(**columns, label=words.compare.PRECISIONS_LABEL, elem_id="tf-precisions")
             with gr.Row(elem_classes="tf-seed"):
                 seed = gr.Number(**fields["seed"], label=words.compare.SEED_LABEL, elem_id="tf-seed")
                 dice = gr.Button(words.compare.DICE, elem_id="tf-dice", scale=0)
         with gr.Accordion(words.compare.MORE, open=False, elem_id="tf-more"):
             more = _more_settings(fields)
+            with gr.Row(elem_classes="tf-more"):
+                further = Radio(
+                    **others, label=words.compare.FURTHER_LABEL, elem_id="tf-further", elem_classes="tf-chips"
+                )
             about = gr.HTML(cards.about(spec), apply_default_css=False)
         known = cards.hints(spec, worker.support, worker.about_weights(spec.id))
         hints = gr.HTML(known, visible=bool(known), apply_default_css=False, elem_id="tf-hints")
@@ -267,6 +273,7 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
         examples=examples,
         about=about,
         hints=hints,
+        further=further,
         go=go,
         stop=stop,
         notice=notice,
@@ -284,17 +291,6 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
     for part, value in draw(parts, first).items():
         part.value = value
     return parts
-
-
-def _precisions(worker: Worker, chosen: Sequence[str]) -> gr.CheckboxGroup:
-    """Chips for what this machine can run; bf16 has none, because it always takes part."""
-    usable = [p for p in PRECISIONS if p != REFERENCE and worker.support[p].execution != "unavailable"]
-    return gr.CheckboxGroup(
-        [(words.compare.chip(p, worker.support[p].execution), p) for p in usable],
-        value=[p for p in chosen if p in usable],
-        label=words.compare.PRECISIONS_LABEL,
-        elem_id="tf-precisions",
-    )
 
 
 def _more_settings(fields: dict[str, dict]) -> dict[str, gr.components.Component]:
@@ -347,7 +343,7 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     quick = {"queue": False, **PRIVATE}
     opened = [*drawn, parts.shown]
     parts.following.submit(handlers.follow, kept, opened, trigger_mode="multiple", **DEVICE, **PRIVATE)
-    around = [parts.examples, parts.about, parts.hints, parts.typed, *(form.components() - {form.seed})]
+    around = [parts.examples, parts.about, parts.hints, parts.further, parts.typed, *(form.components() - {form.seed})]
     asking = form.components() | {parts.shown, parts.typed}
 
     def then_find(chosen: gr.events.Dependency) -> None:
@@ -357,8 +353,10 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
 
     # Not change, which an opened link would cause as well: it brings values of its own.
     # Not the whole form: a dropdown sends it twice, and settings of the model before do not fit the one after.
-    choosing = {form.model, form.prompt, form.precisions}
+    choosing = {form.model, form.prompt, form.precisions, parts.shown}
     another = form.model.input(handlers.choose_model, choosing, around, js=ASKED, **quick)
+    adding = {form.model, form.precisions, parts.further}
+    parts.further.input(handlers.add_column, adding, [form.precisions, parts.further], **quick)
     example = parts.examples.click(handlers.choose_example, parts.examples, parts.typed, js=ASKED, **quick)
     page = demo.load(handlers.open_page, {parts.shown}, [*around, *opened, parts.following], **quick)
     address = parts.typed.select(handlers.open_address, {parts.shown}, [*around, *opened, parts.following], **quick)

@@ -43,6 +43,8 @@ _ELEMENTWISE = frozenset(
 )
 """What a row-wise quantization is made of, besides its amax."""
 _FP8 = torch.float8_e4m3fn
+_QUANTIZED = (_FP8, torch.int8)
+"""What activations are cast to."""
 _SATURATION = ((aten.clamp_min.default, (-448,)), (aten.clamp_max.default, (448,)))
 """What keeps a quotient within e4m3, each with its arguments."""
 
@@ -160,7 +162,7 @@ def share(graph: Graph) -> int:
 def _pure(node: Node) -> bool:
     """Whether the same arguments always give the same values, and nothing else happens."""
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace not in ("aten", "prims", "ao"):
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace not in ("aten", "prims", "ao", "twinframe"):
         return False
     fresh = target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
     return not fresh and "empty" not in target._schema.name
@@ -261,7 +263,7 @@ def keep_quantized(graph: Graph) -> int:
     """
     kept = 0
     for cast in list(graph.nodes):
-        if cast.target is not CAST or cast.meta["val"].dtype != _FP8 or len(cast.users) == 1:
+        if cast.target is not CAST or cast.meta["val"].dtype not in _QUANTIZED or len(cast.users) == 1:
             continue
         if all(isinstance(stride, int) for stride in cast.meta["val"].stride()):
             _settle(graph, cast)

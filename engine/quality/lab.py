@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine.catalog import ModelSpec
 from engine.environment import versions
-from engine.errors import OutputError, RequestError, UnsupportedError
+from engine.errors import OutputError, RequestError, UnsupportedError, shown
 from engine.files import write_whole
 from engine.formats import NVFP4, PRECISIONS
 from engine.metrics import distances
@@ -23,7 +23,7 @@ from engine.quality.prompts import PromptSet
 from engine.quantization import capability, recipes
 from engine.quantization.recipes import Plan, Recipe
 from engine.quantization.remedies import WeightOnlySteps
-from engine.request import CompareRequest, shown
+from engine.request import CompareRequest
 from engine.runtime.pipeline import call, finished
 from engine.weights import fingerprint, loading
 from engine.weights.source import Source
@@ -76,15 +76,19 @@ class Bench:
         recipes.verify(transformer, plan)
         return transformer, plan
 
-    def make(self, transformer: nn.Module, prompt: str, weight_only_steps: tuple[int, int] = (0, 0)) -> Tensor:
-        """A picture (1, 3, H, W) or the frames of a clip (F, 3, H, W), float in [-1, 1], on the CPU.
+    def make(
+        self, transformer: nn.Module, prompt: str, weight_only_steps: tuple[int, int] = (0, 0), seed: int | None = None
+    ) -> Tensor:
+        """A picture (1, 3, H, W) or the frames of a clip (F, 3, H, W), float in [-1, 1], on the CPU; of the model's
+        default seed unless another is given.
 
         Raises:
             UnsupportedError: its values are not numbers, so that nothing can be learnt from it.
         """
         pipeline, request = self.pipeline(transformer), self.request(prompt)
         steps = WeightOnlySteps(transformer, weight_only_steps, request.num_inference_steps)
-        made = finished(pipeline, self.spec, call(pipeline, self.spec, request, request.seed, steps=steps))
+        seed = request.seed if seed is None else seed
+        made = finished(pipeline, self.spec, call(pipeline, self.spec, request, seed, steps=steps))
         if made.is_damaged(0):
             raise self.not_numbers(prompt)
         return (made.pixels if self.spec.modality == "image" else made.pixels[0]).cpu() * 2 - 1

@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from engine import reference
+from engine.columns import POST, recipe_named
 from engine.formats import LABELS, REFERENCE
 from engine.results import NO_SCORE
 
@@ -189,12 +190,12 @@ def _damage(summary: Mapping) -> str:
 
 def _quoted(summary: Mapping) -> str:
     """The post's own full-versus-selective table, beside an evaluation of both recipes."""
-    if not {"full", "seed"} <= {row["recipe"] for row in summary["results"]}:
+    if not {"full", POST} <= {recipe_named(row["recipe"]) for row in summary["results"]}:
         return ""
     post = reference.read()
     body = "".join(
         f'<tr><th scope="row">{LABELS[row["precision"]]}</th><td class="word">'
-        f"{'full' if row['quantization'] == 'full' else 'seed (selective)'}</td>"
+        f"{'full' if row['quantization'] == 'full' else f'{POST} (selective)'}</td>"
         f"<td>{row['lpips']:.4f}</td><td>{row['latency_s']:.3f}</td><td>{row['memory_gb']:.2f}</td></tr>"
         for row in post["full_vs_selective_flux.1-dev"]
     )

@@ -234,10 +234,10 @@ def _lpips(bench: Bench, group: Group, place: loading.Place, prompts: Sequence[s
 
 
 def _shares(bench: Bench, probe: Probe) -> dict[str, float]:
-    """What each precision leaves of NVFP4's squared drift, with the seed's layers in it."""
-    seed, drifts = recipes.recipe(bench.spec.family, bench.spec.recipes[0]), {}
+    """What each precision leaves of NVFP4's squared drift, with the post's layers in it."""
+    post, drifts = recipes.recipe(bench.spec.family, bench.spec.recipes[0]), {}
     for name in (PRECISION, *(other for other in QUANTIZED if other != PRECISION)):
-        searching = replace(seed, tunings=MappingProxyType({PRECISION: Tuning(searched=True)}))
+        searching = replace(post, tunings=MappingProxyType({PRECISION: Tuning(searched=True)}))
         plan = recipes.plan(bench.exact, searching, name)
         place = recipes.quantizer(plan, bench.support[name])
         with quantized_layers(bench.exact, sorted(plan.names), place):

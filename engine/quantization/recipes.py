@@ -13,11 +13,13 @@ from types import MappingProxyType
 
 from torch import nn
 
-from engine.errors import LoadError, RequestError, TwinframeError
+from engine.catalog import ModelSpec
+from engine.columns import POST, Column, recipe_named
+from engine.errors import LoadError, RequestError, TwinframeError, UnsupportedError
 from engine.formats import FORMATS, NVFP4, REFERENCE
 from engine.machine import Support
 from engine.quantization import capability as precisions
-from engine.quantization import gptq, nvfp4, recipe_files, remedies
+from engine.quantization import gptq, nvfp4, recipe_files, remedies, rotation
 from engine.quantization.recipe_files import TunedRecipe, Tuning
 from engine.results import LayerCounts
 
@@ -70,7 +72,7 @@ class Recipe:
         return (*self.skip_containing, *(pattern for pattern, _ in self.rows))
 
 
-POST = 1024
+NARROWEST = 1024
 """The post's threshold for min(M, K, N): rows, input and output features of a matrix product."""
 
 _FLUX_SKIPS = {"skip_containing": ("embed",), "skip_exact": ("norm_out.linear", "proj_out")}
@@ -154,8 +156,8 @@ def _strict(skips: Mapping[str, tuple[str, ...]], rows: tuple[tuple[str, int], .
     return Recipe(
         id="strict",
         summary="The post's rule as its text states it: no dimension of the product below 1024, rows included.",
-        min_features=POST,
-        min_rows=POST,
+        min_features=NARROWEST,
+        min_rows=NARROWEST,
         rows=rows,
         **skips,
     )
@@ -166,7 +168,7 @@ _FULL = Recipe(id="full", summary="Every Linear layer whose shape the format can
 _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     "mini-flux": (
         Recipe(
-            id="seed",
+            id=POST,
             summary="The FLUX.1-dev rules by name; width limit 256 instead of 1024, as the miniature is 320 wide.",
             min_features=256,
             **_FLUX_SKIPS,
@@ -175,7 +177,7 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     ),
     "mini-qwen": (
         Recipe(
-            id="seed",
+            id=POST,
             summary="The Qwen-Image rules by name; width limit 256 instead of 1024, as the miniature is 256 wide.",
             min_features=256,
             **_QWEN_SKIPS,
@@ -184,13 +186,13 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     ),
     "mini-ltx2": (
         Recipe(
-            id="seed",
+            id=POST,
             summary="The LTX-2 rules by name; width limit 128 instead of 1024, as the miniature's sound is 160 wide.",
             min_features=128,
             **_LTX2_SKIPS,
         ),
         Recipe(
-            id="seed-corrected",
+            id="post-corrected",
             summary="The same rules in the names of diffusers' class: adaptive norms stay bf16 too.",
             min_features=128,
             **_LTX2_CORRECTED_SKIPS,
@@ -199,9 +201,9 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     ),
     "flux.1-dev": (
         Recipe(
-            id="seed",
+            id=POST,
             summary="Everything but embeddings, the last normalisation, the last projection and narrow layers.",
-            min_features=POST,
+            min_features=NARROWEST,
             **_FLUX_SKIPS,
         ),
         _strict(_FLUX_SKIPS, _FLUX_ROWS),
@@ -209,9 +211,9 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     ),
     "qwen-image": (
         Recipe(
-            id="seed",
+            id=POST,
             summary="Image attention and image feed-forward only; modulation and the text stream stay bf16.",
-            min_features=POST,
+            min_features=NARROWEST,
             **_QWEN_SKIPS,
         ),
         _strict(_QWEN_SKIPS, _QWEN_ROWS),
@@ -219,15 +221,15 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     ),
     "ltx-2": (
         Recipe(
-            id="seed",
+            id=POST,
             summary="As published; most of its name rules match no layer of diffusers' LTX-2 class.",
-            min_features=POST,
+            min_features=NARROWEST,
             **_LTX2_SKIPS,
         ),
         Recipe(
-            id="seed-corrected",
+            id="post-corrected",
             summary="What the published rules mean, in the names of diffusers' class: adaptive norms stay bf16 too.",
-            min_features=POST,
+            min_features=NARROWEST,
             **_LTX2_CORRECTED_SKIPS,
         ),
         _strict(_LTX2_SKIPS, _LTX2_ROWS),
@@ -247,6 +249,7 @@ def recipe(family: str, recipe_id: str) -> Recipe:
         RequestError: the family has no such recipe; the sentence lists those it has.
         LoadError: its recipe file is damaged.
     """
+    recipe_id = recipe_named(recipe_id)
     if (family, recipe_id) in RECIPES:
         return RECIPES[family, recipe_id]
     files = recipe_files.read(family)
@@ -288,6 +291,10 @@ class LayerPlan:
     """The block scales of its NVFP4 weight are searched."""
     calibrated: bool = False
     """Its NVFP4 weight was calibrated."""
+    rotation: int = 0
+    """Size of the blocks in which its inputs are rotated; 0 for none."""
+    four_over_six: bool = False
+    """Each block of its NVFP4 weight and activations takes the better of two scales."""
 
     @property
     def quantized(self) -> bool:
@@ -303,7 +310,13 @@ class LayerPlan:
     def parts(self) -> list[str]:
         """What it has besides its precision, in words."""
         rounding = ["calibrated weights"] if self.calibrated else ["searched block scales"] * self.searched
-        return rounding + [f"low-rank branch {self.rank}"] * bool(self.rank)
+        turned = [f"inputs rotated by {self.rotation}"] * bool(self.rotation)
+        return [
+            *rounding,
+            *["four over six"] * self.four_over_six,
+            *turned,
+            *[f"low-rank branch {self.rank}"] * bool(self.rank),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,6 +402,15 @@ def plan(transformer: nn.Module, recipe: Recipe, precision: str) -> Plan:
     )
 
 
+def plan_of(transformer: nn.Module, spec: ModelSpec, column: Column) -> Plan:
+    """The plan of a model's column; of the reference's layers none is quantized.
+
+    Raises:
+        RequestError, LoadError: as `recipe` and `plan`.
+    """
+    return plan(transformer, recipe(spec.family, column.recipe or spec.recipes[0]), column.format)
+
+
 def _check_names(tuning: Tuning, linears: Set[str], kind: str) -> None:
     for name in (*tuning.layers, *tuning.low_rank):
         if name not in linears:
@@ -420,7 +442,14 @@ def _decide(name: str, in_features: int, out_features: int, recipe: Recipe, prec
     extras = {}
     if wanted == NVFP4.id:
         calibrated = name in gptq.names(tuning.calibrated)
-        extras = {"rank": tuning.low_rank.get(name, 0), "searched": tuning.searched, "calibrated": calibrated}
+        extras = {
+            "rank": tuning.low_rank.get(name, 0),
+            "searched": tuning.searched,
+            "calibrated": calibrated,
+            "four_over_six": tuning.four_over_six,
+        }
+    if wanted in recipe_files.ROTATED and tuning.rotation:
+        extras["rotation"] = rotation.block(in_features, tuning.rotation)
     return LayerPlan(**shape, precision=wanted, reason=reason, **extras)
 
 
@@ -461,11 +490,22 @@ def quantizer(plan: Plan, support: Support) -> Callable[[str, nn.Module], None]:
 def _quantize(layer: LayerPlan, module: nn.Linear, support: Support, files: Sequence[Path]) -> None:
     if layer.precision != support.precision:
         support = precisions.support(layer.precision, support.machine)
+    if layer.four_over_six and support.execution == "native":
+        raise UnsupportedError(
+            f"Four over six has no kernel for activations where {FORMATS[layer.precision].label} is native: choose a "
+            "recipe without it."
+        )
+    if layer.rotation:
+        rotation.add(module, layer.rotation)
     exact = module.weight
     packed = None
-    if layer.precision == NVFP4.id and (layer.calibrated or layer.searched or layer.rank):
-        packed = gptq.read(files, layer.name, exact) if layer.calibrated else nvfp4.quantize(exact, layer.searched)
+    if layer.calibrated:
+        packed = gptq.read(files, layer.name, exact)
+    elif layer.searched or layer.rank or layer.four_over_six:
+        packed = nvfp4.quantize(exact, layer.searched, layer.four_over_six)
     precisions.quantize_linear_modules(nn.ModuleDict({"layer": module}), {"layer"}, support, packed)
+    if layer.four_over_six:
+        module.weight.four_over_six = True
     if layer.rank:
         remedies.add_low_rank(module, exact.float() - nvfp4.dequantize(*packed), layer.rank)
 
@@ -489,7 +529,9 @@ def verify(transformer: nn.Module, plan: Plan) -> LayerCounts:
 
 def _is_as_planned(module: nn.Linear, layer: LayerPlan) -> bool:
     rank = module.rank if isinstance(module, remedies.LowRankLinear) else 0
-    return precisions.stored_precision(module.weight) == layer.precision and rank == layer.rank
+    turned = module.rotation if isinstance(module, rotation.RotatedLinear) else 0
+    held = precisions.stored_precision(module.weight)
+    return (held, rank, turned) == (layer.precision, layer.rank, layer.rotation)
 
 
 def _linears(module: nn.Module) -> dict[str, nn.Linear]:

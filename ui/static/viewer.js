@@ -163,19 +163,54 @@ const chosen = (name) => {
   return input?.value ?? 0;
 };
 
+const valuesOf = (name) => [...element.querySelectorAll(`input[name=${name}]`)].map((input) => input.value);
+
+/* Of a pair the earlier column lies below. What was chosen stays; the other one makes way where it has to. The choices
+   below are all columns but the last, those above all but the first. */
+const pick = (name, value) => {
+  const [below, above] = [valuesOf('tf-below'), valuesOf('tf-above')];
+  const [b, a] = [below.indexOf(chosen('tf-below')), above.indexOf(chosen('tf-above'))];
+  const moved = name === 'tf-below' ? [below.indexOf(value), Math.max(a, below.indexOf(value))]
+    : [Math.min(b, above.indexOf(value)), above.indexOf(value)];
+  [kept['tf-below'], kept['tf-above']] = [below[moved[0]], above[moved[1]]];
+};
+
+/* Which map of the pair is shown: there are LPIPS maps of differences from bf16 alone. */
+const kindShown = () => {
+  const wanted = chosen('tf-kind') || 'pixels';
+  const lpips = element.querySelector('input[name=tf-kind][value=lpips]');
+  if (!lpips) return 'pixels';
+  lpips.disabled = !pairShown()?.querySelector('.tf-map').dataset.lpips;
+  if (!lpips.disabled) return wanted;
+  element.querySelector('input[name=tf-kind][value=pixels]').checked = true;
+  return 'pixels';
+};
+
 const sync = () => {
-  const key = `${chosen('tf-other')}/${chosen('tf-picture')}`;
-  element.querySelectorAll('.tf-pair').forEach((pair) => { pair.hidden = pair.dataset.pair !== key; });
-  results.dataset.kind = chosen('tf-kind') || 'pixels';
+  const pairs = [...element.querySelectorAll('.tf-pair')];
+  const key = () => ['tf-below', 'tf-above', 'tf-picture'].map(chosen).join('/');
+  if (!pairs.some((pair) => pair.dataset.pair === key())) { // what was kept is of another comparison
+    for (const name of ['tf-below', 'tf-above', 'tf-picture']) {
+      delete kept[name];
+      element.querySelectorAll(`input[name=${name}]`).forEach((input) => { input.checked = input.defaultChecked; });
+    }
+  }
+  const shown = key();
+  pairs.forEach((pair) => { pair.hidden = pair.dataset.pair !== shown; });
+  results.dataset.kind = kindShown();
   measure();
 };
 
 // On the way down, so that the player finds the new pair in its place.
 results.addEventListener('change', (event) => {
   const { name, value } = event.target;
-  if (name === 'tf-view') show(value);
-  else if (['tf-other', 'tf-picture', 'tf-kind'].includes(name)) {
-    kept[name] = value;
+  if (name === 'tf-view') {
+    show(value);
+    pairShown()?.querySelector('.tf-layers').scrollIntoView({ block: 'nearest' }); // nothing where no pair is looked at
+  }
+  else if (['tf-below', 'tf-above', 'tf-picture', 'tf-kind'].includes(name)) {
+    if (name === 'tf-below' || name === 'tf-above') pick(name, value);
+    else kept[name] = value;
     sync();
   }
 }, true);
@@ -341,11 +376,11 @@ const measure = () => {
     .replace('{size}', `${w} × ${h}`);
 };
 
-/* Zoom to the worst spot: of the pair that is shown, or side by side of all pairs. */
+/* Zoom to the worst spot: of the pair that is shown, or side by side of all pairs with the reference. */
 const toWorst = async () => {
   const one = pairShown();
   const side = results.dataset.view === 'side' || !results.dataset.view;
-  const pairs = side ? [...element.querySelectorAll('.tf-pair')] : [one];
+  const pairs = side ? [...element.querySelectorAll('.tf-pair[data-pair^="bf16/"]')] : [one];
   if (results.dataset.kind === 'lpips') await Promise.all(pairs.filter(Boolean).map(loaded));
   const found = pairs.filter(Boolean).map(compare).filter(Boolean);
   if (!found.length) return;

@@ -18,8 +18,9 @@ import gradio as gr
 
 from engine import catalog, reference
 from engine.benchmark import methods, overview, plots
-from engine.benchmark.methods import ENGINE, METHODS, POST, POST_DEFAULT
+from engine.benchmark.methods import ENGINE, METHODS, POST, POST_DEFAULT, column_of
 from engine.benchmark.overview import Figure
+from engine.columns import format_of, label
 from engine.formats import PRECISIONS, REFERENCE
 from ui import words
 from ui.fields import Dropdown
@@ -100,11 +101,11 @@ def _passes(figure: Figure, chosen: Mapping[str, str]) -> bool:
 
 
 def answers(found: Sequence[Figure]) -> str:
-    """A sentence a model, at its smallest batch size."""
+    """A sentence a model, at its smallest batch size and largest picture."""
     said = []
     for model, some in groupby(found, key=lambda figure: figure.model):
         some = list(some)
-        first = [figure for figure in some if figure.batch_size == some[0].batch_size]
+        first = [figure for figure in some if _shape(figure) == _shape(some[0])]
         if sentence := words.benchmarks.answer(_name(model), first):
             said.append(f"<li>{escape(sentence)}</li>")
     if not said:
@@ -113,6 +114,10 @@ def answers(found: Sequence[Figure]) -> str:
         f'<section class="tf-overview"><h2>{words.benchmarks.ANSWERS}</h2><ul class="tf-answers">{"".join(said)}</ul>'
         f'<p class="tf-small">{words.benchmarks.ANSWERS_NOTE}</p></section>'
     )
+
+
+def _shape(figure: Figure) -> tuple[int, int, int]:
+    return figure.width, figure.height, figure.batch_size
 
 
 def _overview(found: Sequence[Figure]) -> str:
@@ -138,14 +143,15 @@ def _chart(found: Sequence[Figure]) -> str:
             shown=words.factor(figure.speedup),
             quoted=figure.quoted,
         )
-        groups.setdefault(words.benchmarks.group(_name(figure.model), figure.batch_size), []).append(bar)
+        groups.setdefault(words.benchmarks.group(_name(figure.model), *_shape(figure)), []).append(bar)
     return f'{lengths(groups, start=1.0)}<p class="tf-small">{words.benchmarks.CHART_NOTE}</p>'
 
 
 def _table_of(found: Sequence[Figure]) -> str:
     heads = [
         (words.MODEL_LABEL, None), (words.benchmarks.DEVICE, None), (words.PRECISION_LABEL, None),
-        (words.benchmarks.BATCH, ""), (words.benchmarks.STEPS, ""), (words.benchmarks.EACH, "s", "each"),
+        (words.benchmarks.SIZE, ""), (words.benchmarks.BATCH, ""), (words.benchmarks.STEPS, ""),
+        (words.benchmarks.EACH, "s", "each"),
         (words.benchmarks.OVER_BF16, "", "speedup"), (words.benchmarks.STEP_OVER_BF16, "", "step speedup"),
         (words.benchmarks.OVER_POST, "", "over the post"), (words.benchmarks.PEAK, "GB", "peak"),
         (words.benchmarks.SAVING, "", "saving"), (words.benchmarks.SOURCE, None),
@@ -153,7 +159,9 @@ def _table_of(found: Sequence[Figure]) -> str:
     body = "".join(
         f'<tr><th scope="row" class="tf-word">{escape(_name(f.model))}</th>'
         f'<td class="tf-word">{escape(words.benchmarks.device(f.device))}</td>'
-        f'<td class="tf-word">{words.NAMES[f.precision]}</td><td>{f.batch_size}</td><td>{f.steps}</td>'
+        f'<td class="tf-word">{words.NAMES[f.precision]}</td>'
+        f'<td data-value="{f.width * f.height}">{words.benchmarks.size(f.width, f.height)}</td>'
+        f"<td>{f.batch_size}</td><td>{f.steps}</td>"
         f"{_value(f.seconds, words.seconds)}{_value(f.speedup, words.factor)}{_value(f.step_speedup, words.factor)}"
         f"{_value(f.over_post, words.factor)}{_value(f.peak_gb, words.gigabytes)}{_value(f.saving, words.change)}"
         f'<td class="tf-word">{source(quoted=f.quoted)}</td></tr>'
@@ -225,7 +233,7 @@ def _measurement(found: Mapping, post: Mapping, run: int) -> str:
     model = found["model"]
     rows = sorted(
         found["rows"],
-        key=lambda row: (row["batch_size"], METHODS.index(row["method"]), PRECISIONS.index(row["precision"])),
+        key=lambda row: (row["batch_size"], METHODS.index(row["method"]), plots.place(row)),
     )
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     asked = found["settings"]
@@ -240,8 +248,8 @@ def _measurement(found: Mapping, post: Mapping, run: int) -> str:
         *(found[key] for key in ("stopped", "note") if key in found),
     ]
     title = words.benchmarks.run(run, {row["batch_size"] for row in rows}, _name(model))
-    times = [(r["precision"], r["batch_size"], r["latency_s"]["median"]) for r in timed]
-    peaks = [(r["precision"], r["batch_size"], r["memory_gb"]["peak_allocated"]) for r in timed]
+    times = [(column_of(r), r["batch_size"], r["latency_s"]["median"]) for r in timed]
+    peaks = [(column_of(r), r["batch_size"], r["memory_gb"]["peak_allocated"]) for r in timed]
     return (
         f'<article class="tf-bench"><h4>{escape(title)}</h4>'
         f'<p class="tf-facts-line"><span class="tf-badge tf-measured">{words.MEASURED_BADGE}</span>'
@@ -290,7 +298,7 @@ def _measured_row(row: Row, rows: Sequence[Row], keep: Sequence[bool]) -> str:
     base = against and against["memory_gb"]["peak_allocated"]
     lead = [
         f"<td>{row['batch_size']}</td>",
-        f'<th scope="row">{words.NAMES[row["precision"]]}</th>',
+        f'<th scope="row">{escape(label(column_of(row)))}</th>',
         f"<td>{escape(words.benchmarks.METHODS[row['method']])}</td>",
     ]
     rest = [
@@ -435,39 +443,42 @@ def _name(model: str) -> str:
 
 
 Point = tuple[str, int, float]
-"""Precision, batch size, value."""
+"""Column, batch size, value."""
 
 
 def _plots(model: str, times: Sequence[Point], peaks: Sequence[Point]) -> str:
     """Latency and memory as bars by batch, where there are several batches to compare."""
     if len({batch for _, batch, _ in times}) < 2:
         return ""
-    precisions = [p for p in PRECISIONS if any(p == point[0] for point in times)]
-    keys = "".join(f'<span><i class="tf-key" data-precision="{p}"></i>{words.NAMES[p]}</span>' for p in precisions)
+    found = {column for column, *_ in times}
+    columns = sorted(found, key=lambda column: (PRECISIONS.index(format_of(column)), column))
+    keys = "".join(
+        f'<span><i class="tf-key" data-precision="{format_of(c)}"></i>{escape(label(c))}</span>' for c in columns
+    )
     # A batch's latency grows with the batch, which would hide everything else.
-    each = [(precision, batch, value / batch) for precision, batch, value in times]
+    each = [(column, batch, value / batch) for column, batch, value in times]
     return (
         f'<div class="tf-plots"><p class="tf-keys">{keys}</p>'
-        f"{_bars(each, words.benchmarks.latency_plot(model), 's', precisions)}"
-        f"{_bars(peaks, words.benchmarks.MEMORY_PLOT, 'GB', precisions)}</div>"
+        f"{_bars(each, words.benchmarks.latency_plot(model), 's', columns)}"
+        f"{_bars(peaks, words.benchmarks.MEMORY_PLOT, 'GB', columns)}</div>"
     )
 
 
-def _bars(points: Sequence[Point], title: str, unit: str, precisions: Sequence[str]) -> str:
-    """Grouped bars as an SVG: a group a batch, a bar a precision, its value above it."""
+def _bars(points: Sequence[Point], title: str, unit: str, columns: Sequence[str]) -> str:
+    """Grouped bars as an SVG: a group a batch, a bar a column, its value above it."""
     width, height, floor = 344, 150, 126
     batches = sorted({batch for _, batch, _ in points})
     top = max(value for *_, value in points)
     group = width / len(batches)
-    bar = min(34.0, (group - 20) / len(precisions))
+    bar = min(34.0, (group - 20) / len(columns))
     drawn = []
-    for precision, batch, value in points:
+    for column, batch, value in points:
         middle = group * (batches.index(batch) + 0.5)
-        left = middle + bar * (precisions.index(precision) - len(precisions) / 2)
+        left = middle + bar * (columns.index(column) - len(columns) / 2)
         tall = (floor - 20) * value / top
         drawn.append(
-            f'<rect data-precision="{precision}" x="{left:.1f}" y="{floor - tall:.1f}" width="{bar - 2:.1f}"'
-            f' height="{tall:.1f}"><title>{words.NAMES[precision]}, batch {batch}: {value:.2f} {unit}</title></rect>'
+            f'<rect data-precision="{format_of(column)}" x="{left:.1f}" y="{floor - tall:.1f}" width="{bar - 2:.1f}"'
+            f' height="{tall:.1f}"><title>{escape(label(column))}, batch {batch}: {value:.2f} {unit}</title></rect>'
             f'<text x="{left + bar / 2 - 1:.1f}" y="{floor - tall - 5:.1f}">{words.seconds(value)}</text>'
         )
     labels = "".join(

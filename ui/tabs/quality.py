@@ -18,6 +18,7 @@ from pathlib import Path
 import gradio as gr
 
 from engine import catalog, reference
+from engine.columns import recipe_named
 from engine.errors import RequestError
 from engine.formats import PRECISIONS, REFERENCE
 from engine.request import CompareRequest
@@ -81,8 +82,9 @@ def _overview(read: Sequence[Mapping]) -> str:
     for found in read:
         rows = groups.setdefault(found["model"], {})
         for row in (*(found.get("frontier") or ()), *(found.get("ablation") or ())):
-            if _score(row) and row["recipe"] in words.RECIPES:
-                rows.setdefault((row["precision"], row["recipe"]), row)
+            recipe = row["recipe"] and recipe_named(row["recipe"])
+            if _score(row) and recipe in words.RECIPES:
+                rows.setdefault((row["precision"], recipe), row)
     groups = {model: rows for model, rows in groups.items() if rows}
     answers = "".join(f"<li>{escape(words.quality.answer(_model(m), _told(rows)))}</li>" for m, rows in groups.items())
     if answers:
@@ -124,8 +126,9 @@ def _ordered(rows: Mapping[tuple[str, str], Row]) -> list[Row]:
 
 def _bar(row: Row) -> Bar:
     score = _score(row)
+    recipe = row["recipe"] and recipe_named(row["recipe"])
     return Bar(
-        label=f"{words.NAMES[row['precision']]}, {words.quality.SHORT.get(row['recipe'], _name(row))}",
+        label=f"{words.NAMES[row['precision']]}, {words.quality.SHORT.get(recipe, _name(row))}",
         precision=row["precision"],
         value=score["mean"],
         shown=words.score(score["mean"]),
@@ -245,7 +248,7 @@ def _part(heading: str, name: str, note: str, content: str) -> str:
 
 def _name(row: Row) -> str:
     """What a recipe is called where it can be chosen, or else by its file."""
-    return words.RECIPES.get(row["recipe"], row["label"])
+    return words.RECIPES.get(recipe_named(row["recipe"]) if row["recipe"] else None, row["label"])
 
 
 def _label(row: Row) -> str:
@@ -401,7 +404,7 @@ def _distributions(rows: Sequence[Row], ruler: Mapping[str, Score], name: str) -
 def _worst(model: str, found: Mapping, models: Sequence[str]) -> str:
     rows = "".join(
         f'<tr><td>{words.score(row["lpips"])}</td><td class="tf-word">{words.NAMES[row["precision"]]}</td>'
-        f'<td class="tf-word">{escape(words.RECIPES.get(row["recipe"], row["recipe"]))}</td>'
+        f'<td class="tf-word">{escape(words.RECIPES.get(recipe_named(row["recipe"]), row["recipe"]))}</td>'
         f'<td class="tf-word">{_opens(model, found["settings"], row, models)}</td></tr>'
         for row in found["worst"][:WORST]
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 import gradio as gr
 
 from engine import catalog
+from engine.columns import Column
 from engine.errors import TwinframeError
 from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.quantization.roles import role_name
@@ -86,7 +87,8 @@ def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
         if chosen == values[followed]:
             return gr.skip()
         model_id, recipe_id, names = chosen
-        name = names[-1] if names else PRECISIONS[-1]
+        column = Column.of(names[-1] if names else DEFAULTS[-1], recipe_id)
+        name, recipe_id = column.format, column.recipe
         recipes = gr.Radio(**(_choices(worker, model_id) | {"value": recipe_id}))
         updates = {followed: chosen, model: model_id, precision: name, recipe: recipes}
         return updates | draw(model_id, name, recipe_id)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 from engine import catalog
+from engine.columns import POST, Column
 from engine.formats import FORMATS, LABELS, QUANTIZED, REFERENCE
 from engine.request import CompareRequest
 from engine.results import Generation, Latency
@@ -48,8 +49,8 @@ WHY = {
     "device, or all of them one, to time it.",
     "compiled": "Something was compiled or recorded during this very run, so its time says nothing. Generate again to "
     "time it.",
-    "emulated": "This machine has no tensor cores for the format: the same arithmetic runs on others, so picture, "
-    "LPIPS and weight bytes are the format's, speed and peak memory are not.",
+    "emulated": "This machine has no tensor cores or CPU instructions for the format: the same arithmetic runs on "
+    "others, so picture, LPIPS and weight bytes are the format's, speed and peak memory are not.",
     "stages": "The latency by stage, in seconds: encoding the prompt, all denoising steps, and the VAE's decoding.",
     "lpips": "How far a picture is from bf16's, by AlexNet at full resolution, on the tensors: 0 is equal. "
     "The scale runs from bf16's own noise to bf16 with another seed.",
@@ -83,12 +84,14 @@ WHY = {
 """What a number means and how it was measured."""
 RECIPE_LABEL = "Which layers are quantized"
 RECIPES = {
-    "seed": "Selective (seed recipe)",
+    POST: "Selective (the post's recipe)",
     "tuned": "Tuned",
-    "seed-corrected": "Selective, names corrected",
+    "post-corrected": "Selective, names corrected",
     "strict": "Selective, strict",
     "full": "Every layer",
 }
+SHORT = {POST: "Selective", "tuned": "Tuned", "post-corrected": "Corrected", "strict": "Strict", "full": "Full"}
+"""Of recipes, beside a format's name."""
 PLAY, SEEK, PLAYER = "Play", "Frame", "Clips, played together"
 PLAYER_HINT = "Space plays, the arrow keys go frame by frame."
 NOT_COMPARABLE = "emulated, not comparable"
@@ -101,6 +104,21 @@ BROKEN = "The comparison could not be run: try again in a moment, and see the se
 MEASURED_BADGE = "measured by this project"
 SOURCES = {"measured": "measured", "quoted": "quoted"}
 QUOTED_BADGE = "quoted: NVIDIA B200, PyTorch post, not measured here"
+
+
+def of_column(column: Column) -> str:
+    """A column for people: "NVFP4", or with its recipe where that is not the post's, "NVFP4 Tuned"."""
+    return NAMES[column.format] if column.recipe in ("", POST) else of_pair(column)
+
+
+def of_pair(column: Column) -> str:
+    """A column with its recipe, the post's too: "NVFP4 Selective"."""
+    return f"{NAMES[column.format]} {SHORT.get(column.recipe, column.recipe)}"
+
+
+def name(asked: CompareRequest, column: str) -> str:
+    """One of a request's columns for people."""
+    return of_column(asked.column(column))
 
 
 def thing(asked: CompareRequest) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from engine.formats import REFERENCE, Format
 from engine.outputs.pool import Seen
 from engine.results import Ruler
-from ui.words.common import NAMES, megabytes, score
+from ui.words.common import megabytes, score
 from ui.words.verdict import on_the_ruler
 
 HOW_FORMATS = "Fewer bits, shared scales"
@@ -65,5 +65,5 @@ def selected(plan: Mapping, name: str, count: int, reason: str) -> str:
     return f"{said}, {count:,} of them because: {reason} The Recipe tab lists each." if reason else f"{said}."
 
 
-def told(precision: str, lpips: float, ruler: Ruler, seen: Seen) -> str:
-    return f"{NAMES[precision]}: {score(lpips)}, {on_the_ruler(lpips, ruler, seen)}."
+def told(name: str, lpips: float, ruler: Ruler, seen: Seen) -> str:
+    return f"{name}: {score(lpips)}, {on_the_ruler(lpips, ruler, seen)}."

@@ -20,7 +20,7 @@ ACTS = {
     "w": "Worst spot; again for the whole picture",
     "+": "Zoom in",
     "-": "Zoom out",
-    "o": "bf16 against another precision",
+    "o": "Against another column",
     "p": "Leave the stage",
     "?": "This list",
 }

@@ -19,6 +19,7 @@ from assets.figures import speed_steps
 from engine import __main__, catalog
 from engine.benchmark import bench, methods, plots
 from engine.benchmark.methods import METHODS
+from engine.columns import Column
 from engine.compiler import compilation
 from engine.errors import OutputError, RequestError
 from engine.quantization import capability as precision
@@ -200,8 +201,8 @@ def test_as_much_as_fits_is_timed_in_turns(model, memory, groups, monkeypatch):
     studio = bench.Studio("cpu", bench.loading.Source(random=True))
     studio.support = {name: precision.support(name, GPU) for name in ("bf16", "fp8")}
     settings = bench.Settings(precisions=("bf16", "fp8"), batch_sizes=(1,), methods=("engine", "post", "post-default"))
-    found = bench._Bench(catalog.MODELS[model], settings, studio, "seed", print).groups()
-    assert [[" ".join(pair) for pair in group] for group in found] == groups
+    found = bench._Bench(catalog.MODELS[model], settings, studio, print).groups()
+    assert [[f"{column.format} {method}" for column, method in group] for group in found] == groups
 
 
 def test_the_posts_denoiser_takes_memory_for_its_quantized_weights_alone(spec, monkeypatch):
@@ -214,7 +215,7 @@ def test_the_posts_denoiser_takes_memory_for_its_quantized_weights_alone(spec, m
     )
     with torch.inference_mode():
         measured = bench._Bench(spec, settings, studio, spec.recipes[0], print)
-        engines = studio.rendition(spec, "mxfp8", spec.recipes[0], print).pipeline.transformer
+        engines = studio.rendition(spec, Column.of("mxfp8", spec.recipes[0]), print).pipeline.transformer
         posts = measured._post("mxfp8", engines)[0].transformer
     theirs, both = dict(engines.named_parameters()), dict(posts.named_parameters())
     quantized = {name for name, own in both.items() if type(own.data) is not torch.Tensor}
@@ -234,15 +235,50 @@ def test_weights_that_differ_are_not_shared():
     assert torch.equal(one.weight, before) and one.bias.data_ptr() == other.bias.data_ptr()
 
 
+def test_the_posts_methods_are_measured_once_for_each_format(monkeypatch):
+    """They have the post's recipe, whatever the engine's columns have."""
+    monkeypatch.setattr(bench, "_memory", lambda _: 1000.0)
+    studio = bench.Studio("cpu", bench.loading.Source(random=True))
+    studio.support = {name: precision.support(name, GPU) for name in ("bf16", "fp8")}
+    settings = bench.Settings(
+        precisions=("fp8", "fp8@full", "bf16", "fp8@post"), batch_sizes=(1,), methods=("engine", "post")
+    )
+    (found,) = bench._Bench(catalog.MODELS["flux.1-dev"], settings, studio, print).groups()
+    assert [(column.written("post"), method) for column, method in found] == [
+        ("fp8", "engine"),
+        ("fp8", "post"),
+        ("fp8@full", "engine"),
+        ("bf16", "engine"),
+        ("bf16", "post"),
+    ]
+
+
+def test_two_columns_of_a_format_are_told_apart():
+    timed = {"execution": "native", "batch_size": 1, "method": "engine", "latency_s": {"median": 1.0}}
+    bf16, fp8 = (timed | {"precision": name} for name in ("bf16", "fp8"))
+    full = fp8 | {"column": "fp8@full"}
+    rows = [bf16, fp8, full]
+    assert plots.other(full, rows, "fp8", "engine") is full, "its own, where there is one"
+    assert plots.other(bf16, rows, "fp8", "engine") is fp8
+    assert [plots.label(methods.column_of(row)) for row in plots.timed({"rows": rows[::-1]})] == [
+        "bf16",
+        "FP8",
+        "FP8 full",
+    ]
+
+
 @pytest.mark.parametrize(("batch_sizes", "groups"), [((1, 4), 1), ((4, 8), 2)])
 def test_denoisers_stay_together_only_if_the_largest_batch_runs_beside_them(batch_sizes, groups, monkeypatch):
     """LTX-2's two on 150 GB: at batch 8 they ran out of memory."""
     monkeypatch.setattr(bench, "_memory", lambda _: 150.0)
     settings = bench.Settings(precisions=("bf16", "fp8"), batch_sizes=batch_sizes)
     studio = bench.Studio("cpu", bench.loading.Source(random=True))
-    found = bench._Bench(catalog.MODELS["ltx-2"], settings, studio, "seed", print).groups()
+    found = bench._Bench(catalog.MODELS["ltx-2"], settings, studio, print).groups()
     assert len(found) == groups
-    assert [pair for group in found for pair in group] == [("bf16", "engine"), ("fp8", "engine")]
+    assert [(column.format, method) for group in found for column, method in group] == [
+        ("bf16", "engine"),
+        ("fp8", "engine"),
+    ]
 
 
 def test_a_run_that_is_killed_leaves_what_it_measured(measure, tmp_path, monkeypatch):
@@ -408,6 +444,13 @@ def test_the_native_configurations_are_the_posts(name, monkeypatch):
         assert getattr(engines, attribute) == getattr(posts, attribute), attribute
 
 
+@pytest.mark.parametrize("method", ["post", "post-default"])
+def test_a_format_that_the_post_has_not_is_refused_by_its_method(method):
+    with pytest.raises(RequestError, match=f"no INT8, so there is none by the method {method}: leave out"):
+        bench.Settings(precisions=("bf16", "int8"), batch_sizes=(1,), methods=("engine", method))
+    assert bench.Settings(precisions=("bf16", "int8"), batch_sizes=(1,), methods=("engine", "bare"))
+
+
 def test_a_lane_of_the_post_that_this_machine_cannot_run_says_why(measure, monkeypatch):
     original = precision.detect
     why = "Triton is missing: pip install triton-windows"
@@ -508,7 +551,7 @@ def measured():
             "date": "2026-01-02T03:04:05+00:00",
             "model": "flux.1-dev",
             "weights": "random",
-            "settings": {"width": 1024, "height": 512, "num_frames": 1, "num_inference_steps": 28, "recipe": "seed"},
+            "settings": {"width": 1024, "height": 512, "num_frames": 1, "num_inference_steps": 28, "recipe": "post"},
             "rows": list(rows),
         }
 
