@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine import catalog, files, logs
 from engine.benchmark import methods
@@ -218,7 +218,7 @@ def _state(spec: catalog.ModelSpec, source: Source, device: torch.device) -> str
             return hub.no_copy(spec)
         if spec.gated and not hub.has_token():
             return hub.gated(spec)
-        return f"Its first use downloads {spec.memory_gb.download:.0f} GB from {spec.url}."
+        return f"Its first use downloads {spec.download}."
     return "ready"
 
 
@@ -378,7 +378,7 @@ def _tune(args: argparse.Namespace) -> None:
     print(tune.table(found))
 
 
-def _lab(args: argparse.Namespace) -> tuple:
+def _lab(args: argparse.Namespace) -> tuple[Any, ...]:
     """The bench and the file that `sensitivity` and `tune` work on."""
     spec, source = catalog.model(args.model), _source(args, args.model)
     from engine.quality import lab, prompts
@@ -489,7 +489,7 @@ def _print(comparison: Comparison) -> None:
         print(f"  ruler: floor {comparison.ruler.floor:.4f}, ceiling {comparison.ruler.ceiling:.4f}")
 
 
-def _tentative(args: argparse.Namespace) -> AbstractContextManager:
+def _tentative(args: argparse.Namespace) -> AbstractContextManager[None]:
     """What a command that fails leaves at `--out`: nothing, but for what is whole and the next run goes on with."""
     out = getattr(args, "out", None)
     if out is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from engine.catalog import ASSETS
 from engine.formats import REFERENCE
@@ -12,12 +13,13 @@ from engine.request import CompareRequest
 POST = ASSETS / "reference" / "b200.json"
 
 
-def read() -> dict:
+def read() -> dict[str, Any]:
     """The post's tables; `latency_note` and `lpips_note` say how its latencies and its LPIPS differ from others."""
-    return json.loads(POST.read_text(encoding="utf-8"))
+    post: dict[str, Any] = json.loads(POST.read_text(encoding="utf-8"))
+    return post
 
 
-def quote(asked: CompareRequest, precision: str) -> Mapping | None:
+def quote(asked: CompareRequest, precision: str) -> Mapping[str, Any] | None:
     """What the post measured of the same call, with `saving`, the part of bf16's peak memory; None if it did not."""
     post = read()
     theirs = post["settings"].get(asked.model, {})
@@ -37,5 +39,5 @@ def quote(asked: CompareRequest, precision: str) -> Mapping | None:
     same = all(theirs[name] == value for name, value in ours.items() if name in theirs)
     if precision not in found or asked.recipe != "seed" or not same:
         return None
-    row = found[precision]
+    row: dict[str, Any] = found[precision]
     return row | {"saving": 1 - row["peak_memory_gb"] / found[REFERENCE]["peak_memory_gb"]}

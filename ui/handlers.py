@@ -11,9 +11,11 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 import gradio as gr
+from gradio.components import Component
 
 from engine import catalog, events
 from engine.errors import RequestError, TwinframeError
@@ -35,6 +37,8 @@ TYPED = ("prompt", "seed")
 """Fields of the form that are typed into."""
 KEPT = 24
 """Results of a browser session that are found again, at most."""
+Updates = dict[Component, Any]
+"""Component -> its value, as a handler gets it from Gradio, or what it is to be, as a handler gives it."""
 REDRAW_SECONDS = 0.1
 """Steps come faster than this on a GPU; a browser needs no more."""
 
@@ -55,10 +59,10 @@ class Form:
     recipe: gr.Radio
     previews: gr.Checkbox
 
-    def components(self) -> set[gr.components.Component]:
+    def components(self) -> set[Component]:
         return {getattr(self, field.name) for field in fields(self)}
 
-    def request(self, values: dict) -> CompareRequest:
+    def request(self, values: Updates) -> CompareRequest:
         """The values of the form as a validated request.
 
         Raises:
@@ -141,13 +145,13 @@ class Handlers:
         """What sorts recordings: first that of what the form asks for at first, then those of the same model."""
         spec = catalog.model(self._models[0])
         default = CompareRequest.create(spec.examples[0], model=spec.id) if spec.examples else None
-        return view.request != default, view.request.model != spec.id
+        return view.request != default, view.request is None or view.request.model != spec.id
 
     def attach(self, parts: Parts) -> None:
         """Tell the handlers which components to write to."""
         self._parts = parts
 
-    def press(self, values: dict, http: gr.Request) -> Iterator[dict]:
+    def press(self, values: Updates, http: gr.Request) -> Iterator[Updates]:
         """Generate was pressed: check the form at once, before the queue, and show placeholders."""
         parts = self._parts
         try:
@@ -166,7 +170,7 @@ class Handlers:
             **draw(parts, self._begin(asked)),
         }
 
-    def run(self, values: dict, http: gr.Request) -> Iterator[dict]:
+    def run(self, values: Updates, http: gr.Request) -> Iterator[Updates]:
         """The queued part: one comparison, redrawn as its events come."""
         parts, session = self._parts, http.session_hash
         asked, before = values[parts.asked], values[parts.shown]
@@ -200,7 +204,7 @@ class Handlers:
         match ending:
             case events.Completed(comparison):
                 view = self._view(comparison, folder, recorded=False, address=f"{link.MADE}={folder.name}")
-                self._keep(session, view)
+                self._keep(session, asked, view)
                 yield {parts.shown: view, **self._end(view, "")}
             case events.Cancelled():
                 yield self._ended_early(run, words.run.STOPPED_KEPT, "")
@@ -209,7 +213,7 @@ class Handlers:
             case _:
                 yield self._net(values, words.BROKEN) or self._ended_early(run, words.run.FAILED_KEPT, words.BROKEN)
 
-    def _earlier(self, values: dict) -> View | None:
+    def _earlier(self, values: Updates) -> View | None:
         """What was made for the same request before, where results are shared; None to run it: on stage, and where
         that is what the page shows already."""
         asked, shown = values[self._parts.asked], values[self._parts.shown]
@@ -224,7 +228,7 @@ class Handlers:
         made, folder = found
         return self._view(made, folder, recorded=True, shared=True)
 
-    def _redraw(self, run: _Run, session: str) -> Generator[dict, None, events.Event | None]:
+    def _redraw(self, run: _Run, session: str) -> Generator[Updates, None, events.Event | None]:
         """Yield what each event changes on the page; returns the event that ended the stream, None if none did."""
         sent, sent_at = draw(self._parts, run.view), 0.0
         for event in run.job.events():
@@ -240,7 +244,7 @@ class Handlers:
             sent, sent_at = now, time.monotonic()
         return None
 
-    def stop(self, values: dict, http: gr.Request) -> dict:
+    def stop(self, values: Updates, http: gr.Request) -> Updates:
         """Stop was pressed: end the job, running or still in the queue, and show what there is."""
         if run := self._leave_run(http.session_hash):
             return self._ended_early(run, words.run.STOPPED_KEPT, "")
@@ -251,7 +255,7 @@ class Handlers:
         self._leave_run(http.session_hash)
         self._kept.pop(http.session_hash, None)
 
-    def back_to_recorded(self, values: dict, http: gr.Request) -> dict:
+    def back_to_recorded(self, values: Updates, http: gr.Request) -> Updates:
         """The recorded run of what the form says, or the nearest: shown, and what runs is ended."""
         self._leave_run(http.session_hash)
         bundle = self._nearest(values, list(self._bundles.values()))
@@ -259,14 +263,14 @@ class Handlers:
             return {self._parts.notice: cards.notice(f"{words.gallery.NO_RECORDINGS} {words.gallery.RECORD_COMMAND}")}
         return self._open(bundle.name)
 
-    def _nearest(self, values: dict, bundles: Sequence[Bundle]) -> Bundle | None:
+    def _nearest(self, values: Updates, bundles: Sequence[Bundle]) -> Bundle | None:
         """Of these the recorded run of what the form says, or the one most like it."""
         try:
             return recordings.nearest(self._parts.form.request(values), bundles)
         except RequestError:  # an empty prompt, say: any recording will do
             return next(iter(bundles), None)
 
-    def _net(self, values: dict, reason: str) -> dict | None:
+    def _net(self, values: Updates, reason: str) -> Updates | None:
         """On stage, what stands in for a run that failed: a recorded run, which says so. None elsewhere."""
         asked = values[self._parts.asked]
         bundle = recordings.nearest(asked, self._bundles.values()) if values[self._parts.on_stage] and asked else None
@@ -276,14 +280,14 @@ class Handlers:
         said = words.stage.fell_back(reason, asked, bundle.comparison.request)
         return {self._parts.shown: view, **self._end(view, said)}
 
-    def broken(self, values: dict, http: gr.Request) -> dict:
+    def broken(self, values: Updates, http: gr.Request) -> Updates:
         """The run ended with something nobody foresaw, or the queue is full."""
         if isinstance(self._runs.get(http.session_hash), _Run):
             return gr.skip()  # what broke was stopped before, and the next one is under way
         self._runs.pop(http.session_hash, None)
         return self._net(values, words.BROKEN) or self._end(values[self._parts.shown], words.BROKEN)
 
-    def choose_model(self, values: dict) -> dict:
+    def choose_model(self, values: Updates) -> Updates:
         """Set the form to another model's limits and defaults, or to a recorded run of it; a prompt that was no example
         stays."""
         form, spec, prompt = (
@@ -293,7 +297,7 @@ class Handlers:
         )
         examples = {example for other in catalog.MODELS.values() for example in other.examples}
         examples |= {bundle.comparison.request.prompt for bundle in self._bundles.values()}
-        typed = {"seed": spec.defaults.seed}
+        typed: dict[str, Any] = {"seed": spec.defaults.seed}
         if not prompt.strip() or prompt in examples:
             if recorded := self._recorded_of(spec, values[form.precisions] or []):
                 return {part: to for part, to in self._controls(recorded).items() if part is not form.precisions}
@@ -314,7 +318,7 @@ class Handlers:
         """What the prompt is to be set to."""
         return json.dumps({"prompt": sample[0]})
 
-    def find(self, values: dict, http: gr.Request) -> dict:
+    def find(self, values: Updates, http: gr.Request) -> Updates:
         """Something but typing has set the form: show what was recorded or made here of exactly what it asks for. If
         there is nothing, the browser sees that what is shown is of something else, and says so."""
         session, shown = http.session_hash, values[self._parts.shown]
@@ -334,27 +338,27 @@ class Handlers:
         if recorded:
             return self._recording(recorded[0])
         for made, view in reversed(self._kept.get(session, {}).items()):
-            if made.covers(asked) and view.folder.is_dir():
+            if made.covers(asked) and view.folder is not None and view.folder.is_dir():
                 return view
         return self._of_others(asked)
 
-    def _keep(self, session: str, view: View) -> None:
+    def _keep(self, session: str, asked: CompareRequest, view: View) -> None:
         kept = self._kept.setdefault(session, {})
-        kept.pop(view.request, None)
-        kept[view.request] = view
+        kept.pop(asked, None)
+        kept[asked] = view
         if len(kept) > KEPT:
             kept.pop(next(iter(kept)))
 
-    def open_page(self, values: dict, http: gr.Request) -> dict:
+    def open_page(self, values: Updates, http: gr.Request) -> Updates:
         """The page was opened: set the form, and show the recording, as the address says, and start nothing."""
         return self._opened(http.query_params, values, http.session_hash)
 
-    def open_address(self, values: dict, event: gr.EventData, http: gr.Request) -> dict:
+    def open_address(self, values: Updates, event: gr.EventData, http: gr.Request) -> Updates:
         """A link of this page was followed, or the browser went back: as if the page was opened so; what runs ends."""
         asked_for = dict(parse_qsl(event.query.removeprefix("?"), keep_blank_values=True))
         return self._opened(asked_for, values, http.session_hash)
 
-    def _opened(self, query: Mapping[str, str], values: dict, session: str) -> dict:
+    def _opened(self, query: Mapping[str, str], values: Updates, session: str) -> Updates:
         parts = self._parts
         ended = session in self._runs
         self._leave_run(session)
@@ -380,35 +384,33 @@ class Handlers:
     def _kept_as(self, name: str, asked: CompareRequest) -> View | None:
         """What was made here for a request and lies on the shelf by that name; None if it does not, any more."""
         folder = self._shelf.kept(name)
-        made = Comparison.load(folder) if folder else None
-        if made is None or not made.request.covers(asked):
+        if folder is None or not (made := Comparison.load(folder)).request.covers(asked):
             return None
         return self._view(made, folder, recorded=False, address=f"{link.MADE}={name}")
 
-    def _open(self, name: str) -> dict:
+    def _open(self, name: str) -> Updates:
         parts = self._parts
         if name not in self._bundles:
             return {parts.notice: cards.notice(words.gallery.no_recording(name))}
-        view = self._recording(name)
-        notice = words.gallery.not_offered_here(view.request) if view.foreign else ""
+        view, asked = self._recording(name), self._bundles[name].comparison.request
+        notice = words.gallery.not_offered_here(asked) if view.foreign else ""
         return self._end(view, notice) | {parts.shown: view}
 
-    def restore(self, values: dict) -> dict:
+    def restore(self, values: Updates) -> Updates:
         """Set the form to what is shown; apart from showing it, as this may have to wait for the engine."""
         return self._settings_of(values[self._parts.shown]) or gr.skip()
 
-    def _settings_of(self, view: View | None) -> dict:
+    def _settings_of(self, view: View | None) -> Updates:
         return {} if view is None or view.request is None or view.foreign else self._controls(view.request)
 
     def _recording(self, name: str) -> View:
         """A recorded comparison, with what people have answered by now."""
-        view = self._recordings[name]
-        return views.judged(view, self._seen(view.request.model))
+        return views.judged(self._recordings[name], self._seen(self._bundles[name].comparison.request.model))
 
     def _begin(self, asked: CompareRequest) -> View:
         return views.begin(asked, self._worker.machine.name, self._seen(asked.model))
 
-    def _view(self, made: Comparison, folder: Path, **kind: bool | str) -> View:
+    def _view(self, made: Comparison, folder: Path, **kind: Any) -> View:
         """The view of a finished comparison, with its code and what people's answers say of its model."""
         seen = self._seen(made.request.model)
         return views.of(made, folder, programs=programs(self._worker, made), seen=seen, **kind)
@@ -431,7 +433,7 @@ class Handlers:
         run.job.cancel()
         return run
 
-    def _controls(self, asked: CompareRequest) -> dict:
+    def _controls(self, asked: CompareRequest) -> Updates:
         """Every control as a request has it; precisions that this machine cannot run are left out."""
         form, spec = self._parts.form, catalog.model(asked.model)
         others = {name: of for name, of in settings(spec, self._worker, asked).items() if name not in TYPED}
@@ -445,7 +447,7 @@ class Handlers:
     def _runs_here(self, precision: str) -> bool:
         return self._worker.support[precision].execution != "unavailable"
 
-    def _around(self, spec: catalog.ModelSpec) -> dict:
+    def _around(self, spec: catalog.ModelSpec) -> Updates:
         """What stands in and around the form for a model, other than values."""
         parts, worker = self._parts, self._worker
         hints = cards.hints(spec, worker.support, worker.about_weights(spec.id))
@@ -456,21 +458,21 @@ class Handlers:
             parts.hints: gr.HTML(hints, visible=bool(hints)),
         }
 
-    def _ended_early(self, run: _Run, headline: str, notice: str) -> dict:
+    def _ended_early(self, run: _Run, headline: str, notice: str) -> Updates:
         if not run.view.finished:
             return self._end(run.before, notice)
         view = views.stopped(run.view, headline)
         return {self._parts.shown: view, **self._end(view, notice)}
 
-    def _end(self, view: View, notice: str) -> dict:
+    def _end(self, view: View, notice: str) -> Updates:
         parts = self._parts
         return {parts.notice: cards.notice(notice), **self._buttons(busy=False), **draw(parts, view)}
 
-    def _buttons(self, *, busy: bool) -> dict:
+    def _buttons(self, *, busy: bool) -> Updates:
         return {self._parts.go: gr.Button(interactive=not busy), self._parts.stop: gr.Button(interactive=busy)}
 
 
-def draw(parts: Parts, view: View) -> dict:
+def draw(parts: Parts, view: View) -> Updates:
     """The five places of the page that show a view."""
     return {
         parts.headline: cards.headline(view),
@@ -486,7 +488,7 @@ def programs(worker: Worker, comparison: Comparison) -> dict[str, str]:
     return {g.precision: worker.code(comparison.request, g.precision, g.execution) for g in comparison.results}
 
 
-def settings(spec: catalog.ModelSpec, worker: Worker, asked: CompareRequest | None = None) -> dict[str, dict]:
+def settings(spec: catalog.ModelSpec, worker: Worker, asked: CompareRequest | None = None) -> dict[str, dict[str, Any]]:
     """Field of the form -> what its component has to be for a model; one without a choice is not shown.
 
     Its value is that of a request, or else the default.
@@ -517,7 +519,7 @@ def settings(spec: catalog.ModelSpec, worker: Worker, asked: CompareRequest | No
     return found
 
 
-def _span(bounds: tuple[float, float], value: float) -> dict:
+def _span(bounds: tuple[float, float], value: float) -> dict[str, Any]:
     low, high = bounds
     # Gradio refuses a slider without a range, even one that is not shown.
     return {"minimum": low, "maximum": high if low < high else low + 1, "value": value, "visible": low < high}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -283,7 +284,7 @@ def _precisions(worker: Worker, chosen: Sequence[str]) -> gr.CheckboxGroup:
     )
 
 
-def _more_settings(fields: dict[str, dict]) -> dict[str, gr.components.Component]:
+def _more_settings(fields: dict[str, dict[str, Any]]) -> dict[str, gr.components.Component]:
     """The rest of the form, as keyword arguments of `Form`."""
     with gr.Row(elem_classes="tf-more"):
         more = {

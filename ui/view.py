@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from engine import events
 from engine.formats import REFERENCE
@@ -66,7 +67,7 @@ class View:
     @property
     def comparison(self) -> Comparison | None:
         """What is finished so far as a comparison; None until the reference is."""
-        if not any(g.precision == REFERENCE for g in self.finished):
+        if self.request is None or not any(g.precision == REFERENCE for g in self.finished):
             return None
         return Comparison(
             request=self.request,
@@ -124,7 +125,9 @@ def of(
 
 def judged(view: View, seen: Seen) -> View:
     """A finished comparison's view, with what people have answered by now."""
-    return replace(view, seen=seen, headline=words.verdict.verdict(view.comparison, seen))
+    if (made := view.comparison) is None:
+        return view
+    return replace(view, seen=seen, headline=words.verdict.verdict(made, seen))
 
 
 def advance(view: View, event: events.Event) -> View:
@@ -144,7 +147,7 @@ def advance(view: View, event: events.Event) -> View:
         case events.Finished(precision, generation):
             return _with(view, precision, generation=generation, note="", progress=None, preview=None)
         case events.Compared(precision, metrics):
-            made = next(c.generation for c in view.columns if c.precision == precision)
+            made = next(g for g in view.finished if g.precision == precision)
             return _with(view, precision, generation=replace(made, metrics=metrics))
         case events.Measuring(index, total):
             return replace(view, headline=words.run.MEASURING, detail=words.run.measuring(index, total))
@@ -164,13 +167,14 @@ def stopped(view: View, headline: str) -> View:
 
 def _working(view: View, precision: str, note: str, progress: float | None) -> View:
     order = [c.precision for c in view.columns]
-    said = words.run.making(precision, words.thing(view.request), order.index(precision) + 1, len(order))
+    thing = words.thing(view.request) if view.request else ""
+    said = words.run.making(precision, thing, order.index(precision) + 1, len(order))
     view = _with(view, precision, note=note, progress=progress)
     at_once = [column.precision for column in view.columns if column.progress is not None]
     if len(at_once) > 1:  # on several devices
-        return replace(view, headline=words.run.making_at_once(at_once, words.thing(view.request)), detail="")
+        return replace(view, headline=words.run.making_at_once(at_once, thing), detail="")
     return replace(view, headline=said, detail=note)
 
 
-def _with(view: View, precision: str, **changes: object) -> View:
+def _with(view: View, precision: str, **changes: Any) -> View:
     return replace(view, columns=tuple(replace(c, **changes) if c.precision == precision else c for c in view.columns))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from engine import catalog
 
@@ -33,12 +34,12 @@ def block_graphs(model: str, batch_size: int) -> bool:
     return batch_size == 1 and (catalog.MODELS[model].family if model in catalog.MODELS else model) in _BLOCK_GRAPHS
 
 
-def stands_for(row: Mapping, method: str) -> bool:
+def stands_for(row: Mapping[str, Any], method: str) -> bool:
     """A benchmark's row is that method's: a row names other methods that were the same there in `also`."""
     return method == row["method"] or method in row.get("also", ())
 
 
-def read(file: Path) -> dict:
+def read(file: Path) -> dict[str, Any]:
     """A benchmark's result with today's names, whenever it was written.
 
     Files of before know one method of the post, `seed`, which compiled with the default mode everywhere: it is
@@ -52,7 +53,7 @@ def read(file: Path) -> dict:
     return result | {"rows": [_current(row, result["model"]) for row in result["rows"]]}
 
 
-def _current(row: Mapping, model: str) -> dict:
+def _current(row: Mapping[str, Any], model: str) -> dict[str, Any]:
     renamed = {("from_post" if name == "from_seed" else name): value for name, value in row.items()}
     if row["method"] == "seed":
         graphs = block_graphs(model, row["batch_size"])

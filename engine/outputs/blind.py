@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from PIL import Image
 
@@ -90,7 +91,7 @@ class Given:
     right: bool
     seconds: float
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -198,7 +199,7 @@ def pairs(comparison: Comparison, *, fresh: bool) -> Iterator[Pair]:
         if made.precision == REFERENCE or made.metrics is None:
             continue
         for index, (reference, other) in enumerate(zip(comparison.reference.files, made.files, strict=True)):
-            if made.metrics.lpips[index] is None:
+            if (lpips := made.metrics.lpips[index]) is None:
                 continue
             yield Pair(
                 model=asked.model,
@@ -207,7 +208,7 @@ def pairs(comparison: Comparison, *, fresh: bool) -> Iterator[Pair]:
                 execution=made.execution,
                 prompt=asked.prompt,
                 seed=(asked.seed + index) % 2**32,
-                lpips=made.metrics.lpips[index],
+                lpips=lpips,
                 fresh=fresh,
                 frames=asked.num_frames,
                 size=(asked.width, asked.height),

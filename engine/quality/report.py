@@ -11,6 +11,7 @@ import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -60,7 +61,7 @@ summary { cursor: pointer; margin: 8px 0; }
 """
 
 
-def page(summary: Mapping, folder: Path) -> str:
+def page(summary: Mapping[str, Any], folder: Path) -> str:
     """The report.
 
     Args:
@@ -95,7 +96,7 @@ def page(summary: Mapping, folder: Path) -> str:
     )
 
 
-def _table(summary: Mapping) -> str:
+def _table(summary: Mapping[str, Any]) -> str:
     ruler, reference = summary["ruler"], summary["reference"]
     clips = any(scores["temporal_lpips"] is not None for scores in (ruler["floor"], *summary["results"]))
     top = max(
@@ -107,7 +108,9 @@ def _table(summary: Mapping) -> str:
     heads = ["Precision", "Recipe", "LPIPS", "", "PSNR, dB", *(["Temporal LPIPS"] if clips else [])]
     heads += ["Latency, s", "Weights, GB", "Peak, GB", "Layers"]
 
-    def row(first: str, second: str, scores: Mapping | None, costs: Mapping | None, kind: str = "") -> str:
+    def row(
+        first: str, second: str, scores: Mapping[str, Any] | None, costs: Mapping[str, Any] | None, kind: str = ""
+    ) -> str:
         cells = [f'<th scope="row">{escape(first)}</th><td class="word">{escape(second)}</td>']
         if scores is None:
             cells.append("<td>reference</td><td></td><td></td>" + "<td></td>" * clips)
@@ -126,7 +129,7 @@ def _table(summary: Mapping) -> str:
     return _framed(heads, body, "Distance from bf16")
 
 
-def _costs(found: Mapping) -> str:
+def _costs(found: Mapping[str, Any]) -> str:
     latency, memory, layers = found["latency_s"], found["memory_gb"], found["layers"]
     if latency is None and found["execution"] == "native":
         seconds = "<td>not timed<small>several devices at once</small></td>"
@@ -141,14 +144,14 @@ def _costs(found: Mapping) -> str:
     )
 
 
-def _estimate(found: Mapping | None, digits: int, otherwise: str = "–") -> str:
+def _estimate(found: Mapping[str, Any] | None, digits: int, otherwise: str = "–") -> str:
     if found is None:
         return f"<td>{otherwise}</td>"
     ends = "" if found["low"] is None else f"<small>{found['low']:.{digits}f} – {found['high']:.{digits}f}</small>"
     return f"<td>{found['mean']:.{digits}f}{ends}</td>"
 
 
-def _bar(found: Mapping, ruler: Mapping, top: float) -> str:
+def _bar(found: Mapping[str, Any], ruler: Mapping[str, Any], top: float) -> str:
     """A mean and its interval on a line from 0 to `top`, with ticks at floor and ceiling."""
     scale = 150 / top if top else 0
     ticks = "".join(
@@ -169,7 +172,7 @@ def _bar(found: Mapping, ruler: Mapping, top: float) -> str:
     )
 
 
-def _damage(summary: Mapping) -> str:
+def _damage(summary: Mapping[str, Any]) -> str:
     """What has no score, and whose values are not numbers."""
     ends = [(f"bf16, {name}", summary["ruler"][name]) for name in ("floor", "ceiling")]
     rows = [(f"{LABELS[row['precision']]} {row['recipe']}", row) for row in summary["results"]]
@@ -187,7 +190,7 @@ def _damage(summary: Mapping) -> str:
     return "".join(f"<p>{escape(sentence)}</p>" for sentence in said)
 
 
-def _quoted(summary: Mapping) -> str:
+def _quoted(summary: Mapping[str, Any]) -> str:
     """The post's own full-versus-selective table, beside an evaluation of both recipes."""
     if not {"full", "seed"} <= {row["recipe"] for row in summary["results"]}:
         return ""
@@ -205,7 +208,7 @@ def _quoted(summary: Mapping) -> str:
     )
 
 
-def _categories(summary: Mapping) -> str:
+def _categories(summary: Mapping[str, Any]) -> str:
     names = list(summary["ruler"]["floor"]["categories"])
     if not names:
         return ""
@@ -224,11 +227,11 @@ def _categories(summary: Mapping) -> str:
     return "<h2>LPIPS by category</h2>" + _framed(heads, body, "LPIPS by category")
 
 
-def _prompts(scores: Mapping) -> int:
+def _prompts(scores: Mapping[str, Any]) -> int:
     return scores["unscored"] + (scores["lpips"]["n"] if scores["lpips"] else 0)
 
 
-def _pairs(summary: Mapping, folder: Path) -> str:
+def _pairs(summary: Mapping[str, Any], folder: Path) -> str:
     said = ["<h2>Worst and best pairs</h2><p class='soft'>Left bf16, right quantized, from the same noise.</p>"]
     for row in summary["results"]:
         for kind in ("worst", "best"):
@@ -239,7 +242,7 @@ def _pairs(summary: Mapping, folder: Path) -> str:
     return "".join(said)
 
 
-def _pair(pair: Mapping, name: str, folder: Path) -> str:
+def _pair(pair: Mapping[str, Any], name: str, folder: Path) -> str:
     prompt = escape(pair["prompt"])
     sides = "".join(
         f'<img src="{_embedded(folder / file)}" alt="{label}: {prompt}">'
@@ -273,7 +276,7 @@ def _still(file: Path) -> Image.Image:
     return frames[len(frames) // 2]
 
 
-def _facts(summary: Mapping) -> str:
+def _facts(summary: Mapping[str, Any]) -> str:
     settings = {label.replace("_", " "): value for label, value in summary["settings"].items()}
     facts = {
         "device": summary["device"],
@@ -292,7 +295,7 @@ def _facts(summary: Mapping) -> str:
     return f"<h2>Settings and versions</h2>{_list(facts)}{ran}"
 
 
-def _list(facts: Mapping) -> str:
+def _list(facts: Mapping[str, Any]) -> str:
     return f"<dl>{''.join(f'<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>' for k, v in facts.items())}</dl>"
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,17 +44,19 @@ class _EmulatedTensor(TorchAOBaseTensor):
 
 
 @_EmulatedTensor.implements(torch.ops.aten.is_pinned.default)
-def _is_pinned(func: Callable, types: tuple, args: tuple, kwargs: dict) -> bool:
+def _is_pinned(func: Callable[..., Any], types: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return all(getattr(args[0], name).is_pinned() for name in args[0].tensor_data_names)
 
 
 @_EmulatedTensor.implements(torch.ops.aten._pin_memory.default)
-def _pin_memory(func: Callable, types: tuple, args: tuple, kwargs: dict) -> Tensor:
+def _pin_memory(
+    func: Callable[..., Any], types: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
     return args[0]._apply_fn_to_data(lambda data: data.pin_memory())
 
 
 @_EmulatedTensor.implements_torch_function(F.linear)
-def _linear(func: Callable, types: tuple, args: tuple, kwargs: dict) -> Tensor:
+def _linear(func: Callable[..., Any], types: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     # F.linear itself is caught because, without gradients, aten.linear is decomposed before subclasses see it.
     return _multiply(*args, **kwargs)
 
@@ -82,7 +85,7 @@ class EmulatedNVFP4Tensor(_EmulatedTensor):
     """
 
     tensor_data_names = ["codes", "block_scales", "tensor_scale"]  # noqa: RUF012 (torchao copies the list)
-    tensor_attribute_names = []  # noqa: RUF012
+    tensor_attribute_names: list[str] = []  # noqa: RUF012
     optional_tensor_attribute_names = ["act_quant_kwargs"]  # noqa: RUF012
 
     def __new__(
@@ -229,7 +232,7 @@ class EmulatedFP8Tensor(_EmulatedTensor):
     """
 
     tensor_data_names = ["values", "row_scales"]  # noqa: RUF012 (torchao copies the list)
-    tensor_attribute_names = []  # noqa: RUF012
+    tensor_attribute_names: list[str] = []  # noqa: RUF012
 
     def __new__(cls, values: Tensor, row_scales: Tensor) -> EmulatedFP8Tensor:
         return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=torch.bfloat16, device=values.device)

@@ -11,16 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
 import transformers
 from accelerate import init_empty_weights
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.catalog import MODELS, ModelSpec
 from engine.errors import LoadError
@@ -38,7 +40,7 @@ Read = Callable[[str, Tensor], Tensor]
 """Called with a tensor's name and an empty one of its shape; gives its values on the device."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
-_checked: dict[Path, tuple] = {}
+_checked: dict[Path, tuple[tuple[object, ...], str]] = {}
 """Folders that were found whole -> what their files looked like then: a folder is not looked through again until one of
 them changes."""
 
@@ -56,17 +58,17 @@ def load_pipeline(spec: ModelSpec, device: torch.device, source: Source = BUNDLE
     return assemble(spec, load_shared(spec, device, source), load_transformer(spec, device, source))
 
 
-def assemble(spec: ModelSpec, shared: Mapping[str, object], transformer: nn.Module) -> DiffusionPipeline:
+def assemble(spec: ModelSpec, shared: Mapping[str, Any], transformer: nn.Module) -> DiffusionPipeline:
     """A pipeline with a scheduler of its own around shared components and a denoiser."""
     scheduler = type(shared["scheduler"]).from_config(shared["scheduler"].config)
-    pipeline = getattr(diffusers, spec.pipeline)(**(shared | {"scheduler": scheduler, "transformer": transformer}))
+    pipeline = getattr(diffusers, spec.pipeline)(**{**shared, "scheduler": scheduler, "transformer": transformer})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def load_shared(
     spec: ModelSpec, device: torch.device, source: Source = BUNDLED_OR_HUB, told: Told | None = None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """All components but the denoiser, modules in bf16 on `device`; for `assemble`.
 
     Raises:
@@ -74,7 +76,7 @@ def load_shared(
     """
     checkpoint = _checkpoint(spec, source, told)
     folder = checkpoint.folder if checkpoint else spec.folder
-    shared: dict[str, object] = {}
+    shared: dict[str, Any] = {}
     with ExitStack() as opened:
         for part, (library, kind) in _needed(spec, folder).items():
             if part == "transformer":
@@ -137,8 +139,9 @@ def load_transformer(
     return transformer.eval().requires_grad_(False)
 
 
-def _contiguous(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    return tree_map_only(Tensor, Tensor.contiguous, (args, kwargs))
+def _contiguous(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args, kwargs = tree_map_only(Tensor, Tensor.contiguous, (args, kwargs))
+    return args, kwargs
 
 
 def empty_transformer(spec: ModelSpec) -> nn.Module:
@@ -153,7 +156,7 @@ def empty_transformer(spec: ModelSpec) -> nn.Module:
         return kind.from_config(config).to(torch.bfloat16)
 
 
-def transformer_class(spec: ModelSpec) -> type:
+def transformer_class(spec: ModelSpec) -> type[ModelMixin]:
     """The diffusers class of the model's denoiser, as its checkpoint names it.
 
     Raises:
@@ -176,7 +179,7 @@ def check(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> None:
         return
     checkpoint = _here(spec, source)
     if checkpoint is None:
-        raise LoadError(f"{spec.name} is not on this machine: {spec.memory_gb.download:.0f} GB from {spec.url}.")
+        raise LoadError(f"{spec.name} is not on this machine: {spec.download}.")
     _check(spec, checkpoint)
 
 
@@ -185,11 +188,11 @@ def described(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
     if source.random:
         return "random, in the real architecture: what is made means nothing, its cost does"
     checkpoint = _here(spec, source)
-    if spec.bundled and checkpoint.folder == spec.folder:
+    if checkpoint is not None and spec.bundled and checkpoint.folder == spec.folder:
         return "the bundled checkpoint"
     stored = stored_as(spec, source)
     stored = f", stored in {stored} and run in bf16" if stored else ""
-    if source.folder is not None:
+    if checkpoint is not None and source.folder is not None:
         return f"the local folder {checkpoint.folder.name}{stored}"
     return f"{spec.source} at revision {spec.revision}{stored}"
 
@@ -242,7 +245,7 @@ def _here(spec: ModelSpec, source: Source) -> Checkpoint | None:
         own = source.folder / spec.id
         if own.is_dir():
             return Checkpoint(folder=own, remedy=source.remedy)
-        if _is_meant(spec, source):
+        if _is_meant(spec, source, source.folder):
             return Checkpoint(folder=source.folder, remedy=source.remedy)
     if spec.bundled:
         return Checkpoint(folder=spec.folder, remedy=files.RESTORE)
@@ -256,15 +259,15 @@ def _here(spec: ModelSpec, source: Source) -> Checkpoint | None:
     return _fetched(folder)
 
 
-def _is_meant(spec: ModelSpec, source: Source) -> bool:
+def _is_meant(spec: ModelSpec, source: Source, folder: Path) -> bool:
     """Whether a given folder, which has none for this model alone, is to be read for it: not if another of the models
     that were asked for is what it holds, nor for a miniature if it is a folder of other models' folders."""
-    if not (source.folder / "model_index.json").is_file():
+    if not (folder / "model_index.json").is_file():
         return not spec.bundled
     others = [MODELS[name] for name in source.asked if name != spec.id]
-    if not any(not files.misfit(other, source.folder, source.remedy) for other in others):
+    if not any(not files.misfit(other, folder, source.remedy) for other in others):
         return True
-    return not files.misfit(spec, source.folder, source.remedy)
+    return not files.misfit(spec, folder, source.remedy)
 
 
 def _fetched(folder: Path) -> Checkpoint:
@@ -319,7 +322,7 @@ def _check(spec: ModelSpec, checkpoint: Checkpoint) -> str:
     return said
 
 
-def _state(folder: Path) -> tuple:
+def _state(folder: Path) -> tuple[object, ...]:
     """What changes when a file of a folder does."""
     found = []
     for file in sorted(f for f in folder.rglob("*") if f.is_file()):
@@ -355,7 +358,7 @@ def _overrides(spec: ModelSpec, part: str, checkpoint: Checkpoint | None) -> dic
 # Modules
 
 
-def _class(library: str, kind: str) -> type:
+def _class(library: str, kind: str) -> type[ModelMixin] | type[PreTrainedModel]:
     """A component's class, by the two names in model_index.json."""
     if library in ("diffusers", "transformers"):
         return getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
@@ -454,7 +457,8 @@ def _reader(module: nn.Module, found: Component, device: torch.device, opened: E
     An fp8 weight is multiplied by its scale in fp32. What is not finite in bf16 is refused, as it would spread to every
     pixel, and to the quantizers' tables.
     """
-    handles, names = {}, _names(module, found)
+    handles: dict[Path, safe_open] = {}
+    names = _names(module, found)
 
     def get(name: str) -> Tensor:
         file = found.tensors[name].file
@@ -483,6 +487,8 @@ def _reader(module: nn.Module, found: Component, device: torch.device, opened: E
 def _scaled(codes: Tensor, scale: Tensor, found: Component, name: str) -> Tensor:
     scale_name = found.scales[name]
     blocks = files.scale_blocks(tuple(scale.shape), tuple(codes.shape))
+    if blocks is None:  # refused when the file's headers were read
+        raise LoadError(f"{scale_name} does not fit {name}: {files.SAVE_AGAIN} in bf16.")
     if not bool(((scale > 0) & scale.isfinite()).all()):
         raise LoadError(
             f"{scale_name} in {found.tensors[scale_name].file} has values that are not positive, and so no scales: "
@@ -553,7 +559,7 @@ def _require_read(kind: str, found: Component) -> None:
     _require_all_read(found, read)
 
 
-def _require_all_read(found: Component, read: Mapping[str, object]) -> None:
+def _require_all_read(found: Component, read: Mapping[str, Any]) -> None:
     """Refuse what transformers would make up, leave out or cut.
 
     Args:
@@ -572,7 +578,7 @@ def _require_all_read(found: Component, read: Mapping[str, object]) -> None:
         raise LoadError(f"{file} holds {extra[0]}{files.more(extra)}, which the model has not: {files.SAVE_AGAIN}.")
 
 
-def _check_vocabularies(shared: Mapping[str, object], folder: Path) -> None:
+def _check_vocabularies(shared: Mapping[str, Any], folder: Path) -> None:
     """Refuse a tokenizer with more tokens than its text encoder has embeddings: an index beyond them ends a GPU's
     process."""
     for part, encoder in shared.items():
@@ -614,7 +620,7 @@ def _random(device: torch.device, seed: int = 0) -> Callable[[str, Tensor], Tens
     return make
 
 
-def _tokenizer(kind: str, folder: Path, random: bool) -> object:
+def _tokenizer(kind: str, folder: Path, random: bool) -> PreTrainedTokenizerBase:
     # assets/configs has no vocabularies; its stand-ins, which split at words, need no class of their own.
     cls = getattr(transformers, "PreTrainedTokenizerFast" if random else kind, None)
     if cls is None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from engine.catalog import ModelSpec
 from engine.formats import REFERENCE
+from engine.machine import Support
 from engine.request import CompareRequest
 from engine.results import Generation
 from ui.words.common import NAMES, RECIPES, thing
@@ -140,7 +143,7 @@ def reference_note(asked: CompareRequest) -> str:
     return f"The reference: every other {thing(asked)} is measured against this one."
 
 
-def machine(name: str, support: dict) -> str:
+def machine(name: str, support: Mapping[str, Support]) -> str:
     """The device, and what it does natively and emulates: "NVIDIA H100 · FP8 native · MXFP8, NVFP4 emulated"."""
     parts = [name]
     for execution in ("native", "emulated", "unavailable"):

@@ -18,9 +18,9 @@ HISTORY_CLEAR = "Forget them"
 def tile(comparison: Comparison) -> str:
     """What sets a comparison apart from others, below its prompt."""
     asked = comparison.request
-    others = [g for g in comparison.results if g.metrics and g.metrics.mean_lpips is not None]
+    scored = [(g.precision, g.metrics.mean_lpips) for g in comparison.results if g.metrics]
     lost = [f"{NAMES[g.precision]}: {g.metrics.damage}" for g in comparison.results if g.metrics and g.metrics.damage]
-    scores = ", ".join(f"{NAMES[g.precision]}\N{NO-BREAK SPACE}{score(g.metrics.mean_lpips)}" for g in others)
+    scores = ", ".join(f"{NAMES[name]}\N{NO-BREAK SPACE}{score(lpips)}" for name, lpips in scored if lpips is not None)
     parts = ([f"LPIPS {scores}"] if scores else []) + lost
     if asked.num_frames > 1:
         spec = catalog.model(asked.model)

@@ -44,7 +44,7 @@ def no_measurements(name: str) -> str:
     return f"{name} does not hold what the Quality tab shows, so it is left out."
 
 
-def prompts(found: Mapping[str, Sequence]) -> str:
+def prompts(found: Mapping[str, Sequence[object]]) -> str:
     """Over how many prompts something was found and reported."""
     parts = [f"{len(found[half])} prompts {HALVES[half]}" for half in HALVES if found.get(half)]
     return " · ".join(parts) if len(parts) > 1 else f"{len(next(filter(None, found.values()), ()))} prompts"
