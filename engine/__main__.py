@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from engine.serving.worker import Job
 
 
+COLUMNS = f"of {', '.join(PRECISIONS)}; {DEFAULTS[-1]}@tuned is by a recipe of its own"
+RECIPE = "of those that name none (default: the model's first)"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m engine", description="Compare bf16 and quantized diffusion models.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
@@ -43,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="which layers a recipe quantizes, and why, without loading weights")
     inspect.set_defaults(run=_inspect)
     inspect.add_argument("--model", required=True)
-    inspect.add_argument("--precision", required=True)
-    inspect.add_argument("--recipe", help="default: the model's first")
+    inspect.add_argument("--precision", required=True, metavar="COLUMN", help=COLUMNS)
+    inspect.add_argument("--recipe", help=RECIPE)
 
     compare = commands.add_parser("compare", help="make one picture in several precisions and measure them")
     compare.set_defaults(run=_compare)
@@ -55,11 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure speed and memory, without looking at what is made")
     bench.set_defaults(run=_bench)
     bench.add_argument("--model", default=catalog.DEFAULT)
-    bench.add_argument("--precision", nargs="+", metavar="P", default=[REFERENCE], help=f"of {', '.join(PRECISIONS)}")
+    bench.add_argument("--precision", nargs="+", metavar="COLUMN", default=[REFERENCE], help=COLUMNS)
     bench.add_argument("--batch-size", nargs="+", type=int, metavar="B", default=[1])
     bench.add_argument("--methods", nargs="+", metavar="M", default=["engine"], help=f"of {', '.join(methods.METHODS)}")
     bench.add_argument("--repeats", type=int, default=5)
-    bench.add_argument("--recipe")
+    bench.add_argument("--recipe", help=RECIPE)
     for name in ("--steps", "--height", "--width", "--frames"):
         bench.add_argument(name, type=int)
     bench.add_argument("--profile", action="store_true", help="also take a denoising step apart, kernel by kernel")
@@ -77,11 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--precision",
         nargs="+",
-        metavar="P",
+        metavar="COLUMN",
         default=[p for p in DEFAULTS if p != REFERENCE],
-        help=f"of {', '.join(PRECISIONS)}",
+        help=COLUMNS,
     )
-    evaluate.add_argument("--recipe", nargs="+", metavar="R", help="default: the model's first")
+    evaluate.add_argument("--recipe", nargs="+", metavar="R", help=RECIPE)
     evaluate.add_argument("--prompts", required=True, metavar="FILE", help="drawbench, or a text, CSV or JSON file")
     evaluate.add_argument("--limit", type=int, metavar="N", help="the first N prompts")
     evaluate.add_argument("--skip-refused", action="store_true", help="leave out prompts that the model does not take")
@@ -107,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--lpips-prompts", type=int, default=2, metavar="N", help="for LPIPS of each group; 0: none")
     tune = commands.add_parser("tune", help="search a better NVFP4 recipe, and measure it and its parts")
     tune.set_defaults(run=_tune)
-    tune.add_argument("--budget", type=float, default=8.0, metavar="PERCENT", help="more bytes than the seed recipe")
+    tune.add_argument(
+        "--budget", type=float, default=8.0, metavar="PERCENT", help="more bytes than by the post's recipe"
+    )
     tune.add_argument("--recipe", required=True, type=Path, metavar="FILE", help="recipe file, written anew")
     for command in (measure, tune):
         command.add_argument("--model", default=catalog.DEFAULT)
@@ -129,8 +135,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_request(parser: argparse.ArgumentParser) -> None:
     """The arguments that `_request` reads, besides the prompt."""
     parser.add_argument("--model", default=catalog.DEFAULT)
-    parser.add_argument("--precision", nargs="+", metavar="P", help=f"of {', '.join(PRECISIONS)}")
-    parser.add_argument("--recipe")
+    parser.add_argument("--precision", nargs="+", metavar="COLUMN", help=COLUMNS)
+    parser.add_argument("--recipe", help=RECIPE)
     for name in ("--seed", "--steps", "--height", "--width", "--frames", "--batch-size"):
         parser.add_argument(name, type=int)
     parser.add_argument("--guidance", type=float)
@@ -236,7 +242,7 @@ def _inspect(args: argparse.Namespace) -> None:
         print(f"The recipe's pattern {pattern} matches no Linear layer.")
     stored = found["bytes"]
     print(
-        f"{found['quantized']} of {found['linears']} Linear layers in {found['precision']}; "
+        f"{found['quantized']} of {found['linears']} Linear layers in {found['column']}; "
         f"denoiser {stored[REFERENCE] / 1e6:.1f} -> {stored['quantized'] / 1e6:.1f} MB"
     )
 
@@ -455,10 +461,10 @@ def _finish(job: Job) -> Comparison:
                 say(f"loading {what}")
             case events.Downloading(what, done, total):
                 say(f"downloading {what}: {done / 1e9:.1f} of {total / 1e9:.1f} GB", end="")
-            case events.Step(precision, index, total, _):
-                say(f"{precision}: step {index} of {total}", end="")
-            case events.Finished(precision, generation):
-                say(f"{precision}: {generation.latency.total:.2f} s")
+            case events.Step(column, index, total, _):
+                say(f"{column}: step {index} of {total}", end="")
+            case events.Finished(column, generation):
+                say(f"{column}: {generation.latency.total:.2f} s")
             case events.Measuring(index, total):
                 say(f"measuring the ruler: {index} of {total}", end="")
             case events.RulerReady():
@@ -479,12 +485,13 @@ def _moved(comparison: Comparison, source: Path, target: Path) -> Comparison:
 def _print(comparison: Comparison) -> None:
     print(f"{comparison.request.model} on {comparison.device}: {comparison.request.prompt!r}")
     print(f"  weights: {comparison.results[0].ran['Weights']}")
+    wide = max(6, *(len(g.column) for g in comparison.results))
     for g in comparison.results:
         untimed = "emulated" if g.execution == "emulated" else "not timed"
         speed = f"{g.latency.total:6.2f} s" if g.latency_comparable else untimed
         distance = _distance(g.metrics) if g.metrics else "reference"
         beside = f"  at once with {' and '.join(g.at_once)}" if g.at_once else ""
-        print(f"  {g.precision:6} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}  {', '.join(g.files)}{beside}")
+        print(f"  {g.column:{wide}} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}  {', '.join(g.files)}{beside}")
     if comparison.ruler:
         print(f"  ruler: floor {comparison.ruler.floor:.4f}, ceiling {comparison.ruler.ceiling:.4f}")
 

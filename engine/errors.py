@@ -63,3 +63,14 @@ def fault(error: Exception, trace: str = "", lost: bool = False) -> FaultError:
 
 class CancelledRun(Exception):
     """No failure: whoever asked for a run does not want it any more. Raised out of the pipeline's call."""
+
+
+def shown(value: object) -> str:
+    """`value` as a sentence may quote it: on one line, and not longer than a line."""
+    if isinstance(value, int) and value.bit_length() > 100:
+        return "a number of that size"  # Python refuses to print the largest ones
+    try:
+        text = repr(value)
+    except ValueError:  # such a number inside a list
+        text = f"that {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

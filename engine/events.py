@@ -36,9 +36,9 @@ class Downloading:
 
 @dataclass(frozen=True)
 class Preparing:
-    """A preload turns to one precision: what is loaded and warmed next is for it."""
+    """A preload turns to one column: what is loaded and warmed next is for it."""
 
-    precision: str
+    column: str
     index: int
     """1 to `total`."""
     total: int
@@ -50,7 +50,7 @@ class Preparing:
 class Warming:
     """Untimed steps of the same shape, so that the timed run finds everything in place."""
 
-    precision: str
+    column: str
     compiling: bool = False
     """The blocks are compiled for this size, which happens once."""
     seconds: float | None = None
@@ -59,25 +59,25 @@ class Warming:
 
 @dataclass(frozen=True)
 class Step:
-    precision: str
+    column: str
     index: int
     """Steps done, 1 to `total`."""
     total: int
     seconds_left: float | None
-    """For this precision's denoising; None until it can be told."""
+    """For this column's denoising; None until it can be told."""
     preview: bytes | None = None
     """A JPEG of what is expected in the end, where previews were asked for and there is a new one."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    precision: str
+    column: str
     generation: Generation
 
 
 @dataclass(frozen=True)
 class Compared:
-    precision: str
+    column: str
     metrics: Metrics
 
 

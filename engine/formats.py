@@ -40,7 +40,7 @@ class Format:
     bits: int
     """Of one value."""
     element: str
-    """Type of one value: "bf16", or exponent and mantissa bits as in "e4m3"."""
+    """Type of one value: "bf16", "int8", or exponent and mantissa bits as in "e4m3"."""
     block: int = 0
     """Neighbouring weights of a row that share a scale; 0 where none is shared by so few."""
     scale: str = ""
@@ -59,7 +59,7 @@ class Format:
     """Of a matrix product on a B200 as a share of bf16's, by its published peak rates; the real ones are not known
     here, and quantizing activations takes time of its own."""
     hardware: str = ""
-    """What its tensor cores come with, for a sentence; empty for the reference."""
+    """What multiplies it natively, for a sentence; empty for the reference."""
     default: bool
     """It takes part where nobody chose."""
     colour: Colour
@@ -131,7 +131,21 @@ NVFP4 = Format(
     colour=Colour(light="#0f766e", dark="#2dd4bf"),
 )
 
-ROWS = (BF16, FP8, MXFP8, NVFP4)
+INT8 = Format(
+    id="int8",
+    label="INT8",
+    bits=8,
+    element="int8",
+    outer="row",
+    multiple_in=8,  # of cuBLAS's product
+    multiple_out=8,
+    time=1 / 2,
+    hardware="an NVIDIA GPU from Ampere on (compute capability 8.0), or a CPU with VNNI or AMX",
+    default=False,
+    colour=Colour(light="#7c3aed", dark="#a78bfa"),
+)
+
+ROWS = (BF16, FP8, MXFP8, NVFP4, INT8)
 """The reference first; everywhere else in this order."""
 FORMATS: Mapping[str, Format] = MappingProxyType({row.id: row for row in ROWS})
 REFERENCE = BF16.id

@@ -29,6 +29,8 @@ class Machine:
     """CUDA compute capability; None for a CPU or another maker's GPU."""
     mslk: bool = False
     """Whether mslk's Triton quantizer for NVFP4 can be used."""
+    int8: bool = False
+    """Of a CPU: whether it has instructions that multiply int8 into int32 (VNNI, AMX)."""
     no_compile: str = ""
     """Why nothing can be compiled for a GPU, beginning with what is missing; empty where it can."""
     note: str = ""

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.catalog import ASSETS
+from engine.columns import POST, Column
 from engine.formats import REFERENCE
 from engine.request import CompareRequest
 
-POST = ASSETS / "reference" / "b200.json"
+TABLES = ASSETS / "reference" / "b200.json"
 
 
 def read() -> dict[str, Any]:
     """The post's tables; `latency_note` and `lpips_note` say how its latencies and its LPIPS differ from others."""
-    post: dict[str, Any] = json.loads(POST.read_text(encoding="utf-8"))
-    return post
+    return json.loads(TABLES.read_text(encoding="utf-8"))
 
 
-def quote(asked: CompareRequest, precision: str) -> Mapping[str, Any] | None:
+def quote(asked: CompareRequest, column: Column) -> Mapping | None:
     """What the post measured of the same call, with `saving`, the part of bf16's peak memory; None if it did not."""
     post = read()
     theirs = post["settings"].get(asked.model, {})
@@ -37,7 +37,7 @@ def quote(asked: CompareRequest, precision: str) -> Mapping[str, Any] | None:
         if (row["model"], row["batch_size"]) == (asked.model, asked.batch_size)
     }
     same = all(theirs[name] == value for name, value in ours.items() if name in theirs)
-    if precision not in found or asked.recipe != "seed" or not same:
+    if column.format not in found or column.recipe not in ("", POST) or not same:
         return None
-    row: dict[str, Any] = found[precision]
+    row = found[column.format]
     return row | {"saving": 1 - row["peak_memory_gb"] / found[REFERENCE]["peak_memory_gb"]}

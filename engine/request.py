@@ -11,9 +11,10 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
-from engine import catalog
+from engine import catalog, columns
 from engine.catalog import ModelSpec
-from engine.errors import RequestError
+from engine.columns import Column
+from engine.errors import RequestError, shown
 from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 
 
@@ -23,7 +24,8 @@ class CompareRequest:
 
     `height` and `width` are pixels, `num_frames` is 1 for pictures, `seed` seeds a CPU generator, `batch_size` counts
     pictures or clips per precision. With `previews`, what is being made is shown between the steps, and not timed.
-    `precisions` always starts with the reference, bf16.
+    `precisions` are columns (engine/columns.py), each once and in one order, the reference first; `recipe` is that of
+    those that name none, so that no other column names it.
     """
 
     model: str
@@ -65,12 +67,10 @@ class CompareRequest:
         defaults, limits = spec.defaults, spec.limits
         size = (_whole("height", height, defaults.height), _whole("width", width, defaults.width))
         _check_size(spec, *size)
-        recipe = spec.recipes[0] if recipe is None else recipe
-        if recipe not in spec.recipes:
-            raise RequestError(f"{spec.name} has no recipe {shown(recipe)}: choose {' or '.join(spec.recipes)}.")
+        recipe = spec.recipes[0] if recipe is None else columns.recipe_of(spec, recipe)
         return cls(
             model=spec.id,
-            precisions=_precisions(precisions),
+            precisions=_precisions(precisions, spec, recipe),
             prompt=_prompt(prompt, limits.prompt_characters),
             seed=_ranged("seed", seed, defaults.seed, limits.seed),
             num_inference_steps=_ranged(
@@ -85,11 +85,20 @@ class CompareRequest:
             previews=_switch("previews", previews),
         )
 
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """What `precisions` stand for."""
+        return tuple(map(self.column, self.precisions))
+
+    def column(self, written: str) -> Column:
+        """What one of `precisions` stands for."""
+        return Column.of(written, self.recipe)
+
     def covers(self, asked: CompareRequest) -> bool:
         """Whether what was made for this request shows all that `asked` asks for: the same in everything that decides
-        a pixel, and each of its precisions."""
-        same = replace(self, precisions=asked.precisions, previews=asked.previews) == asked
-        return same and set(asked.precisions) <= set(self.precisions)
+        a pixel, and each of its columns, however written."""
+        same = replace(self, precisions=asked.precisions, recipe=asked.recipe, previews=asked.previews) == asked
+        return same and set(asked.columns) <= set(self.columns)
 
     def to_json(self) -> dict:
         """The request as plain JSON values; `from_json` gives it back equal."""
@@ -123,7 +132,7 @@ def _prompt(value: object, limit: int) -> str:
     return prompt
 
 
-def _precisions(value: object) -> tuple[str, ...]:
+def _precisions(value: object, spec: ModelSpec, recipe: str) -> tuple[str, ...]:
     if value is None:
         return DEFAULTS
     if isinstance(value, str):
@@ -131,12 +140,10 @@ def _precisions(value: object) -> tuple[str, ...]:
     if not isinstance(value, Iterable) or isinstance(value, (bytes, dict)):
         raise RequestError(f"precisions must be a list of names from {', '.join(PRECISIONS)}, not {_kind(value)}.")
     asked = list(value)
-    for name in asked:
-        if name not in PRECISIONS:
-            raise RequestError(f"There is no precision {shown(name)}: choose from {', '.join(PRECISIONS)}.")
     if not asked:
         raise RequestError(f"No precision was chosen: choose from {', '.join(PRECISIONS)}.")
-    return (REFERENCE, *(p for p in PRECISIONS if p in asked and p != REFERENCE))
+    found = [Column.parse(text, spec, recipe) for text in (REFERENCE, *asked)]
+    return tuple(column.written(recipe) for column in columns.ordered(found, spec))
 
 
 def _switch(name: str, value: object) -> bool:
@@ -207,17 +214,6 @@ def _guidance(value: object, default: float, bounds: tuple[float, float]) -> flo
 
 def _finite(value: float) -> bool:
     return isinstance(value, int) or math.isfinite(value)  # isfinite() cannot take the largest integers
-
-
-def shown(value: object) -> str:
-    """`value` as a sentence may quote it: on one line, and not longer than a line."""
-    if isinstance(value, int) and value.bit_length() > 100:
-        return "a number of that size"  # Python refuses to print the largest ones
-    try:
-        text = repr(value)
-    except ValueError:  # such a number inside a list
-        text = f"that {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _kind(value: object) -> str:

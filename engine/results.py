@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
+from engine.columns import Column, format_of
 from engine.files import write_whole
 from engine.formats import REFERENCE
 from engine.request import CompareRequest
@@ -101,9 +102,10 @@ class LpipsMap:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What one precision made."""
+    """What one column made."""
 
-    precision: str
+    column: str
+    """As the request writes it."""
     execution: str
     """"native" or "emulated"."""
     files: tuple[str, ...]
@@ -118,15 +120,21 @@ class Generation:
     metrics: Metrics | None = None
     """None for the reference itself, and until compared."""
     at_once: tuple[str, ...] = ()
-    """Precisions that ran at the same time, each on a device of its own, and all on one host."""
+    """Columns that ran at the same time, each on a device of its own, and all on one host."""
     lpips_maps: tuple[LpipsMap | None, ...] = ()
     """One a picture or clip, None where that has no score; none for the reference itself, and until the comparison is
     complete."""
+
+    @property
+    def precision(self) -> str:
+        """The column's format."""
+        return format_of(self.column)
 
     def to_json(self) -> dict:
         metrics = self.metrics
         return {
             "precision": self.precision,
+            "column": self.column,
             "execution": self.execution,
             "files": list(self.files),
             "latency_s": asdict(self.latency),
@@ -161,7 +169,7 @@ class Generation:
                 lpips_frames=tuple(f and tuple(f) for f in frames) if frames is not None else None,
             )
         return cls(
-            precision=values["precision"],
+            column=values.get("column", values["precision"]),  # absent from what was recorded before there were columns
             execution=values["execution"],
             files=tuple(values["files"]),
             latency=Latency(**values["latency_s"]),
@@ -209,6 +217,10 @@ class Comparison:
     def reference(self) -> Generation:
         return next(g for g in self.results if g.precision == REFERENCE)
 
+    def column(self, generation: Generation) -> Column:
+        """What it is by: its format and recipe."""
+        return self.request.column(generation.column)
+
     def speedup(self, generation: Generation) -> float | None:
         """bf16's latency over this one's; None where either is emulated, or where one ran beside others and the other
         alone."""
@@ -235,7 +247,7 @@ class Comparison:
         }
 
     def to_csv(self) -> str:
-        """A row for each precision under a header; empty where there is no number, as for an emulation's latency."""
+        """A row for each column under a header; empty where there is no number, as for an emulation's latency."""
         asked = {name: v for name, v in self.request.to_json().items() if name != "precisions"}
         rows = []
         for g in self.results:
@@ -248,7 +260,8 @@ class Comparison:
                 scores["unscored"] = g.metrics.unscored
             ran = {"precision": g.precision, "execution": g.execution, "device": self.device, "created": self.created}
             ran |= {"at_once": " ".join(g.at_once)} if any(other.at_once for other in self.results) else {}
-            rows.append(ran | latency | memory | scores | asked)
+            column = {"recipe": self.column(g).recipe or self.request.recipe, "column": g.column}
+            rows.append(ran | latency | memory | scores | asked | column)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]))
         writer.writeheader()

@@ -13,7 +13,7 @@ import gradio as gr
 
 from engine import events
 from engine.errors import TwinframeError
-from engine.formats import PRECISIONS
+from engine.formats import DEFAULTS, PRECISIONS
 from engine.request import CompareRequest
 from engine.results import Comparison
 from engine.serving.contracts import Worker
@@ -43,13 +43,14 @@ def endpoint(worker: Worker, shelf: Shelf) -> Callable[..., Iterator[dict[str, A
         recipe: str | None = None,
         fresh: bool | None = None,
         http: gr.Request | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        """Make a picture or clip in bf16 and in each other precision from the same noise; measure what differs.
+    ) -> dict:
+        """Make a picture or clip in bf16 and as each other column from the same noise; measure what differs.
 
         Args:
             prompt: what to draw.
             model: the model's id; by default the bundled miniature.
-            precisions: of {precisions}; bf16 always takes part.
+            precisions: of {precisions}; bf16 always takes part. A recipe of its own is named after an @, as in
+                {example}.
             seed: of the noise; picture i of a batch uses seed + i.
             num_inference_steps: denoising steps.
             guidance_scale: how strongly the prompt is followed.
@@ -57,7 +58,7 @@ def endpoint(worker: Worker, shelf: Shelf) -> Callable[..., Iterator[dict[str, A
             width: pixels.
             num_frames: of a clip.
             batch_size: pictures or clips per precision.
-            recipe: which layers are quantized, such as seed or full.
+            recipe: which layers are quantized, such as post or full, in those precisions that name none.
             fresh: run it even if this app made the same before; without it, such a result comes back with
                 "recorded": true and the date when it was made.
         """
@@ -92,8 +93,8 @@ def endpoint(worker: Worker, shelf: Shelf) -> Callable[..., Iterator[dict[str, A
                         raise _said(reason)
                     case events.Cancelled():
                         raise _said(words.run.STOPPED)
-                    case events.Step(precision, index, total, _):
-                        yield {"status": f"{precision}: step {index} of {total}"}
+                    case events.Step(column, index, total, _):
+                        yield {"status": f"{column}: step {index} of {total}"}
                     case events.Queued(position, seconds):
                         yield {"status": words.run.waiting(position, seconds)}
                     case events.Downloading(what, done, total):
@@ -105,7 +106,9 @@ def endpoint(worker: Worker, shelf: Shelf) -> Callable[..., Iterator[dict[str, A
             job.cancel()
 
     # Clients read it, and MCP's a tool by it, so it names what there is.
-    compare.__doc__ = (compare.__doc__ or "").replace("{precisions}", ", ".join(PRECISIONS))
+    compare.__doc__ = compare.__doc__.replace("{precisions}", ", ".join(PRECISIONS)).replace(
+        "{example}", f"{DEFAULTS[-1]}@tuned"
+    )
     return compare
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,19 @@ import gradio as gr
 from gradio.components import Component
 
 from engine import catalog, events
+from engine.columns import Column
 from engine.errors import RequestError, TwinframeError
-from engine.formats import REFERENCE
+from engine.formats import QUANTIZED, REFERENCE
 from engine.outputs import recordings
 from engine.outputs.pool import Pool, Seen
 from engine.outputs.recordings import Bundle
+from engine.quantization import recipe_files
 from engine.request import CompareRequest
 from engine.results import Comparison
 from engine.serving.contracts import Job, Worker
 from ui import link, words
 from ui import view as views
+from ui.fields import FOLLOWING, CheckboxGroup, Dropdown, Radio, Slider, columns_of, fitting
 from ui.html import cards
 from ui.view import View
 from ui.web import middleware
@@ -49,30 +52,30 @@ class Form:
 
     prompt: gr.Textbox
     model: gr.Dropdown
-    precisions: gr.CheckboxGroup
+    precisions: CheckboxGroup
     seed: gr.Number
-    num_inference_steps: gr.Slider
-    guidance_scale: gr.Slider
-    size: gr.Dropdown
-    num_frames: gr.Slider
-    batch_size: gr.Slider
-    recipe: gr.Radio
+    num_inference_steps: Slider
+    guidance_scale: Slider
+    size: Dropdown
+    num_frames: Slider
+    batch_size: Slider
+    recipe: Radio
     previews: gr.Checkbox
 
     def components(self) -> set[Component]:
         return {getattr(self, field.name) for field in fields(self)}
 
-    def request(self, values: Updates) -> CompareRequest:
-        """The values of the form as a validated request.
+    def request(self, values: dict) -> CompareRequest:
+        """The values of the form as a validated request; what the model does not take is its default.
 
         Raises:
             RequestError: the first field that is wrong.
         """
         raw = {field.name: values[getattr(self, field.name)] for field in fields(self)}
-        width, height = (int(side) for side in raw.pop("size").split("x"))
+        following = fitting(raw["model"], {name: raw.pop(name) for name in FOLLOWING})
         # bf16 has no chip to switch off, so an empty selection means bf16 alone, not "nothing".
-        precisions = [REFERENCE, *(raw.pop("precisions") or [])]
-        return CompareRequest.create(raw.pop("prompt"), **raw, precisions=precisions, height=height, width=width)
+        precisions = [REFERENCE, *columns_of(raw["model"], raw.pop("precisions") or [])]
+        return CompareRequest.create(raw.pop("prompt"), **raw, **following, precisions=precisions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,8 @@ class Parts:
     examples: gr.Dataset
     about: gr.HTML
     hints: gr.HTML
+    further: Radio
+    """Columns that have no chip yet."""
     go: gr.Button
     stop: gr.Button
     notice: gr.HTML
@@ -300,11 +305,12 @@ class Handlers:
         typed: dict[str, Any] = {"seed": spec.defaults.seed}
         if not prompt.strip() or prompt in examples:
             if recorded := self._recorded_of(spec, values[form.precisions] or []):
-                return {part: to for part, to in self._controls(recorded).items() if part is not form.precisions}
+                return self._controls(recorded) | self._chips(spec, values[form.precisions] or [])
             typed |= {"prompt": spec.examples[0]} if spec.examples else {}
         fields = settings(spec, self._worker)
         return self._around(spec) | {
             self._parts.typed: json.dumps(typed),
+            **self._chips(spec, values[form.precisions] or []),
             **{getattr(form, name): gr.update(**fields[name]) for name in fields if name not in TYPED},
         }
 
@@ -371,9 +377,10 @@ class Handlers:
             return before | self._settings_of(opened.get(parts.shown)) | opened
         try:
             asked = link.read(query, self._models)
-            for precision in asked.precisions if asked else ():
-                if not self._runs_here(precision):
-                    raise RequestError(words.compare.unavailable(precision, self._worker.support[precision].reason))
+            for column in asked.columns if asked else ():
+                if not self._runs_here(column.format):
+                    reason = self._worker.support[column.format].reason
+                    raise RequestError(words.compare.unavailable(column.format, reason))
         except RequestError as error:
             return before | {parts.notice: cards.notice(words.compare.link_wrong(str(error)))}
         if asked is None:
@@ -433,19 +440,35 @@ class Handlers:
         run.job.cancel()
         return run
 
-    def _controls(self, asked: CompareRequest) -> Updates:
-        """Every control as a request has it; precisions that this machine cannot run are left out."""
+    def _controls(self, asked: CompareRequest) -> dict:
+        """Every control as a request has it; columns that this machine cannot run are left out."""
         form, spec = self._parts.form, catalog.model(asked.model)
         others = {name: of for name, of in settings(spec, self._worker, asked).items() if name not in TYPED}
         return self._around(spec) | {
             self._parts.typed: json.dumps({name: getattr(asked, name) for name in TYPED}),
             form.model: asked.model,
-            form.precisions: [p for p in asked.precisions if p != REFERENCE and self._runs_here(p)],
+            **self._chips(spec, asked.precisions),
             **{getattr(form, name): gr.update(**of) for name, of in others.items()},
         }
 
-    def _runs_here(self, precision: str) -> bool:
-        return self._worker.support[precision].execution != "unavailable"
+    def _runs_here(self, name: str) -> bool:
+        return self._worker.support[name].execution != "unavailable"
+
+    def _chips(self, spec: catalog.ModelSpec, chosen: Sequence[str]) -> dict:
+        """The columns to choose from, those chosen among them, and what else could be added."""
+        shown, further = chips(spec, self._worker, chosen)
+        return {
+            self._parts.form.precisions: gr.update(**shown),
+            self._parts.further: gr.update(**further),
+        }
+
+    def add_column(self, values: dict) -> dict:
+        """A further column was chosen: it becomes a chip."""
+        parts, added = self._parts, values[self._parts.further]
+        if not added:
+            return gr.skip()
+        spec = catalog.model(values[parts.form.model])
+        return self._chips(spec, [*(values[parts.form.precisions] or []), added])
 
     def _around(self, spec: catalog.ModelSpec) -> Updates:
         """What stands in and around the form for a model, other than values."""
@@ -484,8 +507,36 @@ def draw(parts: Parts, view: View) -> Updates:
 
 
 def programs(worker: Worker, comparison: Comparison) -> dict[str, str]:
-    """Precision -> the code that makes what it made."""
-    return {g.precision: worker.code(comparison.request, g.precision, g.execution) for g in comparison.results}
+    """Column -> the code that makes what it made."""
+    return {g.column: worker.code(comparison.request, g.column, g.execution) for g in comparison.results}
+
+
+def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tuple[dict, dict]:
+    """What the columns' chips have to be for a model, and the choice of further ones.
+
+    bf16 has no chip, because it always takes part. A format by the form's recipe has one, and so has one that a recipe
+    file was made for, and whatever is chosen.
+
+    Args:
+        chosen: columns; what this machine or the model does not have is left out.
+    """
+    formats = [name for name in QUANTIZED if worker.support[name].execution != "unavailable"]
+    made = {file.id: file.tunings for file in recipe_files.read(spec.family)}
+    every = {c.written(""): c for c in (Column(name, by) for name in formats for by in ("", *spec.recipes))}
+    wanted = [column for column in chosen if column in every]
+
+    def choices(shown: Callable[[str, Column], bool]) -> list[tuple[str, str]]:
+        some = {written: column for written, column in every.items() if shown(written, column)}
+        return [(words.compare.chip(c, worker.support[c.format].execution), written) for written, c in some.items()]
+
+    def has_chip(written: str, column: Column) -> bool:
+        return not column.recipe or written in wanted or column.format in made.get(column.recipe, ())
+
+    def further(written: str, column: Column) -> bool:
+        # A file's recipe leaves other formats to the model's first, which those that name none can have.
+        return not has_chip(written, column) and column.recipe not in (spec.recipes[0], *made)
+
+    return {"choices": choices(has_chip), "value": wanted}, {"choices": choices(further), "value": None}
 
 
 def settings(spec: catalog.ModelSpec, worker: Worker, asked: CompareRequest | None = None) -> dict[str, dict[str, Any]]:

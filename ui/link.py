@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote, urlencode
 
 from engine import catalog
-from engine.errors import RequestError
+from engine.errors import RequestError, shown
 from engine.formats import REFERENCE
-from engine.request import CompareRequest, shown
+from engine.request import CompareRequest
 
 NUMBERS = {
     "seed": "seed",
@@ -41,7 +41,7 @@ def query(request: CompareRequest) -> str:
         "recipe": request.recipe,
         **{name: getattr(request, field) for name, field in NUMBERS.items()},
     }
-    return "?" + urlencode(values, quote_via=quote, safe=",")
+    return "?" + urlencode(values, quote_via=quote, safe=",@")
 
 
 def read(values: Mapping[str, str], models: Sequence[str]) -> CompareRequest | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ from typing import Any
 import gradio as gr
 
 from engine import catalog
-from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
+from engine.formats import DEFAULTS
 from engine.outputs import recordings
 from engine.outputs.pool import Pool
 from engine.serving.contracts import Worker
 from ui import api, style, words
-from ui.handlers import Form, Handlers, Parts, draw, settings
+from ui.fields import CheckboxGroup, Dropdown, Radio, Slider
+from ui.handlers import Form, Handlers, Parts, chips, draw, settings
 from ui.html import cards
 from ui.tabs import benchmarks, blind, gallery, how, quality, recipe
 from ui.view import View
@@ -166,12 +166,12 @@ def build_page(
                     apply_default_css=False,
                     elem_id="tf-gallery",
                 )
-            with gr.Tab(words.QUALITY):
-                gr.HTML(quality.page(scored, models), apply_default_css=False, elem_id="tf-quality")
+            with gr.Tab(words.QUALITY) as opened:
+                quality.tab(opened, scored, models)
             with gr.Tab(words.RECIPE) as opened:
                 recipe.tab(worker, parts.form, opened, scored)
-            with gr.Tab(words.BENCHMARKS):
-                gr.HTML(benchmarks.page(measured), apply_default_css=False, elem_id="tf-benchmarks")
+            with gr.Tab(words.BENCHMARKS) as opened:
+                benchmarks.tab(opened, measured)
             with gr.Tab(words.HOW) as opened:
                 how.tab(worker, parts, opened)
         gr.HTML(
@@ -212,6 +212,12 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
             )
             go = gr.Button(words.GENERATE, variant="primary", scale=0, elem_id="tf-go")
             stop = gr.Button(words.STOP, scale=0, interactive=False, elem_id="tf-stop")
+        gr.HTML(
+            html_template=cards.known(),
+            js_on_load=cards.script("prompt"),
+            apply_default_css=False,
+            elem_id="tf-known",
+        )
         examples = gr.Dataset(
             label=words.compare.EXAMPLES_LABEL,
             components=[prompt],
@@ -227,12 +233,17 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
                 visible=len(models) > 1,
                 elem_id="tf-model",
             )
-            precisions = _precisions(worker, asked.precisions if asked else DEFAULTS)
+            columns, others = chips(spec, worker, asked.precisions if asked else DEFAULTS)
+            precisions = CheckboxGroup(**columns, label=words.compare.PRECISIONS_LABEL, elem_id="tf-precisions")
             with gr.Row(elem_classes="tf-seed"):
                 seed = gr.Number(**fields["seed"], label=words.compare.SEED_LABEL, elem_id="tf-seed")
                 dice = gr.Button(words.compare.DICE, elem_id="tf-dice", scale=0)
         with gr.Accordion(words.compare.MORE, open=False, elem_id="tf-more"):
             more = _more_settings(fields)
+            with gr.Row(elem_classes="tf-more"):
+                further = Radio(
+                    **others, label=words.compare.FURTHER_LABEL, elem_id="tf-further", elem_classes="tf-chips"
+                )
             about = gr.HTML(cards.about(spec), apply_default_css=False)
         known = cards.hints(spec, worker.support, worker.about_weights(spec.id))
         hints = gr.HTML(known, visible=bool(known), apply_default_css=False, elem_id="tf-hints")
@@ -256,6 +267,7 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
         examples=examples,
         about=about,
         hints=hints,
+        further=further,
         go=go,
         stop=stop,
         notice=notice,
@@ -273,31 +285,20 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
     return parts
 
 
-def _precisions(worker: Worker, chosen: Sequence[str]) -> gr.CheckboxGroup:
-    """Chips for what this machine can run; bf16 has none, because it always takes part."""
-    usable = [p for p in PRECISIONS if p != REFERENCE and worker.support[p].execution != "unavailable"]
-    return gr.CheckboxGroup(
-        [(words.compare.chip(p, worker.support[p].execution), p) for p in usable],
-        value=[p for p in chosen if p in usable],
-        label=words.compare.PRECISIONS_LABEL,
-        elem_id="tf-precisions",
-    )
-
-
-def _more_settings(fields: dict[str, dict[str, Any]]) -> dict[str, gr.components.Component]:
+def _more_settings(fields: dict[str, dict]) -> dict[str, gr.components.Component]:
     """The rest of the form, as keyword arguments of `Form`."""
     with gr.Row(elem_classes="tf-more"):
         more = {
-            "num_inference_steps": gr.Slider(
+            "num_inference_steps": Slider(
                 **fields["num_inference_steps"], step=1, label=words.compare.STEPS_LABEL, elem_id="tf-steps"
             ),
-            "guidance_scale": gr.Slider(
+            "guidance_scale": Slider(
                 **fields["guidance_scale"], step=0.1, label=words.compare.GUIDANCE_LABEL, elem_id="tf-guidance"
             ),
-            "num_frames": gr.Slider(**fields["num_frames"], elem_id="tf-frames"),
-            "batch_size": gr.Slider(**fields["batch_size"], step=1, elem_id="tf-batch"),
-            "size": gr.Dropdown(**fields["size"], label=words.compare.SIZE_LABEL, filterable=False, elem_id="tf-size"),
-            "recipe": gr.Radio(**fields["recipe"], label=words.RECIPE_LABEL, elem_id="tf-recipe"),
+            "num_frames": Slider(**fields["num_frames"], elem_id="tf-frames"),
+            "batch_size": Slider(**fields["batch_size"], step=1, elem_id="tf-batch"),
+            "size": Dropdown(**fields["size"], label=words.compare.SIZE_LABEL, filterable=False, elem_id="tf-size"),
+            "recipe": Radio(**fields["recipe"], label=words.RECIPE_LABEL, elem_id="tf-recipe"),
             "previews": gr.Checkbox(
                 label=words.compare.PREVIEWS_LABEL, info=words.compare.PREVIEWS_HINT, elem_id="tf-previews"
             ),
@@ -333,7 +334,7 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     parts.stop.click(handlers.stop, inputs={parts.shown}, outputs=[*drawn, parts.shown], queue=False, **PRIVATE)
     quick = {"queue": False, **PRIVATE}
     opened = [*drawn, parts.shown]
-    around = [parts.examples, parts.about, parts.hints, parts.typed, *(form.components() - {form.seed})]
+    around = [parts.examples, parts.about, parts.hints, parts.further, parts.typed, *(form.components() - {form.seed})]
     asking = form.components() | {parts.shown, parts.typed}
 
     def then_find(chosen: gr.events.Dependency) -> None:
@@ -345,6 +346,8 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     # Not the whole form: a dropdown sends it twice, and settings of the model before do not fit the one after.
     choosing = {form.model, form.prompt, form.precisions}
     another = form.model.input(handlers.choose_model, choosing, around, js=ASKED, **quick)
+    adding = {form.model, form.precisions, parts.further}
+    parts.further.input(handlers.add_column, adding, [form.precisions, parts.further], **quick)
     example = parts.examples.click(handlers.choose_example, parts.examples, parts.typed, js=ASKED, **quick)
     page = demo.load(handlers.open_page, {parts.shown}, [*around, *opened], **quick)
     address = parts.typed.select(handlers.open_address, {parts.shown}, [*around, *opened], **quick)

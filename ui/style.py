@@ -9,7 +9,7 @@ import gradio as gr
 from engine.formats import LABELS, REFERENCE, ROWS
 
 PARTS = (
-    *("frame", "form", "verdict", "views", "numbers", "pairs", "tables", "clips", "benchmarks"),
+    *("frame", "form", "prompt", "verdict", "views", "numbers", "pairs", "tables", "clips", "benchmarks", "answers"),
     *("narrow", "gallery", "stage", "warming", "tabs", "recipe", "quality", "how", "scatter", "blind", "previews"),
 )
 """The files in ui/css/, in the order in which their rules win over one another."""

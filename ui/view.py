@@ -20,10 +20,10 @@ from ui import words
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """One precision: a picture or clip when `generation` is there, otherwise how far it is."""
+class Card:
+    """One column: a picture or clip when `generation` is there, otherwise how far it is."""
 
-    precision: str
+    column: str
     note: str = ""
     """What is going on, in words, while there is none."""
     progress: float | None = None
@@ -38,7 +38,7 @@ class View:
     """Everything shown of one comparison, finished or not."""
 
     request: CompareRequest | None = None
-    columns: tuple[Column, ...] = ()
+    cards: tuple[Card, ...] = ()
     headline: str = words.compare.WELCOME
     detail: str = words.compare.WELCOME_MORE
     busy: bool = False
@@ -58,11 +58,11 @@ class View:
     foreign: bool = False
     """Of a model that is not offered here: it can be looked at, and the form cannot ask for it."""
     programs: Mapping[str, str] = field(default_factory=dict)
-    """Precision -> the code that makes the same without this project, once the comparison is complete."""
+    """Column -> the code that makes the same without this project, once the comparison is complete."""
 
     @property
     def finished(self) -> tuple[Generation, ...]:
-        return tuple(c.generation for c in self.columns if c.generation)
+        return tuple(c.generation for c in self.cards if c.generation)
 
     @property
     def comparison(self) -> Comparison | None:
@@ -83,7 +83,7 @@ def begin(request: CompareRequest, device: str, seen: Seen = words.verdict.NOBOD
     """The view of a comparison that has just been submitted: placeholders, no picture of an earlier one."""
     return View(
         request=request,
-        columns=tuple(Column(precision=p) for p in request.precisions),
+        cards=tuple(Card(column=column) for column in request.precisions),
         headline=words.STARTING,
         detail="",
         busy=True,
@@ -106,7 +106,7 @@ def of(
     """The view of a finished comparison whose comparison.json lies in `folder`."""
     return View(
         request=comparison.request,
-        columns=tuple(Column(precision=g.precision, generation=g) for g in comparison.results),
+        cards=tuple(Card(column=g.column, generation=g) for g in comparison.results),
         headline=words.verdict.verdict(comparison, seen),
         detail=words.run.SHARED if shared else "",
         recorded=recorded,
@@ -139,16 +139,16 @@ def advance(view: View, event: events.Event) -> View:
             return replace(view, headline=words.run.LOADING, detail=what)
         case events.Downloading(what, done, total):
             return replace(view, headline=words.run.DOWNLOADING, detail=words.run.downloading(what, done, total))
-        case events.Warming(precision):
-            return _working(view, precision, words.run.warming_up(event), None)
-        case events.Step(precision, index, total, left, preview):
-            view = _with(view, precision, preview=preview) if preview is not None else view
-            return _working(view, precision, words.run.step(index, total, left), index / total)
-        case events.Finished(precision, generation):
-            return _with(view, precision, generation=generation, note="", progress=None, preview=None)
-        case events.Compared(precision, metrics):
-            made = next(g for g in view.finished if g.precision == precision)
-            return _with(view, precision, generation=replace(made, metrics=metrics))
+        case events.Warming(column):
+            return _working(view, column, words.run.warming_up(event), None)
+        case events.Step(column, index, total, left, preview):
+            view = _with(view, column, preview=preview) if preview is not None else view
+            return _working(view, column, words.run.step(index, total, left), index / total)
+        case events.Finished(column, generation):
+            return _with(view, column, generation=generation, note="", progress=None, preview=None)
+        case events.Compared(column, metrics):
+            made = next(c.generation for c in view.cards if c.column == column)
+            return _with(view, column, generation=replace(made, metrics=metrics))
         case events.Measuring(index, total):
             return replace(view, headline=words.run.MEASURING, detail=words.run.measuring(index, total))
         case events.RulerReady(ruler):
@@ -158,23 +158,23 @@ def advance(view: View, event: events.Event) -> View:
 
 def stopped(view: View, headline: str) -> View:
     """A run that ended early: finished pictures stay, the others say so."""
-    columns = tuple(
+    cards = tuple(
         c if c.generation else replace(c, note=words.run.STOPPED_BEFORE, progress=None, preview=None)
-        for c in view.columns
+        for c in view.cards
     )
-    return replace(view, columns=columns, headline=headline, detail="", busy=False)
+    return replace(view, cards=cards, headline=headline, detail="", busy=False)
 
 
-def _working(view: View, precision: str, note: str, progress: float | None) -> View:
-    order = [c.precision for c in view.columns]
-    thing = words.thing(view.request) if view.request else ""
-    said = words.run.making(precision, thing, order.index(precision) + 1, len(order))
-    view = _with(view, precision, note=note, progress=progress)
-    at_once = [column.precision for column in view.columns if column.progress is not None]
+def _working(view: View, column: str, note: str, progress: float | None) -> View:
+    order = [c.column for c in view.cards]
+    name, made = words.name(view.request, column), words.thing(view.request)
+    said = words.run.making(name, made, order.index(column) + 1, len(order))
+    view = _with(view, column, note=note, progress=progress)
+    at_once = [words.name(view.request, c.column) for c in view.cards if c.progress is not None]
     if len(at_once) > 1:  # on several devices
-        return replace(view, headline=words.run.making_at_once(at_once, thing), detail="")
+        return replace(view, headline=words.run.making_at_once(at_once, made), detail="")
     return replace(view, headline=said, detail=note)
 
 
-def _with(view: View, precision: str, **changes: Any) -> View:
-    return replace(view, columns=tuple(replace(c, **changes) if c.precision == precision else c for c in view.columns))
+def _with(view: View, column: str, **changes: object) -> View:
+    return replace(view, cards=tuple(replace(c, **changes) if c.column == column else c for c in view.cards))

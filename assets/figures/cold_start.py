@@ -26,6 +26,7 @@ def ready(model: str, precision: str) -> dict:
     import torch
 
     from engine import catalog
+    from engine.columns import Column
     from engine.compiler import compilation
     from engine.environment import versions
     from engine.request import CompareRequest
@@ -37,7 +38,7 @@ def ready(model: str, precision: str) -> dict:
         studio = Studio("cuda" if torch.cuda.is_available() else "cpu", Source(random=not catalog.model(model).bundled))
         spec = catalog.model(model)
         request = CompareRequest.create(spec.examples[0], model=model, precisions=[precision])
-        rendition = studio.rendition(spec, precision, request.recipe, lambda _: None)
+        rendition = studio.rendition(spec, Column.of(precision, request.recipe), lambda _: None)
         seconds["loaded"] = time.time() - began
         warm = studio.warm(rendition, spec, request, lambda _: None, lambda: False)
         seconds["ready"] = time.time() - began

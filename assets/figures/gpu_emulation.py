@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import catalog
+from engine.columns import Column
 from engine.compiler import compilation
 from engine.environment import versions
 from engine.metrics import distances
@@ -77,8 +78,8 @@ def measure() -> dict:
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         for name in PRECISIONS:
             requests = [CompareRequest.create(prompt, model=spec.id, precisions=[name]) for prompt in PROMPTS]
-            here = cpu.rendition(spec, name, requests[0].recipe, lambda _: None)
-            there = gpu.rendition(spec, name, requests[0].recipe, lambda _: None)
+            here = cpu.rendition(spec, Column.of(name, requests[0].recipe), lambda _: None)
+            there = gpu.rendition(spec, Column.of(name, requests[0].recipe), lambda _: None)
             entry: dict = {"execution": {"cpu": here.support.execution, "gpu": there.support.execution}}
             if name != "bf16":
                 entry["layers"] = layers(here, there, requests[0])

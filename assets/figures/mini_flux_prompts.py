@@ -14,6 +14,7 @@ from statistics import fmean, stdev
 import torch
 
 from engine import catalog
+from engine.columns import Column
 from engine.environment import versions
 from engine.metrics import distances
 from engine.request import CompareRequest
@@ -47,7 +48,7 @@ def measure() -> dict:
                 *((name, name, spec.defaults.seed) for name in PRECISIONS),
             ):
                 request = CompareRequest.create(prompt, model=spec.id, precisions=PRECISIONS, seed=seed)
-                rendition = studio.rendition(spec, name, request.recipe, lambda _: None)
+                rendition = studio.rendition(spec, Column.of(name, request.recipe), lambda _: None)
                 _, output = studio.generate(rendition, spec, request, Path(folder), lambda _: None, lambda: False)
                 made[label] = output.pixels * 2 - 1
             for label, values in scores.items():

@@ -155,7 +155,7 @@ class Sweep:
                 small = {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 64}
                 small |= {"joint_attention_dim": 64, "pooled_projection_dim": 32, "axes_dims_rope": (16, 24, 24)}
                 spec = replace(SPEC, overrides={"transformer": small})
-            rule = recipes.recipe(spec.family, "full" if self.tiny else "seed")
+            rule = recipes.recipe(spec.family, "full" if self.tiny else "post")
             plan = recipes.plan(loading.empty_transformer(spec), rule, precision)
             place = recipes.quantizer(plan, support(precision, self.machine))
             self.denoisers[precision] = loading.load_transformer(spec, self.device, Source(random=True), place=place)

@@ -1,4 +1,4 @@
-"""Speed and memory of a model's precisions, against the post's method and the bare pipeline, as JSON.
+"""Speed and memory of a model's columns, against the post's method and the bare pipeline, as JSON.
 
 One run measures everything it compares in one process, in turns (A B A B), so that a slow minute hits all sides
 alike. Random weights serve as well as real ones: what the model makes is only compared between methods. An emulated
@@ -6,7 +6,8 @@ precision is never timed: its rows carry memory alone.
 
 Methods are those of engine/benchmark/methods.py. The post's two have torchao's configurations with their defaults, put
 in by `quantize_`, and everything else as it is by default; FP8, which the post has not, is torchao's configuration in
-the post's manner. A timed call in which something was compiled or recorded is left out and made again."""
+the post's manner. INT8 is none of theirs: compiled, torchao's has no product of fewer than 17 rows, as modulations
+are. A timed call in which something was compiled or recorded is left out and made again."""
 
 from __future__ import annotations
 
@@ -33,13 +34,14 @@ from torchao.quantization.quantize_.common import KernelPreference
 
 from engine import events
 from engine.benchmark import methods, profile
-from engine.benchmark.methods import BARE, ENGINE, METHODS, POST, POST_DEFAULT
+from engine.benchmark.methods import BARE, ENGINE, METHODS, POST, POST_DEFAULT, POSTS
 from engine.catalog import ModelSpec
+from engine.columns import Column
 from engine.compiler import compilation
 from engine.environment import versions
 from engine.errors import RequestError, UnsupportedError
 from engine.files import check_target, writable, write_whole
-from engine.formats import FP8, MXFP8, NVFP4, REFERENCE
+from engine.formats import FP8, LABELS, MXFP8, NVFP4, QUANTIZED, REFERENCE
 from engine.metrics.statistics import spread
 from engine.quantization import recipes
 from engine.request import CompareRequest
@@ -53,7 +55,8 @@ from engine.weights import loading, residency
 
 log = logging.getLogger(__name__)
 
-POSTS = (POST, POST_DEFAULT)
+Pair = tuple[Column, str]
+"""A column and a method: what a row measures."""
 SPOILT = 3
 """Timed calls in a row that may be left out, because something was compiled or recorded in them, before a lane is given
 up as not comparable."""
@@ -95,10 +98,11 @@ class Settings:
     """What to measure, and for how long.
 
     Raises:
-        RequestError: a method that does not exist, or nothing to measure.
+        RequestError: a method that does not exist or has not a precision, or nothing to measure.
     """
 
     precisions: tuple[str, ...]
+    """Columns, as somebody wrote them."""
     batch_sizes: tuple[int, ...]
     methods: tuple[str, ...] = (ENGINE,)
     repeats: int = 5
@@ -118,6 +122,12 @@ class Settings:
             raise RequestError(
                 f"There is no method {', '.join(unknown) or '(none)'}: choose from {', '.join(METHODS)}."
             )
+        without = [LABELS[name] for name in QUANTIZED if name in self.precisions and name not in POST_CONFIGS]
+        if without and (by := [method for method in self.methods if method in POSTS]):
+            raise RequestError(
+                f"The post has no {' and no '.join(without)}, so there is none by the method {' or '.join(by)}: "
+                "leave out one or the other."
+            )
         if self.repeats < 1:
             raise RequestError(f"repeats is {self.repeats}: measure at least once.")
         if not self.batch_sizes:
@@ -128,7 +138,9 @@ class Settings:
 class _Lane:
     """One denoiser by one method, at one batch size: a row of the result."""
 
-    precision: str
+    column: Column
+    name: str
+    """The column's, as the request writes it."""
     method: str
     execution: str
     pipeline: DiffusionPipeline
@@ -166,6 +178,10 @@ class _Lane:
     from_post: dict[str, float | None] | None = None
     """Mean LPIPS and PSNR of what the engine made from what the post's method made of the same noise."""
 
+    @property
+    def precision(self) -> str:
+        return self.column.format
+
     def is_method(self, precision: str, method: str) -> bool:
         return self.precision == precision and method in (self.method, *self.also)
 
@@ -192,7 +208,7 @@ def run(
     requests = [_request(spec, settings, size) for size in settings.batch_sizes]
     studio = Studio(device, source)
     with driving(studio.device):
-        bench = _Bench(spec, settings, studio, requests[0].recipe, say)
+        bench = _Bench(spec, settings, studio, say)
         groups = bench.groups()
         result: dict[str, Any] = {
             "device": bench.studio.machine.name,
@@ -233,12 +249,15 @@ def run(
 class _Bench:
     """One run's model on one device."""
 
-    def __init__(self, spec: ModelSpec, settings: Settings, studio: Studio, recipe: str, say: Callable[[str], None]):
-        self.spec, self.settings, self.studio, self.recipe, self.say = spec, settings, studio, recipe, say
+    def __init__(self, spec: ModelSpec, settings: Settings, studio: Studio, say: Callable[[str], None]):
+        self.spec, self.settings, self.studio, self.say = spec, settings, studio, say
+        self.recipe = _request(spec, settings, settings.batch_sizes[0]).recipe
+        self.columns = tuple(dict.fromkeys(Column.parse(text, spec, self.recipe) for text in settings.precisions))
+        """In the order in which they were asked for."""
         self.device = studio.device
         self._posts: dict[str, tuple[DiffusionPipeline, float]] = {}
         """Pipelines with the post's quantized denoisers, and the seconds that loading took."""
-        self._load_s: dict[str, float] = {}
+        self._load_s: dict[Column, float] = {}
         self._used: compilation.Blocks | None = None
         """What set the blocks last: several lanes may share a denoiser."""
         self._kept: dict[object, int] = {}
@@ -246,25 +265,28 @@ class _Bench:
         self._lanes: list[_Lane] = []
         """Those measured last."""
 
-    def groups(self) -> list[list[tuple[str, str]]]:
-        """(precision, method) pairs that are measured in turns: all, or where memory is short those of a precision, or
-        one denoiser after the other."""
-        for name in self.settings.precisions:
-            if self.studio.support[name].execution == "unavailable":
-                raise UnsupportedError(self.studio.support[name].reason)
-        groups: list[list[tuple[str, str]]] = []
-        gigabytes: dict[str, float] = {}
+    def groups(self) -> list[list[Pair]]:
+        """Pairs that are measured in turns: all, or where memory is short those of a column, or one denoiser after the
+        other. The post's methods, which have one recipe, are measured with the first column of a format."""
+        for column in self.columns:
+            if self.studio.support[column.format].execution == "unavailable":
+                raise UnsupportedError(self.studio.support[column.format].reason)
+        groups, gigabytes = [], {}
         empty = loading.empty_transformer(self.spec)
-        for name in self.settings.precisions:
-            native = self.studio.support[name].execution == "native"
+        first = {column.format: column for column in reversed(self.columns)}
+        for column in self.columns:
+            native = self.studio.support[column.format].execution == "native"
             asked = [m for m in METHODS if m in self.settings.methods] if native else [ENGINE]
-            groups.append([(name, method) for method in asked])
-            plan = recipes.plan(empty, recipes.recipe(self.spec.family, self.recipe), name)
-            gigabytes[name] = plan.quantized_bytes / timing.GB
-            if len({self._denoiser(name, method) for method in asked}) > 1:
-                shares = ENGINE in asked and self.recipe == self.spec.recipes[0]
+            if first[column.format] != column:
+                asked = [m for m in asked if m not in POSTS]
+            groups.append([(column, method) for method in asked])
+            plan = recipes.plan_of(empty, self.spec, column)
+            gigabytes[column] = plan.quantized_bytes / timing.GB
+            if len({self._denoiser(column, method) for method in asked}) > 1:
+                shares = ENGINE in asked and column.recipe == self.spec.recipes[0]
                 own = sum(layer.bytes for layer in plan.layers if layer.quantized) if shares else plan.quantized_bytes
-                gigabytes[name] += own / timing.GB
+                gigabytes[column] += own / timing.GB
+        groups = [group for group in groups if group]
         shared = self.spec.memory_gb.shared if self.spec.memory_gb is not None else 0.0
         largest = _request(self.spec, self.settings, max(self.settings.batch_sizes))
         room = TOGETHER * _memory(self.device) - shared - residency.run_memory(self.spec, largest)
@@ -279,13 +301,11 @@ class _Bench:
         return [group for group in split if group]
 
     @staticmethod
-    def _denoiser(name: str, method: str) -> str:
+    def _denoiser(column: Column, method: str) -> str:
         """Whose denoiser a method runs: in bf16, where nothing is quantized, all run the engine's."""
-        return POST if method in POSTS and name != REFERENCE else ENGINE
+        return POST if method in POSTS and column.format != REFERENCE else ENGINE
 
-    def rows(
-        self, group: Sequence[tuple[str, str]], request: CompareRequest, deadline: float | None
-    ) -> Iterator[list[dict[str, Any]]]:
+    def rows(self, group: Sequence[Pair], request: CompareRequest, deadline: float | None) -> Iterator[list[dict]]:
         """Measure a group of lanes at one batch size; gives its rows again and again, each time with more in them."""
         # Each batch size compiles from nothing, as in a process of its own: none gets kernels of symbolic shape
         # because another came before it.
@@ -295,7 +315,7 @@ class _Bench:
             lane.blocks.forget()  # recordings of another batch size would take memory
         self._kept.clear()
         for lane in lanes:
-            self.say(f"{lane.precision} {lane.method}, batch {request.batch_size}: first call")
+            self.say(f"{lane.name} {lane.method}, batch {request.batch_size}: first call")
             self._guarded(lane, partial(self._warm_up, lane, request))
             yield [self._row(lane, request) for lane in lanes]
         timed = [lane for lane in lanes if lane.execution == "native"]
@@ -306,7 +326,7 @@ class _Bench:
                 break
             for lane in (lane for lane in timed if lane.error is None):
                 turn = f"{done + 1} of {self.settings.repeats}"
-                self.say(f"{lane.precision} {lane.method}, batch {request.batch_size}: {turn}")
+                self.say(f"{lane.name} {lane.method}, batch {request.batch_size}: {turn}")
                 self._guarded(lane, partial(self._time, lane, request))
                 yield [self._row(lane, request) for lane in lanes]
         for lane in timed:
@@ -316,14 +336,13 @@ class _Bench:
                 lane.from_post = {"lpips": found.mean_lpips, "psnr_db": found.mean_psnr_db}
         yield [self._row(lane, request) for lane in lanes]
 
-    def switches(self, group: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    def switches(self, group: Sequence[Pair]) -> list[dict]:
         """What it takes to send each of the engine's denoisers to host memory and back; nothing on a CPU, which has
         no other memory."""
         if self.device.type == "cpu":
             return []
-        names = [name for name, method in group if method == ENGINE]
-        found = [(name, self.studio.switch(self.spec, name, self.recipe)) for name in names]
-        return [{"precision": name} | took for name, took in found if took is not None]
+        found = [(column, self.studio.switch(self.spec, column)) for column, method in group if method == ENGINE]
+        return [self._said(column) | took for column, took in found if took is not None]
 
     def empty(self) -> None:
         """Drop the group's denoisers; text encoders and VAE stay."""
@@ -332,34 +351,37 @@ class _Bench:
         self._posts.clear()
         self._load_s.clear()
         self._lanes.clear()
-        for name in self.settings.precisions:
-            self.studio.drop(self.spec, name, self.recipe)
+        for column in self.columns:
+            self.studio.drop(self.spec, column)
+
+    def _said(self, column: Column) -> dict[str, str]:
+        """A column in JSON."""
+        return {"precision": column.format, "column": column.written(self.recipe)}
 
     def _different(
-        self, group: Sequence[tuple[str, str]], request: CompareRequest
-    ) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-        """Precision, method and the methods that are the same at this batch size, each measured once."""
+        self, group: Sequence[Pair], request: CompareRequest
+    ) -> Iterator[tuple[Column, str, tuple[str, ...]]]:
+        """Column, method and the methods that are the same at this batch size, each measured once."""
         same = not methods.block_graphs(self.spec.id, request.batch_size)
-        for name, method in group:
-            if same and method == POST and (name, POST_DEFAULT) in group:
-                yield name, method, (POST_DEFAULT,)
-            elif not same or method != POST_DEFAULT or (name, POST) not in group:
-                yield name, method, ()
+        for column, method in group:
+            if same and method == POST and (column, POST_DEFAULT) in group:
+                yield column, method, (POST_DEFAULT,)
+            elif not same or method != POST_DEFAULT or (column, POST) not in group:
+                yield column, method, ()
 
-    def _lane(self, name: str, method: str, also: tuple[str, ...], request: CompareRequest) -> _Lane:
+    def _lane(self, column: Column, method: str, also: tuple[str, ...], request: CompareRequest) -> _Lane:
         self._rest()  # `Blocks` remembers its denoiser's parts as it finds them
+        name = column.format
         support, error = self.studio.support[name], None
         rendition = None
-        if self._denoiser(name, method) == ENGINE:
+        if self._denoiser(column, method) == ENGINE:
             began = time.monotonic()
-            rendition = self.studio.rendition(self.spec, name, self.recipe, self._loading)
-            self._load_s.setdefault(name, time.monotonic() - began)
-            pipeline, load_s = rendition.pipeline, self._load_s[name]
+            rendition = self.studio.rendition(self.spec, column, self._loading)
+            self._load_s.setdefault(column, time.monotonic() - began)
+            pipeline, load_s = rendition.pipeline, self._load_s[column]
         else:
             if name not in self._posts:
-                beside = (
-                    self.studio.rendition(self.spec, name, self.recipe, self._loading) if name in self._load_s else None
-                )
+                beside = self.studio.rendition(self.spec, column, self._loading) if column in self._load_s else None
                 self._posts[name] = self._post(name, beside and beside.pipeline.transformer)
             pipeline, load_s = self._posts[name]
         if method in POSTS or rendition is None:
@@ -372,7 +394,8 @@ class _Bench:
             blocks = rendition.blocks
         modules = [m for m in pipeline.components.values() if isinstance(m, nn.Module)]
         return _Lane(
-            precision=name,
+            column=column,
+            name=column.written(self.recipe),
             method=method,
             also=also,
             execution=support.execution,
@@ -433,7 +456,7 @@ class _Bench:
         try:
             step()
         except Exception as error:  # out of memory, or it cannot be compiled: the log has all, the row its first line
-            log.exception("%s by %s failed", lane.precision, lane.method)
+            log.exception("%s by %s failed", lane.name, lane.method)
             lane.error = f"{type(error).__name__}: {error}".strip().splitlines()[0]
             timing.free(self.device)
 
@@ -519,8 +542,8 @@ class _Bench:
         lanes = [lane for lane in self._lanes if lane.error is None and lane.method != BARE and lane.latencies]
         return [self._profile(lane, request) for lane in lanes] if self.device.type == "cuda" else []
 
-    def _profile(self, lane: _Lane, request: CompareRequest) -> dict[str, Any]:
-        self.say(f"{lane.precision} {lane.method}, batch {request.batch_size}: profile")
+    def _profile(self, lane: _Lane, request: CompareRequest) -> dict:
+        self.say(f"{lane.name} {lane.method}, batch {request.batch_size}: profile")
         denoiser, given = lane.pipeline.transformer, []
         self._rest()
         hook = denoiser.register_forward_pre_hook(lambda _, *call: given.append(call), with_kwargs=True)
@@ -533,7 +556,7 @@ class _Bench:
             for args, kwargs in given:  # guidance may call twice
                 denoiser(*args, **kwargs)
 
-        about = {"precision": lane.precision, "method": lane.method, "batch_size": request.batch_size}
+        about = self._said(lane.column) | {"method": lane.method, "batch_size": request.batch_size}
         return about | {"floor": profile.floor(work, self.device)} | profile.table(step, self.device)
 
     def _row(self, lane: _Lane, request: CompareRequest) -> dict[str, Any]:
@@ -548,8 +571,7 @@ class _Bench:
                 step_ms = 1000 * latency["denoise"] / request.num_inference_steps
         ran = lane.first_call_s is not None
         on_cuda = self.device.type == "cuda" and ran
-        return {
-            "precision": lane.precision,
+        return self._said(lane.column) | {
             "batch_size": request.batch_size,
             "method": lane.method,
             "also": list(lane.also),
@@ -600,9 +622,7 @@ def _request(spec: ModelSpec, settings: Settings, batch_size: int) -> CompareReq
     )
 
 
-def _settings(
-    spec: ModelSpec, settings: Settings, request: CompareRequest, groups: Sequence[Sequence[tuple[str, str]]]
-) -> dict[str, Any]:
+def _settings(spec: ModelSpec, settings: Settings, request: CompareRequest, groups: Sequence[Sequence[Pair]]) -> dict:
     asked = request.to_json()
     for name in ("model", "precisions", "batch_size", "previews"):
         del asked[name]
@@ -617,7 +637,9 @@ def _settings(
             "all precisions and methods in memory at once, timed in turns (A B A B)"
             if len(groups) == 1
             else "one group after the other, each in turns (A B A B): "
-            + "; ".join(", ".join(" ".join(pair) for pair in group) for group in groups)
+            + "; ".join(
+                ", ".join(f"{column.written(request.recipe)} {method}" for column, method in group) for group in groups
+            )
         ),
         "warm_up_steps": dict(compilation.WARM_UP_STEPS),
         "memory": (
@@ -658,6 +680,6 @@ def line(row: Mapping[str, Any]) -> str:
     peak = f"{memory['peak_allocated']:.2f}" if memory["peak_allocated"] else "-"
     note = row["error"] or ("emulated: not timed" if row["execution"] == "emulated" else "")
     return (
-        f"{row['precision']:9} {row['method']:12} {row['batch_size']:5} {seconds:>9} {step:>9} "
+        f"{methods.column_of(row):9} {row['method']:12} {row['batch_size']:5} {seconds:>9} {step:>9} "
         f"{memory['weights']:8.2f} {peak:>8}  {note}"
     ).rstrip()

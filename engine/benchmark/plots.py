@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from engine import reference
-from engine.benchmark.methods import BARE, ENGINE, METHODS, POST, POST_DEFAULT, stands_for
+from engine.benchmark.methods import BARE, ENGINE, METHODS, POST, POST_DEFAULT, column_of, stands_for
+from engine.columns import format_of, label
 from engine.errors import OutputError
 from engine.files import write_whole
-from engine.formats import FP8, LABELS, PRECISIONS, REFERENCE, ROWS
+from engine.formats import FP8, PRECISIONS, REFERENCE, ROWS
 
 Row = Mapping[str, Any]
 """A row of the JSON that engine/benchmark/bench.py writes."""
@@ -45,10 +46,15 @@ rect { stroke-width: 1.5 }
 """
 
 
-def timed(result: Mapping[str, Any]) -> list[Row]:
-    """The rows that have a latency of the real format, by batch size, precision and method."""
+def timed(result: Mapping) -> list[Row]:
+    """The rows that have a latency of the real format, by batch size, column and method."""
     rows = [row for row in result["rows"] if row["execution"] == "native" and row["latency_s"]]
-    return sorted(rows, key=lambda r: (r["batch_size"], PRECISIONS.index(r["precision"]), METHODS.index(r["method"])))
+    return sorted(rows, key=lambda r: (r["batch_size"], place(r), METHODS.index(r["method"])))
+
+
+def place(row: Row) -> tuple[int, str]:
+    """By which columns of rows are sorted."""
+    return PRECISIONS.index(row["precision"]), column_of(row)
 
 
 def speedup(row: Row, rows: Sequence[Row], precision: str, method: str) -> float | None:
@@ -62,7 +68,7 @@ def table(result: Mapping[str, Any]) -> str:
     rows = timed(result)
     columns = {
         "Batch": [str(row["batch_size"]) for row in rows],
-        "Precision": [LABELS[row["precision"]] for row in rows],
+        "Precision": [label(column_of(row)) for row in rows],
         "Method": [", ".join([row["method"], *row.get("also", ())]) for row in rows],
         "Median s": [f"{row['latency_s']['median']:.3f}" for row in rows],
         "10-90% s": [f"{row['latency_s']['p10']:.3f}-{row['latency_s']['p90']:.3f}" for row in rows],
@@ -104,9 +110,10 @@ def section(results: Sequence[Mapping[str, Any]]) -> str:
             bf16 = None if row["precision"] == REFERENCE else other(row, rows, REFERENCE, ENGINE)
             cells = {
                 "": f"{result['model']} {_shape(result)}",
+                "GPU": result["device"].removeprefix("NVIDIA "),
                 "steps": str(result["settings"]["num_inference_steps"]),
                 "batch": str(row["batch_size"]),
-                "precision": LABELS[row["precision"]],
+                "precision": label(column_of(row)),
                 "whole call, s": f"{row['latency_s']['median']:.2f}",
                 "step, ms": _cell(row["step_ms"], 1),
                 "step by the post's method, ms": _cell(_step(post), 1),
@@ -141,9 +148,10 @@ def _posts_fp8(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def other(row: Row, rows: Sequence[Row], precision: str, method: str) -> Row | None:
-    """The row of another precision or method at the same batch size."""
+    """The row of another precision or method at the same batch size; of several columns, the row's own."""
     wanted = (row["batch_size"], precision)
-    return next((r for r in rows if (r["batch_size"], r["precision"]) == wanted and stands_for(r, method)), None)
+    found = [r for r in rows if (r["batch_size"], r["precision"]) == wanted and stands_for(r, method)]
+    return min(found, key=lambda r: column_of(r) != column_of(row), default=None)
 
 
 def _step(row: Row | None) -> float | None:
@@ -231,7 +239,8 @@ def _bars(title: str, where: str, unit: str, values: Sequence[Bar]) -> str:
     """A group of bars a batch size, a bar a precision and method, its value above it."""
     floor, tall = 210, 140
     batches = sorted({row["batch_size"] for row, _ in values})
-    lanes = sorted({_lane(row) for row, _ in values}, key=lambda lane: (PRECISIONS.index(lane[0]), lane[1]))
+    ordered = sorted((row for row, _ in values), key=lambda row: (place(row), row["method"]))
+    lanes = list(dict.fromkeys(map(_lane, ordered)))
     bar = 40
     group = max(bar * len(lanes) + 28, 344 // len(batches))
     width = group * len(batches) + 16
@@ -242,9 +251,9 @@ def _bars(title: str, where: str, unit: str, values: Sequence[Bar]) -> str:
         left = middle + bar * (lanes.index(_lane(row)) - len(lanes) / 2)
         height = tall * value / top
         drawn.append(
-            f'<rect class="{" ".join(_lane(row))}" x="{left + 2:.1f}" y="{floor - height:.1f}" width="{bar - 4}" '
-            f'height="{height:.1f}"><title>{LABELS[row["precision"]]} by {row["method"]}, batch {row["batch_size"]}: '
-            f"{value:.3f} {unit}</title></rect>"
+            f'<rect class="{row["precision"]} {row["method"]}" x="{left + 2:.1f}" y="{floor - height:.1f}" '
+            f'width="{bar - 4}" height="{height:.1f}"><title>{label(column_of(row))} by {row["method"]}, '
+            f"batch {row['batch_size']}: {value:.3f} {unit}</title></rect>"
             f'<text x="{left + bar / 2:.1f}" y="{floor - height - 6:.1f}">{_short(value)}</text>'
         )
     labels = "".join(
@@ -252,11 +261,11 @@ def _bars(title: str, where: str, unit: str, values: Sequence[Bar]) -> str:
         for index, batch in enumerate(batches)
     )
     keys, methods = [], {method for _, method in lanes}
-    for index, (precision, method) in enumerate(lanes):
+    for index, (written, method) in enumerate(lanes):
         x, y = 8 + 118 * (index % 3), floor + 42 + 20 * (index // 3)
-        name = LABELS[precision] + (f", {method}" if len(methods) > 1 else "")
+        name = label(written) + (f", {method}" if len(methods) > 1 else "")
         keys.append(
-            f'<rect class="{precision} {method}" x="{x}" y="{y - 10}" width="11" height="11"/>'
+            f'<rect class="{format_of(written)} {method}" x="{x}" y="{y - 10}" width="11" height="11"/>'
             f'<text class="key" x="{x + 17}" y="{y}">{name}</text>'
         )
     bottom = floor + 42 + 20 * ((len(lanes) - 1) // 3) + 14
@@ -285,7 +294,7 @@ def _in_pairs(rules: Sequence[str], between: str) -> str:
 
 
 def _lane(row: Row) -> tuple[str, str]:
-    return row["precision"], row["method"]
+    return column_of(row), row["method"]
 
 
 def _short(value: float) -> str:

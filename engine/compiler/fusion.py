@@ -45,6 +45,8 @@ _ELEMENTWISE = frozenset(
 )
 """What a row-wise quantization is made of, besides its amax."""
 _FP8 = torch.float8_e4m3fn
+_QUANTIZED = (_FP8, torch.int8)
+"""What activations are cast to."""
 _SATURATION = ((aten.clamp_min.default, (-448,)), (aten.clamp_max.default, (448,)))
 """What keeps a quotient within e4m3, each with its arguments."""
 
@@ -265,7 +267,7 @@ def keep_quantized(graph: Graph) -> int:
     """
     kept = 0
     for cast in list(graph.nodes):
-        if cast.target is not CAST or cast.meta["val"].dtype != _FP8 or len(cast.users) == 1:
+        if cast.target is not CAST or cast.meta["val"].dtype not in _QUANTIZED or len(cast.users) == 1:
             continue
         if all(isinstance(stride, int) for stride in cast.meta["val"].stride()):
             _settle(graph, cast)

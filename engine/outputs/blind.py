@@ -23,6 +23,7 @@ from typing import Any
 
 from PIL import Image
 
+from engine.columns import POST, Column
 from engine.formats import REFERENCE
 from engine.results import Comparison
 
@@ -36,11 +37,12 @@ SLACK = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One picture or clip in bf16 and in another precision, from the same noise."""
+    """One picture or clip in bf16 and as another column, from the same noise."""
 
     model: str
     precision: str
     recipe: str
+    """Of the column."""
     execution: str
     prompt: str
     seed: int
@@ -52,6 +54,11 @@ class Pair:
     """Width and height, in pixels."""
     reference: Path
     other: Path
+
+    @property
+    def column(self) -> str:
+        """As a request by the post's recipe writes it."""
+        return Column(self.precision, self.recipe).written(POST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +107,7 @@ class Tally:
 
     model: str
     precision: str
+    recipe: str
     mode: str
     right: int
     asked: int
@@ -132,23 +140,23 @@ class Sitting:
         self.skipped = 0
         """Questions left open, which count for nothing."""
 
-    def ask(self, model: str, precision: str, mode: str, pair: Pair | None = None) -> Trial | None:
-        """The next question, about `pair` or any of the model and precision; each comes once before any comes again.
+    def ask(self, model: str, column: str, mode: str, pair: Pair | None = None) -> Trial | None:
+        """The next question, about `pair` or any of the model and column; each comes once before any comes again.
 
         Returns:
             None if there is no pair of them.
         """
         self.skipped += self.trial is not None
         self.trial = None
-        pair = pair or self._draw(model, precision)
+        pair = pair or self._draw(model, column)
         if pair is not None:
             self.trial = trial(pair, mode, self._place(), self._dice)
         return self.trial
 
-    def _draw(self, model: str, precision: str) -> Pair | None:
-        left = self._left.setdefault((model, precision), [])
+    def _draw(self, model: str, column: str) -> Pair | None:
+        left = self._left.setdefault((model, column), [])
         if not left:
-            left += [pair for pair in self._pairs if (pair.model, pair.precision) == (model, precision)]
+            left += [pair for pair in self._pairs if (pair.model, pair.column) == (model, column)]
             self._dice.shuffle(left)
         return left.pop() if left else None
 
@@ -183,15 +191,18 @@ class Sitting:
         return asked, given, first
 
     def tallies(self) -> list[Tally]:
-        """The score, by model, precision and mode, in the order in which they were first asked."""
-        kinds: dict[tuple[str, str, str], list[bool]] = {}
+        """The score, by model, column and mode, in the order in which they were first asked."""
+        kinds: dict[tuple[str, str, str, str], list[bool]] = {}
         for given in self.given:
-            kinds.setdefault((given.model, given.precision, given.mode), []).append(given.right)
-        return [Tally(model=m, precision=p, mode=k, right=sum(r), asked=len(r)) for (m, p, k), r in kinds.items()]
+            kinds.setdefault((given.model, given.precision, given.recipe, given.mode), []).append(given.right)
+        return [
+            Tally(model=model, precision=precision, recipe=recipe, mode=mode, right=sum(right), asked=len(right))
+            for (model, precision, recipe, mode), right in kinds.items()
+        ]
 
 
 def pairs(comparison: Comparison, *, fresh: bool) -> Iterator[Pair]:
-    """Each other precision of a comparison against its bf16, picture by picture; pictures without a score are left
+    """Each other column of a comparison against its bf16, picture by picture; pictures without a score are left
     out, as whoever sees a black one need not look."""
     asked = comparison.request
     for made in comparison.results:
@@ -203,7 +214,7 @@ def pairs(comparison: Comparison, *, fresh: bool) -> Iterator[Pair]:
             yield Pair(
                 model=asked.model,
                 precision=made.precision,
-                recipe=asked.recipe,
+                recipe=comparison.column(made).recipe,
                 execution=made.execution,
                 prompt=asked.prompt,
                 seed=(asked.seed + index) % 2**32,

@@ -17,10 +17,11 @@ import logging
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
+from engine.columns import recipe_named
 from engine.errors import OutputError
 from engine.files import check_target
 from engine.outputs.blind import ABX, Given, p_value
@@ -151,4 +152,4 @@ def _read(file: Path) -> Iterable[Answer]:
         except (ValueError, TypeError) as error:
             log.warning("%s, line %d is no answer of the blind test and is left out: %s", file, number, error)
             continue
-        yield answer
+        yield replace(answer, recipe=recipe_named(answer.recipe))

@@ -1,4 +1,4 @@
-"""One precision of a comparison as a program of its own: the diffusers and torchao calls the engine makes, without it.
+"""One column of a comparison as a program of its own: the diffusers and torchao calls the engine makes, without it.
 
 For whoever wants to leave the page with something that runs. The program holds the rules of the recipe, not the
 engine's plan, so that it can be read; tests/engine/outputs/test_program.py holds the two together, layer by layer.
@@ -12,7 +12,8 @@ from typing import Any
 
 from engine import catalog
 from engine.catalog import ModelSpec
-from engine.formats import FORMATS, FP8, MXFP8, NVFP4, REFERENCE
+from engine.columns import Column
+from engine.formats import FORMATS, FP8, INT8, MXFP8, NVFP4, REFERENCE
 from engine.quantization import recipes
 from engine.quantization.recipe_files import Tuning, in_words
 from engine.request import CompareRequest
@@ -50,6 +51,29 @@ _CONFIGS = {
 )""",
 }
 """As engine/quantization/capability.py configures them where they are native."""
+_INT8 = """def rows(x):
+    # Codes from -127 to 127 and a scale for each row; a row of zeros stays zero.
+    scale = (x.abs().amax(-1, keepdim=True).float() * (1 / 127)).clamp(min=2.0**-120)
+    return (x.float() * scale.reciprocal()).round().clamp(-127, 127).to(torch.int8), scale
+
+
+class Int8Linear(torch.nn.Linear):
+    def forward(self, x):
+        codes, scale = rows(x.reshape(-1, x.shape[-1]))
+        count = codes.shape[0]
+        codes = torch.nn.functional.pad(codes, (0, 0, 0, max(0, 17 - count)))  # a GPU's product takes 17 rows or more
+        result = torch._int_mm(codes, self.weight.t())[:count].float() * scale * self.weight_scale.t()
+        if self.bias is not None:
+            result = result + self.bias
+        return result.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+
+def quantize_int8(module):
+    codes, scale = rows(module.weight)
+    module.__class__ = Int8Linear
+    module.weight = torch.nn.Parameter(codes, requires_grad=False)
+    module.register_buffer("weight_scale", scale)"""
+"""What engine/quantization/int8.py does; torchao's INT8 is another arithmetic."""
 _CONTIGUOUS = """pipe.transformer.register_forward_pre_hook(  # the latents are a view that torchao's quantizers refuse
     lambda module, args, kwargs: (args, kwargs | {"hidden_states": kwargs["hidden_states"].contiguous()}),
     with_kwargs=True,
@@ -57,24 +81,25 @@ _CONTIGUOUS = """pipe.transformer.register_forward_pre_hook(  # the latents are 
 """
 
 
-def code(request: CompareRequest, precision: str, execution: str) -> str:
-    """A Python program that makes the request's pictures or clips in one precision and writes them where it is run.
+def code(request: CompareRequest, column: str, execution: str) -> str:
+    """A Python program that makes the request's pictures or clips as one column and writes them where it is run.
 
     Args:
-        precision: one of the request's.
+        column: one of the request's, as it writes it.
         execution: how the comparison ran it, "native" or "emulated".
 
     Raises:
         RequestError: the model has no such recipe.
     """
     spec = catalog.model(request.model)
-    recipe = recipes.recipe(spec.family, request.recipe)
-    parts = [_head(spec, precision, execution, recipe), _load(spec)]
+    asked = request.column(column)
+    precision, recipe = asked.format, recipes.recipe(spec.family, asked.recipe or request.recipe)
+    parts = [_head(spec, asked, execution, recipe), _load(spec)]
     if precision != REFERENCE:
         parts += [chooser(recipe, precision), _quantize(precision, _others(recipe, precision))]
     steps = recipe.weight_only_steps(precision)
     parts += [_prepare(spec), *([_switch(steps, request.num_inference_steps)] if any(steps) else [])]
-    return "\n\n".join([*parts, _call(spec, request, any(steps)), _save(spec, request, precision)]) + "\n"
+    return "\n\n".join([*parts, _call(spec, request, any(steps)), _save(spec, request, column)]) + "\n"
 
 
 def chooser(recipe: recipes.Recipe, precision: str) -> str:
@@ -114,9 +139,11 @@ def _tuple(name: str, comment: str, values: tuple[Any, ...]) -> str:
     return "\n".join([f"{name} = (  # {comment}", *(f"    {value!r}," for value in values), ")", ""])
 
 
-def _head(spec: ModelSpec, precision: str, execution: str, recipe: recipes.Recipe) -> str:
-    needs = ["torch", "diffusers", "transformers", *(["torchao"] if precision != REFERENCE else [])]
-    said = [f"# {spec.name} in {precision}, as Twinframe runs it. Needs {', '.join(needs)}."]
+def _head(spec: ModelSpec, column: Column, execution: str, recipe: recipes.Recipe) -> str:
+    precision = column.format
+    own = dict.fromkeys(line for name in (precision, *_others(recipe, precision)) for line in _IMPORTS.get(name, ()))
+    needs = ["torch", "diffusers", "transformers", *(["torchao"] if own else [])]
+    said = [f"# {spec.name} in {column.written(spec.recipes[0])}, as Twinframe runs it. Needs {', '.join(needs)}."]
     if execution != "native" and FORMATS[precision].hardware:
         said += [
             f"# Needs {FORMATS[precision].hardware}. This comparison ran on a machine without",
@@ -128,7 +155,6 @@ def _head(spec: ModelSpec, precision: str, execution: str, recipe: recipes.Recip
             "# Twinframe also searches block scales of NVFP4 weights, calibrates weights and adds low-rank branches",
             "# where its recipe says so, which torchao does not: what this program makes is further from bf16.",
         ]
-    own = dict.fromkeys(line for name in (precision, *_others(recipe, precision)) for line in _IMPORTS.get(name, ()))
     if any(recipe.weight_only_steps(precision)):
         own["from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor"] = None
     video = ("from diffusers.utils import encode_video",) if spec.modality == "video" else ()
@@ -158,12 +184,18 @@ def _load(spec: ModelSpec) -> str:
 
 
 def _quantize(precision: str, others: list[str]) -> str:
-    parts = [f"config = {_CONFIGS[precision]}\nquantize_(pipe.transformer, config, filter_fn=quantized)"]
-    for name in others:
-        chosen = f"lambda module, name: OTHERWISE.get(name) == {name!r}"
-        parts.append(
-            f"config_{name} = {_CONFIGS[name]}\nquantize_(pipe.transformer, config_{name}, filter_fn={chosen})"
-        )
+    parts = [_INT8, "\n"] if INT8.id in (precision, *others) else []
+    for name in (precision, *others):
+        of = "" if name == precision else f"_{name}"
+        chosen = f"OTHERWISE.get(name) == {name!r}"
+        if name == INT8.id:
+            test = "quantized(module, name)" if name == precision else chosen
+            parts.append(
+                f"for name, module in pipe.transformer.named_modules():\n    if {test}:\n        quantize_int8(module)"
+            )
+            continue
+        test = "quantized" if name == precision else f"lambda module, name: {chosen}"
+        parts.append(f"config{of} = {_CONFIGS[name]}\nquantize_(pipe.transformer, config{of}, filter_fn={test})")
     return "\n".join(parts)
 
 
@@ -221,9 +253,9 @@ def _call(spec: ModelSpec, request: CompareRequest, switched: bool) -> str:
     return "\n".join([f"seed = {request.seed}", "output = pipe(", *(f"    {a}," for a in arguments), ")"])
 
 
-def _save(spec: ModelSpec, request: CompareRequest, precision: str) -> str:
+def _save(spec: ModelSpec, request: CompareRequest, column: str) -> str:
     kind = "png" if spec.modality == "image" else "mp4"
-    name = f'"{precision}.{kind}"' if request.batch_size == 1 else f'f"{precision}-{{i + 1}}.{kind}"'
+    name = f'"{column}.{kind}"' if request.batch_size == 1 else f'f"{column}-{{i + 1}}.{kind}"'
     if spec.modality == "image":
         return f"for i, picture in enumerate(output.images):\n    picture.save({name})"
     return "\n".join(

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import catalog
-from engine.errors import OutputError, RequestError
-from engine.request import CompareRequest, shown
+from engine.errors import OutputError, RequestError, shown
+from engine.request import CompareRequest
 from engine.results import Comparison
 
 log = logging.getLogger(__name__)

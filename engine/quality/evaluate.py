@@ -35,6 +35,7 @@ from safetensors.torch import load_file, save
 
 from engine import events
 from engine.catalog import ModelSpec
+from engine.columns import EXACT, Column, format_of, ordered, recipe_of
 from engine.environment import versions
 from engine.errors import OutputError, RequestError, UnsupportedError
 from engine.events import Stop
@@ -54,7 +55,7 @@ from engine.runtime.studio import Studio
 from engine.weights import fingerprint, loading
 
 FLOOR, CEILING = "floor", "ceiling"
-FORMAT = 2
+FORMAT = 3
 """Of the folder; it changes when rows of one version could not be read by another."""
 AT_ONCE = 16
 """Prompts that a large model makes in one precision before the next one is loaded; their references wait on disk."""
@@ -74,7 +75,9 @@ class Settings:
     """
 
     precisions: tuple[str, ...]
+    """Columns, as somebody wrote them."""
     recipes: tuple[str, ...] | None = None
+    """Of those that name none: each by each."""
     seed: int | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -85,21 +88,8 @@ class Settings:
     """Leave out prompts that the model does not take, instead of refusing them all."""
 
     def __post_init__(self) -> None:
-        if not set(self.precisions) - {REFERENCE}:
+        if all(format_of(column) == REFERENCE for column in self.precisions):
             raise RequestError(f"There is nothing to compare with bf16: choose a precision of {', '.join(QUANTIZED)}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lane:
-    """One precision with one recipe."""
-
-    precision: str
-    recipe: str
-
-    @property
-    def name(self) -> str:
-        """Of its files."""
-        return f"{self.precision}-{self.recipe}"
 
 
 def run(
@@ -125,15 +115,14 @@ def run(
         UnsupportedError, LoadError: in one sentence.
     """
     asked = _request(spec, settings, spec.examples[0])
-    recipes = _recipes(spec, settings)
-    lanes = [Lane(precision=p, recipe=r) for p in asked.precisions if p != REFERENCE for r in recipes]
+    lanes = _lanes(spec, settings)
     prompts, refused = _taken(spec, settings, prompts, say)
     writable(out)
     studio = studio_on(device, source)
     with driving(studio.device):
-        for name in asked.precisions:
-            if studio.support[name].execution == "unavailable":
-                raise UnsupportedError(studio.support[name].reason)
+        for lane in (EXACT, *lanes):
+            if studio.support[lane.format].execution == "unavailable":
+                raise UnsupportedError(studio.support[lane.format].reason)
         wanted = _manifest(spec, asked, lanes, prompts, studio)
         manifest = _held(out, wanted) or _begun(out, wanted | {"same": _same(spec, asked, prompts, studio, say)})
         given, same = len(prompts.prompts), manifest["same"]
@@ -158,7 +147,7 @@ class _Evaluation:
         self,
         spec: ModelSpec,
         asked: CompareRequest,
-        lanes: Sequence[Lane],
+        lanes: Sequence[Column],
         prompts: Sequence[Prompt],
         studio: Studio,
         out: Path,
@@ -167,7 +156,7 @@ class _Evaluation:
         self.spec, self.asked, self.lanes, self.prompts = spec, asked, lanes, prompts
         self.studio, self.out, self.say = studio, out, say
         self._devices = len(studios_of(studio))
-        self._names = (REFERENCE, FLOOR, CEILING, *(lane.name for lane in lanes))
+        self._names = (REFERENCE, FLOOR, CEILING, *map(_stem, lanes))
         self._left = {name: sum(not _is_done(out, prompt, name) for prompt in prompts) for name in self._names}
         self._seconds: dict[str, list[float]] = defaultdict(list)
         size = 1 if spec.memory_gb is None else min(AT_ONCE, math.ceil(len(prompts) / self._devices))
@@ -184,10 +173,10 @@ class _Evaluation:
         while some := self._batch():
             for name in (REFERENCE, FLOOR, CEILING):
                 for prompt in some:
-                    self._row(studio, stop, prompt, name, REFERENCE, self.asked.recipe)
+                    self._row(studio, stop, prompt, name, EXACT)
             for lane in self.lanes:
                 for prompt in some:
-                    self._row(studio, stop, prompt, lane.name, lane.precision, lane.recipe)
+                    self._row(studio, stop, prompt, _stem(lane), lane)
             for prompt in some:
                 (_folder(self.out, prompt) / _REFERENCE_FILE).unlink(missing_ok=True)
 
@@ -195,7 +184,7 @@ class _Evaluation:
         with self._lock:
             return next(self._batches, ())
 
-    def _row(self, studio: Studio, stop: Stop, prompt: Prompt, name: str, precision: str, recipe: str) -> None:
+    def _row(self, studio: Studio, stop: Stop, prompt: Prompt, name: str, lane: Column) -> None:
         folder = _folder(self.out, prompt)
         missing = [n for n in self._names if not _is_done(self.out, prompt, n)]
         # The reference as tensors is needed as long as anything has still to be compared with it.
@@ -203,9 +192,9 @@ class _Evaluation:
         if name not in missing and not lost:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        rendition = studio.rendition(self.spec, precision, recipe, self._told)
+        rendition = studio.rendition(self.spec, lane, self._told)
         began = time.monotonic()
-        request = replace(self.asked, prompt=prompt.text, recipe=recipe)
+        request = replace(self.asked, prompt=prompt.text, recipe=lane.recipe or self.asked.recipe)
         row = self._make(studio, stop, folder, name, rendition, request)
         _write_json(folder / f"{name}.json", row)
         score = "" if row["lpips"] is None else f", LPIPS {row['lpips']:.4f}"
@@ -239,7 +228,7 @@ class _Evaluation:
                 request = replace(request, seed=seed_of(request.seed, 1))
             made = studio.retake(rendition, spec, request, stop, second_path=name == FLOOR)
             ran = {"path": studio.paths(spec, request)} if name == FLOOR else {}
-            files = studio.keep(made, REFERENCE, spec, request, folder, name, ruler=name, **ran)
+            files = studio.keep(made, EXACT, spec, request, folder, name, ruler=name, **ran)
         else:
             generation, made = studio.generate(rendition, spec, request, folder, self._told, stop, stem=name)
             files, ran = generation.files, dict(generation.ran)
@@ -304,11 +293,21 @@ def _request(spec: ModelSpec, settings: Settings, prompt: str) -> CompareRequest
     )
 
 
-def _recipes(spec: ModelSpec, settings: Settings) -> list[str]:
-    """The chosen recipes in the model's order, each once."""
-    for recipe in settings.recipes or ():
-        _request(spec, replace(settings, recipes=(recipe,)), spec.examples[0])
-    return [recipe for recipe in spec.recipes if recipe in (settings.recipes or spec.recipes[:1])]
+def _lanes(spec: ModelSpec, settings: Settings) -> list[Column]:
+    """The columns to score, each once, in one order: those that name no recipe by each that was chosen."""
+    recipes = [recipe_of(spec, recipe) for recipe in settings.recipes or spec.recipes[:1]]
+    found = [Column.parse(text, spec, recipe) for text in settings.precisions for recipe in recipes]
+    return [lane for lane in ordered(found, spec) if lane != EXACT]
+
+
+def _stem(lane: Column) -> str:
+    """Of its files."""
+    return f"{lane.format}-{lane.recipe}"
+
+
+def _said(lane: Column) -> dict[str, str]:
+    """In tables and JSON."""
+    return {"precision": lane.format, "recipe": lane.recipe}
 
 
 def _taken(
@@ -363,8 +362,8 @@ def _is_done(out: Path, prompt: Prompt, name: str) -> bool:
 
 
 def _manifest(
-    spec: ModelSpec, asked: CompareRequest, lanes: Sequence[Lane], prompts: PromptSet, studio: Studio
-) -> dict[str, Any]:
+    spec: ModelSpec, asked: CompareRequest, lanes: Sequence[Column], prompts: PromptSet, studio: Studio
+) -> dict:
     request = asked.to_json()
     for name in ("prompt", "precisions", "recipe", "model", "previews"):
         del request[name]
@@ -375,7 +374,7 @@ def _manifest(
         "device": studio.machine.name,
         "versions": versions(),
         "settings": request,
-        "lanes": [asdict(lane) for lane in lanes],
+        "lanes": list(map(_said, lanes)),
         "recipes": {
             name: fingerprint.of_recipe(recipes.recipe(spec.family, name))
             for name in dict.fromkeys(lane.recipe for lane in lanes)
@@ -424,8 +423,8 @@ def _same(
 ) -> dict[str, int]:
     """Id of a prompt, as JSON has it -> id of the one before it of which the model reads the same tokens."""
     told = lambda event: say(f"loading {event.what}") if isinstance(event, events.Loading) else None  # noqa: E731
-    pipeline = studio.rendition(spec, REFERENCE, asked.recipe, told).pipeline
-    first: dict[tuple[Any, ...], int] = {}
+    pipeline = studio.rendition(spec, EXACT, told).pipeline
+    first: dict[tuple, int] = {}
     found = {
         prompt.id: first.setdefault(token_ids(pipeline, spec, prompt.text), prompt.id) for prompt in prompts.prompts
     }
@@ -470,11 +469,10 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 # Tables
 
 
-def _scores(lanes: Sequence[Lane], prompts: Sequence[Prompt], out: Path) -> Iterable[dict[str, Any]]:
+def _scores(lanes: Sequence[Column], prompts: Sequence[Prompt], out: Path) -> Iterable[dict]:
     for prompt in prompts:
         for lane in lanes:
-            row = _row(_folder(out, prompt), lane.name)
-            yield _line(prompt, {"precision": lane.precision, "recipe": lane.recipe}, row)
+            yield _line(prompt, _said(lane), _read_row(_folder(out, prompt), _stem(lane)))
 
 
 def _rulers(prompts: Sequence[Prompt], out: Path) -> Iterable[dict[str, Any]]:
@@ -510,8 +508,8 @@ def _write_table(file: Path, lines: Iterable[dict[str, Any]], spec: ModelSpec) -
 
 def _summary(
     spec: ModelSpec,
-    manifest: Mapping[str, Any],
-    lanes: Sequence[Lane],
+    manifest: Mapping,
+    lanes: Sequence[Column],
     prompts: PromptSet,
     given: int,
     refused: Sequence[int],
@@ -558,8 +556,10 @@ def _summary(
             ),
         },
         "results": [
-            asdict(lane) | _scored(made, categories) | _costs(made) | _ran(made) | _extremes(made, out, lane.name)
-            for lane, made in ((lane, rows(lane.name)) for lane in lanes)
+            _said(lane)
+            | {"column": lane.written(spec.recipes[0])}
+            | (_scored(made, categories) | _costs(made) | _ran(made) | _extremes(made, out, _stem(lane)))
+            for lane, made in ((lane, rows(_stem(lane))) for lane in lanes)
         ],
     }
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engine.catalog import ModelSpec
 from engine.environment import versions
-from engine.errors import OutputError, RequestError, UnsupportedError
+from engine.errors import OutputError, RequestError, UnsupportedError, shown
 from engine.files import write_whole
 from engine.formats import NVFP4, PRECISIONS
 from engine.metrics import distances
@@ -25,7 +25,7 @@ from engine.quality.prompts import PromptSet
 from engine.quantization import capability, recipes
 from engine.quantization.recipes import Plan, Recipe
 from engine.quantization.remedies import WeightOnlySteps
-from engine.request import CompareRequest, shown
+from engine.request import CompareRequest
 from engine.runtime.pipeline import call, finished
 from engine.weights import fingerprint, loading
 from engine.weights.source import Source

@@ -28,40 +28,13 @@ from engine.quality.lab import PRECISION, Bench, Quality, quantized_layers
 from engine.quantization import recipes
 from engine.quantization.recipe_files import Tuning
 from engine.quantization.recipes import Recipe
+from engine.quantization.roles import ROLES, role_of
 from engine.runtime.pipeline import call
 from engine.weights import loading
 
 OUTSIDE = "outside"
 """The depth of a layer that is in no block."""
 _BLOCK = re.compile(r"^(?P<kind>\w*blocks)\.(?P<index>\d+)\.(?P<rest>.+)$")
-ROLES: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "q": ("Attention q", r"attn\d?\.to_q$"),
-        "k": ("Attention k", r"attn\d?\.to_k$"),
-        "v": ("Attention v", r"attn\d?\.to_v$"),
-        "out": ("Attention out", r"attn\d?\.to_out"),
-        "text_q": ("Text q", r"add_q_proj$"),
-        "text_k": ("Text k", r"add_k_proj$"),
-        "text_v": ("Text v", r"add_v_proj$"),
-        "text_out": ("Text out", r"to_add_out$"),
-        "text_mlp_in": ("Text MLP in", r"(ff_context|txt_mlp)\.net\.0\.proj$"),
-        "text_mlp_out": ("Text MLP out", r"(ff_context|txt_mlp)\.net\.2$"),
-        "mlp_in": ("MLP in", r"(\.net\.0\.proj|(^|\.)proj_mlp)$"),
-        "mlp_out": ("MLP out", r"(\.net\.2|\.proj_out)$"),
-        "text_modulation": ("Text modulation", r"(norm1_context\.linear|txt_mod\.\d+)$"),
-        "modulation": ("Modulation", r"(blocks.*norm1?\.linear|img_mod\.\d+|gate_logits)$"),
-        "time": ("Time embedding", r"(timestep_embedder|guidance_embedder|time_embed\.|adaln|av_cross_attn)"),
-        "pooled_text": ("Pooled text in", r"text_embedder\."),
-        "text_in": ("Text in", r"(context_embedder|txt_in|caption_projection)"),
-        "picture_in": ("Picture in", r"(^x_embedder|^img_in|^(audio_)?proj_in)"),
-        "last_norm": ("Last modulation", r"norm_out"),
-        "last": ("Last projection", r"^(audio_)?proj_out$"),
-        "other": ("Other", r""),
-    }
-)
-"""Role -> words, and what a layer's name contains; in the order of `_TESTED`, the first that matches decides."""
-_ORDER = tuple(ROLES)
-_TESTED = ("text_mlp_in", "text_mlp_out", "text_modulation", "last", "time", *_ORDER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +54,10 @@ def groups(names: Sequence[str]) -> list[Group]:
     before = {kind: sum(list(kinds.values())[:i]) for i, kind in enumerate(kinds)}
     held: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in names:
-        block = _BLOCK.match(name)
-        depth = str(before[block["kind"]] + int(block["index"])) if block else OUTSIDE
-        held[_role(name), depth].append(name)
+        found = _BLOCK.match(name)
+        depth = str(before[found["kind"]] + int(found["index"])) if found else OUTSIDE
+        held[role_of(name), depth].append(name)
     return [Group(role=role, depth=depth, names=tuple(some)) for (role, depth), some in held.items()]
-
-
-def _role(name: str) -> str:
-    return next(role for role in _TESTED if re.search(ROLES[role][1], name))
 
 
 class Probe:
@@ -194,7 +163,7 @@ def run(bench: Bench, quality: Quality, probes: int, steps: int, lpips_prompts: 
     planned = {layer.name: layer for layer in plan.layers if layer.quantized}
     place = recipes.quantizer(plan, bench.support[PRECISION])
     found = groups(list(planned))
-    roles = [role for role in _ORDER if any(group.role == role for group in found)]
+    roles = [role for role in ROLES if any(group.role == role for group in found)]
     depths = list(dict.fromkeys(group.depth for group in found))
     part: dict[str, Any] = {
         "precision": PRECISION,
@@ -267,10 +236,10 @@ def _lpips(bench: Bench, group: Group, place: loading.Place, prompts: Sequence[s
 
 
 def _shares(bench: Bench, probe: Probe) -> dict[str, float]:
-    """What each precision leaves of NVFP4's squared drift, with the seed's layers in it."""
-    seed, drifts = recipes.recipe(bench.spec.family, bench.spec.recipes[0]), {}
+    """What each precision leaves of NVFP4's squared drift, with the post's layers in it."""
+    post, drifts = recipes.recipe(bench.spec.family, bench.spec.recipes[0]), {}
     for name in (PRECISION, *(other for other in QUANTIZED if other != PRECISION)):
-        searching = replace(seed, tunings=MappingProxyType({PRECISION: Tuning(searched=True)}))
+        searching = replace(post, tunings=MappingProxyType({PRECISION: Tuning(searched=True)}))
         plan = recipes.plan(bench.exact, searching, name)
         place = recipes.quantizer(plan, bench.support[name])
         with quantized_layers(bench.exact, sorted(plan.names), place):

@@ -1,4 +1,4 @@
-"""A better recipe than the seed's: which precision each group of layers gets for so many bytes, and what it is worth.
+"""A better recipe than the post's: which precision each group of layers gets for so many bytes, and what it is worth.
 
 Groups are as in engine/quality/sensitivity.py, whose drift says what each costs in NVFP4. Squared drifts add up, as the
 errors of layers point in unrelated directions, so a choice is a knapsack: every group takes the precision with the
@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import nn
 
+from engine.columns import POST, recipe_named
 from engine.errors import RequestError
 from engine.files import write_whole
 from engine.formats import FORMATS, MXFP8, REFERENCE
@@ -34,7 +35,7 @@ from engine.quantization.recipe_files import TunedRecipe, Tuning
 from engine.quantization.recipes import LayerPlan, Plan, Recipe
 
 TIME_PERCENT = 20.0
-"""By which matrix products may take longer than the seed recipe's, by `Format.time`, for mixed precisions: where
+"""By which matrix products may take longer than the post's recipe's, by `Format.time`, for mixed precisions: where
 rules keep most bytes in bf16, a few percent of them would buy all layers back, and with them the time."""
 PRICES = 60
 """Halvings of the interval in which a price is searched."""
@@ -43,7 +44,7 @@ WEIGHT_ONLY = (2, 0)
 CALIBRATING = 8
 """Prompts, of the half that chooses, on whose activations weights are calibrated."""
 AT_ONCE = 8
-"""Prompts that seed and tuned recipe make in turn, so that a run that is ended early has as many of both."""
+"""Prompts that the post's and the tuned recipe make in turn, so that a run that is ended early has as many of both."""
 WORST = 8
 
 
@@ -143,7 +144,7 @@ def run(bench: Bench, quality: Quality, budget: float, recipe_file: Path, probes
     """Search, write the recipe, and measure what is not known yet; `quality` is written after every score.
 
     Args:
-        budget: bytes of the denoiser beyond the seed recipe's, in percent.
+        budget: bytes of the denoiser beyond the post's recipe's, in percent.
         probes, steps: as for `sensitivity.run`, which is run first where it has not been.
 
     Returns:
@@ -169,8 +170,8 @@ class _Search:
         self.bench, self.quality, self.budget, self.rows = bench, quality, budget, rows
         self.recipe_file = recipe_file
         self.rules = recipes.recipe(bench.spec.family, bench.spec.recipes[0])
-        self.seed = Lane(id="seed", label="Seed", recipe=self.rules)
-        self.seed_bytes = self._plan(self.seed).quantized_bytes
+        self.post = Lane(id=POST, label="Post", recipe=self.rules)
+        self.post_bytes = self._plan(self.post).quantized_bytes
         self._loaded: dict[str, nn.Module] = {}
         """The two denoisers that were needed last."""
 
@@ -179,16 +180,16 @@ class _Search:
     def best(self) -> Lane:
         """The candidate with the least mean LPIPS on prompts of the half that chooses."""
         calibrated, mixed = self._calibrated(), self._mixed(self.budget)
-        together = [self._with_steps(self._with_files(lane, calibrated)) for lane in (self.seed, mixed)]
+        together = [self._with_steps(self._with_files(lane, calibrated)) for lane in (self.post, mixed)]
         candidates = [self._searched(), mixed, *together]
         some = self.quality["prompts"]["search"]
-        scores = {lane.id: fmean(self._scores(lane, some)) for lane in (self.seed, *candidates)}
+        scores = {lane.id: fmean(self._scores(lane, some)) for lane in (self.post, *candidates)}
         found = min(candidates, key=lambda lane: scores[lane.id])
         self.bench.say(f"best on {len(some)} prompts: {found.label}, LPIPS {scores[found.id]:.4f}")
         half = self._with_steps(self._with_files(self._mixed(self.budget / 2), calibrated))
         # Where time is what is short, half the bytes buy the same.
         more = [half] if half.recipe.tunings != together[-1].recipe.tunings else []
-        self.frontier = [self.seed, *candidates, *more]
+        self.frontier = [self.post, *candidates, *more]
         return found
 
     def _calibrated(self) -> tuple[Path, ...]:
@@ -200,7 +201,7 @@ class _Search:
                 return files
         search = self.quality["prompts"]["search"]
         prompts = search[:: max(1, len(search) // CALIBRATING)][:CALIBRATING]
-        plans = [self._plan(lane) for lane in (self.seed, self._mixed(self.budget), self._mixed(self.budget / 2))]
+        plans = [self._plan(lane) for lane in (self.post, self._mixed(self.budget), self._mixed(self.budget / 2))]
         names = sorted({layer.name for plan in plans for layer in plan.layers if layer.precision == PRECISION})
         layers = {name: self.bench.exact.get_submodule(name) for name in names}
         packed: dict[str, Packed] = {}
@@ -229,10 +230,10 @@ class _Search:
 
     def _mixed(self, percent: float, searched: bool = True) -> Lane:
         part = self.quality["sensitivity"]
-        layers = {layer.name: layer for layer in self._plan(self.seed).layers}
+        layers = {layer.name: layer for layer in self._plan(self.post).layers}
         measured = [name for cell in part["cells"] for name in cell["names"]]
-        seed = sum(layers[name].bytes for name in measured)
-        budget = seed + int(self.seed_bytes * percent / 100)
+        post = sum(layers[name].bytes for name in measured)
+        budget = post + int(self.post_bytes * percent / 100)
         work = {name: self.rows.get(name, 0) * x.in_features * x.out_features for name, x in layers.items()}
         times = {name: work[name] * FORMATS[layers[name].precision].time for name in layers}
         time = sum(times[name] for name in measured) + TIME_PERCENT / 100 * sum(times.values())
@@ -259,9 +260,9 @@ class _Search:
 
     def _low_rank(self) -> Lane:
         """Branches of one rank beside every NVFP4 layer, as large as the budget allows."""
-        names = [layer for layer in self._plan(self.seed).layers if layer.quantized]
+        names = [layer for layer in self._plan(self.post).layers if layer.quantized]
         each = sum(2 * (layer.in_features + layer.out_features) for layer in names)
-        rank = max(1, int(self.seed_bytes * self.budget / 100) // each)
+        rank = max(1, int(self.post_bytes * self.budget / 100) // each)
         tuning = Tuning(low_rank={layer.name: rank for layer in names})
         return self._lane(f"low-rank-{rank}", f"Low rank {rank}", tuning, f"low-rank branch {rank}")
 
@@ -270,22 +271,22 @@ class _Search:
             ("Searched scales", "Block scales of the weights by least squared error; the format is the same.",
              self._searched()),
             ("Calibrated rounding", "GPTQ on the activations of a few prompts; the format is the same.",
-             self._with_files(self.seed, self._calibrated())),
-            ("Mixed precision", "Groups that drift most in FP8, some that the seed keeps in bf16 in FP8 or NVFP4.",
+             self._with_files(self.post, self._calibrated())),
+            ("Mixed precision", "Groups that drift most in FP8, some that the post keeps in bf16 in FP8 or NVFP4.",
              self._mixed(self.budget, searched=False)),
             ("Low-rank branch", "A bf16 branch beside every NVFP4 layer, from the SVD of its weight's error.",
              self._low_rank()),
             ("Weight-only steps", "Activations in bf16 while the layout is decided; the same weights, unpacked.",
-             self._with_steps(self.seed)),
+             self._with_steps(self.post)),
         ]  # fmt: skip
 
     # Measuring
 
     def report(self, best: Lane) -> None:
-        """Measure seed and best on the other half, then each remedy, `full` and MXFP8, and write the rows."""
+        """Measure the post's and the best on the other half, then each remedy, `full` and MXFP8, and write the rows."""
         full = recipes.recipe(self.bench.spec.family, "full")
         ablation = [
-            replace(self.seed, precision=p, id=r.id, label=f"{r.id.capitalize()}, {FORMATS[p].label}", recipe=r)
+            replace(self.post, precision=p, id=r.id, label=f"{r.id.capitalize()}, {FORMATS[p].label}", recipe=r)
             for p in (MXFP8.id, PRECISION)
             for r in (self.rules, full)
         ]
@@ -294,7 +295,7 @@ class _Search:
         # What matters most first, should the run be ended early.
         half = self.quality["prompts"]["report"]
         some = [half[begin : begin + AT_ONCE] for begin in range(0, len(half), AT_ONCE)]
-        work = [(lane, prompts) for prompts in some for lane in (self.seed, best)]
+        work = [(lane, prompts) for prompts in some for lane in (self.post, best)]
         for lane, prompts in work + [(lane, half) for lane in others]:
             self._scores(lane, prompts)
             self._write(best, ablation, remedies)
@@ -303,11 +304,11 @@ class _Search:
         shown = [
             replace(lane, label="Tuned") if lane.id == best.id else lane for lane in (*self.frontier, ablation[-1])
         ]
-        names = {self.seed.id: self.rules.id, "full": "full", best.id: "tuned"}
+        names = {self.post.id: self.rules.id, "full": "full", best.id: "tuned"}
         rows = [self._row(lane, names.get(lane.id)) for lane in shown]
-        seed_flops = self._time(self._plan(self.seed))
+        post_time = self._time(self._plan(self.post))
         self.quality.put(
-            bytes={REFERENCE: self._plan(self.seed).bf16_bytes, "seed": self.seed_bytes},
+            bytes={REFERENCE: self._plan(self.post).bf16_bytes, POST: self.post_bytes},
             frontier=sorted(rows, key=lambda row: row["weight_bytes"]),
             remedies=[
                 {
@@ -316,7 +317,7 @@ class _Search:
                     "alone": (row := self._row(lane, None)),
                     "added_bytes_percent": row["bytes_over_seed_percent"],
                     "added_flops_percent": 100 * (self._flops(lane) - 1),
-                    "added_gemm_time_percent": 100 * (row["gemm_time_of_bf16"] / seed_flops - 1),
+                    "added_gemm_time_percent": 100 * (row["gemm_time_of_bf16"] / post_time - 1),
                     "basis": "derived",
                 }
                 for name, what, lane in remedies
@@ -351,7 +352,7 @@ class _Search:
             "precision": lane.precision,
             "parts": list(lane.parts),
             "weight_bytes": size,
-            "bytes_over_seed_percent": 100 * (size / self.seed_bytes - 1),
+            "bytes_over_seed_percent": 100 * (size / self.post_bytes - 1),
             "gemm_time_of_bf16": self._time(plan, lane.weight_only_steps),
             "lpips": {half: estimate(values) for half, values in each.items()}
             | {"both": estimate(each["search"] + each["report"])},
@@ -433,12 +434,14 @@ def _write_recipe(file: Path, rules: str, best: Lane, quality: Quality, budget: 
     write_whole(file, recipe_files.write(file, recipe, chosen))
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """What a file of the lab holds, as a Markdown table: seed recipe, each remedy alone, then what goes together."""
+def table(found: Mapping) -> str:
+    """What a file of the lab holds, as a Markdown table: the post's recipe, each remedy, then what goes together."""
     remedies = {(row["alone"]["id"], PRECISION): row["name"] + " alone" for row in found["remedies"]}
     alone = [row["alone"] for row in found["remedies"]]
-    rows = {(row["id"], row["precision"]): row for row in (*found["frontier"], *alone, *found["ablation"])}
-    first = [("seed", PRECISION), *remedies]
+    rows = {
+        (recipe_named(row["id"]), row["precision"]): row for row in (*found["frontier"], *alone, *found["ablation"])
+    }
+    first = [(POST, PRECISION), *remedies]
     ordered = [rows[key] for key in (*first, *(key for key in rows if key not in first))]
     lines = [
         f"| {found['model']}, NVFP4 unless it says otherwise | Denoiser, MB | Products, of bf16's time | "

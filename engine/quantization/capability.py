@@ -1,4 +1,4 @@
-"""bf16, fp8, mxfp8, nvfp4: what a machine runs natively, emulates or cannot run, and how a layer gets there.
+"""bf16, fp8, mxfp8, nvfp4, int8: what a machine runs natively, emulates or cannot run, and how a layer gets there.
 
 Every hardware gate of the engine is in `support`, with the sentence that tells a user why. Knows which torchao
 configuration belongs to a precision, but not which layers deserve it: that is engine/quantization/recipes.py.
@@ -28,9 +28,9 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 from torchao.utils import is_mslk_version_at_least
 
 from engine.errors import UnsupportedError
-from engine.formats import FP8, MXFP8, NVFP4, REFERENCE, Format
+from engine.formats import FP8, INT8, MXFP8, NVFP4, REFERENCE, Format
 from engine.machine import Machine, Support, nvidia_driver, unusable_gpu
-from engine.quantization import nvfp4
+from engine.quantization import int8, nvfp4
 from engine.quantization.emulation import FP8_AMAX_FLOOR, EmulatedFP8Tensor, EmulatedNVFP4Tensor, EmulationConfig
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def detect(device: str | torch.device) -> Machine:
     """
     device = device_named(device)
     if device.type == "cpu":
-        return Machine(name=_cpu_name(), kind="cpu", note=_note())
+        return Machine(name=_cpu_name(), kind="cpu", int8=int8.cpu_has_int8(), note=_note())
     if device.type != "cuda":
         raise UnsupportedError(f"Twinframe runs on CPUs and CUDA GPUs, not on {device.type}: choose cpu or cuda.")
     if (device.index or 0) >= torch.cuda.device_count():
@@ -107,7 +107,7 @@ def support(precision: str, machine: Machine) -> Support:
     Raises:
         ValueError: no such precision.
     """
-    gates = {REFERENCE: _bf16, FP8.id: _fp8, MXFP8.id: _mxfp8, NVFP4.id: _nvfp4}
+    gates = {REFERENCE: _bf16, FP8.id: _fp8, MXFP8.id: _mxfp8, NVFP4.id: _nvfp4, INT8.id: _int8}
     if precision not in gates:
         raise ValueError(f"No precision {precision!r}: choose from {', '.join(gates)}.")
     if precision != REFERENCE and machine.kind == "cuda":
@@ -173,6 +173,19 @@ def _nvfp4(machine: Machine) -> tuple[str, str, str, bool]:
         )
         return "native", reason, gemm, False
     return "emulated", _no_blackwell(NVFP4, machine), "bf16 GEMM on NVFP4 values, fp32 accumulation", False
+
+
+def _int8(machine: Machine) -> tuple[str, str, str, bool]:
+    gemm = "torch._int_mm, INT8 with int32 accumulation"
+    if machine.kind == "cuda":
+        return "native", f"The {machine.name} has INT8 tensor cores.", gemm, False
+    if machine.int8:
+        return "native", f"The {machine.name} has instructions for INT8 products (VNNI or AMX).", gemm, False
+    reason = (
+        f"The {machine.name} has no instructions for INT8 products (VNNI or AMX), so INT8 is emulated: the same sums, "
+        "exact, in fp32."
+    )
+    return "emulated", reason, "fp32 GEMM on INT8 values, in sums that are exact", False
 
 
 def _no_blackwell(wanted: Format, machine: Machine) -> str:
@@ -277,6 +290,7 @@ _TENSORS = {
     FP8.id: (Float8Tensor, EmulatedFP8Tensor),
     MXFP8.id: (MXTensor,),
     NVFP4.id: (NVFP4Tensor, EmulatedNVFP4Tensor),
+    INT8.id: (int8.Int8Tensor,),
 }
 
 
@@ -348,6 +362,8 @@ def _scale_of_activations(amax: Tensor) -> Tensor:
 
 def _config(support: Support, packed: nvfp4.Packed | None) -> AOBaseConfig:
     native = support.execution == "native"
+    if support.precision == INT8.id:
+        return int8.Int8Config()
     if support.precision == MXFP8.id:
         return MXDynamicActivationMXWeightConfig(
             activation_dtype=torch.float8_e4m3fn,

@@ -14,7 +14,6 @@ used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -27,44 +26,16 @@ from torchao.prototype.mx_formats.nvfp4_tensor import QuantizeTensorToNVFP4Kwarg
 from torchao.quantization import Float8Tensor, PerRow
 from torchao.quantization.quantize_.common import KernelPreference
 from torchao.quantization.transform_module import register_quantize_module_handler
-from torchao.utils import TorchAOBaseTensor
 
 from engine.quantization import nvfp4
 from engine.quantization.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, round_e2m1_
+from engine.quantization.weight_tensor import WeightTensor
 
 FP8_AMAX_FLOOR = 1e-12
 """A row whose largest magnitude is below this is scaled as if it were this: zeros would divide by zero otherwise."""
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _E4M3_TINY = 2.0**-9  # smallest positive e4m3, a sub-normal
-
-
-class _EmulatedTensor(TorchAOBaseTensor):
-    """What both formats share: pinning and the call of their operator in place of `F.linear`."""
-
-
-@_EmulatedTensor.implements(torch.ops.aten.is_pinned.default)
-def _is_pinned(func: Callable[..., Any], types: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    return all(getattr(args[0], name).is_pinned() for name in args[0].tensor_data_names)
-
-
-@_EmulatedTensor.implements(torch.ops.aten._pin_memory.default)
-def _pin_memory(
-    func: Callable[..., Any], types: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Tensor:
-    return args[0]._apply_fn_to_data(lambda data: data.pin_memory())
-
-
-@_EmulatedTensor.implements_torch_function(F.linear)
-def _linear(func: Callable[..., Any], types: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    # F.linear itself is caught because, without gradients, aten.linear is decomposed before subclasses see it.
-    return _multiply(*args, **kwargs)
-
-
-def _multiply(input: Tensor, weight: _EmulatedTensor, bias: Tensor | None = None) -> Tensor:
-    if input.dtype != torch.bfloat16:
-        raise TypeError(f"Emulated layers take bf16 activations, not {input.dtype}.")
-    return weight.linear(input, bias)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -74,7 +45,7 @@ def _multiply(input: Tensor, weight: _EmulatedTensor, bias: Tensor | None = None
 NVFP4_ACTIVATIONS = QuantizeTensorToNVFP4Kwargs(use_dynamic_per_tensor_scale=True)
 
 
-class EmulatedNVFP4Tensor(_EmulatedTensor):
+class EmulatedNVFP4Tensor(WeightTensor):
     """An NVFP4 weight (N, K), logically bf16, that `F.linear` multiplies with dynamically quantized activations.
 
     Attributes:
@@ -223,7 +194,7 @@ def _(x: Tensor, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor, bias
 # FP8: e4m3 values, one fp32 scale a row
 
 
-class EmulatedFP8Tensor(_EmulatedTensor):
+class EmulatedFP8Tensor(WeightTensor):
     """A row-wise FP8 weight (N, K), logically bf16, that `F.linear` multiplies with dynamically quantized activations.
 
     Attributes:

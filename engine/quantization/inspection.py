@@ -12,28 +12,28 @@ from typing import Any
 from torch import nn
 
 from engine import catalog
-from engine.errors import RequestError
-from engine.formats import PRECISIONS
+from engine.columns import Column
 from engine.quantization import recipes
 from engine.weights import loading
 
 
-def inspect(model_id: str, precision: str, recipe_id: str | None = None) -> dict[str, Any]:
-    """The plan of a model's denoiser in one precision, as `python -m engine inspect --json` prints it.
+def inspect(model_id: str, precision: str, recipe_id: str | None = None) -> dict:
+    """The plan of a model's denoiser as one column, as `python -m engine inspect --json` prints it.
 
     Args:
-        recipe_id: None for the model's default.
+        precision: a column, as somebody wrote it.
+        recipe_id: of a column that names none; None for the model's default.
 
     Raises:
         RequestError: no such model, precision or recipe.
         LoadError: the model's configuration is missing.
     """
     spec = catalog.model(model_id)
-    if precision not in PRECISIONS:
-        raise RequestError(f"There is no precision {precision!r}: choose from {', '.join(PRECISIONS)}.")
-    recipe = recipes.recipe(spec.family, recipe_id or spec.recipes[0])
-    found = recipes.plan(_denoiser(spec.id), recipe, precision)
-    return {"model": spec.id, "precision": precision, "recipe": recipe.id} | found.to_json()
+    recipe = recipes.recipe(spec.family, recipe_id or spec.recipes[0]).id
+    column = Column.parse(precision, spec, recipe)
+    found = recipes.plan_of(_denoiser(spec.id), spec, column)
+    named = {"column": column.written(spec.recipes[0]), "recipe": column.recipe or recipe}
+    return {"model": spec.id, "precision": column.format} | named | found.to_json()
 
 
 @lru_cache(maxsize=len(catalog.MODELS))

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from engine.catalog import ASSETS
+from engine.columns import recipe_named
 from engine.errors import LoadError
 from engine.formats import NVFP4, PRECISIONS, QUANTIZED
 
@@ -115,7 +116,7 @@ def _recipe(file: Path, content: object) -> TunedRecipe:
         raise _refused(file, "tunings is not an object with a precision or more")
     return TunedRecipe(
         id=content["id"],
-        base=content["base"],
+        base=recipe_named(content["base"]),
         summary=content["summary"],
         tunings=MappingProxyType({name: _tuning(file, name, tuning) for name, tuning in tunings.items()}),
     )

@@ -13,6 +13,8 @@ from types import MappingProxyType
 
 from torch import nn
 
+from engine.catalog import ModelSpec
+from engine.columns import POST, Column, recipe_named
 from engine.errors import LoadError, RequestError, TwinframeError
 from engine.formats import FORMATS, NVFP4, REFERENCE
 from engine.machine import Support
@@ -70,7 +72,7 @@ class Recipe:
         return (*self.skip_containing, *(pattern for pattern, _ in self.rows))
 
 
-POST = 1024
+NARROWEST = 1024
 """The post's threshold for min(M, K, N): rows, input and output features of a matrix product."""
 
 _FLUX_SKIPS = {"skip_containing": ("embed",), "skip_exact": ("norm_out.linear", "proj_out")}
@@ -154,8 +156,8 @@ def _strict(skips: Mapping[str, tuple[str, ...]], rows: tuple[tuple[str, int], .
     return Recipe(
         id="strict",
         summary="The post's rule as its text states it: no dimension of the product below 1024, rows included.",
-        min_features=POST,
-        min_rows=POST,
+        min_features=NARROWEST,
+        min_rows=NARROWEST,
         rows=rows,
         **skips,
     )
@@ -166,7 +168,7 @@ _FULL = Recipe(id="full", summary="Every Linear layer whose shape the format can
 _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     "mini-flux": (
         Recipe(
-            id="seed",
+            id=POST,
             summary="The FLUX.1-dev rules by name; width limit 256 instead of 1024, as the miniature is 320 wide.",
             min_features=256,
             **_FLUX_SKIPS,
@@ -175,7 +177,7 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     ),
     "mini-qwen": (
         Recipe(
-            id="seed",
+            id=POST,
             summary="The Qwen-Image rules by name; width limit 256 instead of 1024, as the miniature is 256 wide.",
             min_features=256,
             **_QWEN_SKIPS,
@@ -184,13 +186,13 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     ),
     "mini-ltx2": (
         Recipe(
-            id="seed",
+            id=POST,
             summary="The LTX-2 rules by name; width limit 128 instead of 1024, as the miniature's sound is 160 wide.",
             min_features=128,
             **_LTX2_SKIPS,
         ),
         Recipe(
-            id="seed-corrected",
+            id="post-corrected",
             summary="The same rules in the names of diffusers' class: adaptive norms stay bf16 too.",
             min_features=128,
             **_LTX2_CORRECTED_SKIPS,
@@ -199,9 +201,9 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     ),
     "flux.1-dev": (
         Recipe(
-            id="seed",
+            id=POST,
             summary="Everything but embeddings, the last normalisation, the last projection and narrow layers.",
-            min_features=POST,
+            min_features=NARROWEST,
             **_FLUX_SKIPS,
         ),
         _strict(_FLUX_SKIPS, _FLUX_ROWS),
@@ -209,9 +211,9 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     ),
     "qwen-image": (
         Recipe(
-            id="seed",
+            id=POST,
             summary="Image attention and image feed-forward only; modulation and the text stream stay bf16.",
-            min_features=POST,
+            min_features=NARROWEST,
             **_QWEN_SKIPS,
         ),
         _strict(_QWEN_SKIPS, _QWEN_ROWS),
@@ -219,15 +221,15 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     ),
     "ltx-2": (
         Recipe(
-            id="seed",
+            id=POST,
             summary="As published; most of its name rules match no layer of diffusers' LTX-2 class.",
-            min_features=POST,
+            min_features=NARROWEST,
             **_LTX2_SKIPS,
         ),
         Recipe(
-            id="seed-corrected",
+            id="post-corrected",
             summary="What the published rules mean, in the names of diffusers' class: adaptive norms stay bf16 too.",
-            min_features=POST,
+            min_features=NARROWEST,
             **_LTX2_CORRECTED_SKIPS,
         ),
         _strict(_LTX2_SKIPS, _LTX2_ROWS),
@@ -247,6 +249,7 @@ def recipe(family: str, recipe_id: str) -> Recipe:
         RequestError: the family has no such recipe; the sentence lists those it has.
         LoadError: its recipe file is damaged.
     """
+    recipe_id = recipe_named(recipe_id)
     if (family, recipe_id) in RECIPES:
         return RECIPES[family, recipe_id]
     files = recipe_files.read(family)
@@ -387,6 +390,15 @@ def plan(transformer: nn.Module, recipe: Recipe, precision: str) -> Plan:
         quantized_bytes=bf16_bytes - saved,
         unmatched=tuple(unmatched),
     )
+
+
+def plan_of(transformer: nn.Module, spec: ModelSpec, column: Column) -> Plan:
+    """The plan of a model's column; of the reference's layers none is quantized.
+
+    Raises:
+        RequestError, LoadError: as `recipe` and `plan`.
+    """
+    return plan(transformer, recipe(spec.family, column.recipe or spec.recipes[0]), column.format)
 
 
 def _check_names(tuning: Tuning, linears: Set[str], kind: str) -> None:

@@ -79,7 +79,7 @@ class Device:
         return self._carry_out(self.studio.compare, request, out, _ending_downloads(tell, stop), stop)
 
     def prepare(self, model_id: str, tell: Tell, stop: Stop) -> None:
-        """Load a model in its default precisions, warm its default shape and measure its ruler; then warm the other
+        """Load a model in its default columns, warm its default shape and measure its ruler; then warm the other
         sizes that it offers.
 
         Raises:
@@ -89,23 +89,23 @@ class Device:
 
     def _prepare(self, model_id: str, tell: Tell, stop: Stop) -> None:
         spec, request = catalog.model(model_id), CompareRequest.create("warm-up", model=model_id)
-        for index, name in enumerate(request.precisions, 1):
-            tell(events.Preparing(name, index, len(request.precisions)))
-            self.studio.ready(spec, name, request, tell, stop)
+        for index, column in enumerate(request.columns, 1):
+            tell(events.Preparing(column.written(request.recipe), index, len(request.columns)))
+            self.studio.ready(spec, column, request, tell, stop)
         self.studio.ruler(spec, request, tell, stop)
         self._warm_sizes(spec, request, tell, stop)
 
     def _warm_sizes(self, spec: catalog.ModelSpec, request: CompareRequest, tell: Tell, stop: Stop) -> None:
         """Compile for every other size that is offered, so that nobody waits for it; sizes without room are left."""
         sizes = [size for size in spec.limits.sizes if size != (request.height, request.width)]
-        wanted = list(product(request.precisions, sizes))
-        for index, (name, (height, width)) in enumerate(wanted, 1):
+        wanted = list(product(request.columns, sizes))
+        for index, (column, (height, width)) in enumerate(wanted, 1):
             asked = replace(request, height=height, width=width)
-            if self.studio.mode(name, spec, asked) == compilation.EAGER:
+            if self.studio.mode(column.format, spec, asked) == compilation.EAGER:
                 continue
-            tell(events.Preparing(name, index, len(wanted), (height, width)))
+            tell(events.Preparing(column.written(request.recipe), index, len(wanted), (height, width)))
             with suppress(UnsupportedError):
-                self.studio.ready(spec, name, asked, tell, stop)
+                self.studio.ready(spec, column, asked, tell, stop)
 
     def about_weights(self, model_id: str) -> str:
         """What to know before a model is used, in a sentence or two: that its weights are not here, damaged or random,
@@ -132,9 +132,9 @@ class Device:
         """`engine.quantization.inspection.inspect`."""
         return inspection.inspect(model_id, precision, recipe)
 
-    def code(self, request: CompareRequest, precision: str, execution: str) -> str:
+    def code(self, request: CompareRequest, column: str, execution: str) -> str:
         """`engine.outputs.program.code`."""
-        return program.code(request, precision, execution)
+        return program.code(request, column, execution)
 
     def gauges(self) -> dict[str, float]:
         """Memory on all GPUs right now, for the metrics: name -> bytes."""

@@ -1,6 +1,6 @@
 """Several devices of one kind at work at once, each with a studio and a thread of its own.
 
-A comparison makes bf16 on the first device and the quantized precisions on the others, in rounds: what takes part in
+A comparison makes bf16 on the first device and the other columns on the others, in rounds: what takes part in
 one is loaded and warmed one after the other, and only then are its timed calls made, all at once. They still share the
 host and Python's interpreter, which may slow them down: every result says what ran beside it. All is compared on the
 first device.
@@ -14,7 +14,7 @@ while all others wait, in a comparison and in an evaluation. Knows no queue and 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -24,6 +24,7 @@ from typing import TypeVar
 import torch
 
 from engine.catalog import ModelSpec
+from engine.columns import Column
 from engine.compiler.compilation import EAGER, WarmUp
 from engine.errors import CancelledRun, UnsupportedError
 from engine.events import Stop, Tell
@@ -178,47 +179,54 @@ class Studios(_Orderly):
     def studios(self) -> tuple[Studio, ...]:
         return (self, *self._others)
 
-    def ready(self, spec: ModelSpec, name: str, request: CompareRequest, tell: Tell, stop: Stop) -> Take:
-        studio = self._place(name)
+    def ready(self, spec: ModelSpec, column: Column, request: CompareRequest, tell: Tell, stop: Stop) -> Take:
+        studio = self._place(spec, column)
         if studio is self:
-            return super().ready(spec, name, request, tell, stop)
-        return studio.begin(studio.ready, spec, name, request, tell, stop).result()
+            return super().ready(spec, column, request, tell, stop)
+        return studio.begin(studio.ready, spec, column, request, tell, stop).result()
 
     def takes(
         self, spec: ModelSpec, request: CompareRequest, tell: Tell, stop: Stop
     ) -> Iterator[tuple[Generation, Made]]:
-        for names in self._rounds(request.precisions):
-            calls = [(self._place(name), self.ready(spec, name, request, tell, stop)) for name in names]
+        for columns in self._rounds(spec, request.columns):
+            calls = [(self._place(spec, column), self.ready(spec, column, request, tell, stop)) for column in columns]
+            places = {column.written(request.recipe): self._place(spec, column).device for column in columns}
             made = _at_once([(studio, partial(take, tell)) for studio, take in calls], stop)
             del calls  # the next round may need their room
             for generation, found in made:
                 if spec.modality == "image":  # clips have left the device
                     found = replace(found, pixels=found.pixels.to(self.device))
-                yield self._labelled(generation, names), found
+                yield self._labelled(generation, places), found
 
-    def _place(self, name: str) -> Studio:
-        """Where a precision is made: always at the same place, so that it is loaded once."""
-        if name == REFERENCE:
+    def _place(self, spec: ModelSpec, column: Column) -> Studio:
+        """Where a column is made: always at the same place, so that it is loaded once; a format's recipes at different
+        ones."""
+        if column.format == REFERENCE:
             return self
-        return self._others[(PRECISIONS.index(name) - 1) % len(self._others)]
+        place = PRECISIONS.index(column.format) - 1 + spec.recipes.index(column.recipe)
+        return self._others[place % len(self._others)]
 
-    def _rounds(self, precisions: Sequence[str]) -> list[list[str]]:
+    def _rounds(self, spec: ModelSpec, columns: Sequence[Column]) -> list[list[Column]]:
         """What is made at once, in the order given: a device has one place in a round."""
-        rounds: list[list[str]] = [[]]
-        for name in precisions:
-            if self._place(name) in map(self._place, rounds[-1]):
+        rounds: list[list[Column]] = [[]]
+        for column in columns:
+            if self._place(spec, column) in [self._place(spec, other) for other in rounds[-1]]:
                 rounds.append([])
-            rounds[-1].append(name)
+            rounds[-1].append(column)
         return rounds
 
-    def _labelled(self, generation: Generation, together: Sequence[str]) -> Generation:
-        """With the device's name and with what ran beside it; what shares its very device with that is not timed."""
-        device = self._place(generation.precision).device
-        beside = tuple(name for name in together if name != generation.precision)
-        where = [f"{name} on {self._place(name).device}" for name in beside]
+    def _labelled(self, generation: Generation, together: Mapping[str, torch.device]) -> Generation:
+        """With the device's name and with what ran beside it; what shares its very device with that is not timed.
+
+        Args:
+            together: column -> device, of all that ran at once.
+        """
+        device = together[generation.column]
+        beside = tuple(name for name in together if name != generation.column)
+        where = [f"{name} on {together[name]}" for name in beside]
         said = f"with {' and '.join(where)}, in one process of one host, which may slow them" if beside else "no, alone"
         ran = generation.ran | {"Device": f"{self.machine.name}, {device}", "At once": said}
-        shared = any(self._place(name).device == device for name in beside)
+        shared = any(together[name] == device for name in beside)
         if shared:
             ran["Timing"] = "not timed: what ran at once ran on the same device"
         comparable = generation.latency_comparable and not shared

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 
 from engine import events
 from engine.catalog import ModelSpec
+from engine.columns import Column
 from engine.compiler import compilation
 from engine.errors import UnsupportedError
 from engine.events import Tell
@@ -27,8 +28,9 @@ from engine.weights import host_memory, loading, residency, schedulers
 
 @dataclass(frozen=True, kw_only=True)
 class Rendition:
-    """One model in one precision, ready to run."""
+    """One model as one column, ready to run."""
 
+    column: Column
     pipeline: DiffusionPipeline
     support: capability.Support
     layers: LayerCounts
@@ -81,37 +83,37 @@ class Holdings:
     def _cold(self, key: residency.Key) -> None:
         """A part has moved or is gone: what was warm by its addresses is not any more."""
 
-    def rendition(self, spec: ModelSpec, name: str, recipe: str, tell: Tell) -> Rendition:
-        """The model in one precision, on the device: loaded and quantized on first use, then kept there or in host
+    def rendition(self, spec: ModelSpec, column: Column, tell: Tell) -> Rendition:
+        """The model as one column, on the device: loaded and quantized on first use, then kept there or in host
         memory while there is room. It stays on the device until another is asked for.
 
         Raises:
             UnsupportedError: this machine cannot run the precision, or has not the memory for it.
             LoadError: the weights are missing or damaged.
         """
-        key, shared = key_of(spec, name, recipe), residency.shared_key(spec.id)
+        key, shared = key_of(spec, column), residency.shared_key(spec.id)
         if key not in self._renditions:
-            self._renditions[key] = self._load(spec, name, recipe, tell)
+            self._renditions[key] = self._load(spec, column, tell)
         else:
             if self._shelf.place(key) == residency.HOST or self._shelf.place(shared) == residency.HOST:
-                tell(events.Loading(spec.name if name == REFERENCE else f"{spec.name} in {name}"))
+                tell(events.Loading(_called(spec, column)))
             self.make_room(spec, key, self._shelf.gigabytes(key))
         self._shelf.use(key, shared)
         return self._renditions[key]
 
-    def _load(self, spec: ModelSpec, name: str, recipe: str, tell: Tell) -> Rendition:
-        support = self.support[name]
+    def _load(self, spec: ModelSpec, column: Column, tell: Tell) -> Rendition:
+        support = self.support[column.format]
         if support.execution == "unavailable":
             raise UnsupportedError(support.reason)
-        plan = recipes.plan(loading.empty_transformer(spec), recipes.recipe(spec.family, recipe), name)
-        key, gigabytes = key_of(spec, name, recipe), plan.quantized_bytes / timing.GB
-        residency.require(spec, name, gigabytes, self.device)
+        plan = recipes.plan_of(loading.empty_transformer(spec), spec, column)
+        key, gigabytes = key_of(spec, column), plan.quantized_bytes / timing.GB
+        residency.require(spec, column.format, gigabytes, self.device)
         self.make_room(spec, key, gigabytes)
 
         def told(done: int, total: int) -> None:
             tell(events.Downloading(spec.name, done, total))
 
-        tell(events.Loading(spec.name if name == REFERENCE else f"{spec.name} in {name}"))
+        tell(events.Loading(_called(spec, column)))
         shared = self.shared(spec, told)
         transformer = loading.load_transformer(
             spec, self.device, self.source, place=recipes.quantizer(plan, support), told=told
@@ -120,13 +122,14 @@ class Holdings:
         stored = timing.weight_bytes(transformer) / timing.GB
         self._shelf.put(key, stored)
         return Rendition(
+            column=column,
             pipeline=pipeline,
             support=support,
             layers=recipes.verify(pipeline.transformer, plan),
             weights=timing.weight_bytes(*_modules(pipeline.components)) / timing.GB,
             transformer=stored,
             blocks=compilation.Blocks(pipeline.transformer),
-            weight_only_steps=plan.recipe.weight_only_steps(name),
+            weight_only_steps=plan.recipe.weight_only_steps(column.format),
         )
 
     def shared(self, spec: ModelSpec, told: loading.Told | None = None) -> dict[str, object]:
@@ -234,14 +237,14 @@ class Holdings:
         self._shelf.done(residency.Move(key=key, to=residency.GONE))
         timing.free(self.device)
 
-    def switch(self, spec: ModelSpec, name: str, recipe: str) -> dict[str, float] | None:
+    def switch(self, spec: ModelSpec, column: Column) -> dict[str, float] | None:
         """Send a rendition's denoiser to host memory and bring it back, twice, and measure the second time.
 
         Returns:
             `gigabytes`, `to_host_s`, `to_device_s`, and `first_to_host_s` of the first time, which takes the host
             memory. None if it is not on the device, or the host has not the memory.
         """
-        key, took = key_of(spec, name, recipe), []
+        key, took = key_of(spec, column), []
         room = residency.waiting_room(self.device, self._pool.bytes / timing.GB)
         for _ in range(2):
             if self._shelf.place(key) != residency.DEVICE or self._shelf.gigabytes(key) > room:
@@ -256,9 +259,9 @@ class Holdings:
         gigabytes, back = self._arrived[key]
         return {"gigabytes": gigabytes, "to_host_s": took[1], "to_device_s": back, "first_to_host_s": took[0]}
 
-    def drop(self, spec: ModelSpec, name: str, recipe: str) -> None:
+    def drop(self, spec: ModelSpec, column: Column) -> None:
         """Forget a rendition, if there is one, so that its denoiser leaves memory."""
-        self._forget(key_of(spec, name, recipe))
+        self._forget(key_of(spec, column))
 
     def where(self, key: residency.Key) -> str:
         """Where weights are while a precision runs, in words."""
@@ -277,9 +280,14 @@ class Holdings:
         return said
 
 
-def key_of(spec: ModelSpec, name: str, recipe: str) -> residency.Key:
-    """Of a model's denoiser in one precision: bf16 has no recipe."""
-    return (spec.id, name, recipe if name != REFERENCE else "")
+def key_of(spec: ModelSpec, column: Column) -> residency.Key:
+    """Of a model's denoiser as one column."""
+    return (spec.id, column.format, column.recipe)
+
+
+def _called(spec: ModelSpec, column: Column) -> str:
+    """A denoiser in words, while it is loaded."""
+    return spec.name if column.format == REFERENCE else f"{spec.name} in {column.written(spec.recipes[0])}"
 
 
 def _part_name(key: residency.Key) -> str:

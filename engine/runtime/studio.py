@@ -1,4 +1,4 @@
-"""One comparison: the same noise and the same prompt through each precision in turn, timed, weighed and compared.
+"""One comparison: the same noise and the same prompt through each column in turn, timed, weighed and compared.
 
 A `Studio` makes things with what engine/runtime/residents.py has loaded on one device. It knows nothing of threads,
 queues or pages: it is given a function to tell events to, and a function that says whether to stop."""
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from engine import catalog, events, safety
 from engine.catalog import ModelSpec
+from engine.columns import EXACT, Column
 from engine.compiler import compilation
 from engine.environment import versions
 from engine.events import Stop, Tell
@@ -84,13 +85,13 @@ class Studio(Holdings):
         self._guard.prompt(spec, request.prompt)
         reference, results = None, []
         for generation, made in self.takes(spec, request, tell, stop):
-            generation = self._kept(generation, made, spec, request, out, generation.precision)
-            tell(events.Finished(generation.precision, generation))
+            generation = self._kept(generation, made, spec, request, out, generation.column)
+            tell(events.Finished(generation.column, generation))
             if reference is None:
                 reference = made
             else:
                 distance, maps = self.distance(made, reference)
-                tell(events.Compared(generation.precision, distance))
+                tell(events.Compared(generation.column, distance))
                 generation = replace(generation, metrics=distance, lpips_maps=keep_maps(maps, generation))
             results.append(generation)
         ruler = self.ruler(spec, request, tell, stop)
@@ -108,25 +109,25 @@ class Studio(Holdings):
     def takes(
         self, spec: ModelSpec, request: CompareRequest, tell: Tell, stop: Stop
     ) -> Iterator[tuple[Generation, Made]]:
-        """What each precision makes, in the request's order, one after the other; no files are written yet."""
-        for name in request.precisions:
-            yield self.ready(spec, name, request, tell, stop)(tell, stop)
+        """What each column makes, in the request's order, one after the other; no files are written yet."""
+        for column in request.columns:
+            yield self.ready(spec, column, request, tell, stop)(tell, stop)
 
     def ready(
         self,
         spec: ModelSpec,
-        name: str,
+        column: Column,
         request: CompareRequest,
         tell: Tell,
         stop: Stop,
     ) -> Take:
-        """Load one precision and warm it for the request, and give the timed call, to be made before anything else.
+        """Load one column and warm it for the request, and give the timed call, to be made before anything else.
 
         Raises:
             UnsupportedError, LoadError: as `rendition`.
             CancelledRun: `stop` said so.
         """
-        rendition = self.rendition(spec, name, request.recipe, tell)
+        rendition = self.rendition(spec, column, tell)
         return partial(self._take, rendition, spec, request, self.warm(rendition, spec, request, tell, stop))
 
     def generate(
@@ -139,14 +140,14 @@ class Studio(Holdings):
         stop: Stop,
         stem: str | None = None,
     ) -> tuple[Generation, Made]:
-        """One precision's pictures or clips, and what is known of them.
+        """One column's pictures or clips, and what is known of them.
 
         Args:
-            stem: of the files' names; the precision by default.
+            stem: of the files' names; the column by default.
         """
         warm = self.warm(rendition, spec, request, tell, stop)
         generation, made = self._take(rendition, spec, request, warm, tell, stop)
-        return self._kept(generation, made, spec, request, out, stem or generation.precision), made
+        return self._kept(generation, made, spec, request, out, stem or generation.column), made
 
     def _take(
         self,
@@ -158,7 +159,7 @@ class Studio(Holdings):
         stop: Stop,
     ) -> tuple[Generation, Made]:
         """The timed call, and what is known of it; no files are written yet."""
-        name = rendition.support.precision
+        name = rendition.column.written(request.recipe)
         drawn = request.previews and schedulers.is_euler(rendition.pipeline.scheduler)  # others are heading elsewhere
         preview = Previewer(rendition.pipeline, spec, request) if drawn else None
         progress = Progress(name, tell, stop, preview)
@@ -169,7 +170,7 @@ class Studio(Holdings):
         done = compilation.Done.so_far(rendition.blocks).since(before)
         made = finished(rendition.pipeline, spec, output)
         generation = Generation(
-            precision=name,
+            column=name,
             execution=rendition.support.execution,
             files=(),
             latency=clock.latency,
@@ -189,12 +190,12 @@ class Studio(Holdings):
     ) -> Generation:
         """With files, once the filter has let them pass."""
         self._guard.outputs(spec, made.pixels)
-        return replace(generation, files=self.keep(made, generation.precision, spec, request, out, stem))
+        return replace(generation, files=self.keep(made, request.column(generation.column), spec, request, out, stem))
 
     def keep(
         self,
         made: Made,
-        precision: str,
+        column: Column,
         spec: ModelSpec,
         request: CompareRequest,
         out: Path,
@@ -209,12 +210,12 @@ class Studio(Holdings):
         Raises:
             OutputError: they cannot be written.
         """
-        asked = request.to_json()
+        asked = request.to_json() | {"recipe": column.recipe or request.recipe}
         del asked["precisions"], asked["previews"]  # a picture's bytes must not depend on what else was asked for
         recipe = {
             "request": asked,
-            "precision": precision,
-            "execution": self.support[precision].execution,
+            "precision": column.format,
+            "execution": self.support[column.format].execution,
             "device": self.machine.name,
             "versions": versions(),
             "model_licence": spec.licence,
@@ -249,12 +250,12 @@ class Studio(Holdings):
             UnsupportedError: the rendition is not on the device any more, and there is no room to bring it back.
             CancelledRun: `stop` said so.
         """
-        name = rendition.support.precision
-        key = key_of(spec, name, request.recipe)
+        name, column = rendition.column.written(request.recipe), rendition.column
+        key = key_of(spec, column)
         if self._renditions.get(key) is rendition:
             self.make_room(spec, key, rendition.transformer, request)
             self._shelf.use(key, residency.shared_key(spec.id))
-        mode = self.mode(name, spec, request)
+        mode = self.mode(column.format, spec, request)
         rendition.blocks.use(mode)
         shape = (request.height, request.width, request.num_frames, request.batch_size)
         compiled = (*key, *shape)
@@ -275,7 +276,7 @@ class Studio(Holdings):
         """A few steps in which everything is compiled, tuned and recorded, and memory is weighed."""
         count = few.num_inference_steps
         steps = rendition.weight_only(count, warming=True)
-        quiet = Progress(rendition.support.precision, lambda _: None, stop)
+        quiet = Progress(rendition.column.format, lambda _: None, stop)
         gc.collect()
         began, graphs = timing.now(self.device), compilation.graphs_compiled()
         added = timing.added_bytes(lambda: call(rendition.pipeline, spec, few, few.seed, quiet, steps), self.device)
@@ -363,7 +364,7 @@ class Studio(Holdings):
         tell: Tell,
         stop: Stop,
     ) -> Ruler | None:
-        rendition = self.rendition(spec, REFERENCE, request.recipe, tell)
+        rendition = self.rendition(spec, EXACT, tell)
         prompts, seed = spec.examples[: RULER_PROMPTS if spec.bundled else 1], spec.defaults.seed
         done, total = 0, 3 * len(prompts)
         floors, ceilings = [], []
@@ -436,6 +437,7 @@ class Studio(Holdings):
     ) -> dict[str, str]:
         """What really ran, label -> words; `done` is what the timed call compiled, recorded and replayed."""
         support, layers = rendition.support, rendition.layers
+        recipe = recipes.recipe(spec.family, rendition.column.recipe or request.recipe)
         linears = layers.quantized + layers.skipped + layers.left
         mode = rendition.blocks.mode
         steps = rendition.warm_up_steps(mode)
@@ -469,12 +471,12 @@ class Studio(Holdings):
                     f"{layers.left} left in bf16 for their shape"
                 ),
                 "Prompt": read(rendition.pipeline, spec, request.prompt),
-                "Recipe": f"{request.recipe}: {recipes.recipe(spec.family, request.recipe).summary}",
+                "Recipe": f"{recipe.id}: {recipe.summary}",
                 "GEMM": f"{support.gemm}; weights of Linear layers: {_weights(rendition.pipeline.transformer)}",
                 "Attention": f"PyTorch scaled_dot_product_attention in bf16 (diffusers backend {ATTENTION!r})",
                 "Compile": compiled,
                 "Text encoders and VAE": "bf16, shared by all precisions",
-                "Residency": self.where(key_of(spec, support.precision, request.recipe)),
+                "Residency": self.where(key_of(spec, rendition.column)),
                 "Scheduler": f"{type(rendition.pipeline.scheduler).__name__}, {request.num_inference_steps} steps",
                 "Noise": f"CPU generator, seed {request.seed}, the same for every precision",
                 "Timing": timed,

@@ -37,7 +37,7 @@ class Informed(Protocol):
     def plan(self, model_id: str, precision: str, recipe: str, /) -> dict[str, Any]:
         """As `engine.quantization.inspection.inspect` gives it."""
 
-    def code(self, request: CompareRequest, precision: str, execution: str, /) -> str:
+    def code(self, request: CompareRequest, column: str, execution: str, /) -> str:
         """As `engine.outputs.program.code` gives it."""
 
 

@@ -175,8 +175,8 @@ class Process:
     def plan(self, model_id: str, precision: str, recipe: str) -> dict[str, Any]:
         return self._always("plan", model_id, precision, recipe)
 
-    def code(self, request: CompareRequest, precision: str, execution: str) -> str:
-        return self._ask("code", request, precision, execution)
+    def code(self, request: CompareRequest, column: str, execution: str) -> str:
+        return self._ask("code", request, column, execution)
 
     def gauges(self) -> dict[str, float]:
         """The child's memory; nothing while there is no child."""

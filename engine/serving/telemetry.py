@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine import events
+from engine import catalog, events
 from engine.results import Comparison
 
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -44,7 +44,7 @@ class Preload:
     """waiting: for its turn, or because comparisons go first. running. failed: the next comparison of the model loads
     it, or says why not."""
     part: events.Preparing | None = None
-    """The precision it is at."""
+    """The column it is at."""
     doing: events.Event | None = None
     """What it told last besides."""
     ready: bool = False
@@ -87,7 +87,7 @@ class Telemetry:
         self._faults: Counter[str] = Counter()
         self._job = Histogram()
         self._stages: defaultdict[tuple[str, str, str], Histogram] = defaultdict(Histogram)
-        """By model, precision and stage."""
+        """By model, column and stage."""
 
     def outcome(self, outcome: str, seconds: float | None = None) -> None:
         """A comparison ended, or was refused; `seconds` it ran, if it did."""
@@ -103,11 +103,13 @@ class Telemetry:
 
     def completed(self, comparison: Comparison) -> None:
         """Keep the native latencies of a comparison, by stage."""
+        spec = catalog.model(comparison.request.model)
         with self._lock:
             for made in comparison.results:
                 if made.latency_comparable:
+                    column = comparison.column(made).written(spec.recipes[0])
                     for stage in ("text", "denoise", "decode", "total"):
-                        key = (comparison.request.model, made.precision, stage)
+                        key = (spec.id, column, stage)
                         self._stages[key].observe(getattr(made.latency, stage))
 
     def exposition(self, gauges: Mapping[str, float]) -> str:
@@ -129,8 +131,8 @@ class Telemetry:
             name = "twinframe_latency_seconds"
             stages = [
                 line
-                for (model, precision, stage), histogram in sorted(self._stages.items())
-                for line in histogram.lines(name, {"model": model, "precision": precision, "stage": stage})
+                for (model, column, stage), histogram in sorted(self._stages.items())
+                for line in histogram.lines(name, {"model": model, "precision": column, "stage": stage})
             ]
             metric(name, "histogram", "Native latency of one pipeline call, by stage.", stages)
         for name, value in gauges.items():

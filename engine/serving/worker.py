@@ -270,9 +270,9 @@ class Worker:
         """`engine.quantization.inspection.inspect`, for the page, which does without torch; waits for no job."""
         return self.device.plan(model_id, precision, recipe)
 
-    def code(self, request: CompareRequest, precision: str, execution: str) -> str:
+    def code(self, request: CompareRequest, column: str, execution: str) -> str:
         """`engine.outputs.program.code`, for the page, which does without torch."""
-        return self.device.code(request, precision, execution)
+        return self.device.code(request, column, execution)
 
     def submit(self, request: CompareRequest, out: Path, visitor: Visitor | None = None) -> Job:
         """Queue a comparison whose files go into `out`, which is made if missing.
@@ -287,7 +287,7 @@ class Worker:
         """
         if request.model not in self.models:
             raise UnsupportedError(f"{request.model} is not offered here: choose one of {', '.join(self.models)}.")
-        for name in request.precisions:
+        for name in (column.format for column in request.columns):
             if self.support[name].execution == "unavailable":
                 raise UnsupportedError(self.support[name].reason)
         with _visitors(visitor):

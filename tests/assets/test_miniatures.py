@@ -11,6 +11,7 @@ from assets.figures import retrieval
 from assets.training import mini_ltx2
 from engine import catalog
 from engine.catalog import MINI_LTX2
+from engine.columns import Column
 from engine.quantization import recipes
 from engine.request import CompareRequest
 from engine.results import LayerCounts
@@ -18,10 +19,10 @@ from engine.runtime import studio as compare
 from engine.weights import loading
 
 COUNTS = {
-    ("mini-flux", "seed"): (78, 88),
-    ("mini-qwen", "seed"): (48, 118),
-    ("mini-ltx2", "seed"): (186, 194),
-    ("mini-ltx2", "seed-corrected"): (168, 194),
+    ("mini-flux", "post"): (78, 88),
+    ("mini-qwen", "post"): (48, 118),
+    ("mini-ltx2", "post"): (186, 194),
+    ("mini-ltx2", "post-corrected"): (168, 194),
     ("mini-ltx2", "full"): (194, 194),
 }
 
@@ -40,9 +41,9 @@ def test_the_corrected_recipe_names_only_what_there_is():
     empty = loading.empty_transformer(MINI_LTX2)
     unmatched = {
         name: recipes.plan(empty, recipes.recipe("mini-ltx2", name), "nvfp4").unmatched
-        for name in ("seed", "seed-corrected")
+        for name in ("post", "post-corrected")
     }
-    assert unmatched["seed-corrected"] == () and len(unmatched["seed"]) == 7
+    assert unmatched["post-corrected"] == () and len(unmatched["post"]) == 7
 
 
 def test_the_readmes_table_is_what_the_figures_give():
@@ -72,7 +73,7 @@ def slide(tmp_path_factory):
     )
     studio, out = compare.Studio("cpu"), tmp_path_factory.mktemp("clip")
     with torch.inference_mode():
-        rendition = studio.rendition(MINI_LTX2, "bf16", "seed", lambda _: None)
+        rendition = studio.rendition(MINI_LTX2, Column.of("bf16", "post"), lambda _: None)
         generation, made = studio.generate(rendition, MINI_LTX2, asked, out, lambda _: None, lambda: False)
     return SimpleNamespace(file=generation.files[0], pixels=made.pixels[0].float(), sound=made.audio[0])
 
@@ -108,6 +109,6 @@ def test_a_recipe_that_takes_every_layer_runs_without_guidance_too(tmp_path):
     )
     studio = compare.Studio("cpu")
     with torch.inference_mode():
-        rendition = studio.rendition(MINI_LTX2, "mxfp8", "full", lambda _: None)
+        rendition = studio.rendition(MINI_LTX2, Column.of("mxfp8", "full"), lambda _: None)
         _, made = studio.generate(rendition, MINI_LTX2, asked, tmp_path, lambda _: None, lambda: False)
     assert made.pixels[0].isfinite().all() and made.audio[0].isfinite().all()

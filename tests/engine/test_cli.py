@@ -157,17 +157,17 @@ def test_models_tells_what_does_not_fit(main, monkeypatch):
 def test_inspect_of_the_posts_models(main, model, linears, quantized, mxfp8, nvfp4):
     for capability, gigabytes in (("mxfp8", mxfp8), ("nvfp4", nvfp4)):
         values = json.loads(
-            main("inspect", "--model", model, "--precision", capability, "--recipe", "seed", "--json")[1]
+            main("inspect", "--model", model, "--precision", capability, "--recipe", "post", "--json")[1]
         )
         assert (values["quantized"], values["linears"]) == (quantized, linears)
         assert values["bytes"]["quantized"] / 1e9 == pytest.approx(gigabytes, rel=0.005)
 
 
 def test_inspect_shows_patterns_that_match_nothing(main):
-    out = main("inspect", "--model", "ltx-2", "--precision", "nvfp4", "--recipe", "seed")[1]
+    out = main("inspect", "--model", "ltx-2", "--precision", "nvfp4", "--recipe", "post")[1]
     assert "pattern adaln_single matches no Linear layer." in out
     assert (
-        "matches no" not in main("inspect", "--model", "ltx-2", "--precision", "nvfp4", "--recipe", "seed-corrected")[1]
+        "matches no" not in main("inspect", "--model", "ltx-2", "--precision", "nvfp4", "--recipe", "post-corrected")[1]
     )
 
 
@@ -200,7 +200,7 @@ def test_inspect_follows_the_contract(command):
 def test_inspect_of_the_full_recipe_quantizes_more(main):
     seed, full = (
         json.loads(main("inspect", "--model", "mini-flux", "--precision", "nvfp4", "--recipe", r, "--json")[1])
-        for r in ("seed", "full")
+        for r in ("post", "full")
     )
     assert full["quantized"] > seed["quantized"] and full["linears"] == seed["linears"]
     assert full["bytes"]["quantized"] < seed["bytes"]["quantized"]
@@ -266,7 +266,7 @@ BAD = {
     "unknown model": (["--model", "maxi-flux"], ["'maxi-flux'", "mini-flux"]),
     "unknown precision": (["--precision", "bf16", "int4"], ["'int4'", *PRECISIONS]),
     "no precision": (["--precision", ""], PRECISIONS),
-    "unknown recipe": (["--recipe", "half"], ["'half'", "seed", "tuned", "full"]),
+    "unknown recipe": (["--recipe", "half"], ["'half'", "post", "tuned", "full"]),
     "empty prompt": (["--prompt", ""], ["empty"]),
     "blank prompt": (["--prompt", " \t\n"], ["empty"]),
     "long prompt": (["--prompt", "x" * 151], ["151", "150"]),

@@ -14,14 +14,14 @@ FP6 = Format(
     id="fp6", label="FP6", bits=6, element="e2m3", block=32, scale="e8m0", scale_bits=8, multiple_in=32,
     multiple_out=16, time=1 / 2, hardware="a made-up GPU", default=True, colour=Colour(light="#123456", dark="#654321"),
 )
-ROWS = (BF16, FP8, MXFP8, NVFP4, FP6)
+ROWS = (BF16, FP8, MXFP8, NVFP4, INT8, FP6)
 """
 ADDED = """
 import importlib.util, sys
 from pathlib import Path
 
 file = Path("engine/formats.py")
-text = file.read_text().replace("ROWS = (BF16, FP8, MXFP8, NVFP4)\\n", ANOTHER)
+text = file.read_text().replace("ROWS = (BF16, FP8, MXFP8, NVFP4, INT8)\\n", ANOTHER)
 assert "FP6" in text
 spec = importlib.util.spec_from_loader("engine.formats", None, origin=str(file))
 formats = sys.modules["engine.formats"] = importlib.util.module_from_spec(spec)
@@ -50,6 +50,7 @@ def test_bytes_are_those_of_the_values_and_of_every_scale():
         "fp8": 256 * 128 + 4 * 128,
         "mxfp8": 256 * 128 + 256 // 32 * 128,
         "nvfp4": 256 * 128 // 2 + 256 // 16 * 128 + 4,
+        "int8": 256 * 128 + 4 * 128,
     }
     # A tile of scales is 128 x 4: a layer of half as many rows stores as many of them.
     assert FORMATS["mxfp8"].size(256, 64) == 256 * 64 + 256 // 32 * 128
@@ -71,7 +72,7 @@ plan = recipes.plan(nn.Sequential(nn.Linear(64, 64, bias=False)), recipes.recipe
 print(plan.layers[0].precision, plan.layers[0].bytes)
 odd = recipes.plan(nn.Sequential(nn.Linear(40, 64, bias=False)), recipes.recipe("mini-flux", "full"), "fp6")
 print(odd.layers[0].reason)
-content = {"id": "mine", "base": "seed", "summary": "Mine.", "tunings": {"nvfp4": {"layers": {"a": "fp6"}}}}
+content = {"id": "mine", "base": "post", "summary": "Mine.", "tunings": {"nvfp4": {"layers": {"a": "fp6"}}}}
 print(recipe_files._recipe(recipe_files.FOLDER / "mine.json", content).tunings["nvfp4"].layers["a"])
 """).splitlines()
     assert said == [
@@ -94,11 +95,11 @@ from ui import api, style, words
 from ui.tabs import benchmarks, how
 from ui.view import View
 
-assert words.NAMES["fp6"] == "FP6" and "FP8, MXFP8 and FP6 half" in words.WHY["gemms"]
+assert words.NAMES["fp6"] == "FP6" and "FP8, MXFP8, INT8 and FP6 half" in words.WHY["gemms"]
 assert "fp6" in api.endpoint(None, None).__doc__ and " fp6" in words.quality.EVALUATE_COMMAND
 sheet = style.head()
 assert '[data-precision="fp6"] {\\n  --tf-line-colour: #123456' in sheet and "#654321" in sheet
-drawn = how.page(View(), {p: plan("mini-flux", p, "seed") for p in PRECISIONS})
+drawn = how.page(View(), {p: plan("mini-flux", p, "post") for p in PRECISIONS})
 assert "<b>FP6</b> 6 bits each (e2m3), one power of two (e8m0) for 32" in drawn
 
 result = methods.read(Path("assets/benchmarks/flux.1-dev-h200.json"))
@@ -123,7 +124,7 @@ page = report.page(
         "interval": {"confidence": 0.95, "method": "m", "resamples": 1},
         "ruler": {"floor": scores, "ceiling": scores, "note": ""},
         "reference": costs,
-        "results": [scores | costs | {"precision": "fp6", "recipe": "seed", "worst": [], "best": []}],
+        "results": [scores | costs | {"precision": "fp6", "recipe": "post", "worst": [], "best": []}],
     },
     Path("."),
 )

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine import catalog
+from engine.columns import EXACT, Column
 from engine.errors import RequestError
 from engine.formats import PRECISIONS
 from engine.request import CompareRequest
@@ -51,7 +52,7 @@ def test_a_prompt_alone_takes_the_models_defaults():
         width=SPEC.defaults.width,
         num_frames=1,
         batch_size=1,
-        recipe="seed",
+        recipe="post",
     )
 
 
@@ -101,10 +102,49 @@ def test_from_json_without_a_prompt_says_so():
         ("nvfp4, mxfp8", ("bf16", "mxfp8", "nvfp4")),
         ("fp8", ("bf16", "fp8")),
         (["bf16"], ("bf16",)),
+        ("nvfp4@tuned fp8 nvfp4", ("bf16", "fp8", "nvfp4", "nvfp4@tuned")),
+        (["nvfp4@full", "nvfp4@tuned", "nvfp4@post", "nvfp4"], ("bf16", "nvfp4", "nvfp4@tuned", "nvfp4@full")),
+        ("nvfp4@seed", ("bf16", "nvfp4")),
     ],
 )
 def test_precisions_come_in_one_order_and_always_with_the_reference(asked, expected):
     assert CompareRequest.create(PROMPT, precisions=asked).precisions == expected
+
+
+def test_a_column_of_the_requests_own_recipe_does_not_name_it():
+    asked = CompareRequest.create(PROMPT, precisions=["nvfp4@tuned", "nvfp4", "nvfp4@seed", "mxfp8"], recipe="tuned")
+    assert asked.precisions == ("bf16", "mxfp8", "nvfp4@post", "nvfp4")
+    assert asked.columns == (EXACT, Column("mxfp8", "tuned"), Column("nvfp4", "post"), Column("nvfp4", "tuned"))
+    assert CompareRequest.from_json(asked.to_json()) == asked
+
+
+def test_a_request_covers_another_by_what_its_columns_are():
+    def asked(precisions, **fields):
+        return CompareRequest.create(PROMPT, precisions=precisions, **fields)
+
+    tuned, both = asked("nvfp4", recipe="tuned"), asked("nvfp4 nvfp4@tuned")
+    assert both.covers(tuned) and tuned.covers(asked("nvfp4@tuned")) and not tuned.covers(both)
+    assert both.covers(asked("bf16", recipe="full")), "which recipe changes nothing of the reference"
+    assert not both.covers(asked("nvfp4", recipe="full")) and not both.covers(asked("nvfp4@tuned", seed=8))
+
+
+@pytest.mark.parametrize(("old", "new"), [("seed", "post"), ("seed-corrected", "post-corrected")])
+def test_the_names_that_recipes_had_are_still_taken(old, new):
+    saved = {"prompt": PROMPT, "model": "mini-ltx2", "recipe": old, "precisions": ["bf16", "nvfp4"]}
+    asked = CompareRequest.from_json(saved)
+    assert asked.recipe == asked.to_json()["recipe"] == new and asked.precisions == ("bf16", "nvfp4")
+
+
+@pytest.mark.parametrize(
+    ("precisions", "said"),
+    [
+        (["nvfp4@mine"], "FLUX miniature has no recipe 'mine': choose post or tuned or full."),
+        ("nvfp9@tuned", "There is no precision 'nvfp9': choose from"),
+        ("bf16@full", "bf16 is the reference, which no recipe changes: leave out '@full'."),
+    ],
+)
+def test_a_column_that_there_is_not_is_refused(precisions, said):
+    assert refused(precisions=precisions).startswith(said)
 
 
 def test_prompts_are_stripped_and_may_have_several_lines():
@@ -195,7 +235,7 @@ def test_precisions_of_the_wrong_type(precisions):
 @pytest.mark.parametrize("recipe", ["half", "", 1, ["seed"], "seed\n", False])
 def test_unknown_recipes(recipe):
     text = refused(recipe=recipe)
-    assert repr(recipe) in text and "seed or tuned or full" in text
+    assert repr(recipe) in text and "post or tuned or full" in text
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t  \r\n", "\u3000"])
@@ -312,7 +352,7 @@ PLAUSIBLE = {
     "width": st.just(256),
     "num_frames": st.just(1),
     "batch_size": st.integers(0, 5),
-    "recipe": st.sampled_from(("seed", "full")),
+    "recipe": st.sampled_from(("post", "full", "seed")),
 }
 
 

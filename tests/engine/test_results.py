@@ -28,7 +28,7 @@ RESULT_CONTRACT = {
 
 def generation(precision, folder, *, total=2.0, peak=0.2, native=True, metrics=None):
     return Generation(
-        precision=precision,
+        column=precision,
         execution="native" if native else "emulated",
         files=(str(folder / f"{precision}-1.png"), str(folder / f"{precision}-2.png")),
         latency=Latency(text=0.25, denoise=total - 0.5, decode=0.25, total=total),
@@ -104,6 +104,30 @@ def test_a_comparison_recorded_before_there_were_clips_still_loads(comparison):
     for result in values["results"]:
         del result["lpips_frames"], result["lpips_maps"]
     assert Comparison.from_json(values) == comparison
+
+
+def test_a_comparison_recorded_before_there_were_columns_still_loads(comparison):
+    values = comparison.to_json()
+    values["request"]["recipe"] = "seed"
+    for result in values["results"]:
+        del result["column"]
+    assert Comparison.from_json(values) == comparison
+
+
+def test_several_recipes_of_a_format_are_results_of_their_own(comparison, tmp_path):
+    request = CompareRequest.create("a cat", precisions=["nvfp4", "nvfp4@tuned"], batch_size=2)
+    metrics = Metrics(lpips=(0.1, 0.2), psnr_db=(30.0, 29.0))
+    made = [generation(column, tmp_path, metrics=metrics if i else None) for i, column in enumerate(request.precisions)]
+    found = replace(comparison, request=request, results=tuple(made))
+    assert Comparison.from_json(json.loads(json.dumps(found.to_json()))) == found
+    names = [(row["precision"], row["column"]) for row in found.to_json()["results"]]
+    assert names == [("bf16", "bf16"), ("nvfp4", "nvfp4"), ("nvfp4", "nvfp4@tuned")]
+    rows = list(csv.DictReader(io.StringIO(found.to_csv())))
+    assert [(row["precision"], row["recipe"], row["column"]) for row in rows] == [
+        ("bf16", "post", "bf16"),
+        ("nvfp4", "post", "nvfp4"),
+        ("nvfp4", "tuned", "nvfp4@tuned"),
+    ]
 
 
 def test_lpips_maps_come_back_and_move_with_the_folder(comparison, tmp_path):

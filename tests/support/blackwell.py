@@ -224,7 +224,7 @@ def quantized(
 
     Args:
         blocks: of each repeated class; None for all.
-        recipe: None for the seed's.
+        recipe: None for the post's.
     """
     empty = _empty(model)
     depths = [key for key in ("num_layers", "num_single_layers") if key in empty.config]
@@ -235,11 +235,8 @@ def quantized(
             transformer = type(empty).from_config({**empty.config, **depth}).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(torch.float32)
-    plan = recipes.plan(transformer, recipe or recipes.recipe(model, "seed"), precision)
-    with pytest.MonkeyPatch.context() as patch:
-        if blocks is None:  # compiled blocks must not see two layers share a weight
-            patch.setattr(capability, "quantize_linear_modules", _once_a_shape())
-        recipes.apply(transformer, plan, support(precision, B200))
+    plan = recipes.plan(transformer, recipe or recipes.recipe(model, "post"), precision)
+    recipes.apply(transformer, plan, support(precision, B200))
     return transformer, plan
 
 

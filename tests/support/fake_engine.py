@@ -22,8 +22,9 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
 from engine import catalog, events
+from engine.columns import format_of
 from engine.errors import UnsupportedError
-from engine.formats import REFERENCE
+from engine.formats import PRECISIONS, REFERENCE
 from engine.request import CompareRequest
 from engine.results import Comparison, Generation, Latency, LayerCounts, LpipsMap, Memory, Metrics, Ruler
 from engine.serving.admission import Visitor
@@ -36,11 +37,13 @@ COLOURS = {
     "yellow": (240, 204, 92),
     "green": (110, 178, 104),
 }
-SPREAD = {"bf16": 0, "fp8": 1, "mxfp8": 1, "nvfp4": 7}
-SPEED = {"bf16": 1.0, "fp8": 1.30, "mxfp8": 1.26, "nvfp4": 1.50}
-WEIGHTS_GB = {"bf16": 0.0632, "fp8": 0.0431, "mxfp8": 0.0437, "nvfp4": 0.0339}
-LPIPS = {"fp8": 0.006, "mxfp8": 0.0071, "nvfp4": 0.058}
-PSNR_DB = {"fp8": 39.0, "mxfp8": 38.2, "nvfp4": 27.4}
+SPREAD = {"bf16": 0, "fp8": 1, "mxfp8": 1, "nvfp4": 7, "int8": 2}
+SPEED = {"bf16": 1.0, "fp8": 1.30, "mxfp8": 1.26, "nvfp4": 1.50, "int8": 1.40}
+WEIGHTS_GB = {"bf16": 0.0632, "fp8": 0.0431, "mxfp8": 0.0437, "nvfp4": 0.0339, "int8": 0.0431}
+KEPT = {"tuned": 0.2}
+"""Of the damage that a format does by the post's recipe, by other recipes; all of it where none is named."""
+LPIPS = {"fp8": 0.006, "mxfp8": 0.0071, "nvfp4": 0.058, "int8": 0.011}
+PSNR_DB = {"fp8": 39.0, "mxfp8": 38.2, "nvfp4": 27.4, "int8": 36.5}
 STORED = {"bf16": "bf16", "quantized": "stored"}
 """Bytes of a whole plan -> bytes of its layers."""
 RULER = Ruler(floor=0.0021, ceiling=0.304, note="Mean over 4 prompts, bf16, on a machine that does not exist.")
@@ -65,8 +68,9 @@ LAPTOP = {
     "fp8": Support("fp8", "native", "through torch._scaled_mm on the CPU", "torch._scaled_mm"),
     "mxfp8": Support("mxfp8", "emulated", "needs Blackwell tensor cores", "dequantize, then aten::mm"),
     "nvfp4": Support("nvfp4", "emulated", "needs Blackwell tensor cores", "dequantize, then aten::mm"),
+    "int8": Support("int8", "native", "the CPU has VNNI", "torch._int_mm"),
 }
-BLACKWELL = {p: Support(p, "native", "tensor cores", "torch._scaled_mm") for p in ("bf16", "fp8", "mxfp8", "nvfp4")}
+BLACKWELL = {p: Support(p, "native", "tensor cores", "torch._scaled_mm") for p in PRECISIONS}
 NO_FP8 = LAPTOP | {"fp8": Support("fp8", "unavailable", "FP8 needs an RTX 40 or H100 class device.", "")}
 
 
@@ -109,23 +113,25 @@ class FakeJob:
         asked, worker, results = self.request, self.worker, []
         yield events.Queued(0)
         yield events.Loading("the text encoders and the VAE")
-        for precision in asked.precisions:
-            yield events.Warming(precision)
+        for column in asked.precisions:
+            precision = format_of(column)
+            yield events.Warming(column)
             for step in range(1, asked.num_inference_steps + 1):
                 time.sleep(worker.step_seconds)
                 self.steps = self.steps + 1
                 left = (asked.num_inference_steps - step) * max(worker.step_seconds, 0.05)
                 shows = asked.previews and 1 < step < asked.num_inference_steps
                 seen = preview(asked, precision, step) if shows else None
-                yield events.Step(precision, step, asked.num_inference_steps, left, seen)
-                if worker.fail_at == precision:
+                yield events.Step(column, step, asked.num_inference_steps, left, seen)
+                if worker.fail_at == column:
                     yield events.Failed(worker.failure)
                     return
-            made = generation(asked, precision, worker.support, self.out)
-            yield events.Finished(precision, made)
+            made = generation(asked, column, worker.support, self.out)
+            yield events.Finished(column, made)
             if precision != REFERENCE:
                 noise = random.Random(asked.seed)
-                scores = tuple(LPIPS[precision] * noise.uniform(0.8, 1.2) for _ in range(asked.batch_size))
+                lost = LPIPS[precision] * KEPT.get(asked.column(column).recipe, 1.0)
+                scores = tuple(lost * noise.uniform(0.8, 1.2) for _ in range(asked.batch_size))
                 metrics = Metrics(
                     lpips=scores,
                     psnr_db=(PSNR_DB[precision],) * asked.batch_size,
@@ -135,7 +141,7 @@ class FakeJob:
                 )
                 found = tuple(lpips_map(asked, score, file) for score, file in zip(scores, made.files, strict=True))
                 made = replace(made, metrics=metrics, lpips_maps=found)
-                yield events.Compared(precision, metrics)
+                yield events.Compared(column, metrics)
             results.append(made)
         for index in range(1, worker.ruler_runs + 1):
             time.sleep(worker.step_seconds)
@@ -184,10 +190,10 @@ class FakeWorker:
         self.closed = False
 
     def submit(self, request: CompareRequest, out: Path, visitor: Visitor | None = None) -> FakeJob:
-        for precision in request.precisions:
-            support = self.support[precision]
+        for column in request.columns:
+            support = self.support[column.format]
             if support.execution == "unavailable":
-                raise UnsupportedError(f"This machine cannot run {precision}: {support.reason}")
+                raise UnsupportedError(f"This machine cannot run {column.format}: {support.reason}")
         out.mkdir(parents=True, exist_ok=True)
         job = FakeJob(self, request, out)
         self.jobs.append(job)
@@ -206,8 +212,8 @@ class FakeWorker:
     def plan(self, model: str, precision: str, recipe: str) -> dict:
         return plan(model, precision, recipe)
 
-    def code(self, request: CompareRequest, precision: str, execution: str) -> str:
-        return f"# {precision}, {execution}\nprompt = {request.prompt!r}\n"
+    def code(self, request: CompareRequest, column: str, execution: str) -> str:
+        return f"# {column}, {execution}\nprompt = {request.prompt!r}\n"
 
     def preload(self, model: str) -> None:
         self.preloaded.append(model)
@@ -257,13 +263,14 @@ def plan(model: str, precision: str, recipe: str, blocks: int = 3) -> dict:
     }
 
 
-def generation(asked: CompareRequest, precision: str, support: Mapping[str, Support], out: Path) -> Generation:
+def generation(asked: CompareRequest, column: str, support: Mapping[str, Support], out: Path) -> Generation:
     """A made-up result whose pictures or clips are really written to `out`."""
-    files = []
+    files, precision = [], format_of(column)
+    spread = round(SPREAD[precision] * KEPT.get(asked.column(column).recipe, 1.0))
     kind = "png" if asked.num_frames == 1 else "mp4"
     for index in range(asked.batch_size):
-        file = out / (f"{precision}.{kind}" if asked.batch_size == 1 else f"{precision}-{index + 1}.{kind}")
-        picture = drawing(asked.prompt, asked.seed + index, SPREAD[precision], asked.width, asked.height)
+        file = out / (f"{column}.{kind}" if asked.batch_size == 1 else f"{column}-{index + 1}.{kind}")
+        picture = drawing(asked.prompt, asked.seed + index, spread, asked.width, asked.height)
         if kind == "png":
             picture.save(file)
         else:
@@ -275,7 +282,7 @@ def generation(asked: CompareRequest, precision: str, support: Mapping[str, Supp
     weights = WEIGHTS_GB[precision]
     quantized = 0 if precision == REFERENCE else 96
     return Generation(
-        precision=precision,
+        column=column,
         execution=support[precision].execution,
         files=tuple(files),
         latency=latency,

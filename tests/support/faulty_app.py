@@ -99,8 +99,8 @@ def arm() -> None:
 
     def compare_afresh(studio, request, *args):
         if POINTS.get(armed()[0]) == "load":
-            for name in request.precisions:
-                studio.drop(catalog.model(request.model), name, request.recipe)
+            for column in request.columns:
+                studio.drop(catalog.model(request.model), column)
         return compared(studio, request, *args)
 
     def load(*args, place=None, **kwargs):

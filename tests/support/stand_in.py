@@ -64,7 +64,7 @@ class StandIn:
 
     def recipes(self, model_id):
         time.sleep(0.05)
-        return {"seed": f"{model_id} in {os.getpid()}"}
+        return {"post": f"{model_id} in {os.getpid()}"}
 
     def about_weights(self, model_id):
         if model_id == "die":

@@ -43,7 +43,7 @@ def folders(tmp_path_factory):
     fake_engine.record(recorded / "waves", "waves", model="ltx-2", num_frames=9)
     settings = {"num_inference_steps": 20, "guidance_scale": 1.0, "height": 256, "width": 256, "num_frames": 1}
     worst = [
-        {"precision": "nvfp4", "recipe": "seed", "prompt": prompt, "seed": seed, "lpips": 0.2} for prompt, seed in WORST
+        {"precision": "nvfp4", "recipe": "post", "prompt": prompt, "seed": seed, "lpips": 0.2} for prompt, seed in WORST
     ]
     found = {"model": "mini-flux", "device": "CPU", "date": "2026-11-22T10:00:00+00:00", "versions": {}, "ruler": {}}
     found |= {"settings": settings, "prompts": {"report": ["a"]}, "ablation": [], "worst": worst}

@@ -68,7 +68,7 @@ def pairs(tmp_path_factory):
             blind.Pair(
                 model="mini-flux",
                 precision="nvfp4",
-                recipe="seed",
+                recipe="post",
                 execution="emulated",
                 prompt="a red rocket",
                 seed=seed,

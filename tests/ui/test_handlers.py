@@ -157,7 +157,7 @@ def test_a_batch_shows_every_picture(visit, quick):
     assert quick[1].jobs[-1].request.batch_size == 4
     page.get_by_label(words.compare.SLIDER, exact=True).check()
     page.get_by_label("3", exact=True).check()
-    assert page.locator(".tf-pair:visible").get_attribute("data-pair") == "mxfp8/2"
+    assert page.locator(".tf-pair:visible").get_attribute("data-pair") == "bf16/nvfp4/2"
 
 
 @browser_test

@@ -38,7 +38,7 @@ def test_the_first_screen_shows_a_recorded_comparison_and_fetches_nothing_elsewh
     assert origin.startswith("recorded")
     assert "Fake recorder 9000" in origin
     assert PROMPT in origin
-    assert "Fake laptop CPU · FP8 native · MXFP8, NVFP4 emulated" in page.inner_text(".tf-header")
+    assert "Fake laptop CPU · FP8, INT8 native · MXFP8, NVFP4 emulated" in page.inner_text(".tf-header")
     assert page.input_value("#tf-prompt textarea") == PROMPT
     assert not [url for url in fetched if not url.startswith((quick[0], "data:", "blob:"))]
     page.close()
@@ -62,7 +62,8 @@ def test_without_a_recorded_comparison_the_page_says_what_to_do(visit, tmp_path)
 def test_an_unavailable_precision_has_no_chip_and_a_reason(visit):
     with served(FakeWorker(support=NO_FP8)) as url:
         page = visit(url)
-        assert page.locator("#tf-precisions label").all_inner_texts() == ["MXFP8 · emulated", "NVFP4 · emulated"]
+        offered = page.locator("#tf-precisions label").all_inner_texts()
+        assert offered == ["MXFP8 · emulated", "NVFP4 · emulated", "INT8"]
         assert "FP8 is unavailable here: FP8 needs an RTX 40 or H100 class device." in page.inner_text(".tf-form")
 
 

@@ -85,7 +85,7 @@ def test_the_gallery_shows_every_recording_and_opening_one_restores_every_contro
         "?recorded=clip",
     ]
     assert until(lambda: loaded(page, ".tf-tile img") == 4)
-    assert "LPIPS FP8" in tiles.nth(1).inner_text()
+    assert "LPIPS FP8 Full" in tiles.nth(1).inner_text()
     assert "Fake recorder 9000" in page.inner_text("#tf-gallery")
     tiles.nth(1).click()
     page.get_by_text(CAT).and_(page.locator(".tf-origin q")).wait_for()
@@ -123,7 +123,7 @@ def test_a_precision_that_this_machine_cannot_run_is_left_out_of_the_form(visit,
         page = visit(f"{url}/?recorded=cat")
         assert until(lambda: page.input_value("#tf-seed input") == "3")
         assert page.locator("#tf-precisions input:checked").count() == 1
-        assert page.get_by_role("heading", name="FP8", exact=True).first.is_visible()
+        assert page.get_by_role("heading", name="FP8 Full", exact=True).first.is_visible()
 
 
 def test_opening_a_recording_ends_what_runs(visit, slow):
@@ -190,7 +190,7 @@ def test_the_stage_has_a_key_for_everything(visit, slow):
     page.keyboard.press("ArrowRight")
     assert split.input_value() != before
     page.keyboard.press("o")
-    assert page.locator(".tf-pair:visible").get_attribute("data-pair") == "nvfp4/0"
+    assert page.locator(".tf-pair:visible").get_attribute("data-pair") == "bf16/mxfp8/0"
     page.keyboard.press("f")
     page.keyboard.press("f")
     assert page.evaluate(view) == "flicker"

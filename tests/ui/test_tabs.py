@@ -41,7 +41,7 @@ def row(label, weight_bytes, mean, precision="nvfp4", half="report", **changes):
 
 def measured(**changes):
     """assets/quality/mini-flux.json, made up."""
-    offered = {"recipe": "seed", "offered": True, "gemm_time_of_bf16": 0.3}
+    offered = {"recipe": "post", "offered": True, "gemm_time_of_bf16": 0.3}
     each = {"each": {"search": [], "report": [0.01, 0.05, 0.09]}}
     return {
         "format": 1,
@@ -65,7 +65,7 @@ def measured(**changes):
             ],
         },
         "frontier": [
-            row("seed", 13_200_000, 0.058, **offered, **each),
+            row("post", 13_200_000, 0.058, **offered, **each),
             row("three <groups> in bf16", 14_000_000, 0.031, half="search"),
             row("tried", 15_000_000, 0.02, half="search", parts=["low rank 16"]),
             row("not yet scored", 16_000_000, 0.0, lpips={"search": None, "report": None}),
@@ -190,7 +190,7 @@ def test_what_the_engine_refuses_is_one_sentence(visit):
 
 
 def test_reasons_add_up_to_the_whole_and_names_are_only_text():
-    made = plan("mini-flux", "nvfp4", "seed")
+    made = plan("mini-flux", "nvfp4", "post")
     made["layers"][0] |= {"name": "<b>x</b>", "reason": "<i>why</i>"}
     html = recipe.summary(made, "What it takes.", "") + recipe.layers(made["layers"])
     reasons = html.split(f'aria-label="{words.recipe.REASONS}"')[1].split("</table>")[0]
@@ -201,7 +201,7 @@ def test_reasons_add_up_to_the_whole_and_names_are_only_text():
 
 
 def test_a_strip_shows_where_in_depth_a_role_is_quantized():
-    made = plan("mini-flux", "nvfp4", "seed", blocks=4)
+    made = plan("mini-flux", "nvfp4", "post", blocks=4)
     made["layers"][-1]["precision"] = "bf16"  # the last block's ff
     html = recipe.summary(made, "", "")
     assert words.recipe.run("ff.net.0.proj", 0, 2, "nvfp4") in html
@@ -233,7 +233,7 @@ def test_the_quality_tab_draws_what_was_measured(visit, app):
     plots = tab.locator(".tf-scatter")
     assert plots.count() == 2
     assert plots.first.locator("circle").count() == 3
-    assert plots.first.locator("[data-named] text").all_text_contents() == [words.RECIPES["seed"]]
+    assert plots.first.locator("[data-named] text").all_text_contents() == [words.RECIPES["post"]]
     assert "derived from FLOPs, not measured" in plots.last.inner_text()
     tab.get_by_text(words.quality.every_point(3)).click()
     frontier = tab.get_by_role("region", name=words.quality.SCORES).first.inner_text()
@@ -247,7 +247,7 @@ def test_the_quality_tab_draws_what_was_measured(visit, app):
     tab.get_by_role("button", name="95%").first.click()
     assert page.inner_text("#tf-note") == words.WHY["interval"]
     plots.first.locator("circle").last.click()
-    assert page.inner_text("#tf-note") == f"{words.RECIPES['seed']}, NVFP4: LPIPS 0.058, 95% 0.052–0.064, 3 held out"
+    assert page.inner_text("#tf-note") == f"{words.RECIPES['post']}, NVFP4: LPIPS 0.058, 95% 0.052–0.064, 3 held out"
 
 
 @browser_test
@@ -351,7 +351,7 @@ def test_how_it_works_has_the_figures_of_what_is_on_the_screen(visit, app):
     page = opened(visit, app, words.HOW)
     tab = page.locator("#tf-how")
     assert until(lambda: "FLUX miniature" in tab.inner_text())
-    made = plan("mini-flux", "nvfp4", "seed")
+    made = plan("mini-flux", "nvfp4", "post")
     largest = made["layers"][2]
     assert words.how.largest(largest["name"], largest["in"], largest["out"], "FLUX miniature") in tab.inner_text()
     assert words.how.bits(largest["bytes"]["stored"], largest["in"] * largest["out"]) in tab.inner_text()
@@ -412,7 +412,7 @@ def test_the_post_is_quoted_where_the_same_call_is_only_emulated(tmp_path):
     post = {(r["model"], r["precision"], r["batch_size"]): r for r in reference.read()["performance"]}
     row = post["flux.1-dev", "nvfp4", 4]
     saving = 1 - row["peak_memory_gb"] / post["flux.1-dev", "bf16", 4]["peak_memory_gb"]
-    assert f"{words.verdict.QUOTED_HERE} {words.verdict.quoted('nvfp4', row['speedup'], saving)}." in headline(asked)
+    assert f"{words.verdict.QUOTED_HERE} {words.verdict.quoted('NVFP4', row['speedup'], saving)}." in headline(asked)
     assert words.QUOTED_BADGE in headline(asked)
     for change in ({"batch_size": 2}, {"num_inference_steps": 20}, {"recipe": "full"}, {"model": "mini-flux"}):
         assert words.QUOTED_BADGE not in headline(replace(asked, **change))

@@ -20,15 +20,63 @@ from ui import words
 browser_test = pytest.mark.browser
 
 
+def above_of(page, name):
+    """The choice of what lies above in a pair."""
+    return page.locator("input[name=tf-above]").and_(page.get_by_role("radio", name=name, exact=True))
+
+
+@browser_test
+def test_any_two_columns_are_a_pair(visit, tmp_path):
+    """Whichever is chosen last, the earlier one lies below; a difference of two quantized ones is that of pixels."""
+    record(tmp_path / "rocket", precisions=["fp8", "nvfp4", "nvfp4@tuned"])
+    with served(FakeWorker(), tmp_path) as url:
+        page = visit(url)
+        page.get_by_label(words.compare.DIFFERENCE, exact=True).check()
+        pair, below = page.locator(".tf-pair:visible"), page.locator("input[name=tf-below]")
+
+        def shown_pair():
+            return pair.get_attribute("data-pair").rpartition("/")[0]
+
+        assert shown_pair() == "bf16/nvfp4"
+        page.get_by_label(words.compare.MAPS["lpips"], exact=True).check()
+        assert until(lambda: "the LPIPS of NVFP4 is" in pair.locator(".tf-worst").inner_text())
+        below.and_(page.get_by_role("radio", name="NVFP4", exact=True)).check()
+        assert shown_pair() == "bf16/nvfp4", "the same two, as they were"
+        above_of(page, "NVFP4 Tuned").check()
+        assert shown_pair() == "bf16/nvfp4@tuned"
+        below.and_(page.get_by_role("radio", name="NVFP4", exact=True)).check()
+        assert shown_pair() == "nvfp4/nvfp4@tuned"
+        assert pair.locator("img").evaluate_all("(all) => all.map(i => i.alt.split(':')[0])") == [
+            "NVFP4",
+            "NVFP4 Tuned",
+        ]
+        said = "of 255 levels away from NVFP4 there"
+        assert until(lambda: "NVFP4 Tuned is" in pair.locator(".tf-worst").inner_text())
+        assert said in pair.locator(".tf-worst").inner_text()
+        assert page.get_by_label(words.compare.MAPS["lpips"], exact=True).is_disabled()
+        above_of(page, "FP8").check()
+        assert shown_pair() == "fp8/nvfp4", "what was chosen comes earlier, so it lies below"
+        assert [page.locator(f"input[name={name}]:checked").input_value() for name in ("tf-below", "tf-above")] == [
+            "fp8",
+            "nvfp4",
+        ]
+        below.and_(page.get_by_role("radio", name="bf16", exact=True)).check()
+        assert shown_pair() == "bf16/nvfp4"
+        assert page.get_by_label(words.compare.MAPS["lpips"], exact=True).is_checked()
+        assert until(lambda: "the LPIPS of NVFP4 is" in pair.locator(".tf-worst").inner_text())
+
+
 @browser_test
 def test_the_slider_splits_two_pictures_by_keyboard(visit, quick):
     page = visit(quick[0])
     page.get_by_label(words.compare.SLIDER, exact=True).check()
     assert not page.locator("#tf-stage").is_visible()
     pair = page.locator(".tf-pair:visible")
-    assert pair.get_attribute("data-pair") == "mxfp8/0"
-    page.get_by_role("radio", name="NVFP4").check()
-    assert pair.get_attribute("data-pair") == "nvfp4/0"
+    assert pair.get_attribute("data-pair") == "bf16/nvfp4/0", "the farthest from bf16 is shown first"
+    above_of(page, "MXFP8").check()
+    assert pair.get_attribute("data-pair") == "bf16/mxfp8/0"
+    above_of(page, "NVFP4").check()
+    assert pair.get_attribute("data-pair") == "bf16/nvfp4/0"
     assert pair.locator("img").evaluate_all("(all) => all.map(i => i.alt.split(':')[0])") == ["bf16", "NVFP4"]
     above = pair.locator(".tf-above")
     before = above.evaluate("(layer) => getComputedStyle(layer).clipPath")
@@ -49,13 +97,13 @@ def test_the_slider_splits_two_pictures_by_keyboard(visit, quick):
 def test_the_slider_keeps_its_choice_over_a_new_run(visit, quick):
     page = visit(quick[0])
     page.get_by_label(words.compare.SLIDER, exact=True).check()
-    page.get_by_role("radio", name="NVFP4").check()
+    above_of(page, "MXFP8").check()
     generate(page, "a cat")
     finished(page)
-    assert page.get_by_role("radio", name="NVFP4").is_checked()
+    assert above_of(page, "MXFP8").is_checked()
     pair = page.locator(".tf-pair:visible")
     assert pair.count() == 1
-    assert pair.locator("img").nth(1).get_attribute("alt") == "NVFP4: a cat, seed 7"
+    assert pair.locator("img").nth(1).get_attribute("alt") == "MXFP8: a cat, seed 7"
 
 
 @browser_test
@@ -99,7 +147,7 @@ def test_flicker_shows_one_or_the_other_in_the_same_place(visit, quick):
     page = visit(quick[0])
     page.locator("body").press("f")
     assert page.get_by_label(words.compare.FLICKER, exact=True).is_checked()
-    page.get_by_role("radio", name="NVFP4").check()
+    above_of(page, "NVFP4").check()
 
     def seen():
         return page.eval_on_selector_all(

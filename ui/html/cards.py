@@ -11,6 +11,7 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import combinations
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,7 +23,7 @@ from engine.request import CompareRequest
 from engine.results import Generation, Ruler
 from ui import link as links
 from ui import words
-from ui.view import Column, View
+from ui.view import Card, View
 
 THEME_JS = """
 const paint = (dark) => document.body.classList.toggle('dark', dark);
@@ -62,8 +63,22 @@ def header(machine: str, note: str = "") -> str:
     )
 
 
+def known() -> str:
+    """Below the prompt: what completes it, and what the model never learnt of it; ui/static/prompt.js fills both in."""
+    said = {"never": words.prompt.NEVER, "nothing": words.prompt.NOTHING, "several": words.prompt.SEVERAL}
+    told = "".join(f' data-{kind}="{escape(text)}"' for kind, text in said.items())
+    models = escape(json.dumps({model: words.prompt.can(model) for model in catalog.BUNDLED}))
+    return (
+        f'<div class="tf-known" data-models="{models}" data-offered="{words.prompt.OFFERED}"{told}>'
+        f'<div id="tf-offered" hidden><ul id="tf-words" role="listbox" aria-label="{words.prompt.LIST}"></ul></div>'
+        f'<p class="tf-never" role="status"></p><span class="tf-unseen" role="status"></span></div>'
+    )
+
+
 def about(spec: catalog.ModelSpec) -> str:
-    return f'<p class="tf-small">{escape(spec.summary)} Licence: {_outside(spec.licence_url, spec.licence)}.</p>'
+    can = words.prompt.can(spec.id)
+    said = f"{spec.summary} {can}".strip()
+    return f'<p class="tf-small">{escape(said)} Licence: {_outside(spec.licence_url, spec.licence)}.</p>'
 
 
 def _outside(address: str, text: str) -> str:
@@ -124,7 +139,7 @@ def headline(view: View) -> str:
 
 
 def _said(view: View) -> str:
-    """The headline; a verdict sentence by sentence, each with a mark of how far its precision is from bf16."""
+    """The headline; a verdict sentence by sentence, each with a mark of how far its column is from bf16."""
     if view.comparison is None or view.headline != words.verdict.verdict(view.comparison, view.seen):
         return escape(view.headline)
     return " ".join(
@@ -139,10 +154,11 @@ def _way(part: float | None) -> str:
 
 
 def _quotes(view: View) -> str:
-    """What the post measured of those precisions that are only emulated here."""
-    emulated = [g.precision for g in view.finished if g.execution == "emulated"] if view.folder is not None else []
-    found = {precision: reference.quote(view.request, precision) for precision in emulated}
-    said = "; ".join(words.verdict.quoted(p, row["speedup"], row["saving"]) for p, row in found.items() if row)
+    """What the post measured of those columns that are only emulated here."""
+    asked = view.request
+    emulated = [g.column for g in view.finished if g.execution == "emulated"] if view.folder is not None else []
+    found = {words.name(asked, column): reference.quote(asked, asked.column(column)) for column in emulated}
+    said = "; ".join(words.verdict.quoted(name, row["speedup"], row["saving"]) for name, row in found.items() if row)
     if not said:
         return ""
     return (
@@ -221,6 +237,7 @@ def views() -> str:
         words.compare.TABLE,
     )
     acts = (
+        ("play", words.compare.PLAY_PAUSE, words.PLAYER_HINT),
         ("out", "−", words.compare.ZOOM_OUT),
         (
             "reset",
@@ -250,12 +267,12 @@ def _act(act: str, shown: str, hint: str) -> str:
 
 def stage(view: View) -> str:
     """All cards side by side; those of clips with one player for all."""
-    if not view.columns:
+    if not view.cards:
         return ""
     moving = _moving(view.request)
-    cards = "".join(_card(view, column) for column in view.columns)
+    cards = "".join(_card(view, card) for card in view.cards)
     controls = _transport(view, view.finished, "side") if moving else ""
-    grid = f'<div class="tf-stage" style="--n:{len(view.columns)};{_shape(view.request)}">{cards}{controls}</div>'
+    grid = f'<div class="tf-stage" style="--n:{len(view.cards)};{_shape(view.request)}">{cards}{controls}</div>'
     return _player(view.request, grid) if moving else grid
 
 
@@ -264,63 +281,62 @@ def _shape(asked: CompareRequest) -> str:
     return f"--shape:{asked.width / asked.height:.3f}"
 
 
-def _card(view: View, column: Column) -> str:
-    made = column.generation
+def _card(view: View, card: Card) -> str:
+    asked, made = view.request, card.generation
     if made is None:
-        title = _title(column.precision, "")
-        return f'<figure class="tf-card">{_blank(view.request, column)}<figcaption>{title}</figcaption></figure>'
+        title = _title(asked, card.column, "")
+        return f'<figure class="tf-card">{_blank(asked, card)}<figcaption>{title}</figcaption></figure>'
     return (
-        f'<figure class="tf-card">{_pictures(view.request, made)}<figcaption>{_title(made.precision, made.execution)}'
+        f'<figure class="tf-card">{_pictures(asked, made)}<figcaption>{_title(asked, made.column, made.execution)}'
         f"{_numbers(view, made)}{_downloads(view, made)}</figcaption></figure>"
     )
 
 
-def _title(precision: str, execution: str) -> str:
-    role = '<span class="tf-role">the reference</span>' if precision == REFERENCE else ""
+def _title(asked: CompareRequest, column: str, execution: str) -> str:
+    role = '<span class="tf-role">the reference</span>' if column == REFERENCE else ""
     badge = f'<span class="tf-badge">{escape(execution)}</span>' if execution else ""
-    return f'<div class="tf-title"><h2>{words.NAMES[precision]}</h2>{role}{badge}</div>'
+    return f'<div class="tf-title"><h2>{escape(words.name(asked, column))}</h2>{role}{badge}</div>'
 
 
-def _blank(asked: CompareRequest, column: Column) -> str:
+def _blank(asked: CompareRequest, card: Card) -> str:
     """The place of a picture that is not there yet."""
-    bar = ""
-    if column.progress is not None:
-        bar = (
-            f'<progress max="1" value="{column.progress:.3f}" aria-label="{words.NAMES[column.precision]}"></progress>'
-        )
-    shape, note = f"aspect-ratio:{asked.width}/{asked.height}", column.note or "waiting"
+    bar, name = "", words.name(asked, card.column)
+    if card.progress is not None:
+        bar = f'<progress max="1" value="{card.progress:.3f}" aria-label="{escape(name)}"></progress>'
+    shape, note = f"aspect-ratio:{asked.width}/{asked.height}", card.note or "waiting"
     preview = ""
-    if column.preview is not None:
-        packed = base64.b64encode(column.preview).decode()
-        alt = escape(words.compare.preview_alt(column.precision, note))
+    if card.preview is not None:
+        packed = base64.b64encode(card.preview).decode()
+        alt = escape(words.compare.preview_alt(name, note))
         preview = f'<img class="tf-preview" src="data:image/jpeg;base64,{packed}" alt="{alt}">'
     return f'<div class="tf-blank" style="{shape}">{preview}<span>{escape(note)}</span>{bar}</div>'
 
 
 def _pictures(asked: CompareRequest, made: Generation) -> str:
     if _moving(asked):
-        return f'<div class="tf-clips">{_frame(_clips(asked, made), made)}{_corner(made)}</div>'
-    pictures = "".join(_frame(_img(asked, made, index), made) for index in range(len(made.files)))
+        return f'<div class="tf-clips">{_frame(asked, made, _clips(asked, made))}{_corner(asked, made)}</div>'
+    pictures = "".join(_frame(asked, made, _img(asked, made, index)) for index in range(len(made.files)))
     return f'<div class="tf-pictures{" tf-many" if len(made.files) > 1 else ""}">{pictures}</div>'
 
 
-def _frame(content: str, made: Generation) -> str:
+def _frame(asked: CompareRequest, made: Generation, content: str) -> str:
     """What ui/static/viewer.js zooms, together with all others."""
+    label = escape(words.compare.frame_label(words.name(asked, made.column)))
     return (
-        f'<div class="tf-frame" tabindex="0" role="group" aria-label="{words.compare.frame_label(made.precision)}">'
+        f'<div class="tf-frame" tabindex="0" role="group" aria-label="{label}">'
         f'<div class="tf-move">{content}</div></div>'
     )
 
 
 def _img(asked: CompareRequest, made: Generation, index: int) -> str:
     return (
-        f'<img src="{link(made.files[index])}" alt="{escape(words.compare.alt(made.precision, asked, index))}"'
+        f'<img src="{link(made.files[index])}" alt="{escape(words.compare.alt(made.column, asked, index))}"'
         f' width="{asked.width}" height="{asked.height}">'
     )
 
 
 def _numbers(view: View, made: Generation) -> str:
-    """Latency, memory and LPIPS of one precision."""
+    """Latency, memory and LPIPS of one column."""
     comparison = view.comparison
     is_reference = made.precision == REFERENCE
     speedup = comparison.speedup(made) if comparison and not is_reference else None
@@ -415,31 +431,34 @@ def _downloads(view: View, made: Generation) -> str:
         f'<a href="{link(file)}" download>{label}</a>' for label, file in zip(labels, made.files, strict=True)
     )
     code = ""
-    if made.precision in view.programs:
-        target = f"tf-program-{made.precision}"
+    if made.column in view.programs:
+        target = f"tf-program-{made.column}"
         code = f' <button type="button" class="tf-copy" data-copy-from="{target}">{words.compare.CODE}</button>'
     return f'<p class="tf-downloads">Download {files}{code}</p>'
 
 
 def pairs(view: View) -> str:
-    """bf16 under any other precision: split where the visitor drags, one or the other, or where they differ.
+    """Any column under any later one: split where the visitor drags, one or the other, or where they differ. bf16 and
+    what is farthest from it are shown first.
 
     A range input makes the split work by keyboard; ui/static/viewer.js does the rest.
     """
-    others = [g for g in view.finished if g.precision != REFERENCE]
-    if not others or view.comparison is None:
-        return f'<p class="tf-empty">{words.compare.pair_empty(view.request)}</p>'
-    reference = view.comparison.reference
-    count = len(reference.files)
-    choices = _choices("tf-other", words.compare.OTHER_LABEL, [(g.precision, words.NAMES[g.precision]) for g in others])
+    made, asked = view.finished, view.request
+    if len(made) < 2 or view.comparison is None:
+        return f'<p class="tf-empty">{words.compare.pair_empty(asked)}</p>'
+    first = (view.comparison.reference, max(made[1:], key=lambda g: words.verdict.mean_lpips(g) or 0.0))
+    count = len(first[0].files)
+    names = [(g.column, words.name(asked, g.column)) for g in made]
+    below, above = words.compare.PAIR_LABELS
+    choices = _choices("tf-below", below, names[:-1]) + _choices("tf-above", above, names[1:], first[1].column)
     if count > 1:
-        choices += _choices("tf-picture", words.thing(view.request).capitalize(), _numbered(count))
-    if any(g.lpips_maps for g in others):
+        choices += _choices("tf-picture", words.thing(asked).capitalize(), _numbered(count))
+    if any(g.lpips_maps for g in made):
         kinds = _choices("tf-kind", words.compare.MAP_LABEL, list(words.compare.MAPS.items()))
         choices += f'<div data-for="difference">{kinds}</div>'
     figures = "".join(
-        _pair(view, reference, other, index, hidden=(position, index) != (0, 0))
-        for position, other in enumerate(others)
+        _pair(view, *pair, index, hidden=(pair, index) != (first, 0))
+        for pair in combinations(made, 2)
         for index in range(count)
     )
     choices += _act("flip", words.compare.FLIP, words.compare.FLIP_HINT)
@@ -447,29 +466,33 @@ def pairs(view: View) -> str:
     return f'<div class="tf-overlay" style="{shape}"><div class="tf-choices">{choices}</div>{figures}</div>'
 
 
-def _choices(name: str, label: str, choices: Sequence[tuple[str, str]]) -> str:
+def _choices(name: str, label: str, choices: Sequence[tuple[str, str]], chosen: str | None = None) -> str:
+    """Radio buttons; the first is chosen by default."""
+    chosen = choices[0][0] if chosen is None else chosen
     radios = "".join(
-        f'<label><input type="radio" name="{name}" value="{value}"{" checked" if i == 0 else ""}>{text}</label>'
-        for i, (value, text) in enumerate(choices)
+        f'<label><input type="radio" name="{name}" value="{value}"{" checked" * (value == chosen)}>{text}</label>'
+        for value, text in choices
     )
     return f'<fieldset class="tf-segments"><legend>{label}</legend>{radios}</fieldset>'
 
 
 def _pair(view: View, below: Generation, above: Generation, index: int, *, hidden: bool) -> str:
-    asked, name = view.request, words.NAMES[above.precision]
-    numbers = "".join(f"{_title(g.precision, g.execution)}{_numbers(view, g)}" for g in (below, above))
+    asked = view.request
+    one, other = (escape(words.name(asked, g.column)) for g in (below, above))
+    numbers = "".join(f"{_title(asked, g.column, g.execution)}{_numbers(view, g)}" for g in (below, above))
     draw = _clip if _moving(asked) else _img
     layers = (
         '<div class="tf-frame tf-layers" tabindex="0" role="group"'
-        f' aria-label="{words.compare.frame_label(above.precision)}">'
+        f' aria-label="{words.compare.frame_label(other)}">'
         f'<div class="tf-layer"><div class="tf-move">{draw(asked, below, index)}</div></div>'
         f'<div class="tf-layer tf-above"><div class="tf-move">{draw(asked, above, index)}</div></div>'
         f'<div class="tf-layer tf-heat"><div class="tf-move"><canvas class="tf-map" role="img"'
-        f' width="{asked.width}" height="{asked.height}"{_lpips_map(above, index)}'
-        f' aria-label="Difference between bf16 and {name}"></canvas>'
+        f' width="{asked.width}" height="{asked.height}"{_lpips_map(above, index) if below.column == REFERENCE else ""}'
+        f' aria-label="Difference between {one} and {other}"></canvas>'
         '<span class="tf-spot"></span></div></div>'
-        f'{_corner(below)}<span class="tf-corner tf-right">{name}</span>'
-        f'<input type="range" class="tf-split" min="0" max="100" value="50" aria-label="Split between bf16 and {name}">'
+        f'{_corner(asked, below)}<span class="tf-corner tf-right">{other}</span>'
+        '<input type="range" class="tf-split" min="0" max="100" value="50"'
+        f' aria-label="Split between {one} and {other}">'
         "</div>"
     )
     hints = "".join(
@@ -479,11 +502,11 @@ def _pair(view: View, below: Generation, above: Generation, index: int, *, hidde
         for kind, hint in words.compare.map_hints(asked).items()
     )
     if _moving(asked):
-        controls = _transport(view, (below, above), f"{above.precision}-{index}", index)
+        controls = _transport(view, (below, above), f"{below.column}-{above.column}-{index}", index)
         layers = _player(asked, layers + controls, index)
     return (
-        f'<figure class="tf-pair" data-pair="{above.precision}/{index}"{" hidden" if hidden else ""}>'
-        f"<div>{layers}{hints}</div><figcaption>{_closer(asked, name)}{numbers}</figcaption></figure>"
+        f'<figure class="tf-pair" data-pair="{below.column}/{above.column}/{index}"{" hidden" if hidden else ""}>'
+        f"<div>{layers}{hints}</div><figcaption>{_closer(asked, one, other)}{numbers}</figcaption></figure>"
     )
 
 
@@ -497,15 +520,15 @@ def _lpips_map(made: Generation, index: int) -> str:
     return f' data-lpips="{link(found.file)}" data-top="{found.top:.5f}" data-scores="[{said}]"'
 
 
-def _closer(asked: CompareRequest, name: str) -> str:
+def _closer(asked: CompareRequest, one: str, other: str) -> str:
     """The worst spot of two pictures side by side, magnified, and the colour scale of their difference."""
     crops = "".join(
         f'<div><canvas class="tf-crop" role="img" aria-label="{which}, the worst spot magnified"></canvas>'
         f'<span class="tf-corner">{which}</span></div>'
-        for which in (words.NAMES[REFERENCE], name)
+        for which in (one, other)
     )
     live = "off" if _moving(asked) else "polite"  # a clip that plays changes it all the time
-    said = "".join(f' data-{kind}="{text}"' for kind, text in words.compare.worst(asked, name).items())
+    said = "".join(f' data-{kind}="{text}"' for kind, text in words.compare.worst(asked, one, other).items())
     legends = "".join(
         f'<p class="tf-colours" data-kind="{kind}"><span>0</span><i></i><span>{end}</span></p>'
         for kind, end in words.compare.MAP_ENDS.items()
@@ -516,8 +539,8 @@ def _closer(asked: CompareRequest, name: str) -> str:
     )
 
 
-def _corner(made: Generation) -> str:
-    return f'<span class="tf-corner">{words.NAMES[made.precision]}</span>'
+def _corner(asked: CompareRequest, made: Generation) -> str:
+    return f'<span class="tf-corner">{escape(words.name(asked, made.column))}</span>'
 
 
 def _moving(asked: CompareRequest) -> bool:
@@ -535,8 +558,8 @@ def _clips(asked: CompareRequest, made: Generation) -> str:
 def _clip(asked: CompareRequest, made: Generation, index: int, *, hidden: bool = False) -> str:
     """One clip, silent and still until ui/static/player.js plays it."""
     return (
-        f'<video src="{link(made.files[index])}" aria-label="{escape(words.compare.alt(made.precision, asked, index))}"'
-        f' width="{asked.width}" height="{asked.height}" data-precision="{made.precision}" data-clip="{index}"'
+        f'<video src="{link(made.files[index])}" aria-label="{escape(words.compare.alt(made.column, asked, index))}"'
+        f' width="{asked.width}" height="{asked.height}" data-column="{made.column}" data-clip="{index}"'
         f' preload="none" muted playsinline{" hidden" if hidden else ""}></video>'
     )
 
@@ -561,7 +584,7 @@ def _transport(view: View, made: Sequence[Generation], key: str, only: int | Non
         return ""
     asked = view.request
     spec = catalog.model(asked.model)
-    names = [(g.precision, words.NAMES[g.precision]) for g in made]
+    names = [(g.column, words.name(asked, g.column)) for g in made]
     choices = ""
     if only is None and asked.batch_size > 1:
         clips = _choices(f"tf-clip-{key}", words.thing(asked).capitalize(), _numbered(asked.batch_size))
@@ -569,7 +592,8 @@ def _transport(view: View, made: Sequence[Generation], key: str, only: int | Non
     if spec.sound:
         sound = _choices(f"tf-sound-{key}", words.compare.SOUND_LABEL, [*names, ("off", words.compare.SILENCE)])
         choices += f'<div class="tf-sound">{sound}</div>'
-    curve = _curve([g for g in made if g.metrics and g.metrics.lpips_frames], range(asked.batch_size), only)
+    scored = [g for g in made if g.metrics and g.metrics.lpips_frames]
+    curve = _curve(asked, scored, range(asked.batch_size), only)
     return (
         f'<div class="tf-transport">{curve}'
         f'<button type="button" class="tf-play" aria-label="{words.PLAY}" title="{words.PLAYER_HINT}"></button>'
@@ -579,8 +603,8 @@ def _transport(view: View, made: Sequence[Generation], key: str, only: int | Non
     )
 
 
-def _curve(made: Sequence[Generation], clips: Sequence[int], only: int | None) -> str:
-    """LPIPS over the frames, a line a precision, above the seek bar; ui/static/player.js fills in the values it points
+def _curve(asked: CompareRequest, made: Sequence[Generation], clips: Sequence[int], only: int | None) -> str:
+    """LPIPS over the frames, a line a column, above the seek bar; ui/static/player.js fills in the values it points
     at."""
     if not made:
         return ""
@@ -596,7 +620,7 @@ def _curve(made: Sequence[Generation], clips: Sequence[int], only: int | None) -
         for index in shown
     )
     values = "".join(
-        f'<span class="tf-value" data-precision="{g.precision}">{words.NAMES[g.precision]} <b></b></span>' for g in made
+        f'<span class="tf-value"{_drawn_as(g)}>{escape(words.name(asked, g.column))} <b></b></span>' for g in made
     )
     return (
         f'<p class="tf-legend">{words.compare.CURVE} <span class="tf-told"></span>{values}</p>'
@@ -605,19 +629,24 @@ def _curve(made: Sequence[Generation], clips: Sequence[int], only: int | None) -
     )
 
 
+def _drawn_as(made: Generation) -> str:
+    """Attributes of a line: the format gives its colour, and a recipe that the column names dashes."""
+    own = " data-own" if made.column != made.precision else ""
+    return f' data-precision="{made.precision}" data-column="{made.column}"{own}'
+
+
 def _line(made: Generation, index: int, top: float) -> str:
     values = made.metrics.lpips_frames[index]
     if values is None:
         return ""
     points = " ".join(f"{frame},{100 - 96 * value / top:.2f}" for frame, value in enumerate(values))
     return (
-        f'<polyline data-precision="{made.precision}" points="{points}"'
-        f' data-values="[{",".join(f"{value:.5f}" for value in values)}]"/>'
+        f'<polyline{_drawn_as(made)} points="{points}" data-values="[{",".join(f"{value:.5f}" for value in values)}]"/>'
     )
 
 
 def table(view: View) -> str:
-    """Every number of the finished precisions; the emulated ones' latency and peak are not among them."""
+    """Every number of the finished columns; the emulated ones' latency and peak are not among them."""
     if not view.finished:
         return f'<p class="tf-empty">{words.compare.table_empty(view.request)}</p>'
     rows = "".join(_row(view, g) for g in view.finished)
@@ -661,21 +690,19 @@ def _row(view: View, made: Generation) -> str:
     score = f'<td title="{escape(lost)}">{said} <small>{escape(lost)}</small></td>' if lost else f"<td>{said}</td>"
     weights = " ".join(words.size(made.memory.weights))
     cells = f"<td>{weights}</td><td>{peak}</td>{score}<td>{psnr}</td>"
-    return (
-        f'<tr><th scope="row">{words.NAMES[made.precision]}</th><td class="tf-word">{escape(made.execution)}</td>'
-        f"{latency}{cells}</tr>"
-    )
+    name = escape(words.name(view.request, made.column))
+    return f'<tr><th scope="row">{name}</th><td class="tf-word">{escape(made.execution)}</td>{latency}{cells}</tr>'
 
 
 def ran(view: View) -> str:
-    """What really ran, one column a precision; what is the same for all is said once."""
+    """What really ran, side by side; what is the same for all is said once."""
     made = view.finished
     if not made:
         return ""
     facts = [_facts(g, view.request) for g in made]
     labels = dict.fromkeys(label for each in facts for label in each)
     rows = "".join(_fact(label, [each.get(label, "–") for each in facts]) for label in labels)
-    head = "".join(f'<th scope="col">{words.NAMES[g.precision]}</th>' for g in made)
+    head = "".join(f'<th scope="col">{escape(words.name(view.request, g.column))}</th>' for g in made)
     if view.versions:
         rows += _fact("Versions", [", ".join(f"{name} {v}" for name, v in view.versions.items())] * len(made))
     ruler = f'<p class="tf-small">LPIPS scale: {escape(view.ruler.note)}</p>' if view.ruler else ""
@@ -687,14 +714,14 @@ def ran(view: View) -> str:
 
 
 def programs(view: View) -> str:
-    """The code of the comparison, a program a precision."""
+    """The code of the comparison, a program a column."""
     if not view.programs:
         return ""
     each = "".join(
-        f'<section><h3>{words.NAMES[precision]} <button type="button" class="tf-copy"'
-        f' data-copy-from="tf-program-{precision}">{words.compare.CODE_COPY}</button></h3>'
-        f'<pre id="tf-program-{precision}" tabindex="0">{escape(program)}</pre></section>'
-        for precision, program in view.programs.items()
+        f'<section><h3>{escape(words.name(view.request, column))} <button type="button" class="tf-copy"'
+        f' data-copy-from="tf-program-{column}">{words.compare.CODE_COPY}</button></h3>'
+        f'<pre id="tf-program-{column}" tabindex="0">{escape(program)}</pre></section>'
+        for column, program in view.programs.items()
     )
     return (
         f'<details class="tf-ran tf-programs"><summary>{words.compare.CODE_SUMMARY}</summary>'

@@ -50,13 +50,18 @@ const shown = () => {
   return { request: JSON.parse(request), address, busy: busy !== undefined, foreign: foreign !== undefined };
 };
 
+/* Columns as what they stand for: those that name no recipe are by the request's. */
+const resolved = ({ precisions, recipe }) => new Set((precisions ?? []).filter((name) => name !== 'bf16')
+  .map((name) => (name.includes('@') ? name : `${name}@${recipe}`)));
+
 const same = ({ request }) => {
-  const { height, width, precisions, ...rest } = request;
+  const { height, width, ...rest } = request;
+  const there = resolved(request);
   const mine = { ...form, prompt: form.prompt.trim(), seed: form.seed === null ? null : Number(form.seed) };
   return mine.size === `${width}x${height}`
-    && ['prompt', 'model', 'seed', 'num_inference_steps', 'guidance_scale', 'num_frames', 'batch_size', 'recipe']
+    && ['prompt', 'model', 'seed', 'num_inference_steps', 'guidance_scale', 'num_frames', 'batch_size']
       .every((name) => mine[name] === rest[name])
-    && (mine.precisions ?? []).every((name) => precisions.includes(name));
+    && [...resolved(mine)].every((name) => there.has(name));
 };
 
 const say = (made, fresh) => {
@@ -80,7 +85,8 @@ const say = (made, fresh) => {
 let settled = false; // whether the address is that of something finished, which Back is to bring back
 
 const wanted = (made, fresh) => {
-  const exact = fresh && made.request.precisions.length === (form.precisions ?? []).length + 1;
+  const exact = fresh && made.request.recipe === form.recipe
+    && resolved(made.request).size === resolved(form).size;
   if (made && (exact || made.foreign) && made.address.startsWith('recorded=')) {
     return new URLSearchParams(made.address === home ? '' : made.address);
   }

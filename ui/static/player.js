@@ -137,7 +137,7 @@ class Player {
       if (away && part.tagName === 'VIDEO') part.pause();
       part.toggleAttribute('hidden', away);
     }
-    for (const clip of this.root.querySelectorAll('video')) clip.muted = clip.dataset.precision !== heard;
+    for (const clip of this.root.querySelectorAll('video')) clip.muted = clip.dataset.column !== heard;
     if (this.root.checkVisibility()) for (const clip of this.clips) clip.preload = 'auto';
     else this.pause();
     this.draw();
@@ -164,7 +164,7 @@ class Player {
     for (const line of root.querySelectorAll('svg:not([hidden]) [data-values]')) {
       line.values ??= JSON.parse(line.dataset.values);
       const value = line.values[told];
-      root.querySelector(`.tf-value[data-precision=${line.dataset.precision}] b`).textContent =
+      root.querySelector(`.tf-value[data-column="${line.dataset.column}"] b`).textContent =
         value === undefined ? '–' : value.toFixed(value < 0.01 ? 4 : 3);
     }
   }

@@ -28,7 +28,7 @@ const view = (name) => {
 };
 
 const other = () => {
-  const inputs = [...document.querySelectorAll('input[name=tf-other]')];
+  const inputs = [...document.querySelectorAll('input[name=tf-above]')];
   inputs[(inputs.findIndex((input) => input.checked) + 1) % inputs.length]?.click();
   document.activeElement?.blur();
 };

@@ -163,19 +163,50 @@ const chosen = (name) => {
   return input?.value ?? 0;
 };
 
+const columns = () => {
+  const inputs = [...element.querySelectorAll('input[name=tf-below], input[name=tf-above]')];
+  return [...new Set(inputs.map((input) => input.value))]; // those that can lie below first, which is their order
+};
+
+/* One of a pair was chosen: the earlier of two columns lies below, so they change places where they have to; the one
+   that was there is exchanged for the other if both would be the same. */
+const pick = (name, value) => {
+  const pair = shownPair.filter((column) => column !== value);
+  const other = pair.length === 2 ? pair[name === 'tf-below' ? 1 : 0] : pair[0];
+  const order = columns();
+  [kept['tf-below'], kept['tf-above']] = [value, other].sort((a, b) => order.indexOf(a) - order.indexOf(b));
+};
+
+/* Which map of the pair is shown: there are LPIPS maps of differences from bf16 alone. */
+const kindShown = () => {
+  const wanted = chosen('tf-kind') || 'pixels';
+  const lpips = element.querySelector('input[name=tf-kind][value=lpips]');
+  if (!lpips) return 'pixels';
+  lpips.disabled = !pairShown()?.querySelector('.tf-map').dataset.lpips;
+  if (!lpips.disabled) return wanted;
+  element.querySelector('input[name=tf-kind][value=pixels]').checked = true;
+  return 'pixels';
+};
+
+let shownPair = [];
 const sync = () => {
-  const key = `${chosen('tf-other')}/${chosen('tf-picture')}`;
+  shownPair = [chosen('tf-below'), chosen('tf-above')];
+  const key = `${shownPair.join('/')}/${chosen('tf-picture')}`;
   element.querySelectorAll('.tf-pair').forEach((pair) => { pair.hidden = pair.dataset.pair !== key; });
-  results.dataset.kind = chosen('tf-kind') || 'pixels';
+  results.dataset.kind = kindShown();
   measure();
 };
 
 // On the way down, so that the player finds the new pair in its place.
 results.addEventListener('change', (event) => {
   const { name, value } = event.target;
-  if (name === 'tf-view') show(value);
-  else if (['tf-other', 'tf-picture', 'tf-kind'].includes(name)) {
-    kept[name] = value;
+  if (name === 'tf-view') {
+    show(value);
+    pairShown()?.querySelector('.tf-layers').scrollIntoView({ block: 'nearest' }); // nothing where no pair is looked at
+  }
+  else if (['tf-below', 'tf-above', 'tf-picture', 'tf-kind'].includes(name)) {
+    if (name === 'tf-below' || name === 'tf-above') pick(name, value);
+    else kept[name] = value;
     sync();
   }
 }, true);
@@ -341,11 +372,11 @@ const measure = () => {
     .replace('{size}', `${w} × ${h}`);
 };
 
-/* Zoom to the worst spot: of the pair that is shown, or side by side of all pairs. */
+/* Zoom to the worst spot: of the pair that is shown, or side by side of all pairs with the reference. */
 const toWorst = async () => {
   const one = pairShown();
   const side = results.dataset.view === 'side' || !results.dataset.view;
-  const pairs = side ? [...element.querySelectorAll('.tf-pair')] : [one];
+  const pairs = side ? [...element.querySelectorAll('.tf-pair[data-pair^="bf16/"]')] : [one];
   if (results.dataset.kind === 'lpips') await Promise.all(pairs.filter(Boolean).map(loaded));
   const found = pairs.filter(Boolean).map(compare).filter(Boolean);
   if (!found.length) return;
@@ -361,7 +392,10 @@ for (const name of ['load', 'loadeddata', 'seeked', 'timeupdate']) element.addEv
 
 /* Buttons and keys */
 
-const ACTS = { in: () => zoomBy(1.5), out: () => zoomBy(1 / 1.5), reset, worst: toWorst, flip };
+/* The clips that are seen; their own button may lie below the window. */
+const play = () => [...results.querySelectorAll('.tf-play')].find((button) => button.checkVisibility())?.click();
+
+const ACTS = { play, in: () => zoomBy(1.5), out: () => zoomBy(1 / 1.5), reset, worst: toWorst, flip };
 results.addEventListener('click', (event) => {
   const button = event.target.closest('[data-act]');
   if (button) ACTS[button.dataset.act]();

@@ -1,7 +1,8 @@
-"""The Benchmarks tab: what the post measured, quoted, and what this project measured, never in one table.
+"""The Benchmarks tab: an answer a model, one chart and one table of all figures with each source named, and every run.
 
 Reads assets/reference/b200.json and the files that `python -m engine bench` writes, and makes HTML of them; of the
-engine it knows what belongs together in such a file (engine/benchmark/plots.py). GB are 1e9 bytes, latencies seconds.
+engine it knows what belongs together in such a file (engine/benchmark/plots.py) and over all of them (overview.py). GB
+are 1e9 bytes, latencies seconds.
 """
 
 from __future__ import annotations
@@ -10,13 +11,21 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
+from itertools import groupby
 from pathlib import Path
 
+import gradio as gr
+
 from engine import catalog, reference
-from engine.benchmark import methods, plots
-from engine.benchmark.methods import ENGINE, METHODS, POST, POST_DEFAULT
+from engine.benchmark import methods, overview, plots
+from engine.benchmark.methods import ENGINE, METHODS, POST, POST_DEFAULT, column_of
+from engine.benchmark.overview import Figure
+from engine.columns import format_of, label
 from engine.formats import PRECISIONS, REFERENCE
 from ui import words
+from ui.fields import Dropdown
+from ui.html import cards
+from ui.html.lengths import Bar, lengths, source
 from ui.html.tables import head, table
 
 log = logging.getLogger(__name__)
@@ -27,30 +36,171 @@ LATENCY = slice(3, 12)
 Row = Mapping[str, object]
 
 
-def page(folder: Path) -> str:
-    """Both halves of the tab; `folder` holds what was measured, one JSON file a device and model."""
+EVERY = ""
+"""A filter's choice that leaves nothing out."""
+FIRST_BATCH = "1"
+FILTERS = {"model": "model", "device": "device", "precision": "precision", "batch": "batch_size"}
+"""Name of a filter -> attribute of a figure."""
+QUICK = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+
+
+def tab(opened: gr.Tab, folder: Path) -> None:
+    """The components of the tab; `folder` holds what was measured, one JSON file a device and model.
+
+    It is drawn when it is opened: until then nobody has to load it.
+    """
+    found = overview.figures(_read(folder)[0], reference.read())
+    with gr.Column(elem_classes="tf-form"), gr.Row(elem_classes="tf-choose"):
+        chosen = [
+            Dropdown(
+                [(words.benchmarks.EVERY[name], EVERY), *_values(found, name)],
+                value=FIRST_BATCH if name == "batch" else EVERY,
+                label=words.benchmarks.FILTERS[name],
+                filterable=False,
+                elem_id=f"tf-bench-{name}",
+                elem_classes="tf-short",
+            )
+            for name in FILTERS
+        ]
+    drawn = gr.HTML(apply_default_css=False, elem_id="tf-benchmarks", js_on_load=cards.script("sort"))
+
+    def draw(*values: str) -> str:
+        return page(folder, dict(zip(FILTERS, values, strict=True)))
+
+    opened.select(draw, chosen, drawn, **QUICK)
+    for field in chosen:
+        field.change(draw, chosen, drawn, **QUICK)
+
+
+def _values(found: Sequence[Figure], name: str) -> list[tuple[str, str]]:
+    """A filter's choices: what is shown, and its value."""
+    values = dict.fromkeys(getattr(figure, FILTERS[name]) for figure in found)
+    said = {"model": _name, "precision": words.NAMES.get, "device": words.benchmarks.device}.get(name, str)
+    order = PRECISIONS.index if name == "precision" else None
+    return [(said(value), str(value)) for value in sorted(values, key=order)]
+
+
+def page(folder: Path, chosen: Mapping[str, str] | None = None) -> str:
+    """The whole tab; `chosen` are the filters' values."""
+    chosen = chosen or {}
     post = reference.read()
-    return f'<div class="tf-benchmarks">{measured(folder, post)}{quoted(post)}</div>'
+    results, _ = _read(folder)
+    found = [figure for figure in overview.figures(results, post) if _passes(figure, chosen)]
+    return (
+        f'<div class="tf-benchmarks">{answers(found)}{_overview(found)}'
+        f"{measured(folder, post, chosen.get('model', EVERY), chosen.get('device', EVERY))}"
+        f"{quoted(post, chosen.get('model', EVERY))}</div>"
+    )
+
+
+def _passes(figure: Figure, chosen: Mapping[str, str]) -> bool:
+    return all(chosen.get(name, EVERY) in (EVERY, str(getattr(figure, of))) for name, of in FILTERS.items())
+
+
+# Answers, one chart, one table
+
+
+def answers(found: Sequence[Figure]) -> str:
+    """A sentence a model, at its smallest batch size and largest picture."""
+    said = []
+    for model, some in groupby(found, key=lambda figure: figure.model):
+        some = list(some)
+        first = [figure for figure in some if _shape(figure) == _shape(some[0])]
+        if sentence := words.benchmarks.answer(_name(model), first):
+            said.append(f"<li>{escape(sentence)}</li>")
+    if not said:
+        return ""
+    return (
+        f'<section class="tf-overview"><h2>{words.benchmarks.ANSWERS}</h2><ul class="tf-answers">{"".join(said)}</ul>'
+        f'<p class="tf-small">{words.benchmarks.ANSWERS_NOTE}</p></section>'
+    )
+
+
+def _shape(figure: Figure) -> tuple[int, int, int]:
+    return figure.width, figure.height, figure.batch_size
+
+
+def _overview(found: Sequence[Figure]) -> str:
+    if not found:
+        return f'<p class="tf-small">{words.benchmarks.NONE_LEFT}</p>'
+    bars = [figure for figure in found if figure.speedup]
+    chart = _chart(bars) if bars else f'<p class="tf-small">{words.benchmarks.NO_SPEEDUP}</p>'
+    return (
+        f'<section class="tf-overview"><h2>{words.benchmarks.CHART}</h2>{chart}</section>'
+        f'<section class="tf-overview"><h2>{words.benchmarks.FIGURES}</h2>'
+        f'<p class="tf-small">{words.benchmarks.FIGURES_NOTE}</p>{_table_of(found)}</section>'
+    )
+
+
+def _chart(found: Sequence[Figure]) -> str:
+    """Speedup over bf16 as bars that begin at 1."""
+    groups: dict[str, list[Bar]] = {}
+    for figure in found:
+        bar = Bar(
+            label=f"{words.NAMES[figure.precision]}, {words.benchmarks.device(figure.device)}",
+            precision=figure.precision,
+            value=figure.speedup,
+            shown=words.factor(figure.speedup),
+            quoted=figure.quoted,
+        )
+        groups.setdefault(words.benchmarks.group(_name(figure.model), *_shape(figure)), []).append(bar)
+    return f'{lengths(groups, start=1.0)}<p class="tf-small">{words.benchmarks.CHART_NOTE}</p>'
+
+
+def _table_of(found: Sequence[Figure]) -> str:
+    heads = [
+        (words.MODEL_LABEL, None), (words.benchmarks.DEVICE, None), (words.PRECISION_LABEL, None),
+        (words.benchmarks.SIZE, ""), (words.benchmarks.BATCH, ""), (words.benchmarks.STEPS, ""),
+        (words.benchmarks.EACH, "s", "each"),
+        (words.benchmarks.OVER_BF16, "", "speedup"), (words.benchmarks.STEP_OVER_BF16, "", "step speedup"),
+        (words.benchmarks.OVER_POST, "", "over the post"), (words.benchmarks.PEAK, "GB", "peak"),
+        (words.benchmarks.SAVING, "", "saving"), (words.benchmarks.SOURCE, None),
+    ]  # fmt: skip
+    body = "".join(
+        f'<tr><th scope="row" class="tf-word">{escape(_name(f.model))}</th>'
+        f'<td class="tf-word">{escape(words.benchmarks.device(f.device))}</td>'
+        f'<td class="tf-word">{words.NAMES[f.precision]}</td>'
+        f'<td data-value="{f.width * f.height}">{words.benchmarks.size(f.width, f.height)}</td>'
+        f"<td>{f.batch_size}</td><td>{f.steps}</td>"
+        f"{_value(f.seconds, words.seconds)}{_value(f.speedup, words.factor)}{_value(f.step_speedup, words.factor)}"
+        f"{_value(f.over_post, words.factor)}{_value(f.peak_gb, words.gigabytes)}{_value(f.saving, words.change)}"
+        f'<td class="tf-word">{source(quoted=f.quoted)}</td></tr>'
+        for f in found
+    )
+    return table(heads, body, words.benchmarks.FIGURES, "tf-every", sorts=True)
+
+
+def _value(value: float | None, shown: Callable[[float], str]) -> str:
+    """A cell that ui/static/sort.js sorts by its exact value."""
+    return f'<td data-value="{"" if value is None else f"{value:.6g}"}">{_or_dash(value, shown)}</td>'
 
 
 # What this project measured
 
 
-def measured(folder: Path, post: Mapping) -> str:
-    """Every benchmark in `folder`, a model's newest first; how to make one if there is none, and a line for each that
-    cannot be read."""
-    read: list[tuple[str, Path, Mapping]] = []
-    runs: dict[str, list[str]] = {}
+def _read(folder: Path) -> tuple[list[dict], list[str]]:
+    """Every benchmark in `folder`, the newest first, and a line for each file that cannot be read."""
+    read: list[dict] = []
     unreadable: list[str] = []
     for file in sorted(folder.glob("*.json")):
         with _told(file, unreadable):
             found = methods.read(file)
-            read.append((str(found["date"]), file, found))
-    for _, file, found in sorted(read, key=lambda entry: entry[0], reverse=True):
-        with _told(file, unreadable):
-            article = _measurement(found, post, len(runs.get(found["model"], ())) + 1)
-            runs.setdefault(found["model"], []).append(article)
-    said = [f'<h3 class="tf-model">{escape(_name(model))}</h3>{"".join(made)}' for model, made in sorted(runs.items())]
+            overview.figures([found], reference.read())  # all that is needed of it is there
+            read.append(found | {"file": file})
+    return sorted(read, key=lambda found: str(found["date"]), reverse=True), unreadable
+
+
+def measured(folder: Path, post: Mapping, model: str = EVERY, device: str = EVERY) -> str:
+    """Every benchmark in `folder`, a model's newest first and the others folded; how to make one if there is none, and
+    a line for each that cannot be read. `model` and `device` leave the others out."""
+    read, unreadable = _read(folder)
+    runs: dict[str, list[str]] = {}
+    for found in read:
+        if model in (EVERY, found["model"]) and device in (EVERY, found["device"]):
+            with _told(found["file"], unreadable):
+                article = _measurement(found, post, len(runs.get(found["model"], ())) + 1)
+                runs.setdefault(found["model"], []).append(article)
+    said = [_runs(_name(model), made) for model, made in sorted(runs.items())]
     said += unreadable
     note = words.benchmarks.MEASURED_NOTE
     if not said:
@@ -58,6 +208,15 @@ def measured(folder: Path, post: Mapping) -> str:
         said.append(f'<pre class="tf-command">{words.benchmarks.BENCH_COMMAND}</pre>')
     head = f'<h2>{words.benchmarks.MEASURED}</h2><p class="tf-small">{note}</p>'
     return f'<section class="tf-half">{head}{"".join(said)}</section>'
+
+
+def _runs(name: str, made: Sequence[str]) -> str:
+    newest, *older = made
+    folded = ""
+    if older:
+        said = escape(words.benchmarks.older(len(older), name))
+        folded = f'<details class="tf-older"><summary>{said}</summary>{"".join(older)}</details>'
+    return f'<h3 class="tf-model">{escape(name)}</h3>{newest}{folded}'
 
 
 @contextmanager
@@ -74,7 +233,7 @@ def _measurement(found: Mapping, post: Mapping, run: int) -> str:
     model = found["model"]
     rows = sorted(
         found["rows"],
-        key=lambda row: (row["batch_size"], METHODS.index(row["method"]), PRECISIONS.index(row["precision"])),
+        key=lambda row: (row["batch_size"], METHODS.index(row["method"]), plots.place(row)),
     )
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     asked = found["settings"]
@@ -88,14 +247,14 @@ def _measurement(found: Mapping, post: Mapping, run: int) -> str:
         versions,
         *(found[key] for key in ("stopped", "note") if key in found),
     ]
-    title = words.benchmarks.run(run, {row["batch_size"] for row in rows})
-    times = [(r["precision"], r["batch_size"], r["latency_s"]["median"]) for r in timed]
-    peaks = [(r["precision"], r["batch_size"], r["memory_gb"]["peak_allocated"]) for r in timed]
+    title = words.benchmarks.run(run, {row["batch_size"] for row in rows}, _name(model))
+    times = [(column_of(r), r["batch_size"], r["latency_s"]["median"]) for r in timed]
+    peaks = [(column_of(r), r["batch_size"], r["memory_gb"]["peak_allocated"]) for r in timed]
     return (
         f'<article class="tf-bench"><h4>{escape(title)}</h4>'
         f'<p class="tf-facts-line"><span class="tf-badge tf-measured">{words.MEASURED_BADGE}</span>'
         f" {escape(' · '.join(facts))}</p>"
-        f"{_plots(model, times, peaks)}{_measured_table(rows, f'{words.benchmarks.MEASURED}: {_name(model)}, {title}')}"
+        f"{_plots(model, times, peaks)}{_measured_table(rows, f'{words.benchmarks.MEASURED}: {title}')}"
         f"{_posts_fp8(rows)}"
         f"{_beside_the_post(model, rows, post, title)}</article>"
     )
@@ -139,7 +298,7 @@ def _measured_row(row: Row, rows: Sequence[Row], keep: Sequence[bool]) -> str:
     base = against and against["memory_gb"]["peak_allocated"]
     lead = [
         f"<td>{row['batch_size']}</td>",
-        f'<th scope="row">{words.NAMES[row["precision"]]}</th>',
+        f'<th scope="row">{escape(label(column_of(row)))}</th>',
         f"<td>{escape(words.benchmarks.METHODS[row['method']])}</td>",
     ]
     rest = [
@@ -191,16 +350,16 @@ def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping, title: str)
         for r in ours
     )
     heads = [("Batch", ""), ("Measured", "GB"), ("Post, B200", "GB"), ("Difference", "")]
-    label = f"{words.benchmarks.PEAK_BESIDE}: {_name(model)}, {title}"
-    return f"<h5>{words.benchmarks.PEAK_BESIDE}</h5>{table(heads, body, label)}"
+    label = f"{words.benchmarks.PEAK_BESIDE}: {title}"
+    return f'<p class="tf-sub">{words.benchmarks.PEAK_BESIDE}</p>{table(heads, body, label)}'
 
 
 # What the post measured
 
 
-def quoted(post: Mapping) -> str:
-    """The post's tables as they stand."""
-    models = list(dict.fromkeys(row["model"] for row in post["performance"]))
+def quoted(post: Mapping, only: str = EVERY) -> str:
+    """The post's tables as they stand; `only` is a model whose figures alone are wanted."""
+    models = [model for model in dict.fromkeys(r["model"] for r in post["performance"]) if only in (EVERY, model)]
     tables = "".join(_quoted_model(model, post) for model in models)
     return (
         f'<section class="tf-half"><h2>{words.benchmarks.QUOTED}</h2>'
@@ -224,13 +383,14 @@ def _quoted_model(model: str, post: Mapping) -> str:
     )
     times = [(row["precision"], row["batch_size"], row["latency_s"]) for row in rows]
     peaks = [(row["precision"], row["batch_size"], row["peak_memory_gb"]) for row in rows]
+    name = escape(_name(model))
     table = (
-        f'<div class="tf-scroll" tabindex="0" role="region" aria-label="{escape(_name(model))}">'
+        f'<div class="tf-scroll" tabindex="0" role="region" aria-label="{words.benchmarks.POSTS} {name}">'
         f'<table class="tf-figures tf-grouped"><thead><tr><td></td>{groups}</tr>'
         f'<tr><th scope="col">Precision</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
     )
     return (
-        f'<article class="tf-bench"><h3>{escape(_name(model))}</h3>{_quoted_badge()}'
+        f'<article class="tf-bench"><h3><span>{words.benchmarks.POSTS} </span>{name}</h3>{_quoted_badge()}'
         f'<p class="tf-small">{escape(words.bench_settings(post["settings"][model]))}</p>'
         f"{_plots(model, times, peaks)}{table}</article>"
     )
@@ -283,39 +443,42 @@ def _name(model: str) -> str:
 
 
 Point = tuple[str, int, float]
-"""Precision, batch size, value."""
+"""Column, batch size, value."""
 
 
 def _plots(model: str, times: Sequence[Point], peaks: Sequence[Point]) -> str:
     """Latency and memory as bars by batch, where there are several batches to compare."""
     if len({batch for _, batch, _ in times}) < 2:
         return ""
-    precisions = [p for p in PRECISIONS if any(p == point[0] for point in times)]
-    keys = "".join(f'<span><i class="tf-key" data-precision="{p}"></i>{words.NAMES[p]}</span>' for p in precisions)
+    found = {column for column, *_ in times}
+    columns = sorted(found, key=lambda column: (PRECISIONS.index(format_of(column)), column))
+    keys = "".join(
+        f'<span><i class="tf-key" data-precision="{format_of(c)}"></i>{escape(label(c))}</span>' for c in columns
+    )
     # A batch's latency grows with the batch, which would hide everything else.
-    each = [(precision, batch, value / batch) for precision, batch, value in times]
+    each = [(column, batch, value / batch) for column, batch, value in times]
     return (
         f'<div class="tf-plots"><p class="tf-keys">{keys}</p>'
-        f"{_bars(each, words.benchmarks.latency_plot(model), 's', precisions)}"
-        f"{_bars(peaks, words.benchmarks.MEMORY_PLOT, 'GB', precisions)}</div>"
+        f"{_bars(each, words.benchmarks.latency_plot(model), 's', columns)}"
+        f"{_bars(peaks, words.benchmarks.MEMORY_PLOT, 'GB', columns)}</div>"
     )
 
 
-def _bars(points: Sequence[Point], title: str, unit: str, precisions: Sequence[str]) -> str:
-    """Grouped bars as an SVG: a group a batch, a bar a precision, its value above it."""
+def _bars(points: Sequence[Point], title: str, unit: str, columns: Sequence[str]) -> str:
+    """Grouped bars as an SVG: a group a batch, a bar a column, its value above it."""
     width, height, floor = 344, 150, 126
     batches = sorted({batch for _, batch, _ in points})
     top = max(value for *_, value in points)
     group = width / len(batches)
-    bar = min(34.0, (group - 20) / len(precisions))
+    bar = min(34.0, (group - 20) / len(columns))
     drawn = []
-    for precision, batch, value in points:
+    for column, batch, value in points:
         middle = group * (batches.index(batch) + 0.5)
-        left = middle + bar * (precisions.index(precision) - len(precisions) / 2)
+        left = middle + bar * (columns.index(column) - len(columns) / 2)
         tall = (floor - 20) * value / top
         drawn.append(
-            f'<rect data-precision="{precision}" x="{left:.1f}" y="{floor - tall:.1f}" width="{bar - 2:.1f}"'
-            f' height="{tall:.1f}"><title>{words.NAMES[precision]}, batch {batch}: {value:.2f} {unit}</title></rect>'
+            f'<rect data-precision="{format_of(column)}" x="{left:.1f}" y="{floor - tall:.1f}" width="{bar - 2:.1f}"'
+            f' height="{tall:.1f}"><title>{escape(label(column))}, batch {batch}: {value:.2f} {unit}</title></rect>'
             f'<text x="{left + bar / 2 - 1:.1f}" y="{floor - tall - 5:.1f}">{words.seconds(value)}</text>'
         )
     labels = "".join(

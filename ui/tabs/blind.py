@@ -20,8 +20,9 @@ from pathlib import Path
 import gradio as gr
 
 from engine import catalog, events
+from engine.columns import POST, Column, format_of
 from engine.errors import TwinframeError
-from engine.formats import PRECISIONS, REFERENCE
+from engine.formats import DEFAULTS, QUANTIZED, REFERENCE
 from engine.outputs import blind, recordings
 from engine.outputs.pool import Pool
 from engine.request import CompareRequest
@@ -69,8 +70,8 @@ def tab(
     which is said."""
     recorded = [pair for bundle in recordings.read(unseen) for pair in blind.pairs(bundle.comparison, fresh=False)]
     models = tuple(dict.fromkeys([*models, *(pair.model for pair in recorded)]))
-    usable = [p for p in PRECISIONS if p != REFERENCE and worker.support[p].execution != "unavailable"]
-    precisions = [p for p in PRECISIONS if p in {*usable, *(pair.precision for pair in recorded)}]
+    usable = [name for name in QUANTIZED if worker.support[name].execution != "unavailable"]
+    columns = sorted({*usable, *(pair.column for pair in recorded)}, key=_order)
     source = RECORDED if any(pair.model == models[0] for pair in recorded) else FRESH
     gr.HTML(
         intro(pooled=pool is not None),
@@ -89,8 +90,8 @@ def tab(
                 elem_id="tf-blind-model",
             )
             precision = gr.Radio(
-                [(words.NAMES[p], p) for p in precisions],
-                value=precisions[-1],
+                [(words.of_column(Column.of(column, POST)), column) for column in columns],
+                value=([c for c in columns if format_of(c) in DEFAULTS] or columns)[-1],
                 label=words.blind.PRECISION,
                 elem_id="tf-blind-precision",
                 elem_classes="tf-chips",
@@ -141,6 +142,11 @@ def tab(
     demo.unload(test.leave)
 
 
+def _order(column: str) -> tuple[int, str]:
+    """By the formats' order, then by the recipe that is named."""
+    return QUANTIZED.index(format_of(column)), column
+
+
 class BlindTest:
     """The tab's event handlers; of each browser session, its sitting and the job that makes its next pair."""
 
@@ -168,23 +174,23 @@ class BlindTest:
     def ask(self, values: dict, http: gr.Request) -> Iterator[dict]:
         """The next pair was asked for: of the recorded ones, or made now."""
         parts, session, sitting = self._parts, http.session_hash, self._sitting(http)
-        model, precision, mode = values[parts.model], values[parts.precision], values[parts.mode]
+        model, column, mode = values[parts.model], values[parts.precision], values[parts.mode]
         try:
             if values[parts.source] == RECORDED:
-                if sitting.ask(model, precision, mode) is None:
-                    yield self._idle(words.blind.nothing(precision))
+                if sitting.ask(model, column, mode) is None:
+                    yield self._idle(words.blind.nothing(column))
                     return
             else:
                 if session in self._jobs:
                     yield {parts.notice: cards.notice(words.BUSY)}
                     return
-                request = _request(values[parts.prompt], model, precision)
+                request = _request(values[parts.prompt], model, column)
                 # Not on the shelf: from there, anybody who guessed a name could fetch it.
                 with tempfile.TemporaryDirectory(prefix="twinframe-blind-") as folder:
                     made = yield from self._make(request, Path(folder), http)
                     if made is None:
                         return
-                    sitting.ask(model, precision, mode, pair=made)
+                    sitting.ask(model, column, mode, pair=made)
         except TwinframeError as error:
             yield self._idle(str(error))
             return
@@ -272,14 +278,14 @@ class BlindTest:
         }
 
 
-def _request(prompt: str, model: str, precision: str) -> CompareRequest:
+def _request(prompt: str, model: str, column: str) -> CompareRequest:
     """Of a fresh pair: an example's prompt if none was given, and a seed that nobody knows.
 
     Raises:
         RequestError: the prompt cannot be used.
     """
     prompt = prompt.strip() or secrets.choice(catalog.model(model).examples)
-    return CompareRequest.create(prompt, model=model, precisions=[precision], seed=secrets.randbelow(2**32))
+    return CompareRequest.create(prompt, model=model, precisions=[column], seed=secrets.randbelow(2**32))
 
 
 def intro(*, pooled: bool) -> str:
@@ -327,7 +333,7 @@ def _figure(trial: blind.Trial, letter: str, file: Path, told: bool) -> str:
     label = f"{letter}: {escape(pair.prompt)}"
     if pair.frames > 1:
         content = (
-            f'<video src="{cards.link(file)}" aria-label="{label}" {shape} data-precision="{letter}" data-clip="0"'
+            f'<video src="{cards.link(file)}" aria-label="{label}" {shape} data-column="{letter}" data-clip="0"'
             ' preload="auto" muted playsinline></video>'
         )
     else:
@@ -335,7 +341,8 @@ def _figure(trial: blind.Trial, letter: str, file: Path, told: bool) -> str:
     name = ""
     if told:
         bf16 = (trial.answer if letter == "X" else letter) == trial.bf16
-        name = f' <span class="tf-badge">{words.NAMES[REFERENCE if bf16 else pair.precision]}</span>'
+        shown = words.NAMES[REFERENCE] if bf16 else words.of_column(Column(pair.precision, pair.recipe))
+        name = f' <span class="tf-badge">{escape(shown)}</span>'
     return (
         f'<figure><div class="tf-blind-frame" tabindex="0" role="group" aria-label="{words.blind.frame(letter)}">'
         f'<div class="tf-blind-move">{content}</div></div><figcaption>{letter}{name}</figcaption></figure>'
@@ -355,7 +362,7 @@ def _player(pair: blind.Pair, content: str) -> str:
 
 
 def score(sitting: blind.Sitting) -> str:
-    """The running score by model, precision and mode, with what it is worth, and everything to take along."""
+    """The running score by model, column and mode, with what it is worth, and everything to take along."""
     tallies = sitting.tallies()
     several = len({tally.model for tally in tallies}) > 1
     rows = "".join(_row(tally, several) for tally in tallies)
@@ -385,8 +392,9 @@ def _row(tally: blind.Tally, several: bool) -> str:
         words.blind.worth(tally.p_value, tally.asked),
     )
     first, *rest = cells
+    name = escape(words.of_column(Column(tally.precision, tally.recipe)))
     return (
-        f'<tr>{model}<th scope="row">{words.NAMES[tally.precision]}</th><td class="tf-word">{first}</td>'
+        f'<tr>{model}<th scope="row">{name}</th><td class="tf-word">{first}</td>'
         f"{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>"
     )
 

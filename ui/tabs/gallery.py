@@ -68,7 +68,7 @@ def _tile(bundle: Bundle, origin: str) -> str:
         if other is made.reference
         else (
             f'<span class="tf-side">{words.NAMES[REFERENCE]}</span>'
-            f'<span class="tf-side">{words.NAMES[other.precision]}</span>'
+            f'<span class="tf-side">{words.name(asked, other.column)}</span>'
         )
     )
     return (

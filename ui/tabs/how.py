@@ -173,12 +173,12 @@ def _bar(plan: Mapping, whole: int) -> str:
 
 def _lpips(view: View) -> str:
     """The scores on the screen between bf16's own noise and another seed."""
-    scores = ((g.precision, words.verdict.mean_lpips(g)) for g in view.finished)
-    made = [(precision, value) for precision, value in scores if value is not None]
+    scores = ((g, words.name(view.request, g.column), words.verdict.mean_lpips(g)) for g in view.finished)
+    made = [(g.precision, name, value) for g, name, value in scores if value is not None]
     if view.ruler is None or not made:
         return f'<p class="tf-small">{words.how.HOW_NO_RULER}</p>'
     ruler = view.ruler
-    end = 1.06 * max(ruler.ceiling, *(value for _, value in made))
+    end = 1.06 * max(ruler.ceiling, *(value for *_, value in made))
     height = 26 * len(made) + 8
     ends = "".join(
         f'<line class="tf-mark" x1="{100 * value / end:.1f}%" x2="{100 * value / end:.1f}%" y1="0" y2="{height}"/>'
@@ -189,12 +189,12 @@ def _lpips(view: View) -> str:
         )
     )
     rows = "".join(
-        f'<g data-precision="{precision}"><text class="tf-left" x="-10" y="{y + 4}">{words.NAMES[precision]}</text>'
+        f'<g data-precision="{precision}"><text class="tf-left" x="-10" y="{y + 4}">{name}</text>'
         f'<line x1="0" x2="{100 * value / end:.1f}%" y1="{y}" y2="{y}"/>'
         f'<circle cx="{100 * value / end:.1f}%" cy="{y}" r="5"/></g>'
-        for y, (precision, value) in zip(range(18, height, 26), made, strict=False)
+        for y, (precision, name, value) in zip(range(18, height, 26), made, strict=False)
     )
-    told = " ".join(words.how.told(precision, value, ruler, view.seen) for precision, value in made)
+    told = " ".join(words.how.told(name, value, ruler, view.seen) for _, name, value in made)
     return (
         f'<figure class="tf-scatter tf-measure"><div><svg role="img" aria-label="{escape(told)}"'
         f' style="height:{height}px">{ends}{rows}</svg></div></figure><p class="tf-small">{escape(told)}</p>'

@@ -15,10 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from engine import catalog
+import gradio as gr
+
+from engine import catalog, reference
+from engine.columns import recipe_named
 from engine.errors import RequestError
+from engine.formats import PRECISIONS, REFERENCE
 from engine.request import CompareRequest
 from ui import link, words
+from ui.html import cards
+from ui.html.lengths import Bar, lengths
 from ui.html.scatter import Point, plot
 from ui.html.tables import Head, table
 
@@ -35,18 +41,27 @@ WORST = 12
 """Pairs that are listed, at most."""
 
 
+def tab(opened: gr.Tab, folder: Path, models: Sequence[str]) -> None:
+    """The tab, drawn when it is opened: until then nobody has to load it."""
+    drawn = gr.HTML(apply_default_css=False, elem_id="tf-quality", js_on_load=cards.script("sort"))
+    quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+    opened.select(lambda: page(folder, models), None, drawn, **quick)
+
+
 def page(folder: Path, models: Sequence[str]) -> str:
-    """Everything in `folder`, a section each; how to make one if there is none.
+    """Answers and one chart over everything in `folder`, and a section each; how to make one if there is none.
 
     Args:
         models: ids of those that are offered, whose worst pairs can be opened.
     """
-    said = []
+    said, read = [], []
     files = [*folder.glob("*.json"), *folder.glob("*/summary.json")]
     for file in sorted(files, key=lambda file: file.relative_to(folder).with_suffix("").parts):
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-            said.append(_section(found if file.parent == folder else _of_evaluation(found, file.parent), models))
+            found = found if file.parent == folder else _of_evaluation(found, file.parent)
+            said.append(_section(found, models))
+            read.append(found)
         except UNREADABLE as error:
             log.warning("Measurements %s cannot be shown: %r", file, error)
             said.append(
@@ -55,7 +70,76 @@ def page(folder: Path, models: Sequence[str]) -> str:
     if not said:
         said.append(f'<p class="tf-small">{words.quality.NO_QUALITY}</p>')
         said.append(f'<pre class="tf-command">{words.quality.EVALUATE_COMMAND}</pre>')
-    return f'<div class="tf-tab tf-quality">{"".join(said)}</div>'
+    return f'<div class="tf-tab tf-quality">{_overview(read)}{"".join(said)}</div>'
+
+
+# Answers, and one chart
+
+
+def _overview(read: Sequence[Mapping]) -> str:
+    """A sentence a model, and every format's score in one chart with what the post found of the real models."""
+    groups: dict[str, dict[tuple[str, str], Row]] = {}
+    for found in read:
+        rows = groups.setdefault(found["model"], {})
+        for row in (*(found.get("frontier") or ()), *(found.get("ablation") or ())):
+            recipe = row["recipe"] and recipe_named(row["recipe"])
+            if _score(row) and recipe in words.RECIPES:
+                rows.setdefault((row["precision"], recipe), row)
+    groups = {model: rows for model, rows in groups.items() if rows}
+    answers = "".join(f"<li>{escape(words.quality.answer(_model(m), _told(rows)))}</li>" for m, rows in groups.items())
+    if answers:
+        answers = (
+            f'<section class="tf-overview"><h2 class="tf-said">{words.quality.ANSWERS}</h2>'
+            f'<ul class="tf-answers">{answers}</ul><p class="tf-small">{words.quality.TRANSFER}</p></section>'
+        )
+    bars = {words.quality.small(_model(model)): [_bar(row) for row in _ordered(rows)] for model, rows in groups.items()}
+    post = reference.read()
+    bars |= {
+        words.quality.real(_model(model)): [
+            Bar(
+                label=words.NAMES[precision],
+                precision=precision,
+                value=score,
+                shown=f"{score:.2f}",
+                quoted=True,
+            )
+            for precision, score in scores.items()
+            if precision != REFERENCE
+        ]
+        for model, scores in post["mean_lpips_drawbench_alex"].items()
+    }
+    return (
+        f'{answers}<section class="tf-overview"><h2 class="tf-said">{words.quality.CHART}</h2>{lengths(bars)}'
+        f'<p class="tf-small">{words.quality.CHART_NOTE} {escape(post["lpips_note"])}</p></section>'
+    )
+
+
+def _told(rows: Mapping[tuple[str, str], Row]) -> dict[tuple[str, str], tuple[float, int]]:
+    """(Precision, recipe) -> mean LPIPS and bytes of the denoiser."""
+    return {of: (_score(row)["mean"], row["weight_bytes"]) for of, row in rows.items()}
+
+
+def _ordered(rows: Mapping[tuple[str, str], Row]) -> list[Row]:
+    order = list(words.RECIPES)
+    return [rows[of] for of in sorted(rows, key=lambda of: (PRECISIONS.index(of[0]), order.index(of[1])))]
+
+
+def _bar(row: Row) -> Bar:
+    score = _score(row)
+    recipe = row["recipe"] and recipe_named(row["recipe"])
+    return Bar(
+        label=f"{words.NAMES[row['precision']]}, {words.quality.SHORT.get(recipe, _name(row))}",
+        precision=row["precision"],
+        value=score["mean"],
+        shown=words.score(score["mean"]),
+        quoted=False,
+        low=score["low"],
+        high=score["high"],
+    )
+
+
+def _model(model: str) -> str:
+    return catalog.MODELS[model].name if model in catalog.MODELS else model
 
 
 def sensitivity(folder: Path, model: str) -> str:
@@ -81,6 +165,7 @@ def _of_evaluation(summary: Mapping, folder: Path) -> dict:
     return {
         **{key: summary[key] for key in ("model", "device", "versions", "settings", "ruler")},
         "date": summary["created"],
+        "title": words.quality.evaluated(_model(summary["model"]), summary["prompts"]["count"]),
         "prompts": {"report": [summary["prompts"]["source"]] * summary["prompts"]["count"]},
         "ruler": {end: score for end in ("floor", "ceiling") if (score := summary["ruler"][end]["lpips"])},
         # absent from evaluations made before there were prompts without a score
@@ -114,7 +199,7 @@ def _of_evaluation(summary: Mapping, folder: Path) -> dict:
 
 def _section(found: Mapping, models: Sequence[str]) -> str:
     model = found["model"]
-    name = catalog.MODELS[model].name if model in catalog.MODELS else model
+    name = found.get("title") or _model(model)
     versions = ", ".join(f"{library} {version}" for library, version in found["versions"].items())
     facts = [
         found["device"],
@@ -131,34 +216,39 @@ def _section(found: Mapping, models: Sequence[str]) -> str:
     searched = {row["precision"] for row in frontier}
     points = [*frontier, *(row for row in ablation if row["precision"] not in searched)]
     parts = [
-        _part(words.quality.FRONTIER, words.quality.FRONTIER_NOTE, _frontier(points, ruler)) if frontier else "",
-        _part(words.quality.ABLATION, words.quality.ABLATION_NOTE, _scores(ablation)) if ablation else "",
-        _part(words.quality.REMEDIES, words.quality.REMEDIES_NOTE, _remedies(remedies)) if remedies else "",
-        _distributions(list(told.values()), ruler),
-        _part(words.quality.WORST, words.quality.WORST_NOTE, _worst(model, found, models))
+        _part(words.quality.FRONTIER, name, words.quality.FRONTIER_NOTE, _frontier(points, ruler)) if frontier else "",
+        _part(words.quality.ABLATION, name, words.quality.ABLATION_NOTE, _scores(ablation)) if ablation else "",
+        _part(words.quality.REMEDIES, name, words.quality.REMEDIES_NOTE, _remedies(remedies)) if remedies else "",
+        _distributions(list(told.values()), ruler, name),
+        _part(words.quality.WORST, name, words.quality.WORST_NOTE, _worst(model, found, models))
         if found.get("worst")
         else "",
         f'<p class="tf-small tf-elsewhere">{words.quality.SENSITIVITY_ELSEWHERE}</p>'
         if found.get("sensitivity")
         else "",
     ]
+    small = catalog.MODELS[model].bundled if model in catalog.MODELS else False
+    transfer = f'<p class="tf-small">{words.quality.TRANSFER}</p>' if small else ""
     lost = "".join(
         f'<p class="tf-small">{escape(words.quality.unscored(*each))}</p>' for each in found.get("unscored") or ()
     )
     return (
         f'<section class="tf-model"><h2>{escape(name)}</h2><p class="tf-facts-line">'
         f'<span class="tf-badge tf-measured">{words.MEASURED_BADGE}</span> {escape(" · ".join(filter(None, facts)))}'
-        f"<br>{escape(words.quality.prompts(found['prompts']))}</p>{lost}{''.join(parts)}</section>"
+        f"<br>{escape(words.quality.prompts(found['prompts']))}</p>{transfer}{lost}{''.join(parts)}</section>"
     )
 
 
-def _part(heading: str, note: str, content: str) -> str:
-    return f'<article class="tf-bench"><h3>{heading}</h3><p class="tf-small">{note}</p>{content}</article>'
+def _part(heading: str, name: str, note: str, content: str) -> str:
+    return (
+        f'<article class="tf-bench"><h3>{heading}<span class="tf-unseen">, {escape(name)}</span></h3>'
+        f'<p class="tf-small">{note}</p>{content}</article>'
+    )
 
 
 def _name(row: Row) -> str:
     """What a recipe is called where it can be chosen, or else by its file."""
-    return words.RECIPES.get(row["recipe"], row["label"])
+    return words.RECIPES.get(recipe_named(row["recipe"]) if row["recipe"] else None, row["label"])
 
 
 def _label(row: Row) -> str:
@@ -280,7 +370,7 @@ def _optional(row: Row, key: str, shown: Callable[[object], str]) -> str:
 # Distributions and pairs
 
 
-def _distributions(rows: Sequence[Row], ruler: Mapping[str, Score]) -> str:
+def _distributions(rows: Sequence[Row], ruler: Mapping[str, Score], name: str) -> str:
     """Every prompt's score as a dot, a line a recipe, on one scale; where the means are, and bf16's own noise."""
     if not rows:
         return ""
@@ -308,13 +398,13 @@ def _distributions(rows: Sequence[Row], ruler: Mapping[str, Score]) -> str:
         if ruler
         else words.quality.DISTRIBUTIONS_NOTE
     )
-    return _part(words.quality.DISTRIBUTIONS, note, f'<div class="tf-spread">{lines}</div>')
+    return _part(words.quality.DISTRIBUTIONS, name, note, f'<div class="tf-spread">{lines}</div>')
 
 
 def _worst(model: str, found: Mapping, models: Sequence[str]) -> str:
     rows = "".join(
         f'<tr><td>{words.score(row["lpips"])}</td><td class="tf-word">{words.NAMES[row["precision"]]}</td>'
-        f'<td class="tf-word">{escape(words.RECIPES.get(row["recipe"], row["recipe"]))}</td>'
+        f'<td class="tf-word">{escape(words.RECIPES.get(recipe_named(row["recipe"]), row["recipe"]))}</td>'
         f'<td class="tf-word">{_opens(model, found["settings"], row, models)}</td></tr>'
         for row in found["worst"][:WORST]
     )

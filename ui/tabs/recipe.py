@@ -16,10 +16,13 @@ from pathlib import Path
 import gradio as gr
 
 from engine import catalog
+from engine.columns import Column
 from engine.errors import TwinframeError
 from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
+from engine.quantization.roles import role_name
 from engine.serving.contracts import Worker
 from ui import words
+from ui.fields import Radio
 from ui.handlers import Form
 from ui.html import cards
 from ui.html.tables import table
@@ -55,7 +58,7 @@ def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
             elem_classes="tf-chips",
             elem_id="tf-plan-precision",
         )
-        recipe = gr.Radio(
+        recipe = Radio(
             _choices(worker, first)["choices"],
             value=_choices(worker, first)["value"],
             label=words.RECIPE_LABEL,
@@ -68,12 +71,15 @@ def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
     followed = gr.State(None)
 
     def draw(model_id: str, name: str, recipe_id: str) -> dict:
+        recipes = worker.recipes(model_id)
+        if recipe_id not in recipes:  # of the model before
+            recipe_id = next(iter(recipes))
         try:
             plan = worker.plan(model_id, name, recipe_id)
         except TwinframeError as error:
             return {summed: cards.notice(str(error)), listed: ""}
-        about = worker.recipes(model_id)[recipe_id]
-        return {summed: summary(plan, about, quality.sensitivity(measured, model_id)), listed: layers(plan["layers"])}
+        about, measures = recipes[recipe_id], quality.sensitivity(measured, model_id)
+        return {summed: summary(plan, about, measures), listed: layers(plan["layers"])}
 
     def follow(values: dict) -> dict:
         """Show what Compare has chosen, unless that was followed before: a choice made here stays."""
@@ -81,7 +87,8 @@ def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
         if chosen == values[followed]:
             return gr.skip()
         model_id, recipe_id, names = chosen
-        name = names[-1] if names else PRECISIONS[-1]
+        column = Column.of(names[-1] if names else DEFAULTS[-1], recipe_id)
+        name, recipe_id = column.format, column.recipe
         recipes = gr.Radio(**(_choices(worker, model_id) | {"value": recipe_id}))
         updates = {followed: chosen, model: model_id, precision: name, recipe: recipes}
         return updates | draw(model_id, name, recipe_id)
@@ -201,7 +208,7 @@ def _roles(planned: Sequence[Layer]) -> str:
             for role, depths in roles.items()
         )
     heads = [(words.recipe.ROLE, None), (words.recipe.DEPTH, None), (words.recipe.SHAPE, "", "shape"), *BYTES]
-    return table(heads, body, words.recipe.ROLES)
+    return table(heads, body, words.recipe.ROLES, "tf-placed")
 
 
 def _outside(planned: Sequence[Layer]) -> str:
@@ -213,22 +220,22 @@ def _outside(planned: Sequence[Layer]) -> str:
         if not Place.of(layer["name"]).stack
     )
     heads = [(words.recipe.LAYER, None), (words.PRECISION_LABEL, None), (words.recipe.SHAPE, "", "shape"), *BYTES]
-    return table(heads, body, words.recipe.OUTSIDE)
+    return table(heads, body, words.recipe.OUTSIDE, "tf-placed")
 
 
 def _shown(name: str, wanted: str) -> str:
-    """A name that, pressed, filters the list of layers."""
+    """What a layer is for, as the map calls it, and its name: pressed, they filter the list of layers."""
     return (
         f'<th scope="row"><button type="button" class="tf-copy" data-filter="{escape(wanted)}"'
-        f' title="{words.recipe.SHOW_ROLE}">{_breakable(name)}</button></th>'
+        f' title="{words.recipe.SHOW_ROLE}">{escape(role_name(wanted))} <small>{_breakable(name)}</small></button></th>'
     )
 
 
 def _size(some: Sequence[Layer]) -> str:
     """Shape and bytes of layers of one role."""
     shapes = sorted({f"{layer['in']:,} × {layer['out']:,}" for layer in some})
-    values = (" / ".join(shapes), *(words.megabytes(_bytes(some, kind)) for kind in (REFERENCE, "stored")))
-    return "".join(f"<td>{value}</td>" for value in values)
+    sizes = (words.megabytes(_bytes(some, kind)) for kind in (REFERENCE, "stored"))
+    return f"<td>{' / '.join(shapes)}</td>{''.join(f'<td>{size}</td>' for size in sizes)}"
 
 
 def _strip(role: str, depths: Mapping[int, Layer], blocks: int) -> str:

@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engine import catalog, vocabulary
 from engine.errors import RequestError
 from engine.serving.admission import Visitor
 from engine.serving.contracts import Worker
@@ -41,6 +42,7 @@ CLOSED = re.compile(
 )
 """Gradio's routes that this app has no use for: uploads, proxies, streams, editors, statistics."""
 WARMING = "/warming"
+VOCABULARY = "/vocabulary"
 """Where the page asks how far the preload is: apart from Gradio, whose events take places in its queue."""
 JSON = re.compile(r"/gradio_api/(?!mcp)")
 """Routes that take JSON of ours; MCP's messages are checked by its own server."""
@@ -143,6 +145,7 @@ class _Gate:
             "/health": self._health,
             WARMING: self._warming,
         }
+        self._own |= {f"{VOCABULARY}/{model}": _vocabulary for model in catalog.BUNDLED}
         if doors.metrics:
             self._own["/metrics"] = self._metrics
 
@@ -207,6 +210,12 @@ class _Gate:
         if not self._doors.lets_in(_header(scope, b"authorization")):
             return 401, "application/json", b'{"detail": "User and password, please."}'
         return 200, "text/plain; version=0.0.4; charset=utf-8", self._worker.metrics().encode()
+
+
+def _vocabulary(scope: Scope) -> tuple[int, str, bytes]:
+    """What ui/static/prompt.js completes from."""
+    known = vocabulary.of(scope["path"].rstrip("/").rpartition("/")[2])
+    return 200, "application/json", json.dumps(known.to_json() if known else None).encode()
 
 
 def _refusal(error: Exception, path: str) -> tuple[int, str] | None:

@@ -4,5 +4,18 @@ What several tabs say is here by its bare name, `words.NAMES`; the rest as `word
 nothing here is escaped, ui/html/cards.py does that.
 """
 
-from ui.words import benchmarks, blind, compare, gallery, how, quality, recipe, run, stage, verdict, warming  # noqa: F401
+from ui.words import (  # noqa: F401
+    benchmarks,
+    blind,
+    compare,
+    gallery,
+    how,
+    prompt,
+    quality,
+    recipe,
+    run,
+    stage,
+    verdict,
+    warming,
+)
 from ui.words.common import *  # noqa: F403

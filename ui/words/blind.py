@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from engine.columns import POST, Column
 from engine.outputs.blind import Given
-from ui.words.common import NAMES, score
+from ui.words.common import of_column, score
 
 TITLE = "Which one is bf16?"
 NOTE = (
@@ -34,8 +35,8 @@ FEWEST = 5
 """With fewer answers, even all right, a coin gets as many too often to say anything: 1/2^4 is more than 5%."""
 
 
-def nothing(precision: str) -> str:
-    return f"There is no recorded pair of {NAMES[precision]} for this model: choose fresh ones."
+def nothing(column: str) -> str:
+    return f"There is no recorded pair of {of_column(Column.of(column, POST))} for this model: choose fresh ones."
 
 
 def frame(letter: str) -> str:
@@ -52,7 +53,7 @@ def truth(given: Given) -> str:
 
 def told(given: Given) -> str:
     """What a question did not say."""
-    other = f"{NAMES[given.precision]} {given.execution}, LPIPS {score(given.lpips)}"
+    other = f"{of_column(Column(given.precision, given.recipe))} {given.execution}, LPIPS {score(given.lpips)}"
     return f"{given.source} · seed {given.seed} · {other}"
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine import catalog
+from engine.columns import POST, Column
 from engine.formats import FORMATS, LABELS, QUANTIZED, REFERENCE
 from engine.request import CompareRequest
 from engine.results import Generation, Latency
@@ -49,13 +50,15 @@ WHY = {
     "device, or all of them one, to time it.",
     "compiled": "Something was compiled or recorded during this very run, so its time says nothing. Generate again to "
     "time it.",
-    "emulated": "This machine has no tensor cores for the format: the same arithmetic runs on others, so picture, "
-    "LPIPS and weight bytes are the format's, speed and peak memory are not.",
+    "emulated": "This machine has no tensor cores or CPU instructions for the format: the same arithmetic runs on "
+    "others, so picture, LPIPS and weight bytes are the format's, speed and peak memory are not.",
     "stages": "The latency by stage, in seconds: encoding the prompt, all denoising steps, and the VAE's decoding.",
     "lpips": "How far a picture is from bf16's, by AlexNet at full resolution, on the tensors: 0 is equal. "
     "The scale runs from bf16's own noise to bf16 with another seed.",
     "psnr": "Peak signal-to-noise ratio against bf16, in dB: higher is closer. It counts levels, and knows no shapes.",
     "speedup": "bf16's latency over this one's; only where both ran natively, and both alone or both beside others.",
+    "step speedup": "The time of a denoising step in bf16 over this one's, in one run.",
+    "each": "Latency of the whole call, divided by the batch size: of runs with equal steps, these can be compared.",
     "median": "Median of the repeats: wall clock of one real pipeline call after a warm-up of the same shape.",
     "spread": "The tenth and the ninetieth percentile of the repeats.",
     "step": "One denoising step: the denoising time over the number of steps.",
@@ -82,12 +85,14 @@ WHY = {
 """What a number means and how it was measured."""
 RECIPE_LABEL = "Which layers are quantized"
 RECIPES = {
-    "seed": "Selective (seed recipe)",
+    POST: "Selective (the post's recipe)",
     "tuned": "Tuned",
-    "seed-corrected": "Selective, names corrected",
+    "post-corrected": "Selective, names corrected",
     "strict": "Selective, strict",
     "full": "Every layer",
 }
+SHORT = {POST: "Selective", "tuned": "Tuned", "post-corrected": "Corrected", "strict": "Strict", "full": "Full"}
+"""Of recipes, beside a format's name."""
 PLAY, SEEK, PLAYER = "Play", "Frame", "Clips, played together"
 PLAYER_HINT = "Space plays, the arrow keys go frame by frame."
 NOT_COMPARABLE = "emulated, not comparable"
@@ -98,7 +103,23 @@ STARTING = "Starting"
 BUSY = "A comparison is already running: wait for it, or press Stop."
 BROKEN = "The comparison could not be run: try again in a moment, and see the server's log if it happens again."
 MEASURED_BADGE = "measured by this project"
+SOURCES = {"measured": "measured", "quoted": "quoted"}
 QUOTED_BADGE = "quoted: NVIDIA B200, PyTorch post, not measured here"
+
+
+def of_column(column: Column) -> str:
+    """A column for people: "NVFP4", or with its recipe where that is not the post's, "NVFP4 Tuned"."""
+    return NAMES[column.format] if column.recipe in ("", POST) else of_pair(column)
+
+
+def of_pair(column: Column) -> str:
+    """A column with its recipe, the post's too: "NVFP4 Selective"."""
+    return f"{NAMES[column.format]} {SHORT.get(column.recipe, column.recipe)}"
+
+
+def name(asked: CompareRequest, column: str) -> str:
+    """One of a request's columns for people."""
+    return of_column(asked.column(column))
 
 
 def thing(asked: CompareRequest) -> str:

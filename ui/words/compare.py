@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from engine.catalog import ModelSpec
+from engine.columns import Column
 from engine.formats import REFERENCE
 from engine.machine import Support
 from engine.request import CompareRequest
 from engine.results import Generation
-from ui.words.common import NAMES, RECIPES, thing
+from ui.words.common import NAMES, RECIPES, name, of_pair, thing
+from ui.words.prompt import can
 
 PROMPT_LABEL = "Prompt"
 EXAMPLES_LABEL = "Try"
 PRECISIONS_LABEL = "Precisions (bf16 always takes part)"
+FURTHER_LABEL = "Add a format by another recipe"
 STALE = {
     "act": "Press Generate to see this.",
     "prompt": "Dimmed below: “{prompt}”.",
@@ -33,6 +36,7 @@ MAP_LABEL = "Map"
 MAPS = {"pixels": "|a − b|", "lpips": "LPIPS"}
 MAP_ENDS = {"pixels": "64 levels of 255, or more", "lpips": "LPIPS 0.5, or more"}
 """Of the colour scales; the numbers are those of ui/static/viewer.js."""
+PLAY_PAUSE = "Play / pause"
 ZOOM = "Zoom of all pictures"
 ZOOM_OUT, ZOOM_RESET, ZOOM_IN = "Zoom out (−)", "Whole picture (0)", "Zoom in (+)"
 TO_WORST, TO_WORST_HINT = "Worst spot", "Zoom to where the pictures differ most, averaged over an eighth of each side"
@@ -45,7 +49,8 @@ LINK, LINK_HINT = "Copy link", "Copy an address that opens this page with these 
 CODE, CODE_SUMMARY, CODE_COPY = "Copy code", "Code", "Copy"
 CODE_NOTE = "The diffusers and torchao calls of this comparison, as programs that run without Twinframe."
 COPIED, NOT_COPIED = "Copied", "Press Ctrl+C"
-OTHER_LABEL = "bf16 against"
+PAIR_LABELS = ("Compare", "with")
+"""Of the two columns of a pair."""
 SOUND_LABEL, SILENCE = "Sound", "Off"
 CURVE = "LPIPS of each frame"
 RAN = "What really ran"
@@ -72,6 +77,8 @@ def no_latency_note(generation: Generation, asked: CompareRequest) -> str:
 
 
 def prompt_hint(spec: ModelSpec) -> str:
+    if said := can(spec.id):
+        return said
     return f"Describe a {spec.makes.removesuffix('s')} in up to {spec.limits.prompt_characters} characters"
 
 
@@ -109,26 +116,26 @@ def map_hints(asked: CompareRequest) -> dict[str, str]:
     }
 
 
-def preview_alt(precision: str, note: str) -> str:
-    return f"{NAMES[precision]} so far, {note}, a rough preview"
+def preview_alt(name: str, note: str) -> str:
+    return f"{name} so far, {note}, a rough preview"
 
 
 def pair_empty(asked: CompareRequest | None) -> str:
     return f"This view needs two finished {thing(asked)}s." if asked else "This view needs a comparison."
 
 
-def worst(asked: CompareRequest, name: str) -> dict[str, str]:
+def worst(asked: CompareRequest, below: str, above: str) -> dict[str, str]:
     """What is said of the worst spot of each map; ui/static/viewer.js fills in the numbers."""
     whole = f"over the whole {'picture' if asked.num_frames == 1 else 'frame'}."
     spot = "The worst spot, {size} pixels:"
     return {
-        "pixels": f"{spot} {name} is {{worst}} of 255 levels away from bf16 there, {{mean}} {whole}",
-        "lpips": f"{spot} the LPIPS of {name} is {{worst}} there, {{mean}} {whole}",
+        "pixels": f"{spot} {above} is {{worst}} of 255 levels away from {below} there, {{mean}} {whole}",
+        "lpips": f"{spot} the LPIPS of {above} is {{worst}} there, {{mean}} {whole}",
     }
 
 
-def frame_label(precision: str) -> str:
-    return f"{NAMES[precision]}, with zoom"
+def frame_label(name: str) -> str:
+    return f"{name}, with zoom"
 
 
 def link_wrong(reason: str) -> str:
@@ -153,8 +160,11 @@ def machine(name: str, support: Mapping[str, Support]) -> str:
     return " · ".join(parts)
 
 
-def chip(precision: str, execution: str) -> str:
-    return NAMES[precision] + (" · emulated" if execution == "emulated" else "")
+def chip(column: Column, execution: str) -> str:
+    """A column to be chosen: the format, with how it runs here, or where it is by a recipe of its own with that."""
+    if column.recipe:
+        return of_pair(column)
+    return NAMES[column.format] + (" · emulated" if execution == "emulated" else "")
 
 
 def unavailable(precision: str, reason: str) -> str:
@@ -173,11 +183,9 @@ def settings(asked: CompareRequest, model_name: str) -> str:
     ]
     if asked.batch_size > 1:
         parts.append(f"{asked.batch_size} {thing(asked)}s")
-    if asked.recipe != "seed":
-        parts.append(f"recipe {asked.recipe}")
     return " · ".join(parts)
 
 
-def alt(precision: str, asked: CompareRequest, index: int) -> str:
+def alt(column: str, asked: CompareRequest, index: int) -> str:
     which = f", {thing(asked)} {index + 1} of {asked.batch_size}" if asked.batch_size > 1 else ""
-    return f"{NAMES[precision]}: {asked.prompt}, seed {asked.seed}{which}"
+    return f"{name(asked, column)}: {asked.prompt}, seed {asked.seed}{which}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from engine import catalog
-from engine.request import CompareRequest, shown
+from engine.errors import shown
+from engine.request import CompareRequest
 from engine.results import Comparison
-from ui.words.common import NAMES, RECIPES, score, thing, when
+from ui.words.common import name, score, thing, when
 
 NO_RECORDINGS = "Nothing has been recorded yet. A comparison is recorded, on any machine, by"
 RECORD_COMMAND = 'python -m engine record --prompt "a rocket on a blue background" --out assets/recorded'
@@ -18,17 +19,16 @@ HISTORY_CLEAR = "Forget them"
 def tile(comparison: Comparison) -> str:
     """What sets a comparison apart from others, below its prompt."""
     asked = comparison.request
-    scored = [(g.precision, g.metrics.mean_lpips) for g in comparison.results if g.metrics]
-    lost = [f"{NAMES[g.precision]}: {g.metrics.damage}" for g in comparison.results if g.metrics and g.metrics.damage]
-    scores = ", ".join(f"{NAMES[name]}\N{NO-BREAK SPACE}{score(lpips)}" for name, lpips in scored if lpips is not None)
+    others = [g for g in comparison.results if g.metrics and g.metrics.mean_lpips is not None]
+    damaged = [g for g in comparison.results if g.metrics and g.metrics.damage]
+    lost = [f"{name(asked, g.column)}: {g.metrics.damage}" for g in damaged]
+    scores = ", ".join(f"{name(asked, g.column)}\N{NO-BREAK SPACE}{score(g.metrics.mean_lpips)}" for g in others)
     parts = ([f"LPIPS {scores}"] if scores else []) + lost
     if asked.num_frames > 1:
         spec = catalog.model(asked.model)
         parts.append(f"{asked.num_frames / spec.defaults.frame_rate:.1f} s{' with sound' if spec.sound else ''}")
     if asked.batch_size > 1:
         parts.append(f"{asked.batch_size} {thing(asked)}s")
-    if asked.recipe != "seed":
-        parts.append(RECIPES.get(asked.recipe, asked.recipe).lower())
     return " · ".join(parts)
 
 
@@ -37,8 +37,8 @@ def recorded_on(comparison: Comparison) -> str:
 
 
 def not_offered_here(asked: CompareRequest) -> str:
-    name = catalog.model(asked.model).name
-    return f"{name} is not offered here, so this recording can be looked at, and the settings stay as they are."
+    model = catalog.model(asked.model).name
+    return f"{model} is not offered here, so this recording can be looked at, and the settings stay as they are."
 
 
 def no_recording(name: str) -> str:

@@ -8,14 +8,14 @@ from typing import Any
 from engine.formats import REFERENCE, Format
 from engine.outputs.pool import Seen
 from engine.results import Ruler
-from ui.words.common import NAMES, megabytes, score
+from ui.words.common import megabytes, score
 from ui.words.verdict import on_the_ruler
 
 HOW_FORMATS = "Fewer bits, shared scales"
 HOW_FORMATS_SAID = (
     "A weight in bf16 takes 16 bits. A microscaling format gives each value 8 or 4, and every short block of "
     "neighbours one scale of its own, so that one large weight spoils the precision of its block and of nothing else. "
-    "Below, 32 neighbouring weights in each format: a box is a value, a dark one a scale, and its area is its bits."
+    "Below, 32 neighbouring weights in each format: a pale box is a value, a strong one a scale, its area its bits."
 )
 E2M1 = "All that 4 bits can say: 15 values. The scale stretches them over a block; what lies between is rounded."
 HOW_SELECTIVE = "Not every layer"
@@ -66,5 +66,5 @@ def selected(plan: Mapping[str, Any], name: str, count: int, reason: str) -> str
     return f"{said}, {count:,} of them because: {reason} The Recipe tab lists each." if reason else f"{said}."
 
 
-def told(precision: str, lpips: float, ruler: Ruler, seen: Seen) -> str:
-    return f"{NAMES[precision]}: {score(lpips)}, {on_the_ruler(lpips, ruler, seen)}."
+def told(name: str, lpips: float, ruler: Ruler, seen: Seen) -> str:
+    return f"{name}: {score(lpips)}, {on_the_ruler(lpips, ruler, seen)}."

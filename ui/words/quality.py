@@ -6,15 +6,27 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from engine.catalog import DEFAULT
-from engine.formats import DEFAULTS, REFERENCE
+from engine.columns import POST, recipe_named
+from engine.formats import DEFAULTS, QUANTIZED, REFERENCE
 from engine.results import NO_SCORE
-from ui.words.common import NAMES, RECIPES, score
+from ui.words.common import NAMES, RECIPES, change, score
 
 NO_QUALITY = "Nothing has been measured yet. Recipes are compared over many prompts, and drawn here, by"
 EVALUATE_COMMAND = (
     f"python -m engine evaluate --model {DEFAULT} --precision {' '.join(p for p in DEFAULTS if p != REFERENCE)} "
-    "--recipe full seed --prompts drawbench --out assets/quality/my-run"
+    "--recipe full post --prompts drawbench --out assets/quality/my-run"
 )
+ANSWERS = "What quantization loses"
+TRANSFER = (
+    "Miniatures need not transfer: a full-size model can lose more or less, and a recipe that helps here can do little "
+    "there."
+)
+CHART = "Mean LPIPS from bf16"
+CHART_NOTE = (
+    "Shorter is closer to bf16. Filled: measured by this project, with the 95% interval. Hollow: quoted from the post, "
+    "FLUX.1-dev and Qwen-Image at full size over the 200 prompts of DrawBench."
+)
+SHORT = {POST: "selective", "tuned": "tuned", "full": "every layer"}
 FRONTIER = "Closeness against size"
 FRONTIER_NOTE = (
     "Each point is a recipe, with the 95% interval of its mean LPIPS: lower is closer to bf16, left is smaller."
@@ -40,6 +52,48 @@ WEIGHTS_OF, OVER_SEED, GEMMS, FLICKER = "Denoiser", "vs selective", "GEMM time",
 MORE_BYTES, MORE_WORK = "Bytes", "FLOPs"
 
 
+def answer(model: str, found: Mapping[tuple[str, str], tuple[float, int]]) -> str:
+    """What was measured of a model, in a sentence.
+
+    Args:
+        found: (precision, recipe) -> mean LPIPS and bytes of the denoiser.
+    """
+    said = []
+    worst = {name: max((mean for of, (mean, _) in found.items() if of[0] == name), default=0.0) for name in QUANTIZED}
+    for precision in sorted(QUANTIZED, key=worst.get, reverse=True):
+        own = {recipe: value for (name, recipe), value in found.items() if name == precision}
+        if POST in own:
+            every = f" (every layer: {score(own['full'][0])})" if "full" in own else ""
+            said.append(f"{NAMES[precision]} by the post's recipe is at LPIPS {score(own[POST][0])}{every}")
+        elif "full" in own:
+            said.append(f"{NAMES[precision]} in every layer is at LPIPS {score(own['full'][0])}")
+        if "tuned" in own:
+            said.append(_tuned(own))
+    return f"{model}: {'; '.join(said)}."
+
+
+def _tuned(own: Mapping[str, tuple[float, int]]) -> str:
+    mean, size = own["tuned"]
+    if POST not in own:
+        return f"Tuned is at {score(mean)}"
+    before, bytes_before = own[POST]
+    return (
+        f"Tuned brings it to {score(mean)}, {change(1 - mean / before)}, with {change(1 - size / bytes_before)} bytes"
+    )
+
+
+def small(model: str) -> str:
+    return f"{model}, by recipe"
+
+
+def real(model: str) -> str:
+    return f"{model}, full size"
+
+
+def evaluated(model: str, prompts: int) -> str:
+    return f"{model}, {prompts} prompts evaluated"
+
+
 def no_measurements(name: str) -> str:
     return f"{name} does not hold what the Quality tab shows, so it is left out."
 
@@ -52,7 +106,7 @@ def prompts(found: Mapping[str, Sequence[object]]) -> str:
 
 def unscored(precision: str, recipe: str, count: int) -> str:
     """How many prompts a recipe has no score for."""
-    which = f"{NAMES[precision]}, {RECIPES.get(recipe, recipe)}"
+    which = f"{NAMES[precision]}, {RECIPES.get(recipe_named(recipe), recipe)}"
     return f"{which}: {NO_SCORE}. This holds for {count} of its prompts, which no mean counts."
 
 

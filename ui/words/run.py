@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine import events
-from ui.words.common import NAMES, listed
+from ui.words.common import listed
 
 WAITING_IN_LINE = "Waiting for the machine"
 LOADING, DOWNLOADING = "Loading", "Downloading"
@@ -18,12 +18,12 @@ FAILED_KEPT = "Not finished. What there is stays below."
 API_BROKEN = "The comparison ended without a result: try again."
 
 
-def making_at_once(precisions: Sequence[str], made: str) -> str:
-    return f"Making the {listed(NAMES[p] for p in precisions)} {made}s at once"
+def making_at_once(names: Sequence[str], made: str) -> str:
+    return f"Making the {listed(names)} {made}s at once"
 
 
-def making(precision: str, made: str, index: int, count: int) -> str:
-    return f"Making the {NAMES[precision]} {made}, {index} of {count}"
+def making(name: str, made: str, index: int, count: int) -> str:
+    return f"Making the {name} {made}, {index} of {count}"
 
 
 def step(done: int, total: int, left: float | None) -> str:
@@ -42,6 +42,8 @@ def waiting(position: int, seconds: float | None) -> str:
     ahead = f"{position} ahead"
     if seconds is None:
         return ahead
+    if seconds < 1:
+        return f"{ahead} · under 1 s"
     return f"{ahead} · about {seconds:.0f} s" if seconds < 90 else f"{ahead} · about {seconds / 60:.0f} min"
 
 

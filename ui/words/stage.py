@@ -16,7 +16,7 @@ ACTS = {
     "s": "Slider; arrow keys move it",
     "f": "Flicker; again to flip",
     "d": "Difference",
-    "o": "bf16 against another precision",
+    "o": "Against another column",
     "p": "Leave the stage",
     "?": "This list",
 }

@@ -13,7 +13,8 @@ from engine import catalog
 from engine.formats import REFERENCE
 from engine.outputs.pool import Seen
 from engine.results import Comparison, Generation, Ruler
-from ui.words.common import NAMES, change, factor, listed, score
+from ui.words.common import NAMES, change, factor, listed, name, score
+from ui.words.prompt import not_of_the_prompt
 
 NOBODY = Seen()
 PREVIEWED = "This run showed previews, so nothing in it was timed."
@@ -78,10 +79,12 @@ def verdicts(comparison: Comparison, seen: Seen = NOBODY) -> list[tuple[float | 
     others = [g for g in comparison.results if g.precision != REFERENCE and g.metrics]
     if not others:
         return [(None, f"{NAMES[REFERENCE]} alone: choose another precision to compare it with.")]
+    if nothing := not_of_the_prompt(comparison.request):
+        return [(None, nothing)]
     emulated = [g for g in others if g.execution == "emulated"]
     say = _on_one if len(others) == 1 else _on_many
     said = [(_way(comparison, generation), say(comparison, generation, seen)) for generation in others]
-    further = [_emulated(emulated, len(others))] if emulated else []
+    further = [_emulated(comparison, emulated, len(others))] if emulated else []
     further += [MINIATURE] if catalog.model(comparison.request.model).bundled else []
     further += [PREVIEWED] if comparison.request.previews else []
     return said + [(None, sentence) for sentence in (*further, *_at_once(comparison))]
@@ -105,7 +108,7 @@ def _on_one(comparison: Comparison, generation: Generation, seen: Seen) -> str:
     if lpips is not None:
         parts.append(f"has an LPIPS of {score(lpips)}")
     said = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
-    said = f"{NAMES[generation.precision]} {said}"
+    said = f"{name(comparison.request, generation.column)} {said}"
     if lost := damage(generation):
         said += f" ({lost})"
     if lpips is None:
@@ -132,7 +135,7 @@ def _on_many(comparison: Comparison, generation: Generation, seen: Seen) -> str:
         parts.append(f"LPIPS {score(lpips)}{_listed(place, as_seen(lpips, seen))}")
     if lost := damage(generation):
         parts.append(lost)
-    return f"{NAMES[generation.precision]}: {', '.join(parts)}."
+    return f"{name(comparison.request, generation.column)}: {', '.join(parts)}."
 
 
 def _place(lpips: float, ruler: Ruler | None, ends: str) -> str:
@@ -166,8 +169,8 @@ def _speed(speedup: float) -> str:
     return f"{factor(speedup)} faster" if speedup > 1 else f"{factor(1 / speedup)} slower"
 
 
-def _emulated(emulated: Sequence[Generation], compared: int) -> str:
-    names = [NAMES[g.precision] for g in emulated]
+def _emulated(comparison: Comparison, emulated: Sequence[Generation], compared: int) -> str:
+    names = [name(comparison.request, g.column) for g in emulated]
     if compared == 1:
         return "It is emulated, so its speed is not compared."
     if len(names) == compared:
@@ -182,13 +185,15 @@ def _at_once(comparison: Comparison) -> list[str]:
     beside = [g for g in comparison.results if g.at_once]
     if not beside:
         return []
-    said = [f"{listed(NAMES[g.precision] for g in beside)} ran at the same time on one host, which may slow them down."]
+    asked = comparison.request
+    names = listed(name(asked, g.column) for g in beside)
+    said = [f"{names} ran at the same time on one host, which may slow them down."]
     alone = [g for g in comparison.results if g.latency_comparable and not g.at_once]
     if alone:
-        said.append(f"{listed(NAMES[g.precision] for g in alone)} ran alone, so no speedup is given.")
+        said.append(f"{listed(name(asked, g.column) for g in alone)} ran alone, so no speedup is given.")
     return said
 
 
-def quoted(precision: str, speedup: float, saving: float) -> str:
+def quoted(name: str, speedup: float, saving: float) -> str:
     """What the post measured of something that is emulated here."""
-    return f"{NAMES[precision]} {_speed(speedup)}, {round(100 * saving)}% less memory"
+    return f"{name} {_speed(speedup)}, {round(100 * saving)}% less memory"

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from engine import events
 from engine.catalog import MODELS
+from engine.columns import POST, Column
 from engine.serving.telemetry import Preload
-from ui.words.common import NAMES, STARTING
+from ui.words.common import STARTING, of_column
 from ui.words.run import gigabytes_of
 
 HINT = "Generate works already, and then goes first."
@@ -54,7 +55,7 @@ def _detail(preload: Preload) -> str:
     part = preload.part
     doing = _step(preload.doing) if isinstance(preload.doing, events.Warming) else "loading"
     size = f" at {part.size[1]} × {part.size[0]}" if part.size else ""
-    return f"{doing} {NAMES[part.precision]}{size}, {part.index} of {part.total}"
+    return f"{doing} {of_column(Column.of(part.column, POST))}{size}, {part.index} of {part.total}"
 
 
 def _step(event: events.Warming) -> str:

@@ -19,6 +19,7 @@ from assets.figures import speed_steps
 from engine import __main__, catalog
 from engine.benchmark import bench, methods, plots
 from engine.benchmark.methods import METHODS
+from engine.columns import Column
 from engine.compiler import compilation
 from engine.errors import OutputError, RequestError
 from engine.quantization import capability as precision
@@ -200,8 +201,8 @@ def test_as_much_as_fits_is_timed_in_turns(model, memory, groups, monkeypatch):
     studio = bench.Studio("cpu", bench.loading.Source(random=True))
     studio.support = {name: precision.support(name, GPU) for name in ("bf16", "fp8")}
     settings = bench.Settings(precisions=("bf16", "fp8"), batch_sizes=(1,), methods=("engine", "post", "post-default"))
-    found = bench._Bench(catalog.MODELS[model], settings, studio, "seed", print).groups()
-    assert [[" ".join(pair) for pair in group] for group in found] == groups
+    found = bench._Bench(catalog.MODELS[model], settings, studio, print).groups()
+    assert [[f"{column.format} {method}" for column, method in group] for group in found] == groups
 
 
 def test_the_posts_denoiser_takes_memory_for_its_quantized_weights_alone(spec, monkeypatch):
@@ -214,7 +215,7 @@ def test_the_posts_denoiser_takes_memory_for_its_quantized_weights_alone(spec, m
     )
     with torch.inference_mode():
         measured = bench._Bench(spec, settings, studio, spec.recipes[0], print)
-        engines = studio.rendition(spec, "mxfp8", spec.recipes[0], print).pipeline.transformer
+        engines = studio.rendition(spec, Column.of("mxfp8", spec.recipes[0]), print).pipeline.transformer
         posts = measured._post("mxfp8", engines)[0].transformer
     theirs, both = dict(engines.named_parameters()), dict(posts.named_parameters())
     quantized = {name for name, own in both.items() if type(own.data) is not torch.Tensor}
@@ -240,9 +241,12 @@ def test_denoisers_stay_together_only_if_the_largest_batch_runs_beside_them(batc
     monkeypatch.setattr(bench, "_memory", lambda _: 150.0)
     settings = bench.Settings(precisions=("bf16", "fp8"), batch_sizes=batch_sizes)
     studio = bench.Studio("cpu", bench.loading.Source(random=True))
-    found = bench._Bench(catalog.MODELS["ltx-2"], settings, studio, "seed", print).groups()
+    found = bench._Bench(catalog.MODELS["ltx-2"], settings, studio, print).groups()
     assert len(found) == groups
-    assert [pair for group in found for pair in group] == [("bf16", "engine"), ("fp8", "engine")]
+    assert [(column.format, method) for group in found for column, method in group] == [
+        ("bf16", "engine"),
+        ("fp8", "engine"),
+    ]
 
 
 def test_a_run_that_is_killed_leaves_what_it_measured(measure, tmp_path, monkeypatch):
@@ -408,6 +412,13 @@ def test_the_native_configurations_are_the_posts(name, monkeypatch):
         assert getattr(engines, attribute) == getattr(posts, attribute), attribute
 
 
+@pytest.mark.parametrize("method", ["post", "post-default"])
+def test_a_format_that_the_post_has_not_is_refused_by_its_method(method):
+    with pytest.raises(RequestError, match=f"no INT8, so there is none by the method {method}: leave out"):
+        bench.Settings(precisions=("bf16", "int8"), batch_sizes=(1,), methods=("engine", method))
+    assert bench.Settings(precisions=("bf16", "int8"), batch_sizes=(1,), methods=("engine", "bare"))
+
+
 def test_a_lane_of_the_post_that_this_machine_cannot_run_says_why(measure, monkeypatch):
     original = precision.detect
     why = "Triton is missing: pip install triton-windows"
@@ -508,7 +519,7 @@ def measured():
             "date": "2026-01-02T03:04:05+00:00",
             "model": "flux.1-dev",
             "weights": "random",
-            "settings": {"width": 1024, "height": 512, "num_frames": 1, "num_inference_steps": 28, "recipe": "seed"},
+            "settings": {"width": 1024, "height": 512, "num_frames": 1, "num_inference_steps": 28, "recipe": "post"},
             "rows": list(rows),
         }
 

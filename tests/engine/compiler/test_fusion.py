@@ -11,7 +11,6 @@ from torch._inductor import config, inductor_prims
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from engine import catalog
@@ -22,23 +21,9 @@ from engine.request import CompareRequest
 from engine.runtime.pipeline import call, finished
 from engine.weights import loading
 from tests.support import tiny
+from tests.support.graphs import count, rewritten, traced
 
 FP8 = torch.float8_e4m3fn
-
-
-def traced(function, *given):
-    return make_fx(function, decomposition_table=select_decomp_table(), tracing_mode="fake")(*given)
-
-
-def count(graph, *targets):
-    return sum(node.target in targets for node in graph.graph.nodes)
-
-
-def rewritten(graph, *rewrites):
-    found = [rewrite(graph.graph) for rewrite in rewrites]
-    graph.graph.lint()
-    graph.recompile()
-    return found
 
 
 def quantized(x):

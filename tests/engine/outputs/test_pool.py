@@ -35,7 +35,7 @@ def made_up(sees, model="mini-flux", count=1200, mode=blind.ABX):
         Answer(
             model=model,
             precision="nvfp4",
-            recipe="seed",
+            recipe="post",
             lpips=lpips,
             mode=mode,
             right=dice.random() < 0.5 + sees(lpips) / 2,
@@ -86,7 +86,7 @@ def test_a_group_counts_where_its_exact_interval_leaves_the_threshold_out(right)
 
 
 def given(**changes):
-    values = {"model": "mini-flux", "precision": "nvfp4", "recipe": "seed", "execution": "emulated", "mode": blind.ABX}
+    values = {"model": "mini-flux", "precision": "nvfp4", "recipe": "post", "execution": "emulated", "mode": blind.ABX}
     values |= {"source": "fresh", "prompt": "a secret", "seed": 7, "lpips": 0.05, "bf16": "A", "asked": "A"}
     return blind.Given(**(values | {"given": "A", "right": True, "seconds": 3.2} | changes))
 
@@ -98,7 +98,7 @@ def test_an_answer_is_one_line_that_says_nothing_about_a_person_and_no_more_than
     for right in (True, False, True):
         kept.add(given(right=right))
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    told = {"model": "mini-flux", "precision": "nvfp4", "recipe": "seed", "lpips": 0.05, "mode": "abx"}
+    told = {"model": "mini-flux", "precision": "nvfp4", "recipe": "post", "lpips": 0.05, "mode": "abx"}
     assert lines == [told | {"right": True}, told | {"right": False}]
 
 

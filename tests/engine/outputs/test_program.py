@@ -1,6 +1,7 @@
 """The program that "Copy code" gives: it runs without the project, and chooses the layers that the engine chooses."""
 
 import ast
+import copy
 import functools
 import subprocess
 import sys
@@ -18,24 +19,27 @@ from engine.formats import FORMATS, PRECISIONS, QUANTIZED
 from engine.outputs.program import chooser, code
 from engine.quantization import recipes
 from engine.quantization.emulation import EmulatedNVFP4Tensor, EmulationConfig
+from engine.quantization.int8 import Int8Config
 from engine.quantization.recipe_files import Tuning
 from engine.request import CompareRequest
 from engine.weights import loading
 
 
-def test_the_program_makes_the_same_pixels_outside_the_project(worker, ask, tmp_path):
-    """On the CPU, in bf16, the second picture of a batch among them."""
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_the_program_makes_the_same_pixels_outside_the_project(worker, ask, tmp_path, precision):
+    """On the CPU, in what runs there without the engine, the second picture of a batch among them."""
     request = ask(
-        prompt="a \"cat\" on a 'red' background \\ {x}", precisions=["bf16"], num_inference_steps=2, batch_size=2
+        prompt="a \"cat\" on a 'red' background \\ {x}", precisions=[precision], num_inference_steps=2, batch_size=2
     )
     *_, done = worker.submit(request, tmp_path / "engine").events()
     assert isinstance(done, events.Completed)
     outside = tmp_path / "outside"
     (outside / "assets").mkdir(parents=True)
     (outside / "assets" / "models").symlink_to(catalog.ASSETS / "models")
-    (outside / "program.py").write_text(worker.code(request, "bf16", "native"))
-    subprocess.run([sys.executable, "-I", "program.py"], cwd=outside, check=True, timeout=120, capture_output=True)
-    for file in done.comparison.reference.files:
+    (outside / "program.py").write_text(worker.code(request, precision, "native"))
+    subprocess.run([sys.executable, "-I", "program.py"], cwd=outside, check=True, timeout=600, capture_output=True)
+    made = next(generation for generation in done.comparison.results if generation.precision == precision)
+    for file in made.files:
         name = file.rsplit("/", 1)[-1]
         with Image.open(file) as ours, Image.open(outside / name) as theirs:
             np.testing.assert_array_equal(np.asarray(theirs), np.asarray(ours), err_msg=name)
@@ -69,7 +73,7 @@ def test_the_program_quantizes_the_layers_that_the_engine_quantizes(model, recip
 def test_the_program_leaves_activations_in_bf16_in_the_weight_only_steps(monkeypatch):
     """Its functions are taken out and run upon a layer whose weight is switched as torchao's is."""
     steps = Tuning(weight_only_steps=(2, 1))
-    rules = replace(recipes.recipe("mini-flux", "seed"), tunings={"nvfp4": steps})
+    rules = replace(recipes.recipe("mini-flux", "post"), tunings={"nvfp4": steps})
     monkeypatch.setattr(recipes, "recipe", lambda *_: rules)
     program = code(CompareRequest.create("a cat", precisions=["nvfp4"], num_inference_steps=6), "nvfp4", "native")
     assert "callback_on_step_end=ended" in program
@@ -99,7 +103,8 @@ def test_every_program_is_python_that_names_its_request(model, precision):
     assert given["num_inference_steps"] == str(asked.num_inference_steps)
     assert "seed = 11\n" in program
     assert (f'model, revision="{spec.revision}"' in program) == (not spec.bundled)
-    assert ("quantize_(pipe.transformer" in program) == (precision != "bf16")
+    assert ("in pipe.transformer.named_modules()" in program) == (precision == "int8")
+    assert ("quantize_(pipe.transformer" in program) == (precision not in ("bf16", "int8"))
     assert max(map(len, program.splitlines())) <= 120
 
 
@@ -110,7 +115,7 @@ def test_the_program_of_an_emulated_precision_says_what_it_needs(precision):
     assert FORMATS[precision].hardware not in code(asked, precision, "native")
 
 
-@pytest.mark.parametrize("precision", QUANTIZED)
+@pytest.mark.parametrize("precision", [name for name in QUANTIZED if name != "int8"])
 def test_torchao_takes_the_configuration_of_the_program(precision):
     program = code(CompareRequest.create("a cat", precisions=[precision]), precision, "native")
     imports = "\n".join(line for line in program.splitlines() if line.startswith(("import torch", "from torchao")))
@@ -122,3 +127,29 @@ def test_torchao_takes_the_configuration_of_the_program(precision):
     scope = {}
     exec(f"{imports}\n{ast.unparse(config)}", scope)
     assert type(scope["config"]).__module__.startswith("torchao")
+
+
+@pytest.mark.parametrize("rows", [1, 17, 40])
+def test_the_programs_int8_layers_make_the_engines_bits(rows):
+    torch.manual_seed(0)
+    program = code(CompareRequest.create("a cat", precisions=["int8"]), "int8", "native")
+    assert "torchao" not in program
+    scope = {"torch": torch}
+    exec(program[program.index("def rows(") : program.index("for name, module in")], scope)
+    linear = torch.nn.Linear(64, 32, dtype=torch.bfloat16).requires_grad_(False)
+    linear.weight[3] = 0
+    x = torch.randn(2, rows, 64, dtype=torch.bfloat16)
+    engines = torch.nn.Sequential(copy.deepcopy(linear))
+    quantize_(engines, Int8Config())
+    scope["quantize_int8"](linear)
+    assert torch.equal(linear(x), engines(x))
+
+
+def test_a_recipe_that_mixes_formats_has_each_in_its_program(monkeypatch):
+    tuning = Tuning(layers={"proj_out": "int8", "x_embedder": "bf16"})
+    rules = replace(recipes.recipe("mini-flux", "seed"), tunings={"nvfp4": tuning})
+    monkeypatch.setattr(recipes, "recipe", lambda *_: rules)
+    program = code(CompareRequest.create("a cat", precisions=["nvfp4"]), "nvfp4", "native")
+    ast.parse(program)
+    assert "quantize_(pipe.transformer, config, filter_fn=quantized)" in program
+    assert "    if OTHERWISE.get(name) == 'int8':\n        quantize_int8(module)" in program

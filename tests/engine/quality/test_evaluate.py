@@ -56,7 +56,7 @@ def prompt_file(tmp_path):
 def spec(tmp_path_factory):
     """A random FLUX of a few hundred kilobytes: what is scored means nothing, every path is taken."""
     folder = tiny.checkpoint("flux.1-dev", tmp_path_factory.mktemp("tiny") / "flux")
-    made = replace(tiny.spec("flux.1-dev", folder), recipes=("seed", "full"))
+    made = replace(tiny.spec("flux.1-dev", folder), recipes=("post", "full"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalog, "MODELS", MappingProxyType({**catalog.MODELS, made.id: made}))
         yield made
@@ -279,7 +279,7 @@ def unchanged(out):
     [
         (replace(SETTINGS, steps=2), CHOSEN, "num_inference_steps 1, not 2"),
         (replace(SETTINGS, seed=1), CHOSEN, "seed 7, not 1"),
-        (replace(SETTINGS, recipes=("seed",)), CHOSEN, "of mxfp8 full, nvfp4 full, not of mxfp8 seed, nvfp4 seed"),
+        (replace(SETTINGS, recipes=("post",)), CHOSEN, "of mxfp8 full, nvfp4 full, not of mxfp8 post, nvfp4 post"),
         (replace(SETTINGS, precisions=("nvfp4",)), CHOSEN, "not of nvfp4 full"),
         (SETTINGS, replace(CHOSEN, prompts=CHOSEN.prompts[:2]), "over other prompts"),
     ],
@@ -541,7 +541,7 @@ def test_a_prompt_that_the_model_refuses_is_named_with_its_line(spec, cache, tmp
         (("--prompts", "drawbench", "--limit", "0"), "limit is 0"),
         (("--prompts", "drawbench", "--limit", "1", "--precision", "bf16"), "nothing to compare with bf16"),
         (("--prompts", "drawbench", "--limit", "1", "--precision", "int3"), "no precision 'int3'"),
-        (("--prompts", "drawbench", "--limit", "1", "--recipe", "seed", "mine"), "no recipe 'mine'"),
+        (("--prompts", "drawbench", "--limit", "1", "--recipe", "post", "mine"), "no recipe 'mine'"),
         (("--prompts", "drawbench", "--limit", "1", "--steps", "0"), "num_inference_steps is 0"),
         (("--prompts", "drawbench"), "Entry 67 of drawbench"),
         ((), "--prompts"),
@@ -657,7 +657,7 @@ def test_the_report_stands_alone_and_escapes_prompts(whole):
 
 def test_the_posts_ablation_stands_beside_ours_with_a_badge(whole):
     summary, out = whole
-    both = summary | {"results": [row | {"recipe": r} for r in ("seed", "full") for row in summary["results"]]}
+    both = summary | {"results": [row | {"recipe": r} for r in ("post", "full") for row in summary["results"]]}
     text = Page(report.page(both, out)).text
     assert "quoted: NVIDIA B200" in text and "0.4797" in text and text.index("measured") < text.index("quoted:")
 
@@ -729,9 +729,9 @@ def test_one_command_makes_the_posts_ablation(spec, cache, tmp_path, capsys, mon
     printed = json.loads(said.out)
     assert printed == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [(row["precision"], row["recipe"]) for row in printed["results"]] == [
-        ("mxfp8", "seed"),
+        ("mxfp8", "post"),
         ("mxfp8", "full"),
-        ("nvfp4", "seed"),
+        ("nvfp4", "post"),
         ("nvfp4", "full"),
     ]
     assert printed["prompts"]["repeated"] == 1 and "1 prompts of prompts.txt came before" in said.err

@@ -259,12 +259,12 @@ def test_a_layer_the_transformer_lacks_is_named():
         recipes.plan(layers(), recipe, "nvfp4")
 
 
-GOOD = {"id": "tuned", "base": "seed", "summary": "S.", "tunings": {"nvfp4": {"layers": {"a": "fp8"}}}}
+GOOD = {"id": "tuned", "base": "post", "summary": "S.", "tunings": {"nvfp4": {"layers": {"a": "fp8"}}}}
 
 
 def test_a_recipe_file_is_read_as_it_was_written(tmp_path):
     made = TunedRecipe(
-        id="tuned", base="seed", summary="S.",
+        id="tuned", base="post", summary="S.",
         tunings={"nvfp4": Tuning(layers={"a": "fp8"}, low_rank={"b": 8}, searched=True, weight_only_steps=(2, 1),
                                  calibrated=(tmp_path / "f-1.safetensors",))},
     )  # fmt: skip
@@ -315,7 +315,7 @@ def test_every_offered_tuned_recipe_has_its_file_and_every_file_is_offered():
     for spec in offered():
         recipe = recipes.recipe(spec.family, "tuned")
         empty = loading.empty_transformer(spec)
-        seed, better = (recipes.plan(empty, r, "nvfp4") for r in (recipes.recipe(spec.family, "seed"), recipe))
+        seed, better = (recipes.plan(empty, r, "nvfp4") for r in (recipes.recipe(spec.family, "post"), recipe))
         assert better.quantized_bytes <= 1.08 * seed.quantized_bytes
         assert better.counts.left == 0
 
@@ -419,7 +419,7 @@ def test_tune_writes_recipe_and_rows_and_goes_on_where_it_was_killed(known, tmp_
     (best,) = (row for row in found["frontier"] if row["id"] == "tuned")
     assert best["lpips"]["report"]["n"] == best["lpips"]["search"]["n"] == 2 and best["offered"]
     assert best["bytes_over_seed_percent"] <= 8
-    tried = [row for row in found["frontier"] if row["id"] != "seed" and row["lpips"]["search"]]
+    tried = [row for row in found["frontier"] if row["id"] != "post" and row["lpips"]["search"]]
     least = min(row["lpips"]["search"]["mean"] for row in tried)
     assert best["lpips"]["search"]["mean"] == least
     assert {row["name"] for row in found["remedies"]} == {
@@ -565,14 +565,14 @@ def test_the_recipes_readme_has_the_table_of_what_was_found(model):
 @pytest.mark.parametrize("model", ["mini-flux", "mini-qwen", "mini-ltx2"])
 def test_the_bytes_of_what_was_found_are_those_that_inspect_gives(model):
     found = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())
-    rows = [row for row in (*found["frontier"], *found["ablation"]) if row["id"] in ("seed", "full", "tuned")]
+    rows = [row for row in (*found["frontier"], *found["ablation"]) if row["id"] in ("post", "full", "tuned")]
     assert {(row["id"], row["precision"]) for row in rows} >= {
-        (i, p) for i in ("seed", "full") for p in ("mxfp8", "nvfp4")
+        (i, p) for i in ("post", "full") for p in ("mxfp8", "nvfp4")
     }
     for row in rows:
         stored = inspect(model, row["precision"], row["id"])["bytes"]["quantized"]
         assert row["weight_bytes"] == stored, row["label"]
-        assert row["bytes_over_seed_percent"] == pytest.approx(100 * (stored / found["bytes"]["seed"] - 1))
+        assert row["bytes_over_seed_percent"] == pytest.approx(100 * (stored / found["bytes"]["post"] - 1))
 
 
 def test_the_recipes_readme_has_what_drift_says_of_lpips():

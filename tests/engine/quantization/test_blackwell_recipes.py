@@ -97,7 +97,7 @@ def mixture(blocks):
     stored = {MIXED.format(i): "fp8" for i in range(blocks)}
     ranks = {BRANCHED.format(i): 32 for i in range(blocks)}
     tuning = Tuning(layers=stored, low_rank=ranks, searched=True)
-    return replace(recipes.recipe("flux.1-dev", "seed"), id="mixture", tunings={"nvfp4": tuning})
+    return replace(recipes.recipe("flux.1-dev", "post"), id="mixture", tunings={"nvfp4": tuning})
 
 
 def test_a_mixed_recipe_reaches_the_scaled_matmul_in_each_format():

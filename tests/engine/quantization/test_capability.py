@@ -22,6 +22,7 @@ from engine.quantization import capability as precision
 from engine.quantization import nvfp4
 from engine.quantization.capability import Machine, Support, detect, quantize_linear_modules, stored_precision, support
 from engine.quantization.emulation import EmulatedFP8Tensor, EmulatedNVFP4Tensor
+from engine.quantization.int8 import Int8Tensor
 
 B200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
 B200_BARE = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=False)
@@ -32,19 +33,21 @@ A100 = Machine(name="NVIDIA A100", kind="cuda", capability=(8, 0))
 T4 = Machine(name="Tesla T4", kind="cuda", capability=(7, 5))
 MI300 = Machine(name="AMD Instinct MI300X", kind="cuda", capability=None)
 CPU = Machine(name="Some CPU", kind="cpu")
+VNNI = Machine(name="Some newer CPU", kind="cpu", int8=True)
 
 N, E, U = "native", "emulated", "unavailable"
 GATES = [
-    # machine, bf16, fp8, mxfp8, nvfp4
-    (B200, N, N, N, N),
-    (B200_BARE, N, N, N, N),
-    (RTX_PRO, N, N, N, N),
-    (H100, N, N, E, E),
-    (L40S, N, N, E, E),
-    (A100, N, E, E, E),
-    (T4, E, U, U, U),
-    (MI300, N, U, U, U),
-    (CPU, N, E, E, E),
+    # machine, bf16, fp8, mxfp8, nvfp4, int8
+    (B200, N, N, N, N, N),
+    (B200_BARE, N, N, N, N, N),
+    (RTX_PRO, N, N, N, N, N),
+    (H100, N, N, E, E, N),
+    (L40S, N, N, E, E, N),
+    (A100, N, E, E, E, N),
+    (T4, E, U, U, U, U),
+    (MI300, N, U, U, U, U),
+    (CPU, N, E, E, E, E),
+    (VNNI, N, E, E, E, N),
 ]
 
 
@@ -78,6 +81,8 @@ def test_reasons_name_the_device_and_what_it_lacks():
     assert "NVIDIA" in support("nvfp4", MI300).reason
     assert "mslk-cuda" in support("nvfp4", B200_BARE).reason
     assert "mslk" not in support("nvfp4", B200).reason
+    assert "VNNI or AMX" in support("int8", CPU).reason and "exact" in support("int8", CPU).reason
+    assert "Tesla T4 has 7.5" in support("int8", T4).reason
 
 
 def test_only_nvfp4_on_blackwell_with_mslk_uses_the_fused_quantizer():
@@ -209,7 +214,7 @@ def test_detect_refuses_devices_that_are_not_there():
         detect("mps")
 
 
-CPU_TENSORS = {"fp8": EmulatedFP8Tensor, "mxfp8": MXTensor, "nvfp4": EmulatedNVFP4Tensor}
+CPU_TENSORS = {"fp8": EmulatedFP8Tensor, "mxfp8": MXTensor, "nvfp4": EmulatedNVFP4Tensor, "int8": Int8Tensor}
 
 
 @pytest.mark.parametrize("name", CPU_TENSORS)
@@ -227,7 +232,7 @@ def test_quantizes_exactly_the_named_layers(net, name):
     with torch.inference_mode():
         exact, got = before.first(x).float(), net.first(x).float()
     error = (got - exact).norm() / exact.norm()
-    lower, upper = {"fp8": (0.01, 0.06), "mxfp8": (0.01, 0.06), "nvfp4": (0.05, 0.2)}[name]
+    lower, upper = {"fp8": (0.01, 0.06), "mxfp8": (0.01, 0.06), "nvfp4": (0.05, 0.2), "int8": (0.002, 0.03)}[name]
     assert lower < error < upper
 
 
@@ -366,7 +371,7 @@ def test_the_engines_nvfp4_weights_are_torchaos_but_for_what_is_zero(extreme, ne
 
 @pytest.mark.parametrize(
     ("name", "machine"),
-    [("mxfp8", B200_BARE), ("mxfp8", H100), ("nvfp4", B200_BARE), ("nvfp4", H100), ("fp8", CPU)],
+    [("mxfp8", B200_BARE), ("mxfp8", H100), ("nvfp4", B200_BARE), ("nvfp4", H100), ("fp8", CPU), ("int8", CPU)],
 )
 @pytest.mark.parametrize("weights", EXTREMES)
 @pytest.mark.parametrize("activations", EXTREMES)
@@ -412,7 +417,7 @@ def test_gpu_runs_what_it_says_it_can(net, name):
         got = net.first(x.cuda()).float().cpu()
     assert stored_precision(net.first.weight) == name
     assert got.isfinite().all()
-    assert (got - exact).norm() / exact.norm() < {"fp8": 0.06, "mxfp8": 0.06, "nvfp4": 0.2}[name]
+    assert (got - exact).norm() / exact.norm() < {"fp8": 0.06, "mxfp8": 0.06, "nvfp4": 0.2, "int8": 0.03}[name]
 
 
 @pytest.mark.gpu

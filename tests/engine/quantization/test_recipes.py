@@ -64,7 +64,7 @@ def test_seed_recipes_on_the_real_architectures(model):
     with torch.device("meta"):
         transformer = cls(**config)
     for precision, gigabytes in (("mxfp8", mxfp8), ("nvfp4", nvfp4)):
-        planned = plan(transformer, recipe(model, "seed"), precision)
+        planned = plan(transformer, recipe(model, "post"), precision)
         assert len(planned.layers) == linears
         assert planned.counts == LayerCounts(quantized=quantized, skipped=linears - quantized, left=0)
         assert planned.bf16_bytes / 1e9 == pytest.approx(bf16, abs=0.006)
@@ -74,10 +74,10 @@ def test_seed_recipes_on_the_real_architectures(model):
 def test_ltx2_rules_that_match_nothing_are_reported():
     with torch.device("meta"):
         transformer = LTX2VideoTransformer3DModel(num_layers=1)
-    unmatched = plan(transformer, recipe("ltx-2", "seed"), "nvfp4").unmatched
+    unmatched = plan(transformer, recipe("ltx-2", "post"), "nvfp4").unmatched
     names = [n for n, m in transformer.named_modules() if isinstance(m, nn.Linear)]
     assert "adaln_single" in unmatched and "proj_in" not in unmatched
-    assert unmatched == tuple(p for p in recipe("ltx-2", "seed").skip_containing if not any(p in n for n in names))
+    assert unmatched == tuple(p for p in recipe("ltx-2", "post").skip_containing if not any(p in n for n in names))
 
 
 STRICT = {"flux.1-dev": 304, "flux.1-schnell": 304, "qwen-image": 360, "ltx-2": 768}
@@ -87,7 +87,7 @@ STRICT = {"flux.1-dev": 304, "flux.1-schnell": 304, "qwen-image": 360, "ltx-2": 
 def test_strict_counts_rows_too(model):
     spec = catalog.MODELS[model]
     empty = loading.empty_transformer(spec)
-    seed, strict = (plan(empty, recipe(spec.family, name), "nvfp4") for name in ("seed", "strict"))
+    seed, strict = (plan(empty, recipe(spec.family, name), "nvfp4") for name in ("post", "strict"))
     assert strict.counts.quantized == STRICT[model] and strict.names <= seed.names
     assert not set(strict.unmatched) - set(seed.unmatched), "a pattern of the row counts matches nothing"
     few = [layer for layer in strict.layers if "rows" in layer.reason]
@@ -116,7 +116,7 @@ def test_strict_says_how_many_rows_a_layer_sees(model, layer, rows):
 
 def test_the_corrected_ltx2_recipe_keeps_adaptive_norms_and_matches_with_every_pattern():
     empty = loading.empty_transformer(catalog.MODELS["ltx-2"])
-    seed, corrected = (plan(empty, recipe("ltx-2", name), "nvfp4") for name in ("seed", "seed-corrected"))
+    seed, corrected = (plan(empty, recipe("ltx-2", name), "nvfp4") for name in ("post", "post-corrected"))
     assert corrected.unmatched == () and len(seed.unmatched) == 7
     added = seed.names - corrected.names
     assert len(added) == 12 and all("time_embed" in name or name.startswith("av_cross_attn_") for name in added)
@@ -131,7 +131,7 @@ def test_full_takes_every_layer_of_the_large_models(model):
 
 
 def test_quantizer_changes_planned_layers_alone(mini):
-    planned = plan(mini, recipe("mini-flux", "seed"), "nvfp4")
+    planned = plan(mini, recipe("mini-flux", "post"), "nvfp4")
     place = recipes.quantizer(planned, support("nvfp4", CPU))
     for name, module in list(mini.named_modules()):
         place(name, module)
@@ -141,7 +141,7 @@ def test_quantizer_changes_planned_layers_alone(mini):
 
 
 def test_seed_recipe_on_the_miniature_skips_by_rule_and_by_width(mini):
-    layers = {layer.name: layer for layer in plan(mini, recipe("mini-flux", "seed"), "nvfp4").layers}
+    layers = {layer.name: layer for layer in plan(mini, recipe("mini-flux", "post"), "nvfp4").layers}
     skipped = {name: layer.reason for name, layer in layers.items() if not layer.quantized}
     assert skipped["proj_out"] == "The recipe names proj_out."
     assert skipped["norm_out.linear"] == "The recipe names norm_out.linear."
@@ -182,7 +182,7 @@ def test_layers_of_odd_shape_are_left_with_the_reason(odd, precision, left):
         assert verify(odd, planned) == planned.counts
 
 
-@pytest.mark.parametrize("recipe_id", ["seed", "full"])
+@pytest.mark.parametrize("recipe_id", ["post", "full"])
 @pytest.mark.parametrize("precision", QUANTIZED)
 def test_applied_plans_hold_what_they_say(mini, precision, recipe_id):
     planned = plan(mini, recipe("mini-flux", recipe_id), precision)
@@ -204,11 +204,11 @@ def test_a_format_counts_the_bytes_that_are_stored(precision, shape):
 def test_plan_on_the_meta_device_equals_plan_on_weights(mini):
     with torch.device("meta"):
         empty = tiny_flux()
-    assert plan(empty, recipe("mini-flux", "seed"), "nvfp4") == plan(mini, recipe("mini-flux", "seed"), "nvfp4")
+    assert plan(empty, recipe("mini-flux", "post"), "nvfp4") == plan(mini, recipe("mini-flux", "post"), "nvfp4")
 
 
 def test_verify_catches_a_layer_that_stayed_bf16(mini):
-    planned = plan(mini, recipe("mini-flux", "seed"), "nvfp4")
+    planned = plan(mini, recipe("mini-flux", "post"), "nvfp4")
     with pytest.raises(PlanMismatchError, match="20 of 28"):
         verify(mini, planned)
     linear = copy.deepcopy(mini.transformer_blocks[0].attn.to_q)
@@ -219,16 +219,16 @@ def test_verify_catches_a_layer_that_stayed_bf16(mini):
 
 
 def test_verify_catches_another_precision_and_another_recipe(mini):
-    seed, full = (plan(mini, recipe("mini-flux", r), "nvfp4") for r in ("seed", "full"))
-    fp8 = plan(mini, recipe("mini-flux", "seed"), "fp8")
+    seed, full = (plan(mini, recipe("mini-flux", r), "nvfp4") for r in ("post", "full"))
+    fp8 = plan(mini, recipe("mini-flux", "post"), "fp8")
     recipes.apply(mini, seed, support("nvfp4", CPU))
-    for wrong in (full, fp8, plan(mini, recipe("mini-flux", "seed"), "bf16")):
+    for wrong in (full, fp8, plan(mini, recipe("mini-flux", "post"), "bf16")):
         with pytest.raises(PlanMismatchError):
             verify(mini, wrong)
 
 
 def test_verify_catches_missing_and_unplanned_layers(mini):
-    planned = plan(mini, recipe("mini-flux", "seed"), "bf16")
+    planned = plan(mini, recipe("mini-flux", "post"), "bf16")
     mini.extra = nn.Linear(16, 16, dtype=torch.bfloat16)
     with pytest.raises(PlanMismatchError, match="extra"):
         verify(mini, planned)
@@ -239,11 +239,11 @@ def test_verify_catches_missing_and_unplanned_layers(mini):
 
 def test_apply_refuses_another_precision(mini):
     with pytest.raises(ValueError, match="fp8"):
-        recipes.apply(mini, plan(mini, recipe("mini-flux", "seed"), "nvfp4"), support("fp8", CPU))
+        recipes.apply(mini, plan(mini, recipe("mini-flux", "post"), "nvfp4"), support("fp8", CPU))
 
 
 def test_inspect_json(mini):
-    planned = plan(mini, recipe("mini-flux", "seed"), "nvfp4")
+    planned = plan(mini, recipe("mini-flux", "post"), "nvfp4")
     values = json.loads(json.dumps(planned.to_json()))
     assert values["linears"] == len(values["layers"]) == values["quantized"] + values["skipped"] + values["left"] == 28
     assert values["quantized"] == 20
@@ -263,7 +263,7 @@ def test_catalog_offers_exactly_the_recipes_that_exist():
 
 
 def test_unknown_recipe_lists_what_there_is():
-    with pytest.raises(RequestError, match="choose seed or full"):
+    with pytest.raises(RequestError, match="choose post or full"):
         recipe("mini-flux", "half")
     with pytest.raises(RequestError, match="it has none"):
-        recipe("no-model", "seed")
+        recipe("no-model", "post")

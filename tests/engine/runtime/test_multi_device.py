@@ -98,7 +98,7 @@ def test_several_devices_make_what_one_makes_and_tell_it_in_the_same_order(one, 
     for mine, other in zip(several_run.comparison.results, one.comparison.results, strict=True):
         assert (mine.metrics, mine.memory, mine.layers) == (other.metrics, other.memory, other.layers)
     for name in ("bf16", "mxfp8", "nvfp4"):
-        steps = [e.index for e in several_run.told if isinstance(e, events.Step) and e.precision == name]
+        steps = [e.index for e in several_run.told if isinstance(e, events.Step) and e.column == name]
         assert steps == list(range(1, STEPS + 1))
 
 
@@ -144,7 +144,7 @@ def test_the_page_tells_what_is_made_at_once_and_why_it_is_not_timed(several_run
     shown = view.begin(several_run.comparison.request, "device")
     for event in several_run.told:
         shown = view.advance(shown, event)
-        if isinstance(event, events.Step) and sum(column.progress is not None for column in shown.columns) == 2:
+        if isinstance(event, events.Step) and sum(card.progress is not None for card in shown.cards) == 2:
             assert shown.headline == "Making the bf16 and MXFP8 pictures at once" or several_run.devices != "cpu,cpu"
             break
     else:

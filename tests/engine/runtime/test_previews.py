@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from engine import events
+from engine.columns import Column
 from engine.request import CompareRequest
 from engine.runtime import previews
 from engine.runtime.pipeline import Progress, call
@@ -84,7 +85,7 @@ def test_the_last_latents_are_decoded_as_the_pipeline_does(tmp_path, model, cach
     asked = replace(CompareRequest.create("a cat", model=model, num_inference_steps=2), height=64, width=64)
     asked = replace(asked, num_frames=frames)
     studio = Studio("cpu")
-    pipeline = studio.rendition(spec, "bf16", spec.recipes[0], lambda _: None).pipeline
+    pipeline = studio.rendition(spec, Column.of("bf16", spec.recipes[0]), lambda _: None).pipeline
     kept = {}
 
     class Keep(Progress):
@@ -117,7 +118,7 @@ def test_the_miniature_shows_both_sides_while_they_are_made_and_makes_the_same(s
     for made, plain in zip(comparison.results, seen.plain[-1].comparison.results, strict=True):
         file = Path(made.files[0])
         assert file.read_bytes() == Path(plain.files[0]).read_bytes(), "a preview changed the picture"
-        drawn = [e.preview for e in seen.live if isinstance(e, events.Step) and e.precision == made.precision]
+        drawn = [e.preview for e in seen.live if isinstance(e, events.Step) and e.column == made.column]
         assert drawn[0] is None and drawn[-1] is None
         last = next(preview for preview in reversed(drawn) if preview is not None)
         with Image.open(file) as picture:

@@ -17,6 +17,7 @@ from torchao.utils import get_model_size_in_bytes
 
 from engine import __main__ as cli
 from engine import catalog, environment, events
+from engine.columns import Column
 from engine.compiler import compilation
 from engine.metrics import distances
 from engine.metrics.ruler import RulerShelf
@@ -76,7 +77,7 @@ def second(first, run, worker):
 
 
 def held(worker, precision):
-    return worker.device.studio.rendition(SPEC, precision, "seed", lambda _: None)
+    return worker.device.studio.rendition(SPEC, Column.of(precision, "post"), lambda _: None)
 
 
 def results(made):
@@ -102,7 +103,7 @@ def test_events_come_in_order_and_end_once(first):
     for name in PRECISIONS:
         expected += [("Step", name, i) for i in range(1, 5)] + [("Finished", name, None)]
         expected += [("Compared", name, None)] if name != "bf16" else []
-    assert [(type(e).__name__, e.precision, getattr(e, "index", None)) for e in told] == expected
+    assert [(type(e).__name__, e.column, getattr(e, "index", None)) for e in told] == expected
     assert isinstance(stream[-2], events.RulerReady)
     assert stream[-2].ruler == first.comparison.ruler
 
@@ -115,8 +116,8 @@ def test_time_left_is_told_from_the_second_step_on(first):
 
 
 def test_what_was_told_is_what_was_returned(first):
-    finished = {e.precision: e.generation for e in first.stream if isinstance(e, events.Finished)}
-    compared = {e.precision: e.metrics for e in first.stream if isinstance(e, events.Compared)}
+    finished = {e.column: e.generation for e in first.stream if isinstance(e, events.Finished)}
+    compared = {e.column: e.metrics for e in first.stream if isinstance(e, events.Compared)}
     for name, generation in results(first).items():
         assert generation.files == finished[name].files
         assert generation.metrics == compared.get(name)
@@ -196,7 +197,7 @@ def test_memory_is_what_torchao_counts_and_what_the_plan_foresaw(first, worker):
         twice = pipeline.text_encoder_2.shared.weight.nbytes  # T5's tied embedding, which torchao counts twice
         counted = sum(get_model_size_in_bytes(m) for m in modules)
         assert generation.memory.weights * 1e9 == pytest.approx(counted - twice)
-        plan = recipes.plan(loading.empty_transformer(SPEC), recipes.recipe(SPEC.id, "seed"), name)
+        plan = recipes.plan(loading.empty_transformer(SPEC), recipes.recipe(SPEC.id, "post"), name)
         slack = 0.01 if name == "mxfp8" else 1e-9  # torchao pads MXFP8's scales
         assert generation.memory.transformer * 1e9 == pytest.approx(plan.quantized_bytes, rel=slack)
         assert generation.memory.peak > generation.memory.weights
@@ -209,7 +210,7 @@ def test_layers_are_counted_on_the_module_and_match_the_plan(first, worker):
     for name, generation in results(first).items():
         linears = {n: m for n, m in held(worker, name).pipeline.transformer.named_modules() if isinstance(m, nn.Linear)}
         quantized = {n for n, m in linears.items() if stored_precision(m.weight) != "bf16"}
-        plan = recipes.plan(loading.empty_transformer(SPEC), recipes.recipe(SPEC.id, "seed"), name)
+        plan = recipes.plan(loading.empty_transformer(SPEC), recipes.recipe(SPEC.id, "post"), name)
         assert quantized == plan.names
         assert generation.layers == plan.counts
         assert generation.layers.quantized == len(quantized)
@@ -395,7 +396,7 @@ def test_a_ruler_of_another_version_is_measured_again(tmp_path, monkeypatch, ask
 
 def test_bf16_is_warm_whatever_recipe_the_others_have(first, run):
     again = run(precisions=["mxfp8"], recipe="full")
-    assert {e.precision for e in again.stream if isinstance(e, events.Warming)} == {"mxfp8"}
+    assert {e.column for e in again.stream if isinstance(e, events.Warming)} == {"mxfp8"}
     made, before = (tensor(results(r)["bf16"].files[0]) for r in (again, first))
     assert torch.equal(made, before)
 
@@ -605,7 +606,7 @@ def tiny_run(request, cache, tmp_path_factory):
         asked = CompareRequest.create("a cat sits", model=spec.id, batch_size=2)
         with torch.inference_mode():
             for name in PRECISIONS:
-                rendition = studio.rendition(spec, name, "full", lambda _: None)
+                rendition = studio.rendition(spec, Column.of(name, "full"), lambda _: None)
                 studio.warm(rendition, spec, asked, lambda _: None, lambda: False)
 
                 def look(module, args, kwargs, name=name):
@@ -689,7 +690,7 @@ def test_every_item_has_a_file_with_its_recipe_and_seed(tiny_run):
 
 @pytest.mark.parametrize("tiny_run", ["ltx-2"], indirect=True)
 def test_a_clip_has_its_frames_its_rate_and_its_sound(tiny_run):
-    rate = tiny_run.studio.rendition(tiny_run.spec, "bf16", "full", lambda _: None).pipeline.vocoder.config
+    rate = tiny_run.studio.rendition(tiny_run.spec, Column.of("bf16", "full"), lambda _: None).pipeline.vocoder.config
     with av.open(tiny_run.comparison.results[0].files[0]) as clip:
         video, audio = clip.streams.video[0], clip.streams.audio[0]
         assert (video.frames, video.average_rate, video.width, video.height) == (9, 24, 96, 64)

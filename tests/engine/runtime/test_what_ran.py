@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from engine.columns import Column
 from engine.compiler import compilation, step_graph
 from engine.request import CompareRequest
 from engine.runtime.studio import Studio
@@ -41,7 +42,7 @@ def take(tmp_path, monkeypatch):
     studio = Studio("cpu")
 
     def made(precision="bf16", spoil=lambda rendition: None):
-        rendition = studio.rendition(spec, precision, asked.recipe, lambda _: None)
+        rendition = studio.rendition(spec, Column.of(precision, asked.recipe), lambda _: None)
         with torch.inference_mode():
             timed = studio.ready(spec, precision, asked, lambda _: None, lambda: False)
             return timed(lambda _: spoil(rendition), lambda: False)[0]

@@ -128,7 +128,7 @@ def test_other_offered_sizes_are_warmed_where_each_is_compiled(cache, monkeypatc
         if asked.height == 512:
             raise UnsupportedError("There is no room for that size.")
 
-    monkeypatch.setattr(studio, "rendition", lambda spec, name, recipe, tell: name)
+    monkeypatch.setattr(studio, "rendition", lambda spec, column, tell: column.format)
     monkeypatch.setattr(studio, "mode", lambda *_: mode)
     monkeypatch.setattr(studio, "warm", lambda *args: warm(*args) if len(warmed) >= 3 else warmed.append(args[0]))
     monkeypatch.setattr(studio, "ruler", lambda *_: told.append("ruler"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engine import catalog, events, files
+from engine.columns import Column
 from engine.errors import CancelledRun, LoadError, OutputError, RefusedError, RequestError, UnsupportedError
 from engine.logs import OneLine
 from engine.runtime.device import Device
@@ -410,7 +411,7 @@ def test_cancelling_in_mid_run_stops_within_a_step_and_the_next_job_runs(worker,
     assert isinstance(stream[-1], events.Cancelled)
     assert max(e.index for e in stream if isinstance(e, events.Step)) <= 4
     assert list((tmp_path / "a").iterdir()) == []
-    pipeline = worker.device.studio.rendition(catalog.MINI_FLUX, "bf16", "seed", lambda _: None).pipeline
+    pipeline = worker.device.studio.rendition(catalog.MINI_FLUX, Column.of("bf16", "post"), lambda _: None).pipeline
     assert "encode_prompt" not in vars(pipeline) and "decode" not in vars(pipeline.vae)  # no clock left behind
     stream = read(worker.submit(ask(precisions=["bf16"]), tmp_path / "b"))
     assert isinstance(stream[-1], events.Completed)

@@ -11,6 +11,7 @@ from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 from torchao.quantization import Float8Tensor, PerRow
 
 from engine.quantization.emulation import EmulatedFP8Tensor, EmulatedNVFP4Tensor
+from engine.quantization.int8 import Int8Tensor
 from engine.weights.host_memory import CHUNK, Pool
 
 CPU = torch.device("cpu")
@@ -20,6 +21,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 QUANTIZED = {
     "EmulatedNVFP4Tensor": EmulatedNVFP4Tensor.from_weight,
     "EmulatedFP8Tensor": EmulatedFP8Tensor.from_weight,
+    "Int8Tensor": Int8Tensor.from_weight,
     "Float8Tensor": lambda weight: Float8Tensor.from_hp(weight, granularity=PerRow()),
     "MXTensor": lambda weight: MXTensor.to_mx(weight, torch.float8_e4m3fn, 32),
     "MXTensor, swizzled": lambda weight: MXTensor.to_mx(weight, torch.float8_e4m3fn, 32, is_swizzled_scales=True),
@@ -89,7 +91,7 @@ def test_quantized_weights_come_back_bit_for_bit(kind, chunk):
     module = holding(QUANTIZED[kind](weight()))
     x = torch.randn(8, 96, dtype=torch.bfloat16)
     module.bias = None
-    before = module(x) if kind.startswith("Emulated") else None
+    before = module(x) if kind.startswith(("Emulated", "Int8")) else None
     there_and_back([module], CPU, Pool(pinned=False, chunk=chunk))
     assert isinstance(module.weight, nn.Parameter) and not module.weight.requires_grad
     assert before is None or torch.equal(module(x), before)

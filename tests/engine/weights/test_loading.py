@@ -261,7 +261,7 @@ def test_each_layer_is_quantized_before_the_next_is_read(small, source, monkeypa
 
 def test_quantizing_on_the_way_equals_quantizing_afterwards():
     support = capability.support("nvfp4", capability.Machine(name="Some CPU", kind="cpu"))
-    plan = recipes.plan(loading.empty_transformer(MINI_FLUX), recipes.recipe("mini-flux", "seed"), "nvfp4")
+    plan = recipes.plan(loading.empty_transformer(MINI_FLUX), recipes.recipe("mini-flux", "post"), "nvfp4")
     on_the_way = loading.load_transformer(MINI_FLUX, CPU, place=recipes.quantizer(plan, support))
     afterwards = recipes.apply(loading.load_transformer(MINI_FLUX, CPU), plan, support)
     assert recipes.verify(on_the_way, plan) == recipes.verify(afterwards, plan)

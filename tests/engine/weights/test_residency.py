@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from engine import catalog
 from engine.catalog import FLUX_DEV, LTX_2, MINI_FLUX, QWEN_IMAGE, Memory
+from engine.columns import Column
 from engine.errors import RequestError, UnsupportedError
 from engine.quantization import recipes
 from engine.request import CompareRequest
@@ -175,7 +176,7 @@ def sizes():
     """GB of every part, from the recipes' plans."""
     found = {}
     for spec in (FLUX_DEV, QWEN_IMAGE, LTX_2):
-        empty, recipe = loading.empty_transformer(spec), recipes.recipe(spec.family, "seed")
+        empty, recipe = loading.empty_transformer(spec), recipes.recipe(spec.family, "post")
         found[shared_key(spec.id)] = spec.memory_gb.shared
         for name in ("bf16", "fp8", "mxfp8", "nvfp4"):
             found[spec.id, name, ""] = recipes.plan(empty, recipe, name).quantized_bytes / residency.GB
@@ -336,7 +337,7 @@ def test_refusing_comes_before_loading(monkeypatch):
     monkeypatch.setattr(loading, "load_transformer", never)
     huge = replace(MINI_FLUX, memory_gb=Memory(transformer=1, shared=1e6, run=1, host=1))
     with pytest.raises(UnsupportedError, match="GB of host memory"):
-        Studio("cpu").rendition(huge, "bf16", "seed", print)
+        Studio("cpu").rendition(huge, Column.of("bf16", "post"), print)
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +379,7 @@ def test_a_denoiser_waits_and_comes_back_unchanged(crowded, spec, tmp_path):
     request = replace(request, recipe="full")
 
     def made(name):
-        rendition = studio.rendition(spec, name, "full", told.append)
+        rendition = studio.rendition(spec, Column.of(name, "full"), told.append)
         return studio.generate(rendition, spec, request, tmp_path, told.append, never)[1].pixels
 
     with torch.inference_mode():
@@ -400,33 +401,35 @@ def test_a_denoiser_waits_and_comes_back_unchanged(crowded, spec, tmp_path):
 def test_recordings_are_given_up_before_anything_is_refused(crowded, spec, monkeypatch):
     """A recording's memory is its denoiser's alone: with the denoiser it leaves, so it is no reason to refuse."""
     studio = crowded(1.1)
-    first = studio.rendition(spec, "bf16", "full", print)
+    first = studio.rendition(spec, Column.of("bf16", "full"), print)
     forgotten, room = [], residency.capacity()
     monkeypatch.setattr(first.blocks, "forget", lambda: forgotten.append("bf16"))
     monkeypatch.setattr(residency, "capacity", lambda *_: room if forgotten else 0.7 * room)
-    assert studio.rendition(spec, "bf16", "full", print) is first and not forgotten, "what is there stays warm"
-    studio.rendition(spec, "mxfp8", "full", print)
+    assert studio.rendition(spec, Column.of("bf16", "full"), print) is first and not forgotten, (
+        "what is there stays warm"
+    )
+    studio.rendition(spec, Column.of("mxfp8", "full"), print)
     assert forgotten and places(studio)["mxfp8"] == DEVICE
 
 
 def test_without_room_to_wait_it_is_loaded_again(crowded, spec):
     studio = crowded(1.7, host=0.0)
     for name in ("bf16", "mxfp8", "nvfp4"):
-        studio.rendition(spec, name, "full", print)
+        studio.rendition(spec, Column.of(name, "full"), print)
     shared = studio._shared[spec.id]
     assert set(places(studio)) == {"mxfp8", "nvfp4", ""}
-    again = studio.rendition(spec, "bf16", "full", print)
+    again = studio.rendition(spec, Column.of("bf16", "full"), print)
     assert again.pipeline.vae is shared["vae"] and not again.pipeline.transformer.proj_out.weight.is_meta
 
 
 def test_another_model_sends_text_encoders_and_vae_to_wait_and_gets_them_back(crowded, spec):
     studio = crowded(1.1)
-    first = studio.rendition(spec, "bf16", "full", print)
-    studio.rendition(replace(spec, id="other"), "bf16", "full", print)
+    first = studio.rendition(spec, Column.of("bf16", "full"), print)
+    studio.rendition(replace(spec, id="other"), Column.of("bf16", "full"), print)
     assert next(first.pipeline.vae.parameters()).is_meta
     vae = studio.shared(spec)["vae"]
     assert not next(vae.parameters()).is_meta, "whoever asks for them has them on the device"
-    assert studio.rendition(spec, "bf16", "full", print) is first
+    assert studio.rendition(spec, Column.of("bf16", "full"), print) is first
     assert not next(first.pipeline.transformer.parameters()).is_meta
 
 
@@ -434,19 +437,19 @@ def test_if_host_memory_cannot_be_had_after_all_it_is_forgotten(crowded, spec, m
     studio = crowded(1.1)
     monkeypatch.setattr(studio._pool, "store", lambda modules: None)
     for name in ("bf16", "mxfp8"):
-        studio.rendition(spec, name, "full", print)
+        studio.rendition(spec, Column.of(name, "full"), print)
     assert set(places(studio)) == {"mxfp8", ""}
 
 
 def test_what_fits_by_no_means_is_refused_with_the_numbers(crowded, spec):
     with pytest.raises(UnsupportedError, match=r"FLUX\.1-dev in bf16 needs 0\.0 GB of host memory"):
-        crowded(0.9).rendition(spec, "bf16", "full", print)
+        crowded(0.9).rendition(spec, Column.of("bf16", "full"), print)
 
 
 def test_a_rendition_that_is_used_again_is_brought_back_by_warming(crowded, spec):
     studio = crowded(1.1)
-    first = studio.rendition(spec, "bf16", "full", print)
-    studio.rendition(spec, "mxfp8", "full", print)
+    first = studio.rendition(spec, Column.of("bf16", "full"), print)
+    studio.rendition(spec, Column.of("mxfp8", "full"), print)
     assert next(first.pipeline.transformer.parameters()).is_meta
     request = replace(CompareRequest.create("a cat", model="flux.1-dev"), height=64, width=64)
     studio.warm(first, spec, request, print, never)
@@ -456,7 +459,7 @@ def test_a_rendition_that_is_used_again_is_brought_back_by_warming(crowded, spec
 def test_what_really_ran_says_where_everything_was(crowded, spec):
     studio = crowded(1.7)
     for name in ("bf16", "mxfp8", "nvfp4", "bf16"):
-        studio.rendition(spec, name, "full", print)
+        studio.rendition(spec, Column.of(name, "full"), print)
     assert studio.where((spec.id, "bf16", "")).startswith("all weights in host memory")
     studio.device = CUDA
     said = studio.where((spec.id, "bf16", ""))
@@ -467,17 +470,17 @@ def test_what_really_ran_says_where_everything_was(crowded, spec):
 
 def test_a_switch_is_measured_and_leaves_everything_as_it_was(crowded, spec):
     studio = crowded(1.1)
-    assert studio.switch(spec, "bf16", "full") is None, "it is not loaded"
-    rendition = studio.rendition(spec, "bf16", "full", print)
+    assert studio.switch(spec, Column.of("bf16", "full")) is None, "it is not loaded"
+    rendition = studio.rendition(spec, Column.of("bf16", "full"), print)
     weight = rendition.pipeline.transformer.proj_out.weight.clone()
-    found = studio.switch(spec, "bf16", "full")
+    found = studio.switch(spec, Column.of("bf16", "full"))
     assert found["gigabytes"] == pytest.approx(spec.memory_gb.transformer)
     assert min(found["to_host_s"], found["to_device_s"]) > 0
     assert torch.equal(rendition.pipeline.transformer.proj_out.weight, weight)
-    assert studio.rendition(spec, "bf16", "full", print) is rendition
+    assert studio.rendition(spec, Column.of("bf16", "full"), print) is rendition
     studio = crowded(1.1, host=0.0)
-    studio.rendition(spec, "bf16", "full", print)
-    assert studio.switch(spec, "bf16", "full") is None and places(studio)["bf16"] == DEVICE
+    studio.rendition(spec, Column.of("bf16", "full"), print)
+    assert studio.switch(spec, Column.of("bf16", "full")) is None and places(studio)["bf16"] == DEVICE
 
 
 @pytest.mark.gpu
@@ -491,7 +494,7 @@ def test_gpu_a_denoiser_that_waited_makes_the_same_picture(spec, tmp_path, monke
     request = replace(request, recipe="full")
 
     def made(name):
-        rendition = studio.rendition(spec, name, "full", print)
+        rendition = studio.rendition(spec, Column.of(name, "full"), print)
         generation, output = studio.generate(rendition, spec, request, tmp_path, print, never)
         assert "on the device before the clock started" in generation.ran["Residency"]
         return output.pixels.cpu()

@@ -197,6 +197,7 @@ def test_the_benchmarks_tab_keeps_quoted_and_measured_apart(visit, tmp_path):
     with served(FakeWorker(), measured=tmp_path) as url:
         page = visit(url, width=390, height=844)
         open_tab(page, words.BENCHMARKS)
+        page.wait_for_selector(".tf-half")
         measured, quoted = page.locator(".tf-half").all()
         assert "Fake H200" in measured.inner_text()
         assert words.MEASURED_BADGE in measured.inner_text()
