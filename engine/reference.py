@@ -19,7 +19,7 @@ def read() -> dict[str, Any]:
     return json.loads(TABLES.read_text(encoding="utf-8"))
 
 
-def quote(asked: CompareRequest, column: Column) -> Mapping | None:
+def quote(asked: CompareRequest, column: Column) -> Mapping[str, Any] | None:
     """What the post measured of the same call, with `saving`, the part of bf16's peak memory; None if it did not."""
     post = read()
     theirs = post["settings"].get(asked.model, {})

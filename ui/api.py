@@ -43,7 +43,7 @@ def endpoint(worker: Worker, shelf: Shelf) -> Callable[..., Iterator[dict[str, A
         recipe: str | None = None,
         fresh: bool | None = None,
         http: gr.Request | None = None,
-    ) -> dict:
+    ) -> Iterator[dict[str, Any]]:
         """Make a picture or clip in bf16 and as each other column from the same noise; measure what differs.
 
         Args:
@@ -106,9 +106,8 @@ def endpoint(worker: Worker, shelf: Shelf) -> Callable[..., Iterator[dict[str, A
             job.cancel()
 
     # Clients read it, and MCP's a tool by it, so it names what there is.
-    compare.__doc__ = compare.__doc__.replace("{precisions}", ", ".join(PRECISIONS)).replace(
-        "{example}", f"{DEFAULTS[-1]}@tuned"
-    )
+    said = (compare.__doc__ or "").replace("{precisions}", ", ".join(PRECISIONS))
+    compare.__doc__ = said.replace("{example}", f"{DEFAULTS[-1]}@tuned")
     return compare
 
 

@@ -30,7 +30,7 @@ from engine.results import Comparison
 from engine.serving.contracts import Job, Worker
 from ui import link, words
 from ui import view as views
-from ui.fields import FOLLOWING, CheckboxGroup, Dropdown, Radio, Slider, columns_of, fitting
+from ui.fields import FOLLOWING, columns_of, fitting
 from ui.html import cards
 from ui.view import View
 from ui.web import middleware
@@ -52,20 +52,20 @@ class Form:
 
     prompt: gr.Textbox
     model: gr.Dropdown
-    precisions: CheckboxGroup
+    precisions: gr.CheckboxGroup
     seed: gr.Number
-    num_inference_steps: Slider
-    guidance_scale: Slider
-    size: Dropdown
-    num_frames: Slider
-    batch_size: Slider
-    recipe: Radio
+    num_inference_steps: gr.Slider
+    guidance_scale: gr.Slider
+    size: gr.Dropdown
+    num_frames: gr.Slider
+    batch_size: gr.Slider
+    recipe: gr.Radio
     previews: gr.Checkbox
 
     def components(self) -> set[Component]:
         return {getattr(self, field.name) for field in fields(self)}
 
-    def request(self, values: dict) -> CompareRequest:
+    def request(self, values: Updates) -> CompareRequest:
         """The values of the form as a validated request; what the model does not take is its default.
 
         Raises:
@@ -86,7 +86,7 @@ class Parts:
     examples: gr.Dataset
     about: gr.HTML
     hints: gr.HTML
-    further: Radio
+    further: gr.Radio
     """Columns that have no chip yet."""
     go: gr.Button
     stop: gr.Button
@@ -440,7 +440,7 @@ class Handlers:
         run.job.cancel()
         return run
 
-    def _controls(self, asked: CompareRequest) -> dict:
+    def _controls(self, asked: CompareRequest) -> Updates:
         """Every control as a request has it; columns that this machine cannot run are left out."""
         form, spec = self._parts.form, catalog.model(asked.model)
         others = {name: of for name, of in settings(spec, self._worker, asked).items() if name not in TYPED}
@@ -454,7 +454,7 @@ class Handlers:
     def _runs_here(self, name: str) -> bool:
         return self._worker.support[name].execution != "unavailable"
 
-    def _chips(self, spec: catalog.ModelSpec, chosen: Sequence[str]) -> dict:
+    def _chips(self, spec: catalog.ModelSpec, chosen: Sequence[str]) -> Updates:
         """The columns to choose from, those chosen among them, and what else could be added."""
         shown, further = chips(spec, self._worker, chosen)
         return {
@@ -462,7 +462,7 @@ class Handlers:
             self._parts.further: gr.update(**further),
         }
 
-    def add_column(self, values: dict) -> dict:
+    def add_column(self, values: Updates) -> Updates:
         """A further column was chosen: it becomes a chip."""
         parts, added = self._parts, values[self._parts.further]
         if not added:
@@ -511,7 +511,7 @@ def programs(worker: Worker, comparison: Comparison) -> dict[str, str]:
     return {g.column: worker.code(comparison.request, g.column, g.execution) for g in comparison.results}
 
 
-def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tuple[dict, dict]:
+def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the columns' chips have to be for a model, and the choice of further ones.
 
     bf16 has no chip, because it always takes part. A format by the form's recipe has one, and so has one that a recipe

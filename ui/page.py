@@ -285,7 +285,7 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
     return parts
 
 
-def _more_settings(fields: dict[str, dict]) -> dict[str, gr.components.Component]:
+def _more_settings(fields: dict[str, dict[str, Any]]) -> dict[str, gr.components.Component]:
     """The rest of the form, as keyword arguments of `Form`."""
     with gr.Row(elem_classes="tf-more"):
         more = {

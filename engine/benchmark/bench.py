@@ -305,7 +305,9 @@ class _Bench:
         """Whose denoiser a method runs: in bf16, where nothing is quantized, all run the engine's."""
         return POST if method in POSTS and column.format != REFERENCE else ENGINE
 
-    def rows(self, group: Sequence[Pair], request: CompareRequest, deadline: float | None) -> Iterator[list[dict]]:
+    def rows(
+        self, group: Sequence[Pair], request: CompareRequest, deadline: float | None
+    ) -> Iterator[list[dict[str, Any]]]:
         """Measure a group of lanes at one batch size; gives its rows again and again, each time with more in them."""
         # Each batch size compiles from nothing, as in a process of its own: none gets kernels of symbolic shape
         # because another came before it.
@@ -336,7 +338,7 @@ class _Bench:
                 lane.from_post = {"lpips": found.mean_lpips, "psnr_db": found.mean_psnr_db}
         yield [self._row(lane, request) for lane in lanes]
 
-    def switches(self, group: Sequence[Pair]) -> list[dict]:
+    def switches(self, group: Sequence[Pair]) -> list[dict[str, Any]]:
         """What it takes to send each of the engine's denoisers to host memory and back; nothing on a CPU, which has
         no other memory."""
         if self.device.type == "cpu":
@@ -542,7 +544,7 @@ class _Bench:
         lanes = [lane for lane in self._lanes if lane.error is None and lane.method != BARE and lane.latencies]
         return [self._profile(lane, request) for lane in lanes] if self.device.type == "cuda" else []
 
-    def _profile(self, lane: _Lane, request: CompareRequest) -> dict:
+    def _profile(self, lane: _Lane, request: CompareRequest) -> dict[str, Any]:
         self.say(f"{lane.name} {lane.method}, batch {request.batch_size}: profile")
         denoiser, given = lane.pipeline.transformer, []
         self._rest()
@@ -622,7 +624,9 @@ def _request(spec: ModelSpec, settings: Settings, batch_size: int) -> CompareReq
     )
 
 
-def _settings(spec: ModelSpec, settings: Settings, request: CompareRequest, groups: Sequence[Sequence[Pair]]) -> dict:
+def _settings(
+    spec: ModelSpec, settings: Settings, request: CompareRequest, groups: Sequence[Sequence[Pair]]
+) -> dict[str, Any]:
     asked = request.to_json()
     for name in ("model", "precisions", "batch_size", "previews"):
         del asked[name]

@@ -46,7 +46,7 @@ rect { stroke-width: 1.5 }
 """
 
 
-def timed(result: Mapping) -> list[Row]:
+def timed(result: Mapping[str, Any]) -> list[Row]:
     """The rows that have a latency of the real format, by batch size, column and method."""
     rows = [row for row in result["rows"] if row["execution"] == "native" and row["latency_s"]]
     return sorted(rows, key=lambda r: (r["batch_size"], place(r), METHODS.index(r["method"])))

@@ -363,7 +363,7 @@ def _is_done(out: Path, prompt: Prompt, name: str) -> bool:
 
 def _manifest(
     spec: ModelSpec, asked: CompareRequest, lanes: Sequence[Column], prompts: PromptSet, studio: Studio
-) -> dict:
+) -> dict[str, Any]:
     request = asked.to_json()
     for name in ("prompt", "precisions", "recipe", "model", "previews"):
         del request[name]
@@ -424,7 +424,7 @@ def _same(
     """Id of a prompt, as JSON has it -> id of the one before it of which the model reads the same tokens."""
     told = lambda event: say(f"loading {event.what}") if isinstance(event, events.Loading) else None  # noqa: E731
     pipeline = studio.rendition(spec, EXACT, told).pipeline
-    first: dict[tuple, int] = {}
+    first: dict[tuple[Any, ...], int] = {}
     found = {
         prompt.id: first.setdefault(token_ids(pipeline, spec, prompt.text), prompt.id) for prompt in prompts.prompts
     }
@@ -469,10 +469,10 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 # Tables
 
 
-def _scores(lanes: Sequence[Column], prompts: Sequence[Prompt], out: Path) -> Iterable[dict]:
+def _scores(lanes: Sequence[Column], prompts: Sequence[Prompt], out: Path) -> Iterable[dict[str, Any]]:
     for prompt in prompts:
         for lane in lanes:
-            yield _line(prompt, _said(lane), _read_row(_folder(out, prompt), _stem(lane)))
+            yield _line(prompt, _said(lane), _row(_folder(out, prompt), _stem(lane)))
 
 
 def _rulers(prompts: Sequence[Prompt], out: Path) -> Iterable[dict[str, Any]]:
@@ -508,7 +508,7 @@ def _write_table(file: Path, lines: Iterable[dict[str, Any]], spec: ModelSpec) -
 
 def _summary(
     spec: ModelSpec,
-    manifest: Mapping,
+    manifest: Mapping[str, Any],
     lanes: Sequence[Column],
     prompts: PromptSet,
     given: int,

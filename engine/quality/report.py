@@ -44,10 +44,11 @@ def page(summary: Mapping[str, Any], folder: Path) -> str:
     )
     results, ruler, prompts = summary["results"], summary["ruler"], summary["prompts"]
     scores = [row["lpips"] for row in (ruler["ceiling"], *results) if row["lpips"]]
-    recipes = {row["recipe"] for row in results}
+    recipes = {recipe_named(row["recipe"]) for row in results}
     return templates.get_template("report.html").render(
         summary,
         REFERENCE=REFERENCE,
+        POST=POST,
         labels=LABELS,
         number=lambda value, digits: f"{value:.{digits}f}",
         zip=zip,
@@ -60,7 +61,7 @@ def page(summary: Mapping[str, Any], folder: Path) -> str:
         top=max([0, *(max(score["mean"], score["high"] or 0) for score in scores)]),
         damage=_damage(summary),
         quoted=reference.read()
-        if {"full", "seed"} <= recipes
+        if {"full", POST} <= recipes
         else None,  # an evaluation of both has the post's beside it
         facts=_facts(summary),
     )
@@ -102,73 +103,6 @@ def _damage(summary: Mapping[str, Any]) -> list[str]:
         for name, row in ((LABELS[REFERENCE], summary["reference"]), *rows)
         if row["not_numbers"]
     ]
-    return "".join(f"<p>{escape(sentence)}</p>" for sentence in said)
-
-
-def _quoted(summary: Mapping) -> str:
-    """The post's own full-versus-selective table, beside an evaluation of both recipes."""
-    if not {"full", POST} <= {recipe_named(row["recipe"]) for row in summary["results"]}:
-        return ""
-    post = reference.read()
-    body = "".join(
-        f'<tr><th scope="row">{LABELS[row["precision"]]}</th><td class="word">'
-        f"{'full' if row['quantization'] == 'full' else f'{POST} (selective)'}</td>"
-        f"<td>{row['lpips']:.4f}</td><td>{row['latency_s']:.3f}</td><td>{row['memory_gb']:.2f}</td></tr>"
-        for row in post["full_vs_selective_flux.1-dev"]
-    )
-    return (
-        '<h2>Full against selective in the post</h2><p><span class="badge">quoted: NVIDIA B200, FLUX.1-dev</span></p>'
-        f'<p class="soft">{escape(post["source"])} {escape(post["latency_note"])} {escape(post["lpips_note"])}</p>'
-        + _framed(["Precision", "Recipe", "LPIPS", "Latency, s", "Peak, GB"], body, "Quoted from the post")
-    )
-
-
-def _categories(summary: Mapping) -> str:
-    names = list(summary["ruler"]["floor"]["categories"])
-    if not names:
-        return ""
-    columns = [
-        ("floor", summary["ruler"]["floor"]),
-        *((f"{LABELS[row['precision']]} {row['recipe']}", row) for row in summary["results"]),
-        ("ceiling", summary["ruler"]["ceiling"]),
-    ]
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{_prompts(columns[0][1]["categories"][name])}</td>'
-        + "".join(_estimate(scores["categories"][name]["lpips"], 4) for _, scores in columns)
-        + "</tr>"
-        for name in names
-    )
-    heads = ["Category", "Prompts", *(label for label, _ in columns)]
-    return "<h2>LPIPS by category</h2>" + _framed(heads, body, "LPIPS by category")
-
-
-def _prompts(scores: Mapping) -> int:
-    return scores["unscored"] + (scores["lpips"]["n"] if scores["lpips"] else 0)
-
-
-def _pairs(summary: Mapping, folder: Path) -> str:
-    said = ["<h2>Worst and best pairs</h2><p class='soft'>Left bf16, right quantized, from the same noise.</p>"]
-    for row in summary["results"]:
-        for kind in ("worst", "best"):
-            if row[kind]:
-                heading = f"{LABELS[row['precision']]} {row['recipe']}, {kind}"
-                figures = "".join(_pair(pair, LABELS[row["precision"]], folder) for pair in row[kind])
-                said.append(f'<h3>{escape(heading)}</h3><div class="pairs">{figures}</div>')
-    return "".join(said)
-
-
-def _pair(pair: Mapping, name: str, folder: Path) -> str:
-    prompt = escape(pair["prompt"])
-    sides = "".join(
-        f'<img src="{_embedded(folder / file)}" alt="{label}: {prompt}">'
-        for file, label in zip(pair["files"], (LABELS[REFERENCE], name), strict=True)
-    )
-    psnr = "equal" if pair["psnr_db"] is None else f"PSNR {pair['psnr_db']:.1f} dB"
-    category = f", {escape(pair['category'])}" if pair["category"] else ""
-    return (
-        f"<figure><div>{sides}</div><figcaption>{prompt}<br><small>LPIPS {pair['lpips']:.4f}, {psnr}, "
-        f"prompt {pair['prompt_id']}{category}</small></figcaption></figure>"
-    )
 
 
 def _embedded(file: Path) -> str:

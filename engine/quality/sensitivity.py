@@ -54,8 +54,8 @@ def groups(names: Sequence[str]) -> list[Group]:
     before = {kind: sum(list(kinds.values())[:i]) for i, kind in enumerate(kinds)}
     held: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in names:
-        found = _BLOCK.match(name)
-        depth = str(before[found["kind"]] + int(found["index"])) if found else OUTSIDE
+        block = _BLOCK.match(name)
+        depth = str(before[block["kind"]] + int(block["index"])) if block else OUTSIDE
         held[role_of(name), depth].append(name)
     return [Group(role=role, depth=depth, names=tuple(some)) for (role, depth), some in held.items()]
 

@@ -434,7 +434,7 @@ def _write_recipe(file: Path, rules: str, best: Lane, quality: Quality, budget: 
     write_whole(file, recipe_files.write(file, recipe, chosen))
 
 
-def table(found: Mapping) -> str:
+def table(found: Mapping[str, Any]) -> str:
     """What a file of the lab holds, as a Markdown table: the post's recipe, each remedy, then what goes together."""
     remedies = {(row["alone"]["id"], PRECISION): row["name"] + " alone" for row in found["remedies"]}
     alone = [row["alone"] for row in found["remedies"]]

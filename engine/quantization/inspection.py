@@ -17,7 +17,7 @@ from engine.quantization import recipes
 from engine.weights import loading
 
 
-def inspect(model_id: str, precision: str, recipe_id: str | None = None) -> dict:
+def inspect(model_id: str, precision: str, recipe_id: str | None = None) -> dict[str, Any]:
     """The plan of a model's denoiser as one column, as `python -m engine inspect --json` prints it.
 
     Args:

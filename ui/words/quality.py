@@ -60,7 +60,7 @@ def answer(model: str, found: Mapping[tuple[str, str], tuple[float, int]]) -> st
     """
     said = []
     worst = {name: max((mean for of, (mean, _) in found.items() if of[0] == name), default=0.0) for name in QUANTIZED}
-    for precision in sorted(QUANTIZED, key=worst.get, reverse=True):
+    for precision in sorted(QUANTIZED, key=lambda name: worst[name], reverse=True):
         own = {recipe: value for (name, recipe), value in found.items() if name == precision}
         if POST in own:
             every = f" (every layer: {score(own['full'][0])})" if "full" in own else ""
