@@ -168,11 +168,11 @@ def _models(args: argparse.Namespace) -> None:
     source = _source(args, *catalog.MODELS)
     import torch
 
-    from engine.quantization import capability as precision
+    from engine.quantization import capability
 
     device = torch.device(_default_device())
-    machine = precision.detect(device)
-    supports = [precision.support(name, machine) for name in PRECISIONS]
+    machine = capability.detect(device)
+    supports = [capability.support(name, machine) for name in PRECISIONS]
     rows = []
     for spec in catalog.MODELS.values():
         memory = spec.memory_gb
@@ -525,9 +525,9 @@ def _one_device(args: argparse.Namespace) -> str:
 
 
 def _default_device() -> str:
-    from engine.quantization import capability as precision
+    from engine.quantization import capability
 
-    return precision.default_device()
+    return capability.default_device()
 
 
 def main() -> None:

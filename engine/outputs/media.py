@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from engine.files import whole, write_whole
+from engine.results import LpipsMap
 
 KEYWORD = "twinframe"
 """The PNG text chunk that holds the recipe as JSON; in an MP4 it is the comment."""
@@ -23,6 +24,42 @@ _BT709 = 1
 """BT.709's number as primaries, transfer and matrix in ISO/IEC 23091-2: players guess where it is not written down."""
 _AUDIO_BLOCK = 1 << 16
 """Samples handed to the encoder at once."""
+
+
+def save(
+    pixels: Tensor,
+    audio: Tensor | None,
+    frame_rate: float | None,
+    audio_rate: int,
+    folder: Path,
+    stem: str,
+    recipes: Sequence[Mapping[str, Any]],
+) -> tuple[str, ...]:
+    """Write pictures, or the clips of a model that has a frame rate, each with its recipe inside.
+
+    Args:
+        pixels: pictures, float (N, 3, H, W), or clips, (N, F, 3, H, W), in [0, 1].
+        audio, frame_rate, audio_rate: of clips, as of `save_mp4`; audio is (N, channels, samples).
+        stem: of the files' names; with a number behind it where there are several.
+        recipes: plain JSON values, N of them.
+
+    Returns:
+        The files' names.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    files = []
+    for i, (each, recipe) in enumerate(zip(pixels, recipes, strict=True)):
+        name = stem if len(pixels) == 1 else f"{stem}-{i + 1}"
+        if frame_rate is None:
+            file = folder / f"{name}.png"
+            save_png(each, file, recipe)
+        else:
+            file = folder / f"{name}.mp4"
+            save_mp4(each, None if audio is None else audio[i], frame_rate, audio_rate, file, recipe)
+        files.append(str(file))
+    return tuple(files)
 
 
 def save_png(picture: Tensor, file: Path, recipe: Mapping[str, Any]) -> None:
@@ -62,6 +99,19 @@ def save_map(maps: Tensor, file: Path) -> float:
     Image.fromarray(levels).save(encoded, format="PNG")
     write_whole(file, encoded.getvalue())
     return top
+
+
+def save_maps(maps: Sequence[Tensor | None], pictures: Sequence[str]) -> tuple[LpipsMap | None, ...]:
+    """Write LPIPS maps, one a picture or clip that has a score, beside its file.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    kept: list[LpipsMap | None] = []
+    for each, picture in zip(maps, pictures, strict=True):
+        file = Path(picture).with_name(f"{Path(picture).stem}-lpips.png")
+        kept.append(None if each is None else LpipsMap(file=str(file), top=save_map(each, file)))
+    return tuple(kept)
 
 
 def save_mp4(
