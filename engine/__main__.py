@@ -29,6 +29,7 @@ from engine.weights.source import Source
 
 if TYPE_CHECKING:
     import torch
+    from tqdm import tqdm
 
     from engine.serving.worker import Job
 
@@ -443,11 +444,28 @@ def _say(text: str) -> None:
 
 def _finish(job: Job) -> Comparison:
     """The job's comparison; progress goes to stderr while somebody watches it there."""
+    from tqdm import tqdm
+
+    # None: unless it is a terminal. There is nothing to count before the first step.
+    with tqdm(disable=None, leave=False, file=sys.stderr, bar_format="starting", total=1) as bar:
+        return _watched(job, bar)
+
+
+def _watched(job: Job, bar: tqdm) -> Comparison:
     from engine import events
 
-    def say(text: str, end: str = "\n") -> None:
-        if sys.stderr.isatty():
-            print(f"\r{text:<60}", end=end, file=sys.stderr, flush=True)
+    def say(text: str) -> None:
+        if not bar.disable:
+            bar.write(text, file=sys.stderr)
+
+    def at(what: str, done: float, total: float, unit: str) -> None:
+        if bar.disable:
+            return
+        if (bar.desc, bar.total) != (f"{what}: ", total):
+            bar.bar_format, bar.unit = None, unit
+            bar.reset(total)
+            bar.set_description(what, refresh=False)
+        bar.update(done - bar.n)
 
     for event in job.events():
         match event:
@@ -460,15 +478,13 @@ def _finish(job: Job) -> Comparison:
             case events.Loading(what):
                 say(f"loading {what}")
             case events.Downloading(what, done, total):
-                say(f"downloading {what}: {done / 1e9:.1f} of {total / 1e9:.1f} GB", end="")
+                at(f"downloading {what}", round(done / 1e9, 1), round(total / 1e9, 1), " GB")
             case events.Step(column, index, total, _):
-                say(f"{column}: step {index} of {total}", end="")
+                at(column, index, total, " steps")
             case events.Finished(column, generation):
                 say(f"{column}: {generation.latency.total:.2f} s")
             case events.Measuring(index, total):
-                say(f"measuring the ruler: {index} of {total}", end="")
-            case events.RulerReady():
-                say("", end="\r")
+                at("measuring the ruler", index, total, " pictures")
     raise FaultError("The engine stopped before the comparison was finished: please retry.")
 
 
