@@ -97,7 +97,7 @@ class Page:
             state_session_capacity=SESSIONS,
             app_kwargs={"middleware": [doors.middleware(self.worker)]},
         )
-        return address
+        return str(address)
 
     def drain(self) -> None:
         """Before `close`: let what has ended reach those who wait for it, and let them fetch its files."""

@@ -241,7 +241,7 @@ def _log_failure() -> None:
 
 async def _body(receive: Receive) -> bytes | None:
     """The whole body of a request; None if it is too large."""
-    content = b""
+    content: bytes = b""
     while True:
         message = await receive()
         content += message.get("body", b"")
