@@ -143,14 +143,15 @@ class Handlers:
 
     def first_view(self) -> View:
         """What the page shows before anything was made: a recorded comparison of what is offered, or a welcome."""
-        offered = sorted((v for v in self._recordings.values() if not v.foreign), key=self._first)
-        return offered[0] if offered else View()
+        offered = [name for name, view in self._recordings.items() if not view.foreign]
+        return self._recordings[min(offered, key=self._first)] if offered else View()
 
-    def _first(self, view: View) -> tuple[bool, bool]:
-        """What sorts recordings: first that of what the form asks for at first, then those of the same model."""
-        spec = catalog.model(self._models[0])
+    def _first(self, name: str) -> tuple[bool, bool, bool]:
+        """What sorts recordings: first those of the first model, of these the one that tells the story, and then that
+        of what the form asks for by default."""
+        asked, spec = self._bundles[name].comparison.request, catalog.model(self._models[0])
         default = CompareRequest.create(spec.examples[0], model=spec.id) if spec.examples else None
-        return view.request != default, view.request is None or view.request.model != spec.id
+        return asked.model != spec.id, name != recordings.FIRST, asked != default
 
     def attach(self, parts: Parts) -> None:
         """Tell the handlers which components to write to."""
@@ -303,14 +304,18 @@ class Handlers:
         examples = {example for other in catalog.MODELS.values() for example in other.examples}
         examples |= {bundle.comparison.request.prompt for bundle in self._bundles.values()}
         typed: dict[str, Any] = {"seed": spec.defaults.seed}
+        chosen = values[form.precisions] or []
         if not prompt.strip() or prompt in examples:
-            if recorded := self._recorded_of(spec, values[form.precisions] or []):
-                return self._controls(recorded) | self._chips(spec, values[form.precisions] or [])
+            if recorded := self._recorded_of(spec, chosen):
+                return self._controls(recorded) | self._chips(spec, chosen)
+            shown = values[self._parts.shown].request
+            if shown and {REFERENCE, *chosen} == {*shown.precisions} and (recorded := self._recorded_of(spec, ())):
+                return self._controls(recorded)  # nobody chose the columns that came with what is shown
             typed |= {"prompt": spec.examples[0]} if spec.examples else {}
         fields = settings(spec, self._worker)
         return self._around(spec) | {
             self._parts.typed: json.dumps(typed),
-            **self._chips(spec, values[form.precisions] or []),
+            **self._chips(spec, chosen),
             **{getattr(form, name): gr.update(**fields[name]) for name in fields if name not in TYPED},
         }
 

@@ -198,6 +198,7 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
     spec = catalog.model(asked.model if asked else models[0])
     fields = settings(spec, worker, asked)
     example = spec.examples[0] if spec.examples else ""
+    gr.HTML(cards.purpose(), apply_default_css=False, elem_id="tf-purpose")
     with gr.Column(elem_classes="tf-form"):
         with gr.Row(elem_classes="tf-ask"):
             prompt = gr.Textbox(
@@ -344,7 +345,7 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
 
     # Not change, which an opened link would cause as well: it brings values of its own.
     # Not the whole form: a dropdown sends it twice, and settings of the model before do not fit the one after.
-    choosing = {form.model, form.prompt, form.precisions}
+    choosing = {form.model, form.prompt, form.precisions, parts.shown}
     another = form.model.input(handlers.choose_model, choosing, around, js=ASKED, **quick)
     adding = {form.model, form.precisions, parts.further}
     parts.further.input(handlers.add_column, adding, [form.precisions, parts.further], **quick)

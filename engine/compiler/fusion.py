@@ -166,7 +166,7 @@ def share(graph: Graph) -> int:
 def _pure(node: Node) -> bool:
     """Whether the same arguments always give the same values, and nothing else happens."""
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace not in ("aten", "prims", "ao"):
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace not in ("aten", "prims", "ao", "twinframe"):
         return False
     fresh = target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
     return not fresh and "empty" not in target._schema.name

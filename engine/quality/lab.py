@@ -78,15 +78,19 @@ class Bench:
         recipes.verify(transformer, plan)
         return transformer, plan
 
-    def make(self, transformer: nn.Module, prompt: str, weight_only_steps: tuple[int, int] = (0, 0)) -> Tensor:
-        """A picture (1, 3, H, W) or the frames of a clip (F, 3, H, W), float in [-1, 1], on the CPU.
+    def make(
+        self, transformer: nn.Module, prompt: str, weight_only_steps: tuple[int, int] = (0, 0), seed: int | None = None
+    ) -> Tensor:
+        """A picture (1, 3, H, W) or the frames of a clip (F, 3, H, W), float in [-1, 1], on the CPU; of the model's
+        default seed unless another is given.
 
         Raises:
             UnsupportedError: its values are not numbers, so that nothing can be learnt from it.
         """
         pipeline, request = self.pipeline(transformer), self.request(prompt)
         steps = WeightOnlySteps(transformer, weight_only_steps, request.num_inference_steps)
-        made = finished(pipeline, self.spec, call(pipeline, self.spec, request, request.seed, steps=steps))
+        seed = request.seed if seed is None else seed
+        made = finished(pipeline, self.spec, call(pipeline, self.spec, request, seed, steps=steps))
         if made.is_damaged(0):
             raise self.not_numbers(prompt)
         return (made.pixels if self.spec.modality == "image" else made.pixels[0]).cpu() * 2 - 1

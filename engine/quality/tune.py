@@ -5,7 +5,7 @@ errors of layers point in unrelated directions, so a choice is a knapsack: every
 least damage + price * bytes, and the price is the lowest at which the whole keeps to its budget; time has a price as
 well where it would take too long. Weights are also calibrated (engine/quantization/gptq.py). Candidates are chosen and
 compared on one half of the prompts; the best is then reported on the other half, as are each remedy alone, the recipe
-`full`, and MXFP8."""
+`full`, and all other formats."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torch import nn
 from engine.columns import POST, recipe_named
 from engine.errors import RequestError
 from engine.files import write_whole
-from engine.formats import FORMATS, MXFP8, REFERENCE
+from engine.formats import FORMATS, QUANTIZED, REFERENCE
 from engine.metrics.statistics import estimate
 from engine.quality import sensitivity
 from engine.quality.lab import PRECISION, Bench, Quality
@@ -283,11 +283,11 @@ class _Search:
     # Measuring
 
     def report(self, best: Lane) -> None:
-        """Measure the post's and the best on the other half, then each remedy, `full` and MXFP8, and write the rows."""
+        """Measure the post's and the best on the other half, then each remedy, `full` and all formats; write rows."""
         full = recipes.recipe(self.bench.spec.family, "full")
         ablation = [
             replace(self.post, precision=p, id=r.id, label=f"{r.id.capitalize()}, {FORMATS[p].label}", recipe=r)
-            for p in (MXFP8.id, PRECISION)
+            for p in (*(name for name in QUANTIZED if name != PRECISION), PRECISION)
             for r in (self.rules, full)
         ]
         remedies = self._remedies()
@@ -394,6 +394,8 @@ def _key(lane: Lane) -> str:
     if tuning is None:
         return f"{lane.precision} {lane.id}"
     said = json.dumps([tuning.searched, sorted(tuning.layers.items()), sorted(tuning.low_rank.items())])
+    if tuning.rotation or tuning.four_over_six:
+        said += json.dumps([tuning.rotation, tuning.four_over_six])
     if any(tuning.weight_only_steps):
         said += json.dumps(tuning.weight_only_steps)
     said += "".join(map(_digest, tuning.calibrated))

@@ -16,10 +16,10 @@ from torch import nn
 
 from engine.catalog import ModelSpec
 from engine.columns import POST, Column, recipe_named
-from engine.errors import LoadError, RequestError, TwinframeError
+from engine.errors import LoadError, RequestError, TwinframeError, UnsupportedError
 from engine.formats import FORMATS, NVFP4, REFERENCE
 from engine.machine import Support
-from engine.quantization import capability, gptq, nvfp4, recipe_files, remedies
+from engine.quantization import capability, gptq, nvfp4, recipe_files, remedies, rotation
 from engine.quantization.recipe_files import TunedRecipe, Tuning
 from engine.results import LayerCounts
 
@@ -291,6 +291,10 @@ class LayerPlan:
     """The block scales of its NVFP4 weight are searched."""
     calibrated: bool = False
     """Its NVFP4 weight was calibrated."""
+    rotation: int = 0
+    """Size of the blocks in which its inputs are rotated; 0 for none."""
+    four_over_six: bool = False
+    """Each block of its NVFP4 weight and activations takes the better of two scales."""
 
     @property
     def quantized(self) -> bool:
@@ -306,7 +310,13 @@ class LayerPlan:
     def parts(self) -> list[str]:
         """What it has besides its precision, in words."""
         rounding = ["calibrated weights"] if self.calibrated else ["searched block scales"] * self.searched
-        return rounding + [f"low-rank branch {self.rank}"] * bool(self.rank)
+        turned = [f"inputs rotated by {self.rotation}"] * bool(self.rotation)
+        return [
+            *rounding,
+            *["four over six"] * self.four_over_six,
+            *turned,
+            *[f"low-rank branch {self.rank}"] * bool(self.rank),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -432,7 +442,14 @@ def _decide(name: str, in_features: int, out_features: int, recipe: Recipe, prec
     extras: dict[str, Any] = {}
     if wanted == NVFP4.id:
         calibrated = name in gptq.names(tuning.calibrated)
-        extras = {"rank": tuning.low_rank.get(name, 0), "searched": tuning.searched, "calibrated": calibrated}
+        extras = {
+            "rank": tuning.low_rank.get(name, 0),
+            "searched": tuning.searched,
+            "calibrated": calibrated,
+            "four_over_six": tuning.four_over_six,
+        }
+    if wanted in recipe_files.ROTATED and tuning.rotation:
+        extras["rotation"] = rotation.block(in_features, tuning.rotation)
     return LayerPlan(**shape, precision=wanted, reason=reason, **extras)
 
 
@@ -473,11 +490,22 @@ def quantizer(plan: Plan, support: Support) -> Callable[[str, nn.Module], None]:
 def _quantize(layer: LayerPlan, module: nn.Linear, support: Support, files: Sequence[Path]) -> None:
     if layer.precision != support.precision and support.machine is not None:
         support = capability.support(layer.precision, support.machine)
+    if layer.four_over_six and support.execution == "native":
+        raise UnsupportedError(
+            f"Four over six has no kernel for activations where {FORMATS[layer.precision].label} is native: choose a "
+            "recipe without it."
+        )
+    if layer.rotation:
+        rotation.add(module, layer.rotation)
     exact = module.weight
     packed = None
-    if layer.precision == NVFP4.id and (layer.calibrated or layer.searched or layer.rank):
-        packed = gptq.read(files, layer.name, exact) if layer.calibrated else nvfp4.quantize(exact, layer.searched)
+    if layer.calibrated:
+        packed = gptq.read(files, layer.name, exact)
+    elif layer.searched or layer.rank or layer.four_over_six:
+        packed = nvfp4.quantize(exact, layer.searched, layer.four_over_six)
     capability.quantize_linear_modules(nn.ModuleDict({"layer": module}), {"layer"}, support, packed)
+    if layer.four_over_six:
+        module.weight.four_over_six = True
     if layer.rank and packed is not None:
         remedies.add_low_rank(module, exact.float() - nvfp4.dequantize(*packed), layer.rank)
 
@@ -501,7 +529,9 @@ def verify(transformer: nn.Module, plan: Plan) -> LayerCounts:
 
 def _is_as_planned(module: nn.Linear, layer: LayerPlan) -> bool:
     rank = module.rank if isinstance(module, remedies.LowRankLinear) else 0
-    return capability.stored_precision(module.weight) == layer.precision and rank == layer.rank
+    turned = module.rotation if isinstance(module, rotation.RotatedLinear) else 0
+    held = capability.stored_precision(module.weight)
+    return (held, rank, turned) == (layer.precision, layer.rank, layer.rotation)
 
 
 def _linears(module: nn.Module) -> dict[str, nn.Linear]:

@@ -163,18 +163,16 @@ const chosen = (name) => {
   return input?.value ?? 0;
 };
 
-const columns = () => {
-  const inputs = [...element.querySelectorAll('input[name=tf-below], input[name=tf-above]')];
-  return [...new Set(inputs.map((input) => input.value))]; // those that can lie below first, which is their order
-};
+const valuesOf = (name) => [...element.querySelectorAll(`input[name=${name}]`)].map((input) => input.value);
 
-/* One of a pair was chosen: the earlier of two columns lies below, so they change places where they have to; the one
-   that was there is exchanged for the other if both would be the same. */
+/* Of a pair the earlier column lies below. What was chosen stays; the other one makes way where it has to. The choices
+   below are all columns but the last, those above all but the first. */
 const pick = (name, value) => {
-  const pair = shownPair.filter((column) => column !== value);
-  const other = pair.length === 2 ? pair[name === 'tf-below' ? 1 : 0] : pair[0];
-  const order = columns();
-  [kept['tf-below'], kept['tf-above']] = [value, other].sort((a, b) => order.indexOf(a) - order.indexOf(b));
+  const [below, above] = [valuesOf('tf-below'), valuesOf('tf-above')];
+  const [b, a] = [below.indexOf(chosen('tf-below')), above.indexOf(chosen('tf-above'))];
+  const moved = name === 'tf-below' ? [below.indexOf(value), Math.max(a, below.indexOf(value))]
+    : [Math.min(b, above.indexOf(value)), above.indexOf(value)];
+  [kept['tf-below'], kept['tf-above']] = [below[moved[0]], above[moved[1]]];
 };
 
 /* Which map of the pair is shown: there are LPIPS maps of differences from bf16 alone. */
@@ -188,11 +186,17 @@ const kindShown = () => {
   return 'pixels';
 };
 
-let shownPair = [];
 const sync = () => {
-  shownPair = [chosen('tf-below'), chosen('tf-above')];
-  const key = `${shownPair.join('/')}/${chosen('tf-picture')}`;
-  element.querySelectorAll('.tf-pair').forEach((pair) => { pair.hidden = pair.dataset.pair !== key; });
+  const pairs = [...element.querySelectorAll('.tf-pair')];
+  const key = () => ['tf-below', 'tf-above', 'tf-picture'].map(chosen).join('/');
+  if (!pairs.some((pair) => pair.dataset.pair === key())) { // what was kept is of another comparison
+    for (const name of ['tf-below', 'tf-above', 'tf-picture']) {
+      delete kept[name];
+      element.querySelectorAll(`input[name=${name}]`).forEach((input) => { input.checked = input.defaultChecked; });
+    }
+  }
+  const shown = key();
+  pairs.forEach((pair) => { pair.hidden = pair.dataset.pair !== shown; });
   results.dataset.kind = kindShown();
   measure();
 };

@@ -235,6 +235,38 @@ def test_weights_that_differ_are_not_shared():
     assert torch.equal(one.weight, before) and one.bias.data_ptr() == other.bias.data_ptr()
 
 
+def test_the_posts_methods_are_measured_once_for_each_format(monkeypatch):
+    """They have the post's recipe, whatever the engine's columns have."""
+    monkeypatch.setattr(bench, "_memory", lambda _: 1000.0)
+    studio = bench.Studio("cpu", bench.loading.Source(random=True))
+    studio.support = {name: capability.support(name, GPU) for name in ("bf16", "fp8")}
+    settings = bench.Settings(
+        precisions=("fp8", "fp8@full", "bf16", "fp8@post"), batch_sizes=(1,), methods=("engine", "post")
+    )
+    (found,) = bench._Bench(catalog.MODELS["flux.1-dev"], settings, studio, print).groups()
+    assert [(column.written("post"), method) for column, method in found] == [
+        ("fp8", "engine"),
+        ("fp8", "post"),
+        ("fp8@full", "engine"),
+        ("bf16", "engine"),
+        ("bf16", "post"),
+    ]
+
+
+def test_two_columns_of_a_format_are_told_apart():
+    timed = {"execution": "native", "batch_size": 1, "method": "engine", "latency_s": {"median": 1.0}}
+    bf16, fp8 = (timed | {"precision": name} for name in ("bf16", "fp8"))
+    full = fp8 | {"column": "fp8@full"}
+    rows = [bf16, fp8, full]
+    assert plots.other(full, rows, "fp8", "engine") is full, "its own, where there is one"
+    assert plots.other(bf16, rows, "fp8", "engine") is fp8
+    assert [plots.label(methods.column_of(row)) for row in plots.timed({"rows": rows[::-1]})] == [
+        "bf16",
+        "FP8",
+        "FP8 full",
+    ]
+
+
 @pytest.mark.parametrize(("batch_sizes", "groups"), [((1, 4), 1), ((4, 8), 2)])
 def test_denoisers_stay_together_only_if_the_largest_batch_runs_beside_them(batch_sizes, groups, monkeypatch):
     """LTX-2's two on 150 GB: at batch 8 they ran out of memory."""

@@ -84,7 +84,7 @@ def files(made):
 def order(made):
     """Of all that is told of results, without what stands inside."""
     kinds = events.Finished | events.Compared | events.RulerReady
-    return [(type(e).__name__, getattr(e, "precision", "")) for e in made.told if isinstance(e, kinds)]
+    return [(type(e).__name__, getattr(e, "column", "")) for e in made.told if isinstance(e, kinds)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
