@@ -78,6 +78,24 @@ class Support:
     """The one machine, which a recipe that mixes precisions asks for the others; None where nothing is quantized."""
 
 
+FINE, LIMIT, FAULT = "fine", "limit", "fault"
+"""As it should be; something is not to be had here, which may be all right; something does not work that should."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that `python -m engine doctor` looked at."""
+
+    topic: str
+    """In a word or two."""
+    severity: str
+    """`FINE`, `LIMIT` or `FAULT`."""
+    said: str
+    """One sentence."""
+    do: str = ""
+    """What to do about it, in a sentence; empty for nothing."""
+
+
 def nvidia_driver(told: Path = Path("/proc/driver/nvidia/version")) -> str | None:
     """The version of this machine's NVIDIA driver, such as "535.104.05"; None without one.
 

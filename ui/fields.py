@@ -7,7 +7,7 @@ passes, and whoever reads the form judges it by the model that the form names (`
 from __future__ import annotations
 
 from abc import ABCMeta
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import gradio as gr
 
@@ -25,7 +25,7 @@ def _unchecked(parent: type[gr.components.Component]) -> type[gr.components.Comp
     return ABCMeta.__new__(type(parent), parent.__name__, (parent,), own)
 
 
-Slider, Dropdown, Radio = (_unchecked(parent) for parent in (gr.Slider, gr.Dropdown, gr.Radio))
+Slider, Dropdown, Radio, CheckboxGroup = map(_unchecked, (gr.Slider, gr.Dropdown, gr.Radio, gr.CheckboxGroup))
 
 
 def fitting(model: str, values: Mapping[str, object]) -> dict[str, object]:
@@ -38,6 +38,11 @@ def fitting(model: str, values: Mapping[str, object]) -> dict[str, object]:
     CompareRequest.create("-", model=model)
     asked = [_sides(value) if name == "size" else {name: value} for name, value in values.items()]
     return {name: value for each in asked if _takes(model, each) for name, value in each.items()}
+
+
+def columns_of(model: str, columns: Iterable[str]) -> list[str]:
+    """Those of some columns that a model has: it may not have the recipe that one of the model before names."""
+    return [column for column in columns if _takes(model, {"precisions": [column]})]
 
 
 def _takes(model: str, asked: Mapping[str, object]) -> bool:

@@ -1,4 +1,5 @@
-"""What measurements and the post say of each model, as one list: a figure is a model, device, format and batch size.
+"""What measurements and the post say of each model, as one list: a figure is a model, size, device,
+format and batch size.
 
 Ratios only stand between rows of one run, or of one table of the post. Knows nothing of how anything is shown, and
 imports no torch.
@@ -8,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from engine.benchmark.methods import ENGINE, POST
+from engine.benchmark.methods import ENGINE, POSTS
 from engine.benchmark.plots import Row, other, timed
 from engine.formats import PRECISIONS, REFERENCE
 
@@ -29,6 +31,9 @@ class Figure:
     date: str
     """ISO; empty where it is quoted."""
     steps: int
+    width: int
+    height: int
+    """Pixels."""
     seconds: float
     """Latency of the whole call, divided by the batch size."""
     peak_gb: float | None
@@ -38,14 +43,14 @@ class Figure:
     step_speedup: float | None = None
     """The same of one denoising step; None where it is quoted, as the post gives whole calls alone."""
     over_post: float | None = None
-    """A step by the post's method over this one, at the same format."""
+    """A step by the post's compile over this one, at the same format: by the faster of its two modes that were run."""
     saving: float | None = None
     """Part of bf16's peak memory that this one does without."""
 
 
-def figures(results: Sequence[Mapping], post: Mapping) -> list[Figure]:
-    """The newest figure of each model, device, format and batch size, and each of the post's; by model, batch size,
-    measured before quoted, and format.
+def figures(results: Sequence[Mapping[str, Any]], post: Mapping[str, Any]) -> list[Figure]:
+    """The newest figure of each model, size, device, format and batch size, and each of the post's; by model, batch
+    size, largest size, measured before quoted, and format.
 
     A ratio is that of the newest run that has both of its rows, which may be an older one than the rest comes from.
 
@@ -53,25 +58,29 @@ def figures(results: Sequence[Mapping], post: Mapping) -> list[Figure]:
         results: of benchmarks, as engine/benchmark/methods.py reads them.
         post: engine/reference.py's.
     """
-    found: dict[tuple, Figure] = {}
+    found: dict[tuple[Any, ...], Figure] = {}
     for result in sorted(results, key=lambda result: str(result["date"]), reverse=True):
         rows = timed(result)
         for row in rows:
             if row["method"] == ENGINE:
                 figure = _measured(result, row, rows)
-                key = (figure.model, figure.device, figure.precision, figure.batch_size)
+                key = (figure.model, figure.width, figure.height, figure.device, figure.precision, figure.batch_size)
                 found[key] = _filled(found[key], figure) if key in found else figure
     quoted = [_quoted(row, post) for row in post["performance"]]
     return sorted(
         [*found.values(), *quoted],
-        key=lambda f: (f.model, f.batch_size, f.quoted, f.device, PRECISIONS.index(f.precision)),
+        key=_place,
     )
 
 
-def _measured(result: Mapping, row: Row, rows: Sequence[Row]) -> Figure:
+def _place(f: Figure) -> tuple[Any, ...]:
+    return f.model, f.batch_size, -f.width * f.height, f.quoted, f.device, PRECISIONS.index(f.precision)
+
+
+def _measured(result: Mapping[str, Any], row: Row, rows: Sequence[Row]) -> Figure:
     own = row["precision"] != REFERENCE
     bf16 = other(row, rows, REFERENCE, ENGINE) if own else None
-    post = other(row, rows, row["precision"], POST)
+    posts = [found for method in POSTS if (found := other(row, rows, row["precision"], method)) and found["step_ms"]]
     peak, whole = row["memory_gb"]["peak_allocated"], bf16 and bf16["memory_gb"]["peak_allocated"]
     return Figure(
         model=result["model"],
@@ -81,11 +90,13 @@ def _measured(result: Mapping, row: Row, rows: Sequence[Row]) -> Figure:
         quoted=False,
         date=str(result["date"]),
         steps=result["settings"]["num_inference_steps"],
+        width=result["settings"]["width"],
+        height=result["settings"]["height"],
         seconds=row["latency_s"]["median"] / row["batch_size"],
         peak_gb=peak,
-        speedup=bf16 and bf16["latency_s"]["median"] / row["latency_s"]["median"],
+        speedup=bf16["latency_s"]["median"] / row["latency_s"]["median"] if bf16 else None,
         step_speedup=_steps(bf16, row),
-        over_post=_steps(post, row),
+        over_post=_steps(min(posts, key=lambda found: found["step_ms"], default=None), row),
         saving=1 - peak / whole if peak and whole else None,
     )
 
@@ -101,10 +112,10 @@ def _filled(newer: Figure, older: Figure) -> Figure:
     return Figure(**(vars(newer) | absent))
 
 
-def _quoted(row: Row, post: Mapping) -> Figure:
+def _quoted(row: Row, post: Mapping[str, Any]) -> Figure:
     same = (r for r in post["performance"] if (r["model"], r["batch_size"]) == (row["model"], row["batch_size"]))
     bf16 = next(r for r in same if r["precision"] == REFERENCE)
-    own = row["precision"] != REFERENCE
+    own, settings = row["precision"] != REFERENCE, post["settings"][row["model"]]
     return Figure(
         model=row["model"],
         device=POSTS_DEVICE,
@@ -112,7 +123,9 @@ def _quoted(row: Row, post: Mapping) -> Figure:
         batch_size=row["batch_size"],
         quoted=True,
         date="",
-        steps=post["settings"][row["model"]]["num_inference_steps"],
+        steps=settings["num_inference_steps"],
+        width=settings["width"],
+        height=settings["height"],
         seconds=row["latency_s"] / row["batch_size"],
         peak_gb=row["peak_memory_gb"],
         speedup=row["speedup"] if own else None,

@@ -8,6 +8,7 @@ so."""
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from engine import catalog
 from engine.catalog import ModelSpec
@@ -134,7 +135,7 @@ def _others(recipe: recipes.Recipe, precision: str) -> list[str]:
     return sorted({*tuning.layers.values()} - {precision, REFERENCE})
 
 
-def _tuple(name: str, comment: str, values: tuple) -> str:
+def _tuple(name: str, comment: str, values: tuple[Any, ...]) -> str:
     return "\n".join([f"{name} = (  # {comment}", *(f"    {value!r}," for value in values), ")", ""])
 
 
@@ -149,10 +150,11 @@ def _head(spec: ModelSpec, column: Column, execution: str, recipe: recipes.Recip
             "# that, so its result comes from an emulation of the same arithmetic.",
         ]
     tuning = recipe.tunings.get(precision, Tuning())
-    if tuning.searched or tuning.low_rank or tuning.calibrated:
+    remedied = (tuning.searched, tuning.low_rank, tuning.calibrated, tuning.rotation, tuning.four_over_six)
+    if any(remedied):
         said += [
-            "# Twinframe also searches block scales of NVFP4 weights, calibrates weights and adds low-rank branches",
-            "# where its recipe says so, which torchao does not: what this program makes is further from bf16.",
+            "# Twinframe also searches block scales of NVFP4 weights, calibrates weights, rotates inputs and adds",
+            "# low-rank branches where its recipe says so, which this program does not: it is further from bf16.",
         ]
     if any(recipe.weight_only_steps(precision)):
         own["from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor"] = None

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,13 +21,12 @@ from engine import catalog, events
 from engine.compiler import compilation
 from engine.errors import CancelledRun, FaultError, LoadError, TwinframeError, UnsupportedError, fault
 from engine.events import Stop, Tell
-from engine.machine import Machine, Support
+from engine.machine import Finding, Machine, Support
 from engine.outputs import program
-from engine.quantization import capability as precision
-from engine.quantization import inspection, recipes
+from engine.quantization import capability, inspection, recipes
 from engine.request import CompareRequest
 from engine.results import Comparison
-from engine.runtime import timing
+from engine.runtime import examination, timing
 from engine.runtime.multi_device import driving, studio_on, studios_of
 from engine.safety import NO_FILTER, Filter
 from engine.weights import loading
@@ -56,7 +55,7 @@ class Device:
 
     def __init__(self, name: str | None = None, source: Source = BUNDLED_OR_HUB, filtered: Filter = NO_FILTER):
         self._filter = filtered
-        self.studio = studio_on(name or precision.default_device(), source, filtered)
+        self.studio = studio_on(name or capability.default_device(), source, filtered)
 
     @property
     def machine(self) -> Machine:
@@ -107,6 +106,25 @@ class Device:
             with suppress(UnsupportedError):
                 self.studio.ready(spec, column, asked, tell, stop)
 
+    def prove(self, tell: Tell, stop: Stop) -> None:
+        """Compare the native products of all that there is memory for with the emulation, where that was not done
+        before.
+
+        Raises:
+            TwinframeError, CancelledRun: as `compare`.
+        """
+        self._carry_out(self._prove, tell, stop)
+
+    def _prove(self, tell: Tell, stop: Stop) -> None:
+        for plan in examination.provable(self.studio):
+            if stop():
+                raise CancelledRun
+            self.studio.prove(plan, tell)
+
+    def examine(self) -> tuple[Finding, ...]:
+        """`engine.runtime.examination.examine`."""
+        return examination.examine(self.studio)
+
     def about_weights(self, model_id: str) -> str:
         """What to know before a model is used, in a sentence or two: that its weights are not here, damaged or random,
         and whether a safety filter is on; empty if there is nothing to know."""
@@ -128,7 +146,7 @@ class Device:
         spec = catalog.model(model_id)
         return {name: recipes.recipe(spec.family, name).summary for name in spec.recipes}
 
-    def plan(self, model_id: str, precision: str, recipe: str) -> dict:
+    def plan(self, model_id: str, precision: str, recipe: str) -> dict[str, Any]:
         """`engine.quantization.inspection.inspect`."""
         return inspection.inspect(model_id, precision, recipe)
 

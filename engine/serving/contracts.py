@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from engine.events import Stop, Tell
-from engine.machine import Machine, Support
+from engine.events import Event, Stop, Tell
+from engine.machine import Finding, Machine, Support
 from engine.request import CompareRequest
 from engine.results import Comparison
 from engine.serving.admission import Visitor
@@ -28,13 +28,16 @@ class Informed(Protocol):
     def support(self) -> Mapping[str, Support]:
         """How this machine runs each precision."""
 
+    def examine(self) -> tuple[Finding, ...]:
+        """What the device is, what it runs and what it has the memory for, a finding each."""
+
     def about_weights(self, model_id: str, /) -> str:
         """What to know of a model's weights before they are used, in a sentence or two; empty if all is well."""
 
     def recipes(self, model_id: str, /) -> Mapping[str, str]:
         """The recipes of a model and what each of them quantizes, in words; the default first."""
 
-    def plan(self, model_id: str, precision: str, recipe: str, /) -> dict:
+    def plan(self, model_id: str, precision: str, recipe: str, /) -> dict[str, Any]:
         """As `engine.quantization.inspection.inspect` gives it."""
 
     def code(self, request: CompareRequest, column: str, execution: str, /) -> str:
@@ -60,6 +63,9 @@ class Device(Informed, Protocol):
     def prepare(self, model_id: str, tell: Tell, stop: Stop, /) -> None:
         """Load and warm a model for its default request. Raises what `compare` raises."""
 
+    def prove(self, tell: Tell, stop: Stop, /) -> None:
+        """Compare native products with the emulation, where that was not done before. Raises what `compare` raises."""
+
     def gauges(self) -> Mapping[str, float]:
         """Numbers for the metrics, by name."""
 
@@ -76,7 +82,7 @@ class Device(Informed, Protocol):
 class Job(Protocol):
     """A comparison that was asked for."""
 
-    def events(self) -> Iterator[events.Event]:
+    def events(self) -> Iterator[Event]:
         """Events as they happen, up to and including the one that ends the job. To be read once."""
 
     def cancel(self) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from html import escape
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -101,11 +102,11 @@ def _passes(figure: Figure, chosen: Mapping[str, str]) -> bool:
 
 
 def answers(found: Sequence[Figure]) -> str:
-    """A sentence a model, at its smallest batch size."""
+    """A sentence a model, at its smallest batch size and largest picture."""
     said = []
     for model, some in groupby(found, key=lambda figure: figure.model):
         some = list(some)
-        first = [figure for figure in some if figure.batch_size == some[0].batch_size]
+        first = [figure for figure in some if _shape(figure) == _shape(some[0])]
         if sentence := words.benchmarks.answer(_name(model), first):
             said.append(f"<li>{escape(sentence)}</li>")
     if not said:
@@ -114,6 +115,10 @@ def answers(found: Sequence[Figure]) -> str:
         f'<section class="tf-overview"><h2>{words.benchmarks.ANSWERS}</h2><ul class="tf-answers">{"".join(said)}</ul>'
         f'<p class="tf-small">{words.benchmarks.ANSWERS_NOTE}</p></section>'
     )
+
+
+def _shape(figure: Figure) -> tuple[int, int, int]:
+    return figure.width, figure.height, figure.batch_size
 
 
 def _overview(found: Sequence[Figure]) -> str:
@@ -139,14 +144,15 @@ def _chart(found: Sequence[Figure]) -> str:
             shown=words.factor(figure.speedup),
             quoted=figure.quoted,
         )
-        groups.setdefault(words.benchmarks.group(_name(figure.model), figure.batch_size), []).append(bar)
+        groups.setdefault(words.benchmarks.group(_name(figure.model), *_shape(figure)), []).append(bar)
     return f'{lengths(groups, start=1.0)}<p class="tf-small">{words.benchmarks.CHART_NOTE}</p>'
 
 
 def _table_of(found: Sequence[Figure]) -> str:
     heads = [
         (words.MODEL_LABEL, None), (words.benchmarks.DEVICE, None), (words.PRECISION_LABEL, None),
-        (words.benchmarks.BATCH, ""), (words.benchmarks.STEPS, ""), (words.benchmarks.EACH, "s", "each"),
+        (words.benchmarks.SIZE, ""), (words.benchmarks.BATCH, ""), (words.benchmarks.STEPS, ""),
+        (words.benchmarks.EACH, "s", "each"),
         (words.benchmarks.OVER_BF16, "", "speedup"), (words.benchmarks.STEP_OVER_BF16, "", "step speedup"),
         (words.benchmarks.OVER_POST, "", "over the post"), (words.benchmarks.PEAK, "GB", "peak"),
         (words.benchmarks.SAVING, "", "saving"), (words.benchmarks.SOURCE, None),
@@ -154,7 +160,9 @@ def _table_of(found: Sequence[Figure]) -> str:
     body = "".join(
         f'<tr><th scope="row" class="tf-word">{escape(_name(f.model))}</th>'
         f'<td class="tf-word">{escape(words.benchmarks.device(f.device))}</td>'
-        f'<td class="tf-word">{words.NAMES[f.precision]}</td><td>{f.batch_size}</td><td>{f.steps}</td>'
+        f'<td class="tf-word">{words.NAMES[f.precision]}</td>'
+        f'<td data-value="{f.width * f.height}">{words.benchmarks.size(f.width, f.height)}</td>'
+        f"<td>{f.batch_size}</td><td>{f.steps}</td>"
         f"{_value(f.seconds, words.seconds)}{_value(f.speedup, words.factor)}{_value(f.step_speedup, words.factor)}"
         f"{_value(f.over_post, words.factor)}{_value(f.peak_gb, words.gigabytes)}{_value(f.saving, words.change)}"
         f'<td class="tf-word">{source(quoted=f.quoted)}</td></tr>'
@@ -171,9 +179,9 @@ def _value(value: float | None, shown: Callable[[float], str]) -> str:
 # What this project measured
 
 
-def _read(folder: Path) -> tuple[list[dict], list[str]]:
+def _read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Every benchmark in `folder`, the newest first, and a line for each file that cannot be read."""
-    read: list[dict] = []
+    read: list[dict[str, Any]] = []
     unreadable: list[str] = []
     for file in sorted(folder.glob("*.json")):
         with _told(file, unreadable):
@@ -183,7 +191,7 @@ def _read(folder: Path) -> tuple[list[dict], list[str]]:
     return sorted(read, key=lambda found: str(found["date"]), reverse=True), unreadable
 
 
-def measured(folder: Path, post: Mapping, model: str = EVERY, device: str = EVERY) -> str:
+def measured(folder: Path, post: Mapping[str, Any], model: str = EVERY, device: str = EVERY) -> str:
     """Every benchmark in `folder`, a model's newest first and the others folded; how to make one if there is none, and
     a line for each that cannot be read. `model` and `device` leave the others out."""
     read, unreadable = _read(folder)
@@ -222,7 +230,7 @@ def _told(file: Path, unreadable: list[str]) -> Iterator[None]:
         unreadable.append(f'<p class="tf-small">{escape(words.benchmarks.unreadable(file.name))}</p>')
 
 
-def _measurement(found: Mapping, post: Mapping, run: int) -> str:
+def _measurement(found: Mapping[str, Any], post: Mapping[str, Any], run: int) -> str:
     model = found["model"]
     rows = sorted(
         found["rows"],
@@ -320,7 +328,7 @@ def _posts_fp8(rows: Sequence[Row]) -> str:
     return f'<p class="tf-small">{escape(said)}</p>' if said else ""
 
 
-def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping, title: str) -> str:
+def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping[str, Any], title: str) -> str:
     """bf16's peak memory here and in the post: the one number that does not depend on the GPU's speed."""
     theirs = {
         r["batch_size"]: r["peak_memory_gb"]
@@ -350,7 +358,7 @@ def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping, title: str)
 # What the post measured
 
 
-def quoted(post: Mapping, only: str = EVERY) -> str:
+def quoted(post: Mapping[str, Any], only: str = EVERY) -> str:
     """The post's tables as they stand; `only` is a model whose figures alone are wanted."""
     models = [model for model in dict.fromkeys(r["model"] for r in post["performance"]) if only in (EVERY, model)]
     tables = "".join(_quoted_model(model, post) for model in models)
@@ -362,7 +370,7 @@ def quoted(post: Mapping, only: str = EVERY) -> str:
     )
 
 
-def _quoted_model(model: str, post: Mapping) -> str:
+def _quoted_model(model: str, post: Mapping[str, Any]) -> str:
     rows = [row for row in post["performance"] if row["model"] == model]
     batches = sorted({row["batch_size"] for row in rows})
     found = {(row["precision"], row["batch_size"]): row for row in rows}

@@ -11,8 +11,9 @@ from ui.words.common import NAMES, factor, listed
 
 ANSWERS = "What it brings"
 ANSWERS_NOTE = (
-    "Measured: one denoising step, each ratio from one run, the newest that has both. Quoted: whole calls on another "
-    "device by the post's authors, never measured here. A ratio counts at its own device alone."
+    "Measured: one denoising step, each ratio from one run, the newest that has both. The post's compile is its faster "
+    "mode. Quoted: whole calls on another device by the post's authors, never measured here. A ratio counts at its own "
+    "device alone."
 )
 CHART = "Speedup over bf16"
 CHART_NOTE = (
@@ -24,7 +25,7 @@ NONE_LEFT = "No figure has all of these: choose All somewhere."
 NO_SPEEDUP = "None of these has bf16 beside it, so there is no speedup to draw."
 FILTERS = {"model": "Model", "device": "Device", "precision": "Precision", "batch": "Batch size"}
 EVERY = {"model": "All models", "device": "All devices", "precision": "All precisions", "batch": "All batch sizes"}
-DEVICE, BATCH, STEPS, EACH, PEAK, SOURCE = "Device", "Batch", "Steps", "Each", "Peak", "Source"
+DEVICE, SIZE, BATCH, STEPS, EACH, PEAK, SOURCE = "Device", "Size", "Batch", "Steps", "Each", "Peak", "Source"
 OVER_BF16, STEP_OVER_BF16, OVER_POST, SAVING = "vs bf16", "Step vs bf16", "vs the post's", "Peak vs bf16"
 POSTS = "The post's"
 MEASURED = "Measured by this project"
@@ -79,8 +80,12 @@ def device(name: str) -> str:
     return name.removeprefix("NVIDIA ")
 
 
-def group(model: str, batch: int) -> str:
-    return f"{model}, batch {batch}"
+def size(width: int, height: int) -> str:
+    return f"{width}×{height}"
+
+
+def group(model: str, width: int, height: int, batch: int) -> str:
+    return f"{model}, {size(width, height)}, batch {batch}"
 
 
 def answer(model: str, found: Sequence[Figure]) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from engine.catalog import ModelSpec
 from engine.columns import Column
 from engine.formats import REFERENCE
+from engine.machine import Support
 from engine.request import CompareRequest
 from engine.results import Generation
 from ui.words.common import NAMES, RECIPES, name, of_pair, thing
@@ -13,8 +16,7 @@ from ui.words.prompt import can
 PROMPT_LABEL = "Prompt"
 EXAMPLES_LABEL = "Try"
 PRECISIONS_LABEL = "Precisions (bf16 always takes part)"
-FURTHER_LABEL = "Add a column"
-FURTHER_HINT = "A format by another recipe, beside those above."
+FURTHER_LABEL = "Add a format by another recipe"
 STALE = {
     "act": "Press Generate to see this.",
     "prompt": "Dimmed below: “{prompt}”.",
@@ -148,7 +150,7 @@ def reference_note(asked: CompareRequest) -> str:
     return f"The reference: every other {thing(asked)} is measured against this one."
 
 
-def machine(name: str, support: dict) -> str:
+def machine(name: str, support: Mapping[str, Support]) -> str:
     """The device, and what it does natively and emulates: "NVIDIA H100 · FP8 native · MXFP8, NVFP4 emulated"."""
     parts = [name]
     for execution in ("native", "emulated", "unavailable"):
@@ -159,9 +161,10 @@ def machine(name: str, support: dict) -> str:
 
 
 def chip(column: Column, execution: str) -> str:
-    """A column to be chosen; the format alone where it is by the form's recipe."""
-    named = of_pair(column) if column.recipe else NAMES[column.format]
-    return named + (" · emulated" if execution == "emulated" else "")
+    """A column to be chosen: the format, with how it runs here, or where it is by a recipe of its own with that."""
+    if column.recipe:
+        return of_pair(column)
+    return NAMES[column.format] + (" · emulated" if execution == "emulated" else "")
 
 
 def unavailable(precision: str, reason: str) -> str:
