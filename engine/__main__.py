@@ -1,4 +1,4 @@
-"""The command line, `python -m engine COMMAND`: models, doctor, inspect, compare, bench, evaluate, sensitivity, tune, record.
+"""The command line, `python -m engine COMMAND`: models, doctor, inspect, compare, bench, evaluate, record and more.
 
 A user's mistake exits 2 with one sentence on stderr, a fault of ours 1 (engine/leaving.py). With `--json`, stdout holds
 one JSON object and nothing else.
@@ -45,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="what is here, and its state on this machine")
     models.set_defaults(run=_models)
 
-    doctor = commands.add_parser("doctor", help="what this machine is and runs, and what to do about what does not work")
+    doctor = commands.add_parser(
+        "doctor", help="what this machine is and runs, and what to do about what does not work"
+    )
     doctor.set_defaults(run=_doctor)
     doctor.add_argument("--offline", action="store_true", help="do not ask the Hugging Face hub")
     doctor.add_argument("--device", help="torch device name (default: cuda where there is one, else cpu)")

@@ -78,22 +78,17 @@ class Bench:
         recipes.verify(transformer, plan)
         return transformer, plan
 
-<<<<<<< HEAD
     def quantizer(self, plan: Plan) -> Callable[[str, nn.Module], None]:
         """`recipes.quantizer`, natively where that is proven."""
         self.machine = proof.prove(self.machine, self.device, plan.shapes)
         self.support = capability.supports(self.machine)
         return recipes.quantizer(plan, self.support[plan.precision])
 
-    def make(self, transformer: nn.Module, prompt: str, weight_only_steps: tuple[int, int] = (0, 0)) -> Tensor:
-        """A picture (1, 3, H, W) or the frames of a clip (F, 3, H, W), float in [-1, 1], on the CPU.
-=======
     def make(
         self, transformer: nn.Module, prompt: str, weight_only_steps: tuple[int, int] = (0, 0), seed: int | None = None
     ) -> Tensor:
         """A picture (1, 3, H, W) or the frames of a clip (F, 3, H, W), float in [-1, 1], on the CPU; of the model's
         default seed unless another is given.
->>>>>>> main
 
         Raises:
             UnsupportedError: its values are not numbers, so that nothing can be learnt from it.

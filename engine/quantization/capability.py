@@ -173,13 +173,8 @@ def _bf16(machine: Machine) -> tuple[str, str, str, bool]:
 
 def _fp8(machine: Machine) -> tuple[str, str, str, bool]:
     if machine.kind == "cpu":
-<<<<<<< HEAD
         return "emulated", "CPUs have no row-wise FP8 GEMM, so FP8 is emulated.", _emulation(FP8.id, machine), False
-    if machine.capability < ADA:
-=======
-        return "emulated", "CPUs have no row-wise FP8 GEMM, so FP8 is emulated.", "fp32 GEMM on FP8 values", False
     if _capability(machine) < ADA:
->>>>>>> main
         reason = f"FP8 tensor cores begin with compute capability 8.9; {_has(machine)}, so FP8 is emulated."
         return "emulated", reason, _emulation(FP8.id, machine), False
     return "native", f"The {machine.name} has FP8 tensor cores.", "torch._scaled_mm, row-wise FP8", False

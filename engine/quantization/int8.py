@@ -42,11 +42,7 @@ class Int8Tensor(WeightTensor):
     """
 
     tensor_data_names = ["codes", "row_scales"]  # noqa: RUF012 (torchao copies the list)
-<<<<<<< HEAD
-    tensor_attribute_names = ["native"]  # noqa: RUF012
-=======
-    tensor_attribute_names: list[str] = []  # noqa: RUF012
->>>>>>> main
+    tensor_attribute_names: list[str] = ["native"]  # noqa: RUF012
 
     def __new__(cls, codes: Tensor, row_scales: Tensor, native: bool = True) -> Int8Tensor:
         return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.bfloat16, device=codes.device)

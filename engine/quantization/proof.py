@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from typing import Any
 
 import psutil
 import torch
@@ -56,7 +57,8 @@ block's is a tie between two e4m3 values, which a quantizer may break either way
 
 def known(machine: Machine) -> Machine:
     """The machine with what was found out before on such a one."""
-    return replace(machine, proofs=tuple(filter(None, (_read(machine, name).proof(name) for name in FORMATS))))
+    kept = {name: _read(machine, name) for name in FORMATS}
+    return replace(machine, proofs=tuple(found.proof(name) for name, found in kept.items() if found.is_known))
 
 
 def prove(machine: Machine, device: torch.device, shapes: Mapping[str, Set[Shape]]) -> Machine:
@@ -266,13 +268,15 @@ class _Kept:
     def is_disproved(self) -> bool:
         return bool(self.fault) or len(self.ended) >= LIVES
 
-    def proof(self, name: str) -> Proof | None:
-        """None where nothing was compared."""
+    @property
+    def is_known(self) -> bool:
+        """Anything came of a comparison."""
+        return self.is_disproved or self.products > 0
+
+    def proof(self, name: str) -> Proof:
         fault = self.fault
         if not fault and self.is_disproved:
             fault = f"the process ended {len(self.ended)} times over its native products"
-        if not fault and not self.products:
-            return None
         return Proof(precision=name, fault=fault, products=self.products, distance=self.distance)
 
 
@@ -285,7 +289,7 @@ def _key(machine: Machine) -> str:
     return "|".join([*map(str, parts), *(f"{name} {number}" for name, number in versions().items())])
 
 
-def _all() -> dict[str, dict]:
+def _all() -> dict[str, dict[str, Any]]:
     """By machine and format; what is damaged is passed over."""
     try:
         found = json.loads((cache_folder() / "proofs.json").read_text())
@@ -297,8 +301,7 @@ def _all() -> dict[str, dict]:
 def _read(machine: Machine, name: str) -> _Kept:
     try:
         found = _all().get(_key(machine), {}).get(name, {})
-        pairs = {part: tuple(map(tuple, found.pop(part, ()))) for part in ("shapes", "begun")}
-        return _Kept(**found, **pairs)
+        return _Kept(**found | {part: tuple(map(tuple, found.get(part, ()))) for part in ("shapes", "begun")})
     except (TypeError, AttributeError):  # somebody else's
         return _Kept()
 

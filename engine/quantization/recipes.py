@@ -345,7 +345,6 @@ class Plan:
         """The layers to quantize."""
         return frozenset(layer.name for layer in self.layers if layer.quantized)
 
-<<<<<<< HEAD
     @property
     def shapes(self) -> dict[str, frozenset[tuple[int, int]]]:
         """Formats -> input and output features of the layers to be stored in them."""
@@ -355,10 +354,7 @@ class Plan:
             for name in sorted({layer.precision for layer in quantized})
         }
 
-    def to_json(self) -> dict:
-=======
     def to_json(self) -> dict[str, Any]:
->>>>>>> main
         """The command line's `inspect` object (assets/docs/cli.md)."""
         counts = self.counts
         return {

@@ -6,6 +6,8 @@ Runs nothing and loads no weights: what is told of native products is what was f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -85,51 +87,64 @@ def _format(support: Support, machine: Machine) -> Finding:
 
 
 def _model(spec: ModelSpec, held: Holdings) -> Finding:
-    """Which formats there is memory for; those that need the most first."""
+    """Which formats there is memory for."""
     if spec.memory_gb is None:
         return Finding(topic=spec.name, severity=FINE, said="It is bundled and needs little memory.")
-    needs = needed(spec)
-    fit = {name: fits(spec, name, held.device) for name in needs}
+    needs = needed(spec.id)
+    fit = fitting(spec, held.device)
     there = residency.rooms(held.device)[0]
-    listed = ", ".join(f"{LABELS[name]} {needs[name]:.1f}" for name in needs if name not in fit or fit[name])
-    without = ", ".join(f"{LABELS[name]} {needs[name]:.1f}" for name in needs if not fit[name])
-    room = f"of {there.total:.1f} GB of {there.what}"
-    if all(fit.values()):
-        return Finding(topic=spec.name, severity=FINE, said=f"It fits, in GB {room}: {listed}.")
-    do = "Measure it on a larger machine; the miniatures show the same code."
-    if any(fit.values()):
-        said = f"In GB {room}, there is room for {listed}, and none for {without}."
-    else:
-        said = f"There is no room for it, in GB {room}: {without}."
+    with_room, without = (
+        ", ".join(f"{LABELS[name]} {need:.1f}" for name, need in needs.items() if (name in fit) == fits)
+        for fits in (True, False)
+    )
+    room = f"of the {there.total:.1f} GB of {there.what} here"
+    if not without:
+        return Finding(topic=spec.name, severity=FINE, said=f"Its formats need {with_room} {room}.")
+    do = "Measure it on a larger machine; the miniatures take the same code."
+    said = f"Its formats need {without} GB, too much {room}"
+    if with_room:
+        said += f"; there is room for {with_room}"
+        said += "" if REFERENCE in fit else f", but not for {REFERENCE}, which every comparison has"
+    said += "."
     return Finding(topic=spec.name, severity=LIMIT, said=said, do=do)
 
 
-def needed(spec: ModelSpec) -> dict[str, float]:
-    """GB that a model needs in each format by its first recipe, with what a run allocates."""
-    empty, found = loading.empty_transformer(spec), {}
-    for name in PRECISIONS:
-        plan = recipes.plan_of(empty, spec, Column.of(name, spec.recipes[0]))
-        found[name] = plan.quantized_bytes / timing.GB + spec.memory_gb.shared + spec.memory_gb.one_run
+@cache
+def needed(model_id: str) -> dict[str, float]:
+    """GB that a model needs in each format by its first recipe, with what a run allocates; none for a bundled one."""
+    spec = catalog.model(model_id)
+    if spec.memory_gb is None:
+        return {}
+    rest = spec.memory_gb.shared + spec.memory_gb.one_run
+    return {name: plan.quantized_bytes / timing.GB + rest for name, plan in _plans(model_id).items()}
+
+
+@cache
+def _plans(model_id: str) -> dict[str, recipes.Plan]:
+    """By format, by the model's first recipe."""
+    spec = catalog.model(model_id)
+    empty = loading.empty_transformer(spec)
+    return {name: recipes.plan_of(empty, spec, Column.of(name, spec.recipes[0])) for name in PRECISIONS}
+
+
+def fitting(spec: ModelSpec, device: torch.device) -> list[str]:
+    """The formats in which a device has the memory for a model, where nothing else is loaded."""
+    found = []
+    for name, plan in _plans(spec.id).items():
+        with suppress(UnsupportedError):
+            residency.require(spec, name, plan.quantized_bytes / timing.GB, device)
+            found.append(name)
     return found
-
-
-def fits(spec: ModelSpec, name: str, device: torch.device) -> bool:
-    """Whether a device has the memory for a model in a format, where nothing else is loaded."""
-    transformer = needed(spec)[name] - spec.memory_gb.shared - spec.memory_gb.one_run
-    try:
-        residency.require(spec, name, transformer, device)
-    except UnsupportedError:
-        return False
-    return True
 
 
 def provable(held: Holdings) -> list[recipes.Plan]:
-    """The plans of all that this device can run natively and has the memory for."""
-    found = []
-    for spec in catalog.MODELS.values():
-        native = [name for name in QUANTIZED if held.support[name].execution == "native"]
-        if not native or (spec.memory_gb is not None and not fits(spec, REFERENCE, held.device)):
-            continue
-        empty = loading.empty_transformer(spec)
-        found += [recipes.plan_of(empty, spec, Column.of(name, spec.recipes[0])) for name in native]
-    return found
+    """The plans of all that this device calls native and has the memory for."""
+    native = [name for name in QUANTIZED if held.support[name].execution == "native"]
+    if not native:
+        return []
+    return [
+        _plans(spec.id)[name]
+        for spec in catalog.MODELS.values()
+        for name in fitting(spec, held.device)
+        if name in native
+    ]

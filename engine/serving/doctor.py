@@ -8,9 +8,10 @@ from __future__ import annotations
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from engine import catalog, files
 from engine.environment import versions
@@ -30,7 +31,7 @@ RENEWALS = 2 * len(FORMATS)
 second time."""
 
 
-def examine(device: Device, offline: bool) -> dict:
+def examine(device: Device, offline: bool) -> dict[str, Any]:
     """The command's JSON object. Compares native products first, where that was not done before.
 
     Raises:
@@ -72,7 +73,7 @@ def status(findings: Sequence[Finding]) -> int:
     return int(any(finding.severity == FAULT for finding in findings))
 
 
-def lines(findings: Sequence[dict]) -> Iterator[str]:
+def lines(findings: Sequence[Mapping[str, str]]) -> Iterator[str]:
     """For a terminal, a line each."""
     width = max(len(finding["topic"]) for finding in findings)
     for finding in findings:
@@ -106,8 +107,8 @@ def _disk() -> Finding:
     folder = Path(hub.constants.HF_HUB_CACHE)
     there = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(there).free / 1e9
-    large = [spec for spec in catalog.MODELS.values() if spec.memory_gb is not None]
-    short = [f"{spec.name} ({spec.memory_gb.download:.0f} GB)" for spec in large if spec.memory_gb.download > free]
+    large = {spec.name: spec.memory_gb.download for spec in catalog.MODELS.values() if spec.memory_gb is not None}
+    short = [f"{name} ({gigabytes:.0f} GB)" for name, gigabytes in large.items() if gigabytes > free]
     said = f"{free:.0f} GB are free for downloads from the hub"
     if not short:
         return Finding(topic="Disk", severity=FINE, said=f"{said}, which is enough for any model.")
@@ -135,7 +136,7 @@ def _hub(offline: bool) -> Iterator[Finding]:
     yield Finding(topic="Token", severity=LIMIT, said=said, do=do)
 
 
-def _reachable(address: str, fetch: Callable = urllib.request.urlopen) -> bool:
+def _reachable(address: str, fetch: Callable[..., Any] = urllib.request.urlopen) -> bool:
     try:
         with fetch(urllib.request.Request(address, method="HEAD"), timeout=HUB_SECONDS):
             return True

@@ -131,13 +131,8 @@ class Process:
         self._lost: Callable[[str], None] = lambda why: None
         self._failures = 0
         """Children in a row that did not even start."""
-<<<<<<< HEAD
-        self._answers: dict[tuple, object] = {}
-        """What seldom changes, once it was asked for."""
-=======
         self._answers: dict[tuple[object, ...], Any] = {}
-        """What never changes, once it was asked for."""
->>>>>>> main
+        """What seldom changes, once it was asked for."""
         self._child = _Child(*self._make, self._gone)
         atexit.register(self.close)
 
