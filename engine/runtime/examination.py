@@ -16,7 +16,6 @@ from engine import catalog
 from engine.catalog import ModelSpec
 from engine.columns import Column
 from engine.errors import UnsupportedError
-from engine.files import cache_folder
 from engine.formats import LABELS, PRECISIONS, QUANTIZED, REFERENCE
 from engine.machine import FAULT, FINE, LIMIT, Finding, Machine, Support, nvidia_driver
 from engine.quantization import capability, recipes
@@ -71,7 +70,7 @@ def _format(support: Support, machine: Machine) -> Finding:
     if support.disproved:
         do = (
             "Update the driver, PyTorch, torchao and mslk, after which it is compared anew; to do that now, delete "
-            f"{cache_folder() / 'proofs.json'}."
+            "proofs.json in the cache folder."
         )
         return Finding(topic=label, severity=FAULT, said=support.reason, do=do)
     if support.execution != "native":

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from engine import catalog, reference
 from engine.formats import REFERENCE
-from engine.machine import Support
+from engine.machine import FINE, Finding, Support
 from engine.outputs.pool import Seen
 from engine.request import CompareRequest
 from engine.results import Generation, Ruler
@@ -29,7 +29,8 @@ THEME_JS = """
 const paint = (dark) => document.body.classList.toggle('dark', dark);
 const kept = localStorage.getItem('twinframe-theme');
 if (kept) paint(kept === 'dark');
-element.querySelector('button').addEventListener('click', () => {
+element.addEventListener('click', (event) => {
+  if (!event.target.closest('.tf-theme')) return;
   const dark = !document.body.classList.contains('dark');
   paint(dark);
   localStorage.setItem('twinframe-theme', dark ? 'dark' : 'light');
@@ -47,19 +48,36 @@ def link(file: str | Path) -> str:
     return f"gradio_api/file={quote(str(file), safe='/')}"
 
 
-def header(machine: str, note: str = "") -> str:
+def header(machine: str, note: str = "", findings: Sequence[Finding] = ()) -> str:
     """
     Args:
         machine: the device, and what it does natively.
         note: what to know of it before anything else, empty if nothing.
+        findings: all that was found out of it, which the device's name opens; without any it opens nothing.
     """
     said = f'<p class="tf-note" role="note">{escape(note)}</p>' if note else ""
+    device = escape(machine)
+    if findings:
+        device = (
+            f'<button type="button" popovertarget="tf-doctor" title="{words.compare.MACHINE_HINT}">{device}</button>'
+            f'<span id="tf-doctor" popover role="group" aria-label="{words.compare.MACHINE}">'
+            f"{''.join(map(_finding, findings))}</span>"
+        )
     return (
         f'<header class="tf-header"><h1>{words.TITLE}</h1><p class="tf-tagline">{words.TAGLINE}</p>'
-        f'<p class="tf-machine">{escape(machine)}</p>'
+        f'<div class="tf-machine">{device}</div>'
         f'<button type="button" class="tf-theme" aria-label="{words.compare.THEME_TOGGLE}"'
         f' title="{words.compare.THEME_TOGGLE}">'
         f"</button>{said}</header>"
+    )
+
+
+def _finding(found: Finding) -> str:
+    do = f" <em>{escape(found.do)}</em>" if found.do and found.severity != FINE else ""
+    mark = words.compare.SEVERITIES[found.severity]
+    return (
+        f'<span class="tf-finding" data-severity="{found.severity}"><b>{escape(found.topic)}</b>'
+        f'<span><i title="{mark}">{mark}</i> {escape(found.said)}{do}</span></span>'
     )
 
 
