@@ -425,3 +425,5 @@ document.addEventListener('keydown', (event) => {
 watch('value', sync);
 sync();
 apply();
+// Two at once on a screen that is too narrow for two beside each other.
+if (!results.dataset.view && matchMedia('(max-width: 640px)').matches) choose('slider');
