@@ -81,7 +81,7 @@ class Holdings:
         """GB and seconds of a part's last way from there to the device."""
 
     def _cold(self, key: residency.Key) -> None:
-        """A part has moved or is gone: what was warm by its addresses is not any more."""
+        """A part has moved or is gone. Graphs that were recorded with its addresses are of no use now."""
 
     def rendition(self, spec: ModelSpec, column: Column, tell: Tell) -> Rendition:
         """The model as one column, on the device: loaded and quantized on first use, then kept there or in host
@@ -198,7 +198,7 @@ class Holdings:
         key = move.key
         if self._shelf.place(key) == residency.GONE:
             return  # it went with what it shared
-        if key in self._renditions:  # CUDA graphs refer to addresses, so what was warm is not any more
+        if key in self._renditions:  # recorded graphs refer to addresses
             self._renditions[key].blocks.forget()
         if move.to == residency.GONE:
             self._forget(key)
