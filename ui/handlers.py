@@ -7,9 +7,10 @@ session, so that Stop and a closed tab reach it.
 from __future__ import annotations
 
 import json
+import queue
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -27,11 +28,12 @@ from engine.outputs.recordings import Bundle
 from engine.quantization import recipe_files
 from engine.request import CompareRequest
 from engine.results import Comparison
-from engine.serving.contracts import Job, Worker
+from engine.serving.contracts import Worker
 from ui import link, words
 from ui import view as views
 from ui.fields import FOLLOWING, columns_of, fitting
 from ui.html import cards
+from ui.runs import Run, Runs
 from ui.view import View
 from ui.web import middleware
 from ui.web.served_files import Shelf
@@ -40,6 +42,8 @@ TYPED = ("prompt", "seed")
 """Fields of the form that are typed into."""
 KEPT = 24
 """Results of a browser session that are found again, at most."""
+LOOK_SECONDS = 0.2
+"""How soon a page notices that its run was taken from it."""
 Updates = dict[Component, Any]
 """Component -> its value, as a handler gets it from Gradio, or what it is to be, as a handler gives it."""
 REDRAW_SECONDS = 0.1
@@ -101,19 +105,14 @@ class Parts:
     typed: gr.HTML
     """Its value is what prompt and seed are to be set to, as JSON: unless they were typed into meanwhile, as only the
     browser knows (ui/static/address.js)."""
+    net: gr.HTML
+    """What the browser shows on stage while the connection is lost (ui/static/stage.js)."""
+    following: gr.HTML
+    """Which run a page that came back is to follow: a new value starts that."""
     asked: gr.State
     """The validated request on its way from the button to the queue."""
     shown: gr.State
     """The last finished `View`, to come back to when a run ends with nothing."""
-
-
-@dataclass
-class _Run:
-    """A job in flight, and what the page shows of it."""
-
-    job: Job
-    view: View
-    before: View
 
 
 class Handlers:
@@ -134,10 +133,11 @@ class Handlers:
         self._pool = pool
         self._recordings = {name: self._recorded(bundle) for name, bundle in bundles.items()}
         """Drawn up before anybody asks: on stage they are the net, so that nothing may be needed for them then."""
-        self._runs: dict[str, _Run | CompareRequest] = {}
+        self._runs: dict[str, Run | CompareRequest] = {}
         """By browser session; from the press until the queue gets to it what was asked for. A run that Stop or a
         recording took the page from is no longer here: it shows nothing more and ends with its step, beside the next
         one if that was asked for meanwhile."""
+        self._named = Runs()
         self._kept: dict[str, dict[CompareRequest, View]] = {}
         """By browser session what it has made, the newest last."""
 
@@ -195,12 +195,30 @@ class Handlers:
             self._runs.pop(session)
             yield self._net(values, str(error)) or self._end(before, str(error))
             return
-        run = self._runs[session] = _Run(job, self._begin(asked), before)
+        view = replace(self._begin(asked), address=f"{link.MADE}={folder.name}")
+        run = self._runs[session] = self._named.add(Run(folder.name, job, asked, view, before))
+        if values[parts.on_stage]:
+            yield {parts.net: self._ready_net(asked)}
+        yield from self._followed(run, values, session)
+
+    def follow(self, values: Updates, http: gr.Request) -> Iterator[Updates]:
+        """The page came back to a run that goes on, or that has ended meanwhile."""
+        run = self._runs.get(http.session_hash)
+        if not isinstance(run, Run):
+            yield gr.skip()
+            return
+        yield from self._followed(run, values, http.session_hash)
+
+    def gone(self, name: str) -> None:
+        """The page that shows the run of that name says that it goes: the run ends if it is not back in time."""
+        self._named.gone(name)
+
+    def _followed(self, run: Run, values: Updates, session: str) -> Iterator[Updates]:
+        """Show a run until it ends; if the page goes before, it is left to itself for a while."""
+        parts, asked = self._parts, run.asked
         try:
             ending = yield from self._redraw(run, session)
         finally:
-            # Reached as well when the browser goes away. Harmless to a job that ended.
-            job.cancel()
             left = self._runs.get(session) is not run
             if not left:
                 self._runs.pop(session)
@@ -209,15 +227,16 @@ class Handlers:
             return
         match ending:
             case events.Completed(comparison):
-                view = self._view(comparison, folder, recorded=False, address=f"{link.MADE}={folder.name}")
+                view = self._view(comparison, self._shelf.root / run.name, recorded=False, address=run.view.address)
                 self._keep(session, asked, view)
                 yield {parts.shown: view, **self._end(view, "")}
             case events.Cancelled():
                 yield self._ended_early(run, words.run.STOPPED_KEPT, "")
             case events.Failed(reason):
-                yield self._net(values, reason) or self._ended_early(run, words.run.FAILED_KEPT, reason)
+                yield self._net(values, reason, asked) or self._ended_early(run, words.run.FAILED_KEPT, reason)
             case _:
-                yield self._net(values, words.BROKEN) or self._ended_early(run, words.run.FAILED_KEPT, words.BROKEN)
+                said = words.BROKEN
+                yield self._net(values, said, asked) or self._ended_early(run, words.run.FAILED_KEPT, said)
 
     def _earlier(self, values: Updates) -> View | None:
         """What was made for the same request before, where results are shared; None to run it: on stage, and where
@@ -234,20 +253,23 @@ class Handlers:
         made, folder = found
         return self._view(made, folder, recorded=True, shared=True)
 
-    def _redraw(self, run: _Run, session: str) -> Generator[Updates, None, events.Event | None]:
-        """Yield what each event changes on the page; returns the event that ended the stream, None if none did."""
-        sent, sent_at = draw(self._parts, run.view), 0.0
-        for event in run.job.events():
-            if self._runs.get(session) is not run:
-                break
-            if isinstance(event, events.TERMINAL):
-                return event
-            run.view = views.advance(run.view, event)
-            if isinstance(event, (events.Step, events.Downloading)) and time.monotonic() - sent_at < REDRAW_SECONDS:
-                continue
-            now = draw(self._parts, run.view)
-            yield {part: value for part, value in now.items() if value != sent[part]} or gr.skip()
-            sent, sent_at = now, time.monotonic()
+    def _redraw(self, run: Run, session: str) -> Generator[Updates, None, events.Event | None]:
+        """Yield what each event changes on the page; returns the event that ended the run, None if none did."""
+        with run.followed() as page:
+            sent, sent_at = draw(self._parts, run.view), 0.0
+            while self._runs.get(session) is run:
+                try:
+                    event, view = page.get(timeout=LOOK_SECONDS)
+                except queue.Empty:
+                    continue
+                if event is None or isinstance(event, events.TERMINAL):
+                    return event
+                soon = time.monotonic() - sent_at < REDRAW_SECONDS
+                if soon and isinstance(event, (events.Step, events.Downloading)):
+                    continue
+                now = draw(self._parts, view)
+                yield {part: value for part, value in now.items() if value != sent[part]} or gr.skip()
+                sent, sent_at = now, time.monotonic()
         return None
 
     def stop(self, values: Updates, http: gr.Request) -> Updates:
@@ -257,8 +279,8 @@ class Handlers:
         return self._end(values[self._parts.shown], "")
 
     def leave(self, http: gr.Request) -> None:
-        """A tab was closed: free the device."""
-        self._leave_run(http.session_hash)
+        """A tab was closed, or its connection is lost: what runs goes on for a while, for a page that comes back."""
+        self._runs.pop(http.session_hash, None)
         self._kept.pop(http.session_hash, None)
 
     def back_to_recorded(self, values: Updates, http: gr.Request) -> Updates:
@@ -276,9 +298,15 @@ class Handlers:
         except RequestError:  # an empty prompt, say: any recording will do
             return next(iter(bundles), None)
 
-    def _net(self, values: Updates, reason: str) -> Updates | None:
+    def _ready_net(self, asked: CompareRequest) -> str:
+        """What the browser shows if the connection is lost in the middle of a run: the nearest recorded one, which says
+        so; empty where nothing is recorded."""
+        bundle = recordings.nearest(asked, self._bundles.values())
+        return "" if bundle is None else cards.net(self._recording(bundle.name), asked)
+
+    def _net(self, values: Updates, reason: str, asked: CompareRequest | None = None) -> Updates | None:
         """On stage, what stands in for a run that failed: a recorded run, which says so. None elsewhere."""
-        asked = values[self._parts.asked]
+        asked = asked or values[self._parts.asked]
         bundle = recordings.nearest(asked, self._bundles.values()) if values[self._parts.on_stage] and asked else None
         if bundle is None:
             return None
@@ -288,7 +316,7 @@ class Handlers:
 
     def broken(self, values: Updates, http: gr.Request) -> Updates:
         """The run ended with something nobody foresaw, or the queue is full."""
-        if isinstance(self._runs.get(http.session_hash), _Run):
+        if isinstance(self._runs.get(http.session_hash), Run):
             return gr.skip()  # what broke was stopped before, and the next one is under way
         self._runs.pop(http.session_hash, None)
         return self._net(values, words.BROKEN) or self._end(values[self._parts.shown], words.BROKEN)
@@ -390,8 +418,18 @@ class Handlers:
             return before | {parts.notice: cards.notice(words.compare.link_wrong(str(error)))}
         if asked is None:
             return before
-        view = self._kept_as(query.get(link.MADE, ""), asked)
+        name = query.get(link.MADE, "")
+        run, view = self._named.named(name), self._kept_as(name, asked)
+        if view is None and run and run.asked.covers(asked):
+            return before | self._controls(asked) | self._reattached(run, session)
         return before | self._controls(asked) | ({parts.shown: view, **self._end(view, "")} if view else {})
+
+    def _reattached(self, run: Run, session: str) -> Updates:
+        """Show a run that was left, and have it followed."""
+        parts = self._parts
+        self._runs[session] = run
+        followed = {parts.following: f"{run.name} {session}", parts.notice: cards.notice("")}
+        return followed | self._buttons(busy=True) | draw(parts, run.view)
 
     def _kept_as(self, name: str, asked: CompareRequest) -> View | None:
         """What was made here for a request and lies on the shelf by that name; None if it does not, any more."""
@@ -436,11 +474,11 @@ class Handlers:
         address = f"{link.RECORDED}={bundle.name}"
         return self._view(made, bundle.folder, recorded=True, address=address, foreign=foreign)
 
-    def _leave_run(self, session: str) -> _Run | None:
+    def _leave_run(self, session: str) -> Run | None:
         """End a session's run, running or still in the queue, because something else is to be shown; gives the run,
         None if it had not begun."""
         run = self._runs.pop(session, None)
-        if not isinstance(run, _Run):
+        if not isinstance(run, Run):
             return None
         run.job.cancel()
         return run
@@ -486,7 +524,7 @@ class Handlers:
             parts.hints: gr.HTML(hints, visible=bool(hints)),
         }
 
-    def _ended_early(self, run: _Run, headline: str, notice: str) -> Updates:
+    def _ended_early(self, run: Run, headline: str, notice: str) -> Updates:
         if not run.view.finished:
             return self._end(run.before, notice)
         view = views.stopped(run.view, headline)

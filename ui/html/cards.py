@@ -99,6 +99,7 @@ def stage_keys() -> str:
     return (
         f'<button type="button" class="tf-ask-keys" data-key="?" aria-label="{words.stage.KEYS}">?</button>'
         f'<div id="tf-keys" popover role="group" aria-label="{words.stage.KEYS}">{keys}</div>'
+        f'<p id="tf-lost" role="status" data-said="{words.stage.LOST}"></p>'
     )
 
 
@@ -228,6 +229,16 @@ def _origin(view: View) -> str:
         f'<p class="tf-origin">{badge}<q>{escape(asked.prompt)}</q>'
         f" {escape(words.compare.settings(asked, model))} · {where}"
         f'<span class="tf-links">{download}{copy}</span></p>'
+    )
+
+
+def net(view: View, asked: CompareRequest) -> str:
+    """A recorded run, ready in the browser for when the connection is lost in the middle of another one."""
+    said = words.stage.lost(asked, view.request)
+    shown = "".join(_card(view, card) for card in view.cards)
+    return (
+        f'<p class="tf-verdict">{escape(said)}</p>{_origin(view)}'
+        f'<div class="tf-stage" style="--n:{len(view.cards)};{_shape(view.request)}">{shown}</div>'
     )
 
 
