@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -100,7 +101,7 @@ class Page:
             state_session_capacity=SESSIONS,
             app_kwargs={"middleware": [doors.middleware(self.worker, self.gone)]},
         )
-        return address
+        return str(address)
 
     def drain(self) -> None:
         """Before `close`: let what has ended reach those who wait for it, and let them fetch its files."""
@@ -293,7 +294,7 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
     return parts
 
 
-def _more_settings(fields: dict[str, dict]) -> dict[str, gr.components.Component]:
+def _more_settings(fields: dict[str, dict[str, Any]]) -> dict[str, gr.components.Component]:
     """The rest of the form, as keyword arguments of `Form`."""
     with gr.Row(elem_classes="tf-more"):
         more = {

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from engine import events
+from engine.request import CompareRequest
 from engine.serving.contracts import Job
 from ui import view as views
 from ui.view import View
@@ -34,12 +35,13 @@ class Run:
 
     Args:
         name: of its folder on the shelf, which cannot be guessed.
+        asked: what it makes.
         view: what is shown of it before its first event.
         before: what was shown before it, to go back to.
     """
 
-    def __init__(self, name: str, job: Job, view: View, before: View):
-        self.name, self.job, self.view, self.before = name, job, view, before
+    def __init__(self, name: str, job: Job, asked: CompareRequest, view: View, before: View):
+        self.name, self.job, self.asked, self.view, self.before = name, job, asked, view, before
         self.ended = False
         self._lock = threading.Lock()
         self._pages: list[queue.SimpleQueue[Step]] = []
@@ -119,7 +121,8 @@ class Runs:
     """The runs that can be found by their names."""
 
     def __init__(self) -> None:
-        self._lock, self._named = threading.Lock(), {}
+        self._lock = threading.Lock()
+        self._named: dict[str, Run] = {}
 
     def add(self, run: Run) -> Run:
         with self._lock:

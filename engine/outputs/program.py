@@ -8,6 +8,7 @@ so."""
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from engine import catalog
 from engine.catalog import ModelSpec
@@ -134,7 +135,7 @@ def _others(recipe: recipes.Recipe, precision: str) -> list[str]:
     return sorted({*tuning.layers.values()} - {precision, REFERENCE})
 
 
-def _tuple(name: str, comment: str, values: tuple) -> str:
+def _tuple(name: str, comment: str, values: tuple[Any, ...]) -> str:
     return "\n".join([f"{name} = (  # {comment}", *(f"    {value!r}," for value in values), ")", ""])
 
 

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
+from typing import Any
 
 from torch import nn
 
@@ -29,6 +30,7 @@ from engine.metrics.statistics import estimate
 from engine.quality import sensitivity
 from engine.quality.lab import PRECISION, Bench, Quality
 from engine.quantization import gptq, recipe_files, recipes
+from engine.quantization.nvfp4 import Packed
 from engine.quantization.recipe_files import TunedRecipe, Tuning
 from engine.quantization.recipes import LayerPlan, Plan, Recipe
 
@@ -72,7 +74,7 @@ class _Option:
 
 
 def choose(
-    groups: Sequence[Mapping],
+    groups: Sequence[Mapping[str, Any]],
     layers: Mapping[str, LayerPlan],
     shares: Mapping[str, float],
     work: Mapping[str, float],
@@ -106,7 +108,7 @@ def choose(
                     sum(FORMATS[name].size(*shape) for shape in shapes),
                     multiplied * FORMATS[name].time,
                 )
-                for name, share in (shares | {PRECISION: 1.0}).items()
+                for name, share in {**shares, PRECISION: 1.0}.items()
             ]
         )
     if sum(min(option.size for option in some) for some in options) > budget:
@@ -138,7 +140,7 @@ def _lowest(at: Callable[[float], list[_Option]], high: float, fits: Callable[[l
     return at(high)
 
 
-def run(bench: Bench, quality: Quality, budget: float, recipe_file: Path, probes: int, steps: int) -> dict:
+def run(bench: Bench, quality: Quality, budget: float, recipe_file: Path, probes: int, steps: int) -> dict[str, Any]:
     """Search, write the recipe, and measure what is not known yet; `quality` is written after every score.
 
     Args:
@@ -202,7 +204,7 @@ class _Search:
         plans = [self._plan(lane) for lane in (self.post, self._mixed(self.budget), self._mixed(self.budget / 2))]
         names = sorted({layer.name for plan in plans for layer in plan.layers if layer.precision == PRECISION})
         layers = {name: self.bench.exact.get_submodule(name) for name in names}
-        packed = {}
+        packed: dict[str, Packed] = {}
         for portion in gptq.portions(layers):
             self.bench.say(f"calibrating layers {len(packed) + 1} to {len(packed) + len(portion)} of {len(layers)}")
             with gptq.second_moments(portion) as moments:
@@ -298,7 +300,7 @@ class _Search:
             self._scores(lane, prompts)
             self._write(best, ablation, remedies)
 
-    def _write(self, best: Lane, ablation: Sequence[Lane], remedies: Sequence[tuple]) -> None:
+    def _write(self, best: Lane, ablation: Sequence[Lane], remedies: Sequence[tuple[str, str, Lane]]) -> None:
         shown = [
             replace(lane, label="Tuned") if lane.id == best.id else lane for lane in (*self.frontier, ablation[-1])
         ]
@@ -339,7 +341,7 @@ class _Search:
     def _plan(self, lane: Lane) -> Plan:
         return recipes.plan(self.bench.exact, lane.recipe, lane.precision)
 
-    def _row(self, lane: Lane, recipe_id: str | None) -> dict:
+    def _row(self, lane: Lane, recipe_id: str | None) -> dict[str, Any]:
         plan, known = self._plan(lane), self.quality["scores"].get(_key(lane), {})
         each = {half: [known[p] for p in self.quality["prompts"][half] if p in known] for half in ("search", "report")}
         size = plan.quantized_bytes
@@ -378,7 +380,7 @@ class _Search:
         added = sum(self.rows.get(x.name, 0) * x.rank * (x.in_features + x.out_features) for x in layers)
         return 1 + added / total
 
-    def _worst(self, best: Lane) -> list[dict]:
+    def _worst(self, best: Lane) -> list[dict[str, Any]]:
         known, report = self.quality["scores"].get(_key(best), {}), self.quality["prompts"]["report"]
         ordered = sorted((p for p in report if p in known), key=lambda prompt: -known[prompt])
         seed = self.bench.request(report[0]).seed
@@ -434,7 +436,7 @@ def _write_recipe(file: Path, rules: str, best: Lane, quality: Quality, budget: 
     write_whole(file, recipe_files.write(file, recipe, chosen))
 
 
-def table(found: Mapping) -> str:
+def table(found: Mapping[str, Any]) -> str:
     """What a file of the lab holds, as a Markdown table: the post's recipe, each remedy, then what goes together."""
     remedies = {(row["alone"]["id"], PRECISION): row["name"] + " alone" for row in found["remedies"]}
     alone = [row["alone"] for row in found["remedies"]]

@@ -56,7 +56,7 @@ class EmulatedNVFP4Tensor(WeightTensor):
     """
 
     tensor_data_names = ["codes", "block_scales", "tensor_scale"]  # noqa: RUF012 (torchao copies the list)
-    tensor_attribute_names = []  # noqa: RUF012
+    tensor_attribute_names: list[str] = []  # noqa: RUF012
     optional_tensor_attribute_names = ["act_quant_kwargs", "four_over_six"]  # noqa: RUF012
 
     def __new__(
@@ -242,7 +242,7 @@ class EmulatedFP8Tensor(WeightTensor):
     """
 
     tensor_data_names = ["values", "row_scales"]  # noqa: RUF012 (torchao copies the list)
-    tensor_attribute_names = []  # noqa: RUF012
+    tensor_attribute_names: list[str] = []  # noqa: RUF012
 
     def __new__(cls, values: Tensor, row_scales: Tensor) -> EmulatedFP8Tensor:
         return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=torch.bfloat16, device=values.device)

@@ -41,7 +41,7 @@ class Int8Tensor(WeightTensor):
     """
 
     tensor_data_names = ["codes", "row_scales"]  # noqa: RUF012 (torchao copies the list)
-    tensor_attribute_names = []  # noqa: RUF012
+    tensor_attribute_names: list[str] = []  # noqa: RUF012
 
     def __new__(cls, codes: Tensor, row_scales: Tensor) -> Int8Tensor:
         return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.bfloat16, device=codes.device)

@@ -132,12 +132,13 @@ def best(blocks: Tensor, tried: Iterable[Tensor], tensor_scale: Tensor) -> Tenso
         blocks: fp32 (N, K / 16, 16).
         tried: each float8_e4m3fn (N, K / 16), normal and positive.
     """
-    found = least = None
+    found: Tensor | None = None
+    least: Tensor | None = None
     for scales in tried:
         scale = scales.float().unsqueeze(-1)
         values = (blocks * (tensor_scale.reciprocal() / scale)).clamp_(-E2M1_MAX, E2M1_MAX)
         error = (round_e2m1_(values).mul_(scale * tensor_scale) - blocks).square_().sum(-1)
-        if least is None:
+        if found is None or least is None:
             found, least = scales, error
             continue
         better = error < least

@@ -67,27 +67,25 @@ class Source:
                 "folder as diffusers saves it."
             )
         source = cls(folder=folder, offline=offline, asked=tuple(asked))
-        source._require_any()
+        source._require_any(folder)
         return source
 
-    def _require_any(self) -> None:
-        """Refuse a folder that holds none of the models asked for, and one whose files are bad on the face of it."""
+    def _require_any(self, folder: Path) -> None:
+        """Refuse a folder that holds none of the models asked for, or whose files are bad on the face of it."""
         specs = [catalog.model(name) for name in self.asked]
         if not specs:
             return
-        if not (self.folder / "model_index.json").is_file():
-            if not any((self.folder / spec.id).is_dir() for spec in specs):
-                inside = ", ".join(sorted(file.parent.name for file in self.folder.glob("*/model_index.json")))
+        if not (folder / "model_index.json").is_file():
+            if not any((folder / spec.id).is_dir() for spec in specs):
+                inside = ", ".join(sorted(file.parent.name for file in folder.glob("*/model_index.json")))
                 wanted = " or ".join(spec.id for spec in specs)
-                raise LoadError(
-                    f"{self.folder} has no folder named {wanted}, only {inside}: name it by the model's id."
-                )
+                raise LoadError(f"{folder} has no folder named {wanted}, only {inside}: name it by the model's id.")
             return
-        checkpoint.require_fit(self.folder, self.remedy, *specs)
-        own = next(spec for spec in specs if not checkpoint.misfit(spec, self.folder, self.remedy))
+        checkpoint.require_fit(folder, self.remedy, *specs)
+        own = next(spec for spec in specs if not checkpoint.misfit(spec, folder, self.remedy))
         for part, (library, kind) in checkpoint.parts(own.folder).items():
             if "Tokenizer" not in kind and "Scheduler" not in kind:
-                checkpoint.component(self.folder / part, library, self.remedy)
+                checkpoint.component(folder / part, library, self.remedy)
 
 
 BUNDLED_OR_HUB = Source()

@@ -235,10 +235,10 @@ def _origin(view: View) -> str:
 def net(view: View, asked: CompareRequest) -> str:
     """A recorded run, ready in the browser for when the connection is lost in the middle of another one."""
     said = words.stage.lost(asked, view.request)
-    shown = "".join(_card(view, column) for column in view.columns)
+    shown = "".join(_card(view, card) for card in view.cards)
     return (
         f'<p class="tf-verdict">{escape(said)}</p>{_origin(view)}'
-        f'<div class="tf-stage" style="--n:{len(view.columns)};{_shape(view.request)}">{shown}</div>'
+        f'<div class="tf-stage" style="--n:{len(view.cards)};{_shape(view.request)}">{shown}</div>'
     )
 
 

@@ -156,23 +156,24 @@ const clicked = (frame) => {
   if (results.dataset.view === 'flicker' && frame.closest('.tf-pair') && !frame.querySelector('video')) flip();
 };
 
+const inputsOf = (name) => [...element.querySelectorAll(`input[name=${name}]`)];
+const checkedOf = (name) => inputsOf(name).find((input) => input.checked)?.value ?? 0;
+
 const chosen = (name) => {
-  const inputs = [...element.querySelectorAll(`input[name=${name}]`)];
-  const input = inputs.find((i) => i.value === kept[name]) ?? inputs.find((i) => i.checked);
+  const inputs = inputsOf(name);
+  const input = inputs.find((i) => i.value === kept[name]) ?? inputs.find((i) => i.defaultChecked);
   if (input) input.checked = true;
   return input?.value ?? 0;
 };
 
-const valuesOf = (name) => [...element.querySelectorAll(`input[name=${name}]`)].map((input) => input.value);
-
 /* Of a pair the earlier column lies below. What was chosen stays; the other one makes way where it has to. The choices
    below are all columns but the last, those above all but the first. */
 const pick = (name, value) => {
-  const [below, above] = [valuesOf('tf-below'), valuesOf('tf-above')];
-  const [b, a] = [below.indexOf(chosen('tf-below')), above.indexOf(chosen('tf-above'))];
-  const moved = name === 'tf-below' ? [below.indexOf(value), Math.max(a, below.indexOf(value))]
-    : [Math.min(b, above.indexOf(value)), above.indexOf(value)];
-  [kept['tf-below'], kept['tf-above']] = [below[moved[0]], above[moved[1]]];
+  const [below, above] = ['tf-below', 'tf-above'].map((each) => inputsOf(each).map((input) => input.value));
+  const [b, a] = name === 'tf-below' ? [below.indexOf(value), above.indexOf(checkedOf('tf-above'))]
+    : [below.indexOf(checkedOf('tf-below')), above.indexOf(value)];
+  kept['tf-below'] = below[name === 'tf-below' ? b : Math.min(a, b)];
+  kept['tf-above'] = above[name === 'tf-above' ? a : Math.max(a, b)];
 };
 
 /* Which map of the pair is shown: there are LPIPS maps of differences from bf16 alone. */
@@ -186,16 +187,14 @@ const kindShown = () => {
   return 'pixels';
 };
 
+const PAIR = ['tf-below', 'tf-above', 'tf-picture'];
 const sync = () => {
   const pairs = [...element.querySelectorAll('.tf-pair')];
-  const key = () => ['tf-below', 'tf-above', 'tf-picture'].map(chosen).join('/');
-  if (!pairs.some((pair) => pair.dataset.pair === key())) { // what was kept is of another comparison
-    for (const name of ['tf-below', 'tf-above', 'tf-picture']) {
-      delete kept[name];
-      element.querySelectorAll(`input[name=${name}]`).forEach((input) => { input.checked = input.defaultChecked; });
-    }
+  let shown = PAIR.map(chosen).join('/');
+  if (!pairs.some((pair) => pair.dataset.pair === shown)) { // what was kept does not go together here
+    PAIR.forEach((name) => inputsOf(name).forEach((input) => { input.checked = input.defaultChecked; }));
+    shown = PAIR.map(checkedOf).join('/');
   }
-  const shown = key();
   pairs.forEach((pair) => { pair.hidden = pair.dataset.pair !== shown; });
   results.dataset.kind = kindShown();
   measure();
@@ -207,8 +206,7 @@ results.addEventListener('change', (event) => {
   if (name === 'tf-view') {
     show(value);
     pairShown()?.querySelector('.tf-layers').scrollIntoView({ block: 'nearest' }); // nothing where no pair is looked at
-  }
-  else if (['tf-below', 'tf-above', 'tf-picture', 'tf-kind'].includes(name)) {
+  } else if (['tf-below', 'tf-above', 'tf-picture', 'tf-kind'].includes(name)) {
     if (name === 'tf-below' || name === 'tf-above') pick(name, value);
     else kept[name] = value;
     sync();

@@ -164,10 +164,10 @@ class _Gate:
             if message["type"] == "http.response.start":
                 started = True
                 if message["status"] == 500 and _their_mistake.get():
-                    message = message | {"status": 422}
+                    message = {**message, "status": 422}
                 ours = {name for name, _ in self._headers}
                 kept = [pair for pair in message["headers"] if pair[0].lower() not in ours]
-                message = message | {"headers": [*kept, *self._headers]}
+                message = {**message, "headers": [*kept, *self._headers]}
             await send(message)
 
         content = await _body(receive)
@@ -247,7 +247,7 @@ def _log_failure() -> None:
 
 async def _body(receive: Receive) -> bytes | None:
     """The whole body of a request; None if it is too large."""
-    content = b""
+    content: bytes = b""
     while True:
         message = await receive()
         content += message.get("body", b"")
