@@ -31,6 +31,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     names, offered = {"type": command_line.names, "metavar": "A,B"}, ",".join(catalog.BUNDLED)
     parser.add_argument("--models", default=offered, **names, help="to offer (default: %(default)s)")
     parser.add_argument("--preload", **names, help="models to load at once, or none (default: the first offered)")
+    parser.add_argument(
+        "--quantized",
+        nargs="+",
+        type=command_line.named_folder,
+        default=[],
+        metavar="NAME=DIR",
+        help="quantized checkpoints to offer as columns, such as nvfp4@NAME",
+    )
     parser.add_argument("--mcp", action="store_true", help="offer the API to MCP clients too, at /gradio_api/mcp/")
     parser.add_argument(
         "--rehearse",
