@@ -11,6 +11,7 @@ import os
 import queue
 import signal
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from engine import catalog, logs
@@ -28,9 +29,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live link")
     parser.add_argument("--host", help="address to listen on (default: GRADIO_SERVER_NAME, or this machine only)")
     parser.add_argument("--port", type=int, help="port to listen on (default: GRADIO_SERVER_PORT or 7860)")
-    names, offered = {"type": command_line.names, "metavar": "A,B"}, ",".join(catalog.BUNDLED)
-    parser.add_argument("--models", default=offered, **names, help="to offer (default: %(default)s)")
-    parser.add_argument("--preload", **names, help="models to load at once, or none (default: the first offered)")
+    several = partial(parser.add_argument, type=command_line.names, metavar="A,B")
+    several("--models", default=",".join(catalog.BUNDLED), help="to offer (default: %(default)s)")
+    several("--preload", help="models to load at once, or none (default: the first offered)")
     parser.add_argument(
         "--quantized",
         nargs="+",
@@ -68,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
         os.environ["HF_HUB_OFFLINE"] = "1"
     if args.rehearse:
         return rehearse.run(args)
-    grace = {signal.SIGINT: 0.0, signal.SIGTERM: positive(os.environ, "TWINFRAME_GRACE", 20.0)}
-    signals = queue.SimpleQueue()
+    grace: dict[int, float] = {signal.SIGINT: 0.0, signal.SIGTERM: positive(os.environ, "TWINFRAME_GRACE", 20.0)}
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in grace:
         signal.signal(number, lambda number, _: signals.put(number))
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine import catalog, files, logs
 from engine.benchmark import methods
@@ -33,13 +33,14 @@ from engine.weights.source import Source
 
 if TYPE_CHECKING:
     import torch
+    from tqdm import tqdm
 
     from engine.serving.worker import Job
 
 
 COLUMNS = (
-    f"of {', '.join(PRECISIONS)}; {DEFAULTS[-1]}@tuned is by a recipe of its own, {DEFAULTS[-1]}@DIR as a folder stores "
-    "it"
+    f"of {', '.join(PRECISIONS)}; {DEFAULTS[-1]}@tuned is by a recipe of its own, and {DEFAULTS[-1]}@DIR as a folder "
+    "stores it"
 )
 RECIPE = "of those that name none (default: the model's first)"
 
@@ -195,11 +196,11 @@ def _models(args: argparse.Namespace) -> None:
     source = _source(args, *catalog.MODELS)
     import torch
 
-    from engine.quantization import capability as precision
+    from engine.quantization import capability
 
     device = torch.device(_default_device())
-    machine = precision.detect(device)
-    supports = [precision.support(name, machine) for name in PRECISIONS]
+    machine = capability.detect(device)
+    supports = [capability.support(name, machine) for name in PRECISIONS]
     rows = []
     for spec in catalog.MODELS.values():
         memory = spec.memory_gb
@@ -251,7 +252,7 @@ def _state(spec: catalog.ModelSpec, source: Source, device: torch.device) -> str
             return hub.no_copy(spec)
         if spec.gated and not hub.has_token():
             return hub.gated(spec)
-        return f"Its first use downloads {spec.memory_gb.download:.0f} GB from {spec.url}."
+        return f"Its first use downloads {spec.download}."
     return "ready"
 
 
@@ -428,7 +429,7 @@ def _tune(args: argparse.Namespace) -> None:
     print(tune.table(found))
 
 
-def _lab(args: argparse.Namespace) -> tuple:
+def _lab(args: argparse.Namespace) -> tuple[Any, ...]:
     """The bench and the file that `sensitivity` and `tune` work on."""
     spec, source = catalog.model(args.model), _source(args, args.model)
     from engine.quality import lab, prompts
@@ -487,11 +488,28 @@ def _say(text: str) -> None:
 
 def _finish(job: Job) -> Comparison:
     """The job's comparison; progress goes to stderr while somebody watches it there."""
+    from tqdm import tqdm
+
+    # None: unless it is a terminal. There is nothing to count before the first step.
+    with tqdm(disable=None, leave=False, file=sys.stderr, bar_format="starting", total=1) as bar:
+        return _watched(job, bar)
+
+
+def _watched(job: Job, bar: tqdm) -> Comparison:
     from engine import events
 
-    def say(text: str, end: str = "\n") -> None:
-        if sys.stderr.isatty():
-            print(f"\r{text:<60}", end=end, file=sys.stderr, flush=True)
+    def say(text: str) -> None:
+        if not bar.disable:
+            bar.write(text, file=sys.stderr)
+
+    def at(what: str, done: float, total: float, unit: str) -> None:
+        if bar.disable:
+            return
+        if (bar.desc, bar.total) != (f"{what}: ", total):
+            bar.bar_format, bar.unit = None, unit
+            bar.reset(total)
+            bar.set_description(what, refresh=False)
+        bar.update(done - bar.n)
 
     for event in job.events():
         match event:
@@ -504,15 +522,13 @@ def _finish(job: Job) -> Comparison:
             case events.Loading(what):
                 say(f"loading {what}")
             case events.Downloading(what, done, total):
-                say(f"downloading {what}: {done / 1e9:.1f} of {total / 1e9:.1f} GB", end="")
+                at(f"downloading {what}", round(done / 1e9, 1), round(total / 1e9, 1), " GB")
             case events.Step(column, index, total, _):
-                say(f"{column}: step {index} of {total}", end="")
+                at(column, index, total, " steps")
             case events.Finished(column, generation):
                 say(f"{column}: {generation.latency.total:.2f} s")
             case events.Measuring(index, total):
-                say(f"measuring the ruler: {index} of {total}", end="")
-            case events.RulerReady():
-                say("", end="\r")
+                at("measuring the ruler", index, total, " pictures")
     raise FaultError("The engine stopped before the comparison was finished: please retry.")
 
 
@@ -540,7 +556,7 @@ def _print(comparison: Comparison) -> None:
         print(f"  ruler: floor {comparison.ruler.floor:.4f}, ceiling {comparison.ruler.ceiling:.4f}")
 
 
-def _tentative(args: argparse.Namespace) -> AbstractContextManager:
+def _tentative(args: argparse.Namespace) -> AbstractContextManager[None]:
     """What a command that fails leaves at `--out`: nothing, but for what is whole and the next run goes on with."""
     out = getattr(args, "out", None)
     if out is None:
@@ -569,9 +585,9 @@ def _one_device(args: argparse.Namespace) -> str:
 
 
 def _default_device() -> str:
-    from engine.quantization import capability as precision
+    from engine.quantization import capability
 
-    return precision.default_device()
+    return capability.default_device()
 
 
 def main() -> None:

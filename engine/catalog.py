@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from engine.errors import RequestError
 
@@ -49,10 +50,10 @@ class Limits:
     """A clip has one frame more than a multiple of this: the VAE's compression in time."""
     size_multiple: int | None = None
     """Height and width may be any multiples of this within `side` and `max_pixels`."""
-    side: tuple[int, int] | None = None
-    """Least and largest height or width in pixels."""
-    max_pixels: int | None = None
-    """Largest area of a picture or frame."""
+    side: tuple[int, int] = (0, 0)
+    """Least and largest height or width in pixels, where `size_multiple` is given."""
+    max_pixels: int = 0
+    """Largest area of a picture or frame in pixels, where `size_multiple` is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +105,9 @@ class ModelSpec:
     """Commit on the hub; None for a bundled model."""
     gated: bool = False
     """The hub gives it only to accounts that accepted its licence, so a token is needed."""
-    configs: str | None = None
-    """Folder below assets/configs/ with the architecture, for a model that is not bundled."""
-    overrides: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: MappingProxyType({}))
+    configs: str = ""
+    """Folder below assets/configs/ with the architecture; empty for a bundled model."""
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
     """Component -> configuration values in which it differs from that folder, for models that share one."""
     memory_gb: Memory | None = None
     """What loading it in bf16 needs; None for a bundled model, which needs little."""
@@ -134,7 +135,7 @@ class ModelSpec:
     """Its clips have a sound track."""
     vae_tiling: bool = False
     """Decode in overlapping tiles, which bounds the memory of long clips."""
-    call: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    call: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Further fixed keyword arguments of the pipeline call; `max_sequence_length`, in tokens, is always among them."""
     examples: tuple[str, ...] = ()
 
@@ -142,6 +143,12 @@ class ModelSpec:
     def folder(self) -> Path:
         """Where a bundled model lies with its weights, and any other with its configurations alone."""
         return ASSETS / self.source if self.bundled else ASSETS / "configs" / self.configs
+
+    @property
+    def download(self) -> str:
+        """What its first use fetches, in words."""
+        fetched = self.memory_gb.download if self.memory_gb else 0.0
+        return f"{fetched:.0f} GB from {self.url}"
 
     @property
     def makes(self) -> str:
@@ -271,6 +278,7 @@ MINI_LTX2 = ModelSpec(
 SIGN = "A cat holding a sign that says hello world"
 """The post's prompt for both picture models."""
 
+FLUX_MEMORY = Memory(transformer=23.80, shared=9.94, run=4.6, host=8)
 FLUX_LIMITS = Limits(
     sizes=((1024, 1024), (768, 1360), (1360, 768), (832, 1216), (1216, 832), (512, 512)),
     num_inference_steps=(1, 100),
@@ -294,7 +302,7 @@ FLUX_DEV = ModelSpec(
     revision="3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
     gated=True,
     configs="flux.1-dev",
-    memory_gb=Memory(transformer=23.80, shared=9.94, run=4.6, host=8),
+    memory_gb=FLUX_MEMORY,
     licence="FLUX.1 [dev] Non-Commercial License",
     licence_url="https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
     licence_note="The model FLUX.1-dev is licensed for non-commercial use only. What it makes may be used for any "
@@ -327,7 +335,7 @@ FLUX_SCHNELL = replace(
             "scheduler": {"shift": 1.0, "use_dynamic_shifting": False},
         }
     ),
-    memory_gb=replace(FLUX_DEV.memory_gb, transformer=23.78),
+    memory_gb=replace(FLUX_MEMORY, transformer=23.78),
     licence="Apache-2.0",
     licence_url="https://www.apache.org/licenses/LICENSE-2.0",
     licence_note="",

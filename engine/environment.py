@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import TypeVar
 
 from engine.errors import RequestError
 
@@ -17,6 +18,7 @@ ENGINE = "3"
 rewrites of the denoiser, recipes' rules, LPIPS and its ruler. Raise it with every change after which the same request
 could give another number; what was kept before is then measured again, and evaluations begun before are not gone on
 with. A change of words, files or pages is none."""
+Default = TypeVar("Default", bound=float | None)
 PACKAGES = ("torch", "torchao", "diffusers", "transformers", "tokenizers", "lpips", "mslk-cuda")
 
 
@@ -31,7 +33,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def positive(environment: Mapping[str, str], name: str, default: float | None) -> float | None:
+def positive(environment: Mapping[str, str], name: str, default: Default) -> float | Default:
     """A variable's number; `default` where it is unset or empty.
 
     Raises:

@@ -7,16 +7,15 @@ import functools
 import getpass
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from engine.errors import OutputError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 
 def cache_folder() -> Path:
@@ -184,7 +183,7 @@ def claim(folder: Path) -> int | None:
     too. Returns its descriptor: closing that gives the folder back. None if another process holds it, if it is gone,
     or if the system has no such locks (Windows).
     """
-    if fcntl is None:
+    if sys.platform == "win32":
         return None
     try:
         held = os.open(folder, os.O_RDONLY)

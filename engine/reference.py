@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from engine.catalog import ASSETS
 from engine.columns import POST, Column
@@ -13,12 +14,12 @@ from engine.request import CompareRequest
 TABLES = ASSETS / "reference" / "b200.json"
 
 
-def read() -> dict:
+def read() -> dict[str, Any]:
     """The post's tables; `latency_note` and `lpips_note` say how its latencies and its LPIPS differ from others."""
     return json.loads(TABLES.read_text(encoding="utf-8"))
 
 
-def quote(asked: CompareRequest, column: Column) -> Mapping | None:
+def quote(asked: CompareRequest, column: Column) -> Mapping[str, Any] | None:
     """What the post measured of the same call, with `saving`, the part of bf16's peak memory; None if it did not."""
     post = read()
     theirs = post["settings"].get(asked.model, {})

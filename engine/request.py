@@ -10,6 +10,7 @@ import math
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from engine import catalog, columns
 from engine.catalog import ModelSpec
@@ -100,12 +101,12 @@ class CompareRequest:
         same = replace(self, precisions=asked.precisions, recipe=asked.recipe, previews=asked.previews) == asked
         return same and set(asked.columns) <= set(self.columns)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """The request as plain JSON values; `from_json` gives it back equal."""
         return asdict(self) | {"precisions": list(self.precisions)}
 
     @classmethod
-    def from_json(cls, values: dict) -> CompareRequest:
+    def from_json(cls, values: dict[str, Any]) -> CompareRequest:
         """Validate a saved request again.
 
         Raises:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from engine.columns import Column, format_of
 from engine.files import write_whole
@@ -130,7 +131,7 @@ class Generation:
         """The column's format."""
         return format_of(self.column)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         metrics = self.metrics
         return {
             "precision": self.precision,
@@ -154,7 +155,7 @@ class Generation:
         } | ({"at_once": list(self.at_once)} if self.at_once else {})
 
     @classmethod
-    def from_json(cls, values: dict) -> Generation:
+    def from_json(cls, values: dict[str, Any]) -> Generation:
         metrics = None
         if values["lpips_each"] is not None:
             # Equal pictures have no decibels in JSON either, but they have an LPIPS.
@@ -234,7 +235,7 @@ class Comparison:
         """Fraction of bf16's peak memory that this precision does without; negative if it needs more."""
         return 1 - generation.memory.peak / self.reference.memory.peak
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """The command line's JSON object (assets/docs/cli.md)."""
         return {
             "model": self.request.model,
@@ -254,7 +255,7 @@ class Comparison:
             latency = {f"latency_{part}_s": v if g.latency_comparable else "" for part, v in asdict(g.latency).items()}
             memory = {f"memory_{kind}_gb": v for kind, v in asdict(g.memory).items()}
             memory["memory_peak_gb"] = g.memory.peak if g.execution == "native" else ""
-            scores = {"lpips": "", "psnr_db": "", "unscored": ""}
+            scores: dict[str, object] = {"lpips": "", "psnr_db": "", "unscored": ""}
             if g.metrics:  # None is written as nothing
                 scores["lpips"], scores["psnr_db"] = g.metrics.mean_lpips, g.metrics.mean_psnr_db
                 scores["unscored"] = g.metrics.unscored
@@ -269,7 +270,7 @@ class Comparison:
         return text.getvalue()
 
     @classmethod
-    def from_json(cls, values: dict) -> Comparison:
+    def from_json(cls, values: dict[str, Any]) -> Comparison:
         return cls(
             request=CompareRequest.from_json(values["request"]),
             device=values["device"],

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.catalog import ModelSpec
 from engine.environment import switch
@@ -114,7 +114,7 @@ class Guard:
             (found,) = self._pictures([to_pil_image(picture.float().clamp(0, 1).cpu())])
             self._refuse(found, "The safety filter stopped what was made: please try another prompt or seed.", "output")
 
-    def _refuse(self, found: list[dict], sentence: str, what: str) -> None:
+    def _refuse(self, found: list[dict[str, Any]], sentence: str, what: str) -> None:
         score = max((one["score"] for one in found if _unsafe(one["label"])), default=0.0)
         if score >= self._chosen.threshold:
             log.info("the safety filter stopped a %s", what, extra={"score": round(score, 3)})

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from engine.catalog import ASSETS
 
@@ -89,7 +90,7 @@ class Vocabulary:
     def _most(self) -> int:
         return max(map(len, self._phrases))
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """What a page needs to complete and to judge a prompt while it is typed."""
         return {
             "things": self.things,
@@ -117,5 +118,5 @@ def of(model: str) -> Vocabulary | None:
 
 
 @functools.cache
-def _file() -> dict:
+def _file() -> dict[str, Any]:
     return json.loads(FILE.read_text(encoding="utf-8"))

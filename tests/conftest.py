@@ -18,6 +18,31 @@ settings.register_profile("quiet", deadline=None, database=None)  # no clock, an
 settings.load_profile("quiet")
 
 
+LONGEST = (
+    "test_blackwell_recipes.py",
+    "test_blackwell_step.py",
+    "test_blackwell_compile.py",
+    "test_studio.py",
+    "test_evaluate.py",
+    "test_fusion.py",
+    "test_load.py",
+    "test_faults.py",
+    "test_failures.py",
+    "test_lab.py",
+    "test_residency.py",
+    "test_multi_device.py",
+    "test_stage.py",
+    "test_everyone.py",
+)
+"""Files that take a minute of a core or about that, the longest first."""
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files come first: one that begins late would run on alone, while the other core has nothing left."""
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 def pytest_sessionfinish(session):
     """With TWINFRAME_TEST_ALL=1, as in CI, nothing may be skipped but what needs a GPU."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
@@ -27,8 +52,10 @@ def pytest_sessionfinish(session):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium():
+    """One browser for all files; `visit` opens a fresh context in it. While it is there, asyncio has a loop in this
+    thread: a test that runs a loop of its own does so in another."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as playwright:
         try:

@@ -7,6 +7,7 @@ all of them together count as one visitor.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import gradio as gr
 
@@ -21,7 +22,7 @@ from ui.web import middleware
 from ui.web.served_files import Shelf
 
 
-def endpoint(worker: Worker, shelf: Shelf) -> Callable[..., Iterator[dict]]:
+def endpoint(worker: Worker, shelf: Shelf) -> Callable[..., Iterator[dict[str, Any]]]:
     """The function behind `/compare`.
 
     A generator, because that is what Gradio can end when a client goes away: it yields `{"status": ...}` while the
@@ -42,7 +43,7 @@ def endpoint(worker: Worker, shelf: Shelf) -> Callable[..., Iterator[dict]]:
         recipe: str | None = None,
         fresh: bool | None = None,
         http: gr.Request | None = None,
-    ) -> dict:
+    ) -> Iterator[dict[str, Any]]:
         """Make a picture or clip in bf16 and as each other column from the same noise; measure what differs.
 
         Args:
@@ -105,13 +106,12 @@ def endpoint(worker: Worker, shelf: Shelf) -> Callable[..., Iterator[dict]]:
             job.cancel()
 
     # Clients read it, and MCP's a tool by it, so it names what there is.
-    compare.__doc__ = compare.__doc__.replace("{precisions}", ", ".join(PRECISIONS)).replace(
-        "{example}", f"{DEFAULTS[-1]}@tuned"
-    )
+    said = (compare.__doc__ or "").replace("{precisions}", ", ".join(PRECISIONS))
+    compare.__doc__ = said.replace("{example}", f"{DEFAULTS[-1]}@tuned")
     return compare
 
 
-def answer(comparison: Comparison, *, recorded: bool = False) -> dict:
+def answer(comparison: Comparison, *, recorded: bool = False) -> dict[str, Any]:
     """The comparison as JSON with every file as Gradio file data, which its clients download by themselves."""
     said = comparison.to_json() | ({"recorded": True} if recorded else {})
     for result in said["results"]:

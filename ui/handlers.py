@@ -7,13 +7,16 @@ session, so that Stop and a closed tab reach it.
 from __future__ import annotations
 
 import json
+import queue
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 import gradio as gr
+from gradio.components import Component
 
 from engine import catalog, events
 from engine.columns import Column
@@ -25,11 +28,12 @@ from engine.outputs.recordings import Bundle
 from engine.quantization import recipe_files
 from engine.request import CompareRequest
 from engine.results import Comparison
-from engine.serving.contracts import Job, Worker
+from engine.serving.contracts import Worker
 from ui import link, words
 from ui import view as views
-from ui.fields import FOLLOWING, CheckboxGroup, Dropdown, Radio, Slider, columns_of, fitting
+from ui.fields import FOLLOWING, columns_of, fitting
 from ui.html import cards
+from ui.runs import Run, Runs
 from ui.view import View
 from ui.web import middleware
 from ui.web.served_files import Shelf
@@ -38,6 +42,10 @@ TYPED = ("prompt", "seed")
 """Fields of the form that are typed into."""
 KEPT = 24
 """Results of a browser session that are found again, at most."""
+LOOK_SECONDS = 0.2
+"""How soon a page notices that its run was taken from it."""
+Updates = dict[Component, Any]
+"""Component -> its value, as a handler gets it from Gradio, or what it is to be, as a handler gives it."""
 REDRAW_SECONDS = 0.1
 """Steps come faster than this on a GPU; a browser needs no more."""
 
@@ -48,20 +56,20 @@ class Form:
 
     prompt: gr.Textbox
     model: gr.Dropdown
-    precisions: CheckboxGroup
+    precisions: gr.CheckboxGroup
     seed: gr.Number
-    num_inference_steps: Slider
-    guidance_scale: Slider
-    size: Dropdown
-    num_frames: Slider
-    batch_size: Slider
-    recipe: Radio
+    num_inference_steps: gr.Slider
+    guidance_scale: gr.Slider
+    size: gr.Dropdown
+    num_frames: gr.Slider
+    batch_size: gr.Slider
+    recipe: gr.Radio
     previews: gr.Checkbox
 
-    def components(self) -> set[gr.components.Component]:
+    def components(self) -> set[Component]:
         return {getattr(self, field.name) for field in fields(self)}
 
-    def request(self, values: dict) -> CompareRequest:
+    def request(self, values: Updates) -> CompareRequest:
         """The values of the form as a validated request; what the model does not take is its default.
 
         Raises:
@@ -82,7 +90,7 @@ class Parts:
     examples: gr.Dataset
     about: gr.HTML
     hints: gr.HTML
-    further: Radio
+    further: gr.Radio
     """Columns that have no chip yet."""
     go: gr.Button
     stop: gr.Button
@@ -97,19 +105,14 @@ class Parts:
     typed: gr.HTML
     """Its value is what prompt and seed are to be set to, as JSON: unless they were typed into meanwhile, as only the
     browser knows (ui/static/address.js)."""
+    net: gr.HTML
+    """What the browser shows on stage while the connection is lost (ui/static/stage.js)."""
+    following: gr.HTML
+    """Which run a page that came back is to follow: a new value starts that."""
     asked: gr.State
     """The validated request on its way from the button to the queue."""
     shown: gr.State
     """The last finished `View`, to come back to when a run ends with nothing."""
-
-
-@dataclass
-class _Run:
-    """A job in flight, and what the page shows of it."""
-
-    job: Job
-    view: View
-    before: View
 
 
 class Handlers:
@@ -130,29 +133,31 @@ class Handlers:
         self._pool = pool
         self._recordings = {name: self._recorded(bundle) for name, bundle in bundles.items()}
         """Drawn up before anybody asks: on stage they are the net, so that nothing may be needed for them then."""
-        self._runs: dict[str, _Run | CompareRequest] = {}
+        self._runs: dict[str, Run | CompareRequest] = {}
         """By browser session; from the press until the queue gets to it what was asked for. A run that Stop or a
         recording took the page from is no longer here: it shows nothing more and ends with its step, beside the next
         one if that was asked for meanwhile."""
+        self._named = Runs()
         self._kept: dict[str, dict[CompareRequest, View]] = {}
         """By browser session what it has made, the newest last."""
 
     def first_view(self) -> View:
         """What the page shows before anything was made: a recorded comparison of what is offered, or a welcome."""
-        offered = sorted((v for v in self._recordings.values() if not v.foreign), key=self._first)
-        return offered[0] if offered else View()
+        offered = [name for name, view in self._recordings.items() if not view.foreign]
+        return self._recordings[min(offered, key=self._first)] if offered else View()
 
-    def _first(self, view: View) -> tuple[bool, bool]:
-        """What sorts recordings: first that of what the form asks for at first, then those of the same model."""
-        spec = catalog.model(self._models[0])
+    def _first(self, name: str) -> tuple[bool, bool, bool]:
+        """What sorts recordings: first those of the first model, of these the one that tells the story, and then that
+        of what the form asks for by default."""
+        asked, spec = self._bundles[name].comparison.request, catalog.model(self._models[0])
         default = CompareRequest.create(spec.examples[0], model=spec.id) if spec.examples else None
-        return view.request != default, view.request.model != spec.id
+        return asked.model != spec.id, name != recordings.FIRST, asked != default
 
     def attach(self, parts: Parts) -> None:
         """Tell the handlers which components to write to."""
         self._parts = parts
 
-    def press(self, values: dict, http: gr.Request) -> Iterator[dict]:
+    def press(self, values: Updates, http: gr.Request) -> Iterator[Updates]:
         """Generate was pressed: check the form at once, before the queue, and show placeholders."""
         parts = self._parts
         try:
@@ -171,7 +176,7 @@ class Handlers:
             **draw(parts, self._begin(asked)),
         }
 
-    def run(self, values: dict, http: gr.Request) -> Iterator[dict]:
+    def run(self, values: Updates, http: gr.Request) -> Iterator[Updates]:
         """The queued part: one comparison, redrawn as its events come."""
         parts, session = self._parts, http.session_hash
         asked, before = values[parts.asked], values[parts.shown]
@@ -190,12 +195,30 @@ class Handlers:
             self._runs.pop(session)
             yield self._net(values, str(error)) or self._end(before, str(error))
             return
-        run = self._runs[session] = _Run(job, self._begin(asked), before)
+        view = replace(self._begin(asked), address=f"{link.MADE}={folder.name}")
+        run = self._runs[session] = self._named.add(Run(folder.name, job, asked, view, before))
+        if values[parts.on_stage]:
+            yield {parts.net: self._ready_net(asked)}
+        yield from self._followed(run, values, session)
+
+    def follow(self, values: Updates, http: gr.Request) -> Iterator[Updates]:
+        """The page came back to a run that goes on, or that has ended meanwhile."""
+        run = self._runs.get(http.session_hash)
+        if not isinstance(run, Run):
+            yield gr.skip()
+            return
+        yield from self._followed(run, values, http.session_hash)
+
+    def gone(self, name: str) -> None:
+        """The page that shows the run of that name says that it goes: the run ends if it is not back in time."""
+        self._named.gone(name)
+
+    def _followed(self, run: Run, values: Updates, session: str) -> Iterator[Updates]:
+        """Show a run until it ends; if the page goes before, it is left to itself for a while."""
+        parts, asked = self._parts, run.asked
         try:
             ending = yield from self._redraw(run, session)
         finally:
-            # Reached as well when the browser goes away. Harmless to a job that ended.
-            job.cancel()
             left = self._runs.get(session) is not run
             if not left:
                 self._runs.pop(session)
@@ -204,17 +227,18 @@ class Handlers:
             return
         match ending:
             case events.Completed(comparison):
-                view = self._view(comparison, folder, recorded=False, address=f"{link.MADE}={folder.name}")
-                self._keep(session, view)
+                view = self._view(comparison, self._shelf.root / run.name, recorded=False, address=run.view.address)
+                self._keep(session, asked, view)
                 yield {parts.shown: view, **self._end(view, "")}
             case events.Cancelled():
                 yield self._ended_early(run, words.run.STOPPED_KEPT, "")
             case events.Failed(reason):
-                yield self._net(values, reason) or self._ended_early(run, words.run.FAILED_KEPT, reason)
+                yield self._net(values, reason, asked) or self._ended_early(run, words.run.FAILED_KEPT, reason)
             case _:
-                yield self._net(values, words.BROKEN) or self._ended_early(run, words.run.FAILED_KEPT, words.BROKEN)
+                said = words.BROKEN
+                yield self._net(values, said, asked) or self._ended_early(run, words.run.FAILED_KEPT, said)
 
-    def _earlier(self, values: dict) -> View | None:
+    def _earlier(self, values: Updates) -> View | None:
         """What was made for the same request before, where results are shared; None to run it: on stage, and where
         that is what the page shows already."""
         asked, shown = values[self._parts.asked], values[self._parts.shown]
@@ -229,34 +253,37 @@ class Handlers:
         made, folder = found
         return self._view(made, folder, recorded=True, shared=True)
 
-    def _redraw(self, run: _Run, session: str) -> Generator[dict, None, events.Event | None]:
-        """Yield what each event changes on the page; returns the event that ended the stream, None if none did."""
-        sent, sent_at = draw(self._parts, run.view), 0.0
-        for event in run.job.events():
-            if self._runs.get(session) is not run:
-                break
-            if isinstance(event, events.TERMINAL):
-                return event
-            run.view = views.advance(run.view, event)
-            if isinstance(event, (events.Step, events.Downloading)) and time.monotonic() - sent_at < REDRAW_SECONDS:
-                continue
-            now = draw(self._parts, run.view)
-            yield {part: value for part, value in now.items() if value != sent[part]} or gr.skip()
-            sent, sent_at = now, time.monotonic()
+    def _redraw(self, run: Run, session: str) -> Generator[Updates, None, events.Event | None]:
+        """Yield what each event changes on the page; returns the event that ended the run, None if none did."""
+        with run.followed() as page:
+            sent, sent_at = draw(self._parts, run.view), 0.0
+            while self._runs.get(session) is run:
+                try:
+                    event, view = page.get(timeout=LOOK_SECONDS)
+                except queue.Empty:
+                    continue
+                if event is None or isinstance(event, events.TERMINAL):
+                    return event
+                soon = time.monotonic() - sent_at < REDRAW_SECONDS
+                if soon and isinstance(event, (events.Step, events.Downloading)):
+                    continue
+                now = draw(self._parts, view)
+                yield {part: value for part, value in now.items() if value != sent[part]} or gr.skip()
+                sent, sent_at = now, time.monotonic()
         return None
 
-    def stop(self, values: dict, http: gr.Request) -> dict:
+    def stop(self, values: Updates, http: gr.Request) -> Updates:
         """Stop was pressed: end the job, running or still in the queue, and show what there is."""
         if run := self._leave_run(http.session_hash):
             return self._ended_early(run, words.run.STOPPED_KEPT, "")
         return self._end(values[self._parts.shown], "")
 
     def leave(self, http: gr.Request) -> None:
-        """A tab was closed: free the device."""
-        self._leave_run(http.session_hash)
+        """A tab was closed, or its connection is lost: what runs goes on for a while, for a page that comes back."""
+        self._runs.pop(http.session_hash, None)
         self._kept.pop(http.session_hash, None)
 
-    def back_to_recorded(self, values: dict, http: gr.Request) -> dict:
+    def back_to_recorded(self, values: Updates, http: gr.Request) -> Updates:
         """The recorded run of what the form says, or the nearest: shown, and what runs is ended."""
         self._leave_run(http.session_hash)
         bundle = self._nearest(values, list(self._bundles.values()))
@@ -264,16 +291,22 @@ class Handlers:
             return {self._parts.notice: cards.notice(f"{words.gallery.NO_RECORDINGS} {words.gallery.RECORD_COMMAND}")}
         return self._open(bundle.name)
 
-    def _nearest(self, values: dict, bundles: Sequence[Bundle]) -> Bundle | None:
+    def _nearest(self, values: Updates, bundles: Sequence[Bundle]) -> Bundle | None:
         """Of these the recorded run of what the form says, or the one most like it."""
         try:
             return recordings.nearest(self._parts.form.request(values), bundles)
         except RequestError:  # an empty prompt, say: any recording will do
             return next(iter(bundles), None)
 
-    def _net(self, values: dict, reason: str) -> dict | None:
+    def _ready_net(self, asked: CompareRequest) -> str:
+        """What the browser shows if the connection is lost in the middle of a run: the nearest recorded one, which says
+        so; empty where nothing is recorded."""
+        bundle = recordings.nearest(asked, self._bundles.values())
+        return "" if bundle is None else cards.net(self._recording(bundle.name), asked)
+
+    def _net(self, values: Updates, reason: str, asked: CompareRequest | None = None) -> Updates | None:
         """On stage, what stands in for a run that failed: a recorded run, which says so. None elsewhere."""
-        asked = values[self._parts.asked]
+        asked = asked or values[self._parts.asked]
         bundle = recordings.nearest(asked, self._bundles.values()) if values[self._parts.on_stage] and asked else None
         if bundle is None:
             return None
@@ -281,14 +314,14 @@ class Handlers:
         said = words.stage.fell_back(reason, asked, bundle.comparison.request)
         return {self._parts.shown: view, **self._end(view, said)}
 
-    def broken(self, values: dict, http: gr.Request) -> dict:
+    def broken(self, values: Updates, http: gr.Request) -> Updates:
         """The run ended with something nobody foresaw, or the queue is full."""
-        if isinstance(self._runs.get(http.session_hash), _Run):
+        if isinstance(self._runs.get(http.session_hash), Run):
             return gr.skip()  # what broke was stopped before, and the next one is under way
         self._runs.pop(http.session_hash, None)
         return self._net(values, words.BROKEN) or self._end(values[self._parts.shown], words.BROKEN)
 
-    def choose_model(self, values: dict) -> dict:
+    def choose_model(self, values: Updates) -> Updates:
         """Set the form to another model's limits and defaults, or to a recorded run of it; a prompt that was no example
         stays."""
         form, spec, prompt = (
@@ -298,15 +331,19 @@ class Handlers:
         )
         examples = {example for other in catalog.MODELS.values() for example in other.examples}
         examples |= {bundle.comparison.request.prompt for bundle in self._bundles.values()}
-        typed = {"seed": spec.defaults.seed}
+        typed: dict[str, Any] = {"seed": spec.defaults.seed}
+        chosen = values[form.precisions] or []
         if not prompt.strip() or prompt in examples:
-            if recorded := self._recorded_of(spec, values[form.precisions] or []):
-                return self._controls(recorded) | self._chips(spec, values[form.precisions] or [])
+            if recorded := self._recorded_of(spec, chosen):
+                return self._controls(recorded) | self._chips(spec, chosen)
+            shown = values[self._parts.shown].request
+            if shown and {REFERENCE, *chosen} == {*shown.precisions} and (recorded := self._recorded_of(spec, ())):
+                return self._controls(recorded)  # nobody chose the columns that came with what is shown
             typed |= {"prompt": spec.examples[0]} if spec.examples else {}
         fields = settings(spec, self._worker)
         return self._around(spec) | {
             self._parts.typed: json.dumps(typed),
-            **self._chips(spec, values[form.precisions] or []),
+            **self._chips(spec, chosen),
             **{getattr(form, name): gr.update(**fields[name]) for name in fields if name not in TYPED},
         }
 
@@ -320,7 +357,7 @@ class Handlers:
         """What the prompt is to be set to."""
         return json.dumps({"prompt": sample[0]})
 
-    def find(self, values: dict, http: gr.Request) -> dict:
+    def find(self, values: Updates, http: gr.Request) -> Updates:
         """Something but typing has set the form: show what was recorded or made here of exactly what it asks for. If
         there is nothing, the browser sees that what is shown is of something else, and says so."""
         session, shown = http.session_hash, values[self._parts.shown]
@@ -340,27 +377,27 @@ class Handlers:
         if recorded:
             return self._recording(recorded[0])
         for made, view in reversed(self._kept.get(session, {}).items()):
-            if made.covers(asked) and view.folder.is_dir():
+            if made.covers(asked) and view.folder is not None and view.folder.is_dir():
                 return view
         return self._of_others(asked)
 
-    def _keep(self, session: str, view: View) -> None:
+    def _keep(self, session: str, asked: CompareRequest, view: View) -> None:
         kept = self._kept.setdefault(session, {})
-        kept.pop(view.request, None)
-        kept[view.request] = view
+        kept.pop(asked, None)
+        kept[asked] = view
         if len(kept) > KEPT:
             kept.pop(next(iter(kept)))
 
-    def open_page(self, values: dict, http: gr.Request) -> dict:
+    def open_page(self, values: Updates, http: gr.Request) -> Updates:
         """The page was opened: set the form, and show the recording, as the address says, and start nothing."""
         return self._opened(http.query_params, values, http.session_hash)
 
-    def open_address(self, values: dict, event: gr.EventData, http: gr.Request) -> dict:
+    def open_address(self, values: Updates, event: gr.EventData, http: gr.Request) -> Updates:
         """A link of this page was followed, or the browser went back: as if the page was opened so; what runs ends."""
         asked_for = dict(parse_qsl(event.query.removeprefix("?"), keep_blank_values=True))
         return self._opened(asked_for, values, http.session_hash)
 
-    def _opened(self, query: Mapping[str, str], values: dict, session: str) -> dict:
+    def _opened(self, query: Mapping[str, str], values: Updates, session: str) -> Updates:
         parts = self._parts
         ended = session in self._runs
         self._leave_run(session)
@@ -381,41 +418,49 @@ class Handlers:
             return before | {parts.notice: cards.notice(words.compare.link_wrong(str(error)))}
         if asked is None:
             return before
-        view = self._kept_as(query.get(link.MADE, ""), asked)
+        name = query.get(link.MADE, "")
+        run, view = self._named.named(name), self._kept_as(name, asked)
+        if view is None and run and run.asked.covers(asked):
+            return before | self._controls(asked) | self._reattached(run, session)
         return before | self._controls(asked) | ({parts.shown: view, **self._end(view, "")} if view else {})
+
+    def _reattached(self, run: Run, session: str) -> Updates:
+        """Show a run that was left, and have it followed."""
+        parts = self._parts
+        self._runs[session] = run
+        followed = {parts.following: f"{run.name} {session}", parts.notice: cards.notice("")}
+        return followed | self._buttons(busy=True) | draw(parts, run.view)
 
     def _kept_as(self, name: str, asked: CompareRequest) -> View | None:
         """What was made here for a request and lies on the shelf by that name; None if it does not, any more."""
         folder = self._shelf.kept(name)
-        made = Comparison.load(folder) if folder else None
-        if made is None or not made.request.covers(asked):
+        if folder is None or not (made := Comparison.load(folder)).request.covers(asked):
             return None
         return self._view(made, folder, recorded=False, address=f"{link.MADE}={name}")
 
-    def _open(self, name: str) -> dict:
+    def _open(self, name: str) -> Updates:
         parts = self._parts
         if name not in self._bundles:
             return {parts.notice: cards.notice(words.gallery.no_recording(name))}
-        view = self._recording(name)
-        notice = words.gallery.not_offered_here(view.request) if view.foreign else ""
+        view, asked = self._recording(name), self._bundles[name].comparison.request
+        notice = words.gallery.not_offered_here(asked) if view.foreign else ""
         return self._end(view, notice) | {parts.shown: view}
 
-    def restore(self, values: dict) -> dict:
+    def restore(self, values: Updates) -> Updates:
         """Set the form to what is shown; apart from showing it, as this may have to wait for the engine."""
         return self._settings_of(values[self._parts.shown]) or gr.skip()
 
-    def _settings_of(self, view: View | None) -> dict:
+    def _settings_of(self, view: View | None) -> Updates:
         return {} if view is None or view.request is None or view.foreign else self._controls(view.request)
 
     def _recording(self, name: str) -> View:
         """A recorded comparison, with what people have answered by now."""
-        view = self._recordings[name]
-        return views.judged(view, self._seen(view.request.model))
+        return views.judged(self._recordings[name], self._seen(self._bundles[name].comparison.request.model))
 
     def _begin(self, asked: CompareRequest) -> View:
         return views.begin(asked, self._worker.machine.name, self._seen(asked.model))
 
-    def _view(self, made: Comparison, folder: Path, **kind: bool | str) -> View:
+    def _view(self, made: Comparison, folder: Path, **kind: Any) -> View:
         """The view of a finished comparison, with its code and what people's answers say of its model."""
         seen = self._seen(made.request.model)
         return views.of(made, folder, programs=programs(self._worker, made), seen=seen, **kind)
@@ -429,16 +474,16 @@ class Handlers:
         address = f"{link.RECORDED}={bundle.name}"
         return self._view(made, bundle.folder, recorded=True, address=address, foreign=foreign)
 
-    def _leave_run(self, session: str) -> _Run | None:
+    def _leave_run(self, session: str) -> Run | None:
         """End a session's run, running or still in the queue, because something else is to be shown; gives the run,
         None if it had not begun."""
         run = self._runs.pop(session, None)
-        if not isinstance(run, _Run):
+        if not isinstance(run, Run):
             return None
         run.job.cancel()
         return run
 
-    def _controls(self, asked: CompareRequest) -> dict:
+    def _controls(self, asked: CompareRequest) -> Updates:
         """Every control as a request has it; columns that this machine cannot run are left out."""
         form, spec = self._parts.form, catalog.model(asked.model)
         others = {name: of for name, of in settings(spec, self._worker, asked).items() if name not in TYPED}
@@ -452,7 +497,7 @@ class Handlers:
     def _runs_here(self, name: str) -> bool:
         return self._worker.support[name].execution != "unavailable"
 
-    def _chips(self, spec: catalog.ModelSpec, chosen: Sequence[str]) -> dict:
+    def _chips(self, spec: catalog.ModelSpec, chosen: Sequence[str]) -> Updates:
         """The columns to choose from, those chosen among them, and what else could be added."""
         shown, further = chips(spec, self._worker, chosen)
         return {
@@ -460,7 +505,7 @@ class Handlers:
             self._parts.further: gr.update(**further),
         }
 
-    def add_column(self, values: dict) -> dict:
+    def add_column(self, values: Updates) -> Updates:
         """A further column was chosen: it becomes a chip."""
         parts, added = self._parts, values[self._parts.further]
         if not added:
@@ -468,7 +513,7 @@ class Handlers:
         spec = catalog.model(values[parts.form.model])
         return self._chips(spec, [*(values[parts.form.precisions] or []), added])
 
-    def _around(self, spec: catalog.ModelSpec) -> dict:
+    def _around(self, spec: catalog.ModelSpec) -> Updates:
         """What stands in and around the form for a model, other than values."""
         parts, worker = self._parts, self._worker
         hints = cards.hints(spec, worker.support, worker.about_weights(spec.id))
@@ -479,21 +524,21 @@ class Handlers:
             parts.hints: gr.HTML(hints, visible=bool(hints)),
         }
 
-    def _ended_early(self, run: _Run, headline: str, notice: str) -> dict:
+    def _ended_early(self, run: Run, headline: str, notice: str) -> Updates:
         if not run.view.finished:
             return self._end(run.before, notice)
         view = views.stopped(run.view, headline)
         return {self._parts.shown: view, **self._end(view, notice)}
 
-    def _end(self, view: View, notice: str) -> dict:
+    def _end(self, view: View, notice: str) -> Updates:
         parts = self._parts
         return {parts.notice: cards.notice(notice), **self._buttons(busy=False), **draw(parts, view)}
 
-    def _buttons(self, *, busy: bool) -> dict:
+    def _buttons(self, *, busy: bool) -> Updates:
         return {self._parts.go: gr.Button(interactive=not busy), self._parts.stop: gr.Button(interactive=busy)}
 
 
-def draw(parts: Parts, view: View) -> dict:
+def draw(parts: Parts, view: View) -> Updates:
     """The five places of the page that show a view."""
     return {
         parts.headline: cards.headline(view),
@@ -509,7 +554,7 @@ def programs(worker: Worker, comparison: Comparison) -> dict[str, str]:
     return {g.column: worker.code(comparison.request, g.column, g.execution) for g in comparison.results}
 
 
-def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tuple[dict, dict]:
+def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the columns' chips have to be for a model, and the choice of further ones.
 
     bf16 has no chip, because it always takes part. A format by the form's recipe has one, and so has one that a recipe
@@ -537,7 +582,7 @@ def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tup
     return {"choices": choices(has_chip), "value": wanted}, {"choices": choices(further), "value": None}
 
 
-def settings(spec: catalog.ModelSpec, worker: Worker, asked: CompareRequest | None = None) -> dict[str, dict]:
+def settings(spec: catalog.ModelSpec, worker: Worker, asked: CompareRequest | None = None) -> dict[str, dict[str, Any]]:
     """Field of the form -> what its component has to be for a model; one without a choice is not shown.
 
     Its value is that of a request, or else the default.
@@ -568,7 +613,7 @@ def settings(spec: catalog.ModelSpec, worker: Worker, asked: CompareRequest | No
     return found
 
 
-def _span(bounds: tuple[float, float], value: float) -> dict:
+def _span(bounds: tuple[float, float], value: float) -> dict[str, Any]:
     low, high = bounds
     # Gradio refuses a slider without a range, even one that is not shown.
     return {"minimum": low, "maximum": high if low < high else low + 1, "value": value, "visible": low < high}

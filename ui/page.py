@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -46,6 +48,7 @@ FORM = """(...values) => {
   const form = Object.fromEntries(%s.map((name, index) => [name, values[index]]));
   dispatchEvent(new CustomEvent('twinframe-form', { detail: form }));
 }"""
+FOLLOW = "watch('value', () => trigger('submit'))"
 TAB_OPENED = "() => { dispatchEvent(new CustomEvent('twinframe-tab', { detail: %s })); }"
 """What ui/static/address.js is told, and asked."""
 
@@ -57,6 +60,8 @@ class Page:
     demo: gr.Blocks
     shelf: Shelf
     worker: Worker
+    gone: Callable[[str], None]
+    """Told the name of a run whose page goes."""
 
     def serve(
         self,
@@ -94,9 +99,9 @@ class Page:
             auth=doors.auth,
             max_threads=THREADS,
             state_session_capacity=SESSIONS,
-            app_kwargs={"middleware": [doors.middleware(self.worker)]},
+            app_kwargs={"middleware": [doors.middleware(self.worker, self.gone)]},
         )
-        return address
+        return str(address)
 
     def drain(self) -> None:
         """Before `close`: let what has ended reach those who wait for it, and let them fetch its files."""
@@ -188,7 +193,7 @@ def build_page(
     for event in demo.fns.values():
         if event.api_visibility != "public":
             event.api_name = None
-    return Page(demo, shelf, worker)
+    return Page(demo, shelf, worker, handlers.gone)
 
 
 def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr.blocks.Block) -> Parts:
@@ -197,6 +202,7 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
     spec = catalog.model(asked.model if asked else models[0])
     fields = settings(spec, worker, asked)
     example = spec.examples[0] if spec.examples else ""
+    gr.HTML(cards.purpose(), apply_default_css=False, elem_id="tf-purpose")
     with gr.Column(elem_classes="tf-form"):
         with gr.Row(elem_classes="tf-ask"):
             prompt = gr.Textbox(
@@ -259,6 +265,8 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
         )
         table = gr.HTML(apply_default_css=False, elem_id="tf-table")
         ran = gr.HTML(apply_default_css=False, elem_id="tf-ran")
+    net = gr.HTML(apply_default_css=False, elem_id="tf-net")
+    following = gr.HTML(apply_default_css=False, elem_id="tf-following", js_on_load=FOLLOW)
     quick = {"queue": False, **PRIVATE}
     gr.on([dice.click], fn=None, outputs=seed, js="() => Math.floor(Math.random() * 2 ** 32)", **quick)
     parts = Parts(
@@ -275,6 +283,8 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
         pairs=pairs,
         table=table,
         ran=ran,
+        net=net,
+        following=following,
         asked=gr.State(None),
         shown=gr.State(first),
         **outside,
@@ -284,7 +294,7 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
     return parts
 
 
-def _more_settings(fields: dict[str, dict]) -> dict[str, gr.components.Component]:
+def _more_settings(fields: dict[str, dict[str, Any]]) -> dict[str, gr.components.Component]:
     """The rest of the form, as keyword arguments of `Form`."""
     with gr.Row(elem_classes="tf-more"):
         more = {
@@ -322,7 +332,7 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     run = pressed.success(
         handlers.run,
         inputs=kept,
-        outputs=[*drawn, parts.shown],
+        outputs=[*drawn, parts.shown, parts.net],
         # A run that was stopped lasts until its step ends. The browser is not to hold the next one back for it, nor may
         # Gradio cancel it, which it reports as a failure, and only when the step has ended.
         trigger_mode="multiple",
@@ -333,6 +343,7 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     parts.stop.click(handlers.stop, inputs={parts.shown}, outputs=[*drawn, parts.shown], queue=False, **PRIVATE)
     quick = {"queue": False, **PRIVATE}
     opened = [*drawn, parts.shown]
+    parts.following.submit(handlers.follow, kept, opened, trigger_mode="multiple", **DEVICE, **PRIVATE)
     around = [parts.examples, parts.about, parts.hints, parts.further, parts.typed, *(form.components() - {form.seed})]
     asking = form.components() | {parts.shown, parts.typed}
 
@@ -343,13 +354,13 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
 
     # Not change, which an opened link would cause as well: it brings values of its own.
     # Not the whole form: a dropdown sends it twice, and settings of the model before do not fit the one after.
-    choosing = {form.model, form.prompt, form.precisions}
+    choosing = {form.model, form.prompt, form.precisions, parts.shown}
     another = form.model.input(handlers.choose_model, choosing, around, js=ASKED, **quick)
     adding = {form.model, form.precisions, parts.further}
     parts.further.input(handlers.add_column, adding, [form.precisions, parts.further], **quick)
     example = parts.examples.click(handlers.choose_example, parts.examples, parts.typed, js=ASKED, **quick)
-    page = demo.load(handlers.open_page, {parts.shown}, [*around, *opened], **quick)
-    address = parts.typed.select(handlers.open_address, {parts.shown}, [*around, *opened], **quick)
+    page = demo.load(handlers.open_page, {parts.shown}, [*around, *opened, parts.following], **quick)
+    address = parts.typed.select(handlers.open_address, {parts.shown}, [*around, *opened, parts.following], **quick)
     recorded = parts.on_stage.select(handlers.back_to_recorded, form.components(), opened, **quick)
     for chosen in (another, example, page, address, recorded.then(handlers.restore, {parts.shown}, around, **quick)):
         then_find(chosen)

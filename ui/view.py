@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from engine import events
 from engine.formats import REFERENCE
@@ -66,7 +67,7 @@ class View:
     @property
     def comparison(self) -> Comparison | None:
         """What is finished so far as a comparison; None until the reference is."""
-        if not any(g.precision == REFERENCE for g in self.finished):
+        if self.request is None or not any(g.precision == REFERENCE for g in self.finished):
             return None
         return Comparison(
             request=self.request,
@@ -124,7 +125,9 @@ def of(
 
 def judged(view: View, seen: Seen) -> View:
     """A finished comparison's view, with what people have answered by now."""
-    return replace(view, seen=seen, headline=words.verdict.verdict(view.comparison, seen))
+    if (made := view.comparison) is None:
+        return view
+    return replace(view, seen=seen, headline=words.verdict.verdict(made, seen))
 
 
 def advance(view: View, event: events.Event) -> View:
@@ -144,7 +147,7 @@ def advance(view: View, event: events.Event) -> View:
         case events.Finished(column, generation):
             return _with(view, column, generation=generation, note="", progress=None, preview=None)
         case events.Compared(column, metrics):
-            made = next(c.generation for c in view.cards if c.column == column)
+            made = next(g for g in view.finished if g.column == column)
             return _with(view, column, generation=replace(made, metrics=metrics))
         case events.Measuring(index, total):
             return replace(view, headline=words.run.MEASURING, detail=words.run.measuring(index, total))
@@ -163,15 +166,17 @@ def stopped(view: View, headline: str) -> View:
 
 
 def _working(view: View, column: str, note: str, progress: float | None) -> View:
-    order = [c.column for c in view.cards]
-    name, made = words.name(view.request, column), words.thing(view.request)
+    order, asked = [c.column for c in view.cards], view.request
+    if asked is None:  # nothing is shown that an event could be of
+        return view
+    name, made = words.name(asked, column), words.thing(asked)
     said = words.run.making(name, made, order.index(column) + 1, len(order))
     view = _with(view, column, note=note, progress=progress)
-    at_once = [words.name(view.request, c.column) for c in view.cards if c.progress is not None]
+    at_once = [words.name(asked, c.column) for c in view.cards if c.progress is not None]
     if len(at_once) > 1:  # on several devices
         return replace(view, headline=words.run.making_at_once(at_once, made), detail="")
     return replace(view, headline=said, detail=note)
 
 
-def _with(view: View, column: str, **changes: object) -> View:
+def _with(view: View, column: str, **changes: Any) -> View:
     return replace(view, cards=tuple(replace(c, **changes) if c.column == column else c for c in view.cards))

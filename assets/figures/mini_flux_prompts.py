@@ -27,7 +27,7 @@ THINGS = (
     *("bus", "frog"),
 )
 COLOURS = ("red", "blue", "green", "white", "navy", "pink", "orange", "teal", "yellow", "purple", "black", "grey")
-PRECISIONS = ("fp8", "mxfp8", "nvfp4")
+PRECISIONS = ("fp8", "mxfp8", "nvfp4", "int8")
 
 
 def prompts() -> list[str]:

@@ -21,9 +21,11 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig, NVFP4DynamicActivationNVFP4WeightConfig
@@ -173,7 +175,7 @@ class _Lane:
     latencies: list[Latency] = field(default_factory=list)
     made: Made | None = None
     """By the last timed call."""
-    from_post: dict[str, float] | None = None
+    from_post: dict[str, float | None] | None = None
     """Mean LPIPS and PSNR of what the engine made from what the post's method made of the same noise."""
 
     @property
@@ -191,7 +193,7 @@ def run(
     source: loading.Source,
     out: Path,
     say: Callable[[str], None] = lambda _: None,
-) -> dict:
+) -> dict[str, Any]:
     """Measure, and write `out` anew after every call, so that a run that is killed leaves what it has measured.
 
     Returns:
@@ -208,7 +210,7 @@ def run(
     with driving(studio.device):
         bench = _Bench(spec, settings, studio, say)
         groups = bench.groups()
-        result = {
+        result: dict[str, Any] = {
             "device": bench.studio.machine.name,
             "versions": versions(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -303,7 +305,9 @@ class _Bench:
         """Whose denoiser a method runs: in bf16, where nothing is quantized, all run the engine's."""
         return POST if method in POSTS and column.format != REFERENCE else ENGINE
 
-    def rows(self, group: Sequence[Pair], request: CompareRequest, deadline: float | None) -> Iterator[list[dict]]:
+    def rows(
+        self, group: Sequence[Pair], request: CompareRequest, deadline: float | None
+    ) -> Iterator[list[dict[str, Any]]]:
         """Measure a group of lanes at one batch size; gives its rows again and again, each time with more in them."""
         # Each batch size compiles from nothing, as in a process of its own: none gets kernels of symbolic shape
         # because another came before it.
@@ -334,7 +338,7 @@ class _Bench:
                 lane.from_post = {"lpips": found.mean_lpips, "psnr_db": found.mean_psnr_db}
         yield [self._row(lane, request) for lane in lanes]
 
-    def switches(self, group: Sequence[Pair]) -> list[dict]:
+    def switches(self, group: Sequence[Pair]) -> list[dict[str, Any]]:
         """What it takes to send each of the engine's denoisers to host memory and back; nothing on a CPU, which has
         no other memory."""
         if self.device.type == "cpu":
@@ -382,7 +386,7 @@ class _Bench:
                 beside = self.studio.rendition(self.spec, column, self._loading) if column in self._load_s else None
                 self._posts[name] = self._post(name, beside and beside.pipeline.transformer)
             pipeline, load_s = self._posts[name]
-        if method in POSTS:
+        if method in POSTS or rendition is None:
             graphs = method == POST and methods.block_graphs(self.spec.id, request.batch_size)
             rendition, mode = None, compilation.BLOCK_GRAPHS if graphs else compilation.DEFAULT
             blocks = compilation.Blocks(pipeline.transformer, dynamic=None, options=POST_OPTIONS.get(name, {}))
@@ -447,7 +451,7 @@ class _Bench:
             self._used.use(compilation.EAGER)
             self._used = None
 
-    def _guarded(self, lane: _Lane, step: Callable[[], None]) -> None:
+    def _guarded(self, lane: _Lane, step: Callable[[], object]) -> None:
         """A lane that fails ends with its reason in its row; the others go on."""
         if lane.error is not None:
             return
@@ -502,7 +506,7 @@ class _Bench:
             torch.cuda.reset_peak_memory_stats(self.device)
         if lane.method == BARE:
             began = timing.now(self.device)
-            steps = lane.rendition.weight_only(request.num_inference_steps)
+            steps = lane.rendition.weight_only(request.num_inference_steps) if lane.rendition else None
             output = call(lane.pipeline, self.spec, request, request.seed, steps=steps)
             latency = Latency(text=0, denoise=0, decode=0, total=timing.now(self.device) - began)
         else:
@@ -523,24 +527,24 @@ class _Bench:
         lane.made = finished(lane.pipeline, self.spec, output)
         return True
 
-    def _few(self, lane: _Lane, request: CompareRequest) -> object:
+    def _few(self, lane: _Lane, request: CompareRequest) -> BaseOutput:
         """As few steps as warm everything up."""
         rendition = lane.rendition
         count = rendition.warm_up_steps(lane.mode) if rendition else compilation.WARM_UP_STEPS[lane.mode]
         self._use(lane)
         return self._call(lane, replace(request, num_inference_steps=count), warming=True)
 
-    def _call(self, lane: _Lane, request: CompareRequest, warming: bool = False) -> object:
+    def _call(self, lane: _Lane, request: CompareRequest, warming: bool = False) -> BaseOutput:
         progress = Progress(lane.precision, lambda _: None, lambda: False)
         steps = lane.rendition.weight_only(request.num_inference_steps, warming) if lane.rendition else None
         return call(lane.pipeline, self.spec, request, request.seed, progress, steps)
 
-    def profiles(self, request: CompareRequest) -> list[dict]:
+    def profiles(self, request: CompareRequest) -> list[dict[str, Any]]:
         """The last group's denoisers, one step each taken apart; nothing on a CPU."""
         lanes = [lane for lane in self._lanes if lane.error is None and lane.method != BARE and lane.latencies]
         return [self._profile(lane, request) for lane in lanes] if self.device.type == "cuda" else []
 
-    def _profile(self, lane: _Lane, request: CompareRequest) -> dict:
+    def _profile(self, lane: _Lane, request: CompareRequest) -> dict[str, Any]:
         self.say(f"{lane.name} {lane.method}, batch {request.batch_size}: profile")
         denoiser, given = lane.pipeline.transformer, []
         self._rest()
@@ -557,8 +561,9 @@ class _Bench:
         about = self._said(lane.column) | {"method": lane.method, "batch_size": request.batch_size}
         return about | {"floor": profile.floor(work, self.device)} | profile.table(step, self.device)
 
-    def _row(self, lane: _Lane, request: CompareRequest) -> dict:
-        latency, step_ms = None, None
+    def _row(self, lane: _Lane, request: CompareRequest) -> dict[str, Any]:
+        latency: dict[str, Any] | None = None
+        step_ms = None
         if lane.latencies:
             totals = [entry.total for entry in lane.latencies]
             latency = spread(totals) | dict.fromkeys(("text", "denoise", "decode"))
@@ -619,7 +624,9 @@ def _request(spec: ModelSpec, settings: Settings, batch_size: int) -> CompareReq
     )
 
 
-def _settings(spec: ModelSpec, settings: Settings, request: CompareRequest, groups: Sequence[Sequence[Pair]]) -> dict:
+def _settings(
+    spec: ModelSpec, settings: Settings, request: CompareRequest, groups: Sequence[Sequence[Pair]]
+) -> dict[str, Any]:
     asked = request.to_json()
     for name in ("model", "precisions", "batch_size", "previews"):
         del asked[name]
@@ -662,14 +669,14 @@ def _memory(device: torch.device) -> float:
     return min(room.total, residency.limit()) if device.type == "cuda" else room.total
 
 
-def _write(result: dict, out: Path) -> None:
+def _write(result: dict[str, Any], out: Path) -> None:
     write_whole(out, (json.dumps(result, indent=1) + "\n").encode())
 
 
 HEADER = f"{'precision':9} {'method':12} {'batch':>5} {'seconds':>9} {'ms/step':>9} {'weights':>8} {'peak GB':>8}  note"
 
 
-def line(row: Mapping) -> str:
+def line(row: Mapping[str, Any]) -> str:
     """A row as one line of a table below `HEADER`."""
     latency, memory = row["latency_s"], row["memory_gb"]
     seconds = f"{latency['median']:.3f}" if latency else "-"

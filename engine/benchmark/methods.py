@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from engine import catalog
 from engine.columns import recipe_named
@@ -36,17 +37,17 @@ def block_graphs(model: str, batch_size: int) -> bool:
     return batch_size == 1 and (catalog.MODELS[model].family if model in catalog.MODELS else model) in _BLOCK_GRAPHS
 
 
-def column_of(row: Mapping) -> str:
+def column_of(row: Mapping[str, Any]) -> str:
     """The column of a benchmark's row; files of before name its format alone."""
     return row.get("column", row["precision"])
 
 
-def stands_for(row: Mapping, method: str) -> bool:
+def stands_for(row: Mapping[str, Any], method: str) -> bool:
     """A benchmark's row is that method's: a row names other methods that were the same there in `also`."""
     return method == row["method"] or method in row.get("also", ())
 
 
-def read(file: Path) -> dict:
+def read(file: Path) -> dict[str, Any]:
     """A benchmark's result with today's names, of the recipe too, whenever it was written.
 
     Files of before know one method of the post, `seed`, which compiled with the default mode everywhere: it is
@@ -61,7 +62,7 @@ def read(file: Path) -> dict:
     return result | {"settings": settings, "rows": [_current(row, result["model"]) for row in result["rows"]]}
 
 
-def _current(row: Mapping, model: str) -> dict:
+def _current(row: Mapping[str, Any], model: str) -> dict[str, Any]:
     renamed = {("from_post" if name == "from_seed" else name): value for name, value in row.items()}
     if row["method"] == "seed":
         graphs = block_graphs(model, row["batch_size"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from engine.benchmark.methods import ENGINE, POSTS
 from engine.benchmark.plots import Row, other, timed
@@ -47,7 +48,7 @@ class Figure:
     """Part of bf16's peak memory that this one does without."""
 
 
-def figures(results: Sequence[Mapping], post: Mapping) -> list[Figure]:
+def figures(results: Sequence[Mapping[str, Any]], post: Mapping[str, Any]) -> list[Figure]:
     """The newest figure of each model, size, device, format and batch size, and each of the post's; by model, batch
     size, largest size, measured before quoted, and format.
 
@@ -57,7 +58,7 @@ def figures(results: Sequence[Mapping], post: Mapping) -> list[Figure]:
         results: of benchmarks, as engine/benchmark/methods.py reads them.
         post: engine/reference.py's.
     """
-    found: dict[tuple, Figure] = {}
+    found: dict[tuple[Any, ...], Figure] = {}
     for result in sorted(results, key=lambda result: str(result["date"]), reverse=True):
         rows = timed(result)
         for row in rows:
@@ -72,11 +73,11 @@ def figures(results: Sequence[Mapping], post: Mapping) -> list[Figure]:
     )
 
 
-def _place(f: Figure) -> tuple:
+def _place(f: Figure) -> tuple[Any, ...]:
     return f.model, f.batch_size, -f.width * f.height, f.quoted, f.device, PRECISIONS.index(f.precision)
 
 
-def _measured(result: Mapping, row: Row, rows: Sequence[Row]) -> Figure:
+def _measured(result: Mapping[str, Any], row: Row, rows: Sequence[Row]) -> Figure:
     own = row["precision"] != REFERENCE
     bf16 = other(row, rows, REFERENCE, ENGINE) if own else None
     posts = [found for method in POSTS if (found := other(row, rows, row["precision"], method)) and found["step_ms"]]
@@ -93,7 +94,7 @@ def _measured(result: Mapping, row: Row, rows: Sequence[Row]) -> Figure:
         height=result["settings"]["height"],
         seconds=row["latency_s"]["median"] / row["batch_size"],
         peak_gb=peak,
-        speedup=bf16 and bf16["latency_s"]["median"] / row["latency_s"]["median"],
+        speedup=bf16["latency_s"]["median"] / row["latency_s"]["median"] if bf16 else None,
         step_speedup=_steps(bf16, row),
         over_post=_steps(min(posts, key=lambda found: found["step_ms"], default=None), row),
         saving=1 - peak / whole if peak and whole else None,
@@ -111,7 +112,7 @@ def _filled(newer: Figure, older: Figure) -> Figure:
     return Figure(**(vars(newer) | absent))
 
 
-def _quoted(row: Row, post: Mapping) -> Figure:
+def _quoted(row: Row, post: Mapping[str, Any]) -> Figure:
     same = (r for r in post["performance"] if (r["model"], r["batch_size"]) == (row["model"], row["batch_size"]))
     bf16 = next(r for r in same if r["precision"] == REFERENCE)
     own, settings = row["precision"] != REFERENCE, post["settings"][row["model"]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from engine import reference
 from engine.benchmark.methods import BARE, ENGINE, METHODS, POST, POST_DEFAULT, column_of, stands_for
@@ -17,7 +18,7 @@ from engine.errors import OutputError
 from engine.files import write_whole
 from engine.formats import FP8, PRECISIONS, REFERENCE, ROWS
 
-Row = Mapping
+Row = Mapping[str, Any]
 """A row of the JSON that engine/benchmark/bench.py writes."""
 Bar = tuple[Row, float]
 """A row and its value."""
@@ -45,7 +46,7 @@ rect { stroke-width: 1.5 }
 """
 
 
-def timed(result: Mapping) -> list[Row]:
+def timed(result: Mapping[str, Any]) -> list[Row]:
     """The rows that have a latency of the real format, by batch size, column and method."""
     rows = [row for row in result["rows"] if row["execution"] == "native" and row["latency_s"]]
     return sorted(rows, key=lambda r: (r["batch_size"], place(r), METHODS.index(r["method"])))
@@ -62,7 +63,7 @@ def speedup(row: Row, rows: Sequence[Row], precision: str, method: str) -> float
     return None if base is None else base["latency_s"]["median"] / row["latency_s"]["median"]
 
 
-def table(result: Mapping) -> str:
+def table(result: Mapping[str, Any]) -> str:
     """Every timed row as Markdown, below a line that says what was measured, on what and with what."""
     rows = timed(result)
     columns = {
@@ -90,7 +91,7 @@ def table(result: Mapping) -> str:
     return "\n".join([f"{_about(result)}.", "", *_grid(columns), "", *_posts_fp8([result])]).rstrip() + "\n"
 
 
-def section(results: Sequence[Mapping]) -> str:
+def section(results: Sequence[Mapping[str, Any]]) -> str:
     """Several results as one table in Markdown, the engine's rows beside the other methods', and what each of them is.
 
     Models stand in the order of their names, a model's newest run first. Within a row everything comes from one run;
@@ -115,13 +116,13 @@ def section(results: Sequence[Mapping]) -> str:
                 "precision": label(column_of(row)),
                 "whole call, s": f"{row['latency_s']['median']:.2f}",
                 "step, ms": _cell(row["step_ms"], 1),
-                "step by the post's method, ms": _cell(post and post["step_ms"], 1),
-                "faster than it": _factor(post and post["step_ms"] / row["step_ms"]),
-                "step by default-mode compile, ms": _cell(default and default["step_ms"], 1),
-                "faster than that": _factor(default and default["step_ms"] / row["step_ms"]),
-                "faster than bf16": _factor(bf16 and bf16["step_ms"] / row["step_ms"]),
+                "step by the post's method, ms": _cell(_step(post), 1),
+                "faster than it": _factor(_ratio(_step(post), _step(row))),
+                "step by default-mode compile, ms": _cell(_step(default), 1),
+                "faster than that": _factor(_ratio(_step(default), _step(row))),
+                "faster than bf16": _factor(_ratio(_step(bf16), _step(row))),
                 "LPIPS from the post's": _cell((row.get("from_post") or {}).get("lpips"), 4),
-                "over the bare pipeline": _percent(bare and row["latency_s"]["median"] / bare["latency_s"]["median"]),
+                "over the bare pipeline": _percent(_ratio(_whole(row), _whole(bare))),
                 "peak, GB": _cell(row["memory_gb"]["peak_allocated"], 1),
                 "first call, s": _cell(row["first_call_s"], 0),
             }
@@ -141,7 +142,7 @@ def posts_fp8(rows: Iterable[Row]) -> str:
     return POSTS_FP8 if there else ""
 
 
-def _posts_fp8(results: Sequence[Mapping]) -> list[str]:
+def _posts_fp8(results: Sequence[Mapping[str, Any]]) -> list[str]:
     said = posts_fp8(row for result in results for row in timed(result))
     return [said, ""] if said else []
 
@@ -153,7 +154,19 @@ def other(row: Row, rows: Sequence[Row], precision: str, method: str) -> Row | N
     return min(found, key=lambda r: column_of(r) != column_of(row), default=None)
 
 
-def _about(result: Mapping) -> str:
+def _step(row: Row | None) -> float | None:
+    return None if row is None else row["step_ms"]
+
+
+def _whole(row: Row | None) -> float | None:
+    return None if row is None else row["latency_s"]["median"]
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one / other
+
+
+def _about(result: Mapping[str, Any]) -> str:
     """What was measured, on what and with what."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     asked = result["settings"]
@@ -163,17 +176,17 @@ def _about(result: Mapping) -> str:
     )
 
 
-def _shape(result: Mapping) -> str:
+def _shape(result: Mapping[str, Any]) -> str:
     asked = result["settings"]
     return f"{asked['width']}x{asked['height']}" + (f"x{asked['num_frames']}" if asked["num_frames"] > 1 else "")
 
 
-def repeats(result: Mapping) -> list[int]:
+def repeats(result: Mapping[str, Any]) -> list[int]:
     """How often its timed rows were measured: not equally often where a time limit came between."""
     return sorted({row["repeats"] for row in timed(result)})
 
 
-def _repeats(result: Mapping) -> str:
+def _repeats(result: Mapping[str, Any]) -> str:
     counts = repeats(result)
     return f"{'-'.join(map(str, counts))} call{'s' * (counts != [1])}"
 
@@ -185,7 +198,7 @@ def _grid(columns: Mapping[str, Sequence[str]]) -> list[str]:
     return lines + [f"| {' | '.join(cells)} |" for cells in zip(*shown.values(), strict=True)]
 
 
-def drawings(result: Mapping) -> dict[str, str]:
+def drawings(result: Mapping[str, Any]) -> dict[str, str]:
     """SVG by name: latency, speedup (where there is something to be faster than) and memory, against batch size."""
     rows = timed(result)
     drawn = [row for row in rows if row["method"] in _DRAWN]
@@ -205,7 +218,7 @@ def drawings(result: Mapping) -> dict[str, str]:
     return {name: _bars(title, where, unit, values) for name, (title, unit, values) in bars.items() if values}
 
 
-def write(result: Mapping, folder: Path, stem: str) -> list[Path]:
+def write(result: Mapping[str, Any], folder: Path, stem: str) -> list[Path]:
     """Write the drawings and the table into `folder`, made if missing, as `stem`-latency.svg and so on.
 
     Raises:

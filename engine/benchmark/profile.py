@@ -9,20 +9,22 @@ of scaled_dot_product_attention.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 
-KINDS: tuple[tuple[str, re.Pattern], ...] = (
+KINDS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("GEMM", re.compile(r"^triton_tem|^(?!triton).*(gemm|gemv|nvjet|cutlass|cublas|xmma|splitk)", re.I)),
     ("attention", re.compile(r"^(?!triton).*(flash|fmha|sdpa|attention)", re.I)),
     ("quantize", re.compile(r"^triton.*amax", re.I)),
@@ -51,10 +53,10 @@ class Product:
 class Work:
     """What one step multiplies."""
 
-    products: Counter = field(default_factory=Counter)
+    products: Counter[Product] = field(default_factory=Counter)
     layers: dict[Product, nn.Linear] = field(default_factory=dict)
     """A layer of each product."""
-    attentions: Counter = field(default_factory=Counter)
+    attentions: Counter[tuple[int, int, int, int, int]] = field(default_factory=Counter)
     """By (batch, heads, queries, keys, features of a head)."""
 
     @property
@@ -71,7 +73,7 @@ def counted(denoiser: nn.Module) -> Iterator[Work]:
     """Counts the products and attentions of the eager calls inside."""
     work, attention = Work(), F.scaled_dot_product_attention
 
-    def linear(layer: nn.Linear, args: tuple, made: Tensor) -> None:
+    def linear(layer: nn.Linear, args: tuple[Any, ...], made: Tensor) -> None:
         product = Product(
             args[0].numel() // layer.in_features,
             layer.in_features,
@@ -81,7 +83,7 @@ def counted(denoiser: nn.Module) -> Iterator[Work]:
         work.products[product] += 1
         work.layers.setdefault(product, layer)
 
-    def attend(query: Tensor, key: Tensor, *args: object, **kwargs: object) -> Tensor:
+    def attend(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         batch, heads, queries, features = query.shape
         work.attentions[batch, heads, queries, key.shape[2], features] += 1
         return attention(query, key, *args, **kwargs)
@@ -96,13 +98,13 @@ def counted(denoiser: nn.Module) -> Iterator[Work]:
             hook.remove()
 
 
-def floor(work: Work, device: torch.device) -> dict:
+def floor(work: Work, device: torch.device) -> dict[str, Any]:
     """Milliseconds that the step's products and attentions take alone, each shape at its own measured rate.
 
     The product alone is timed, in any format: an activation is quantized before the clock starts. `alone` is false of a
     layer among whose operations no product was found, so that all of it was timed.
     """
-    gemm = []
+    gemm: list[dict[str, Any]] = []
     for product, times in work.products.items():
         layer = work.layers[product]
         products = _alone(layer, product.m, device)
@@ -120,11 +122,11 @@ def floor(work: Work, device: torch.device) -> dict:
                 "tflops": 2 * product.m * product.k * product.n / alone / 1e9,
             }
         )
-    attention = []
+    attention: list[dict[str, Any]] = []
     for (b, h, q, k, d), times in work.attentions.items():
         # Laid out as diffusers does: (batch, tokens, heads, features), seen as (batch, heads, tokens, features).
         tensors = [torch.randn(b, n, h, d, device=device, dtype=torch.bfloat16).transpose(1, 2) for n in (q, k, k)]
-        alone = milliseconds(lambda tensors=tensors: F.scaled_dot_product_attention(*tensors), device)
+        alone = milliseconds(partial(F.scaled_dot_product_attention, *tensors), device)
         attention.append(
             {"shape": [b, h, q, k, d], "times": times, "ms": alone, "tflops": 4 * b * h * q * k * d / alone / 1e9}
         )
@@ -155,10 +157,14 @@ class _Products(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Callable, tuple, dict]] = []
+        self.calls: list[tuple[OpOverload, tuple[Any, ...], dict[str, Any]]] = []
 
     def __torch_dispatch__(
-        self, operation: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+        self,
+        operation: OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> object:
         if any(hasattr(kind, "__tensor_flatten__") for kind in types):
             return NotImplemented  # a quantized tensor's own operation, inside which the product comes
@@ -180,7 +186,7 @@ def milliseconds(call: Callable[[], object], device: torch.device) -> float:
     return began.elapsed_time(ended) / _TIMED
 
 
-def table(call: Callable[[], object], device: torch.device, calls: int = 3) -> dict:
+def table(call: Callable[[], object], device: torch.device, calls: int = 3) -> dict[str, Any]:
     """Run `call` under the profiler: milliseconds of one call by kind and by kernel, and what of its span is idle.
 
     Returns:
@@ -200,9 +206,11 @@ def table(call: Callable[[], object], device: torch.device, calls: int = 3) -> d
     return summed([(e.name, e.time_range.start, e.time_range.end) for e in events], calls)
 
 
-def summed(events: list[tuple[str, float, float]], calls: int) -> dict:
+def summed(events: list[tuple[str, float, float]], calls: int) -> dict[str, Any]:
     """The table of some calls' kernels: (name, start, end), in microseconds."""
-    spent, times, kinds = Counter(), Counter(), Counter()
+    spent: dict[str, float] = defaultdict(float)
+    kinds: dict[str, float] = defaultdict(float)
+    times: Counter[str] = Counter()
     busy, free_from = 0.0, float("-inf")
     for name, start, end in sorted(events, key=lambda event: event[1]):
         spent[name] += end - start
@@ -216,12 +224,16 @@ def summed(events: list[tuple[str, float, float]], calls: int) -> dict:
         "span_ms": span * scale,
         "busy_ms": busy * scale,
         "gaps_ms": (span - busy) * scale,
-        "kinds": {kind: ms * scale for kind, ms in kinds.most_common()},
+        "kinds": {kind: ms * scale for kind, ms in _most_first(kinds)},
         "kernels": [
             {"name": name, "kind": kind_of(name), "ms": ms * scale, "times": times[name] / calls}
-            for name, ms in spent.most_common()
+            for name, ms in _most_first(spent)
         ],
     }
+
+
+def _most_first(spent: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(spent.items(), key=lambda item: -item[1])
 
 
 def kind_of(kernel: str) -> str:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ _RECOMPILE_LIMIT = 128
 """Graphs of one block class; all precisions and shapes of all models with it share them, and torch's 8 are too few."""
 
 
-PROMPT: Mapping[str, Callable[[Mapping], tuple]] = {
+PROMPT: Mapping[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]] = {
     "QwenImageTransformerBlock": lambda given: ((given["encoder_hidden_states"], 1), (given["image_rotary_emb"][1], 0)),
 }
 """Class of a block -> the tensors of its arguments that are as long as the prompt, each with that dimension, for models
@@ -159,26 +160,26 @@ class Blocks:
         self._options = dict(fusion.options() if options is None else options)
         self._blocks = [m for m in denoiser.modules() if type(m).__name__ in denoiser._repeated_blocks]
         self.mode = EAGER
-        self._calls: dict[str, list[Callable | None]] = {EAGER: [None] * len(self._blocks)}
+        self._calls: dict[str, list[Callable[..., Any] | None]] = {EAGER: [None] * len(self._blocks)}
         """By mode; `GRAPHS` records the calls of `DEFAULT`."""
         self._step = StepGraph(denoiser._call_impl)
         self._text_kv = text_kv.of(denoiser, self._blocks)
         """Used with the step graph: more than one clip would take that many times the memory."""
-        self._key_value: Callable = text_kv.key_value
+        self._key_value: Callable[..., Any] = text_kv.key_value
 
     def use(self, mode: str) -> None:
         """Run in `mode` from now on; what was compiled or recorded is kept."""
         self.mode = mode
         kind = DEFAULT if mode == GRAPHS else mode
         if kind not in self._calls:
-            self._calls[kind] = self._compiled() if kind == DEFAULT else self._replayed()
+            self._calls[kind] = list(self._compiled() if kind == DEFAULT else self._replayed())
         calls = self._calls[kind]
-        whole = self._step if mode == GRAPHS else None
+        whole: Callable[..., Any] | None = self._step if mode == GRAPHS else None
         if self._text_kv is not None:
             self._text_kv.install(mode == GRAPHS)
             if mode == GRAPHS:
-                calls = [self._text_kv.instead(call, number) for number, call in enumerate(calls)]
-                whole = self._text_kv.before(whole, self._key_value)
+                calls = [call and self._text_kv.instead(call, number) for number, call in enumerate(calls)]
+                whole = self._text_kv.before(self._step, self._key_value)
         for block, call in zip(self._blocks, calls, strict=True):
             block._compiled_call_impl = call  # where nn.Module.compile() keeps it
         self._denoiser._compiled_call_impl = whole
@@ -220,7 +221,7 @@ class Blocks:
         """Keys and values of the text are computed once a call, when a step is recorded."""
         return self._text_kv is not None
 
-    def _compiled(self) -> list[Callable]:
+    def _compiled(self) -> list[Callable[..., Any]]:
         configure()
         self._denoiser.compile_repeated_blocks(fullgraph=True, dynamic=self._dynamic, options=self._options)
         self._key_value = torch.compile(self._key_value, fullgraph=True, dynamic=self._dynamic, options=self._options)
@@ -230,7 +231,7 @@ class Blocks:
             return calls
         return [_any_prompt(call, at) if at else call for call, at in zip(calls, where, strict=True)]
 
-    def _replayed(self) -> list[Callable]:
+    def _replayed(self) -> list[Callable[..., Any]]:
         """As the post has it: the compiled `forward` of every block, and copies of its outputs, which the next block's
         replay would overwrite. With copies every call may begin a new round, so that no step needs to be marked."""
         configure()
@@ -241,7 +242,7 @@ class Blocks:
         ]
 
 
-def _cloned(call: Callable) -> Callable:
+def _cloned(call: Callable[..., Any]) -> Callable[..., Any]:
     def called(*args: object, **kwargs: object) -> object:
         made = call(*args, **kwargs)
         return made.clone() if isinstance(made, Tensor) else tuple(tensor.clone() for tensor in made)
@@ -249,7 +250,7 @@ def _cloned(call: Callable) -> Callable:
     return called
 
 
-def _any_prompt(call: Callable, where: Callable[[Mapping], tuple]) -> Callable:
+def _any_prompt(call: Callable[..., Any], where: Callable[[Mapping[str, Any]], tuple[Any, ...]]) -> Callable[..., Any]:
     def called(*args: object, **kwargs: object) -> object:
         for tensor, dimension in where(kwargs):
             torch._dynamo.maybe_mark_dynamic(tensor, dimension)

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import sympy
 import torch
 from torch import Tensor
 from torch._inductor import config, inductor_prims
 from torch._inductor.choices import InductorChoices
+from torch._inductor.codegen.simd_kernel_features import SIMDKernelFeatures
 from torch._inductor.codegen.triton import FixedTritonConfig
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._inductor.runtime.runtime_utils import next_power_of_2
@@ -96,14 +98,16 @@ def install() -> None:
 
 class _Choices(InductorChoices):
     @staticmethod
-    def should_use_persistent_reduction(features: object, cooperative_reduction: bool) -> bool:
+    def should_use_persistent_reduction(features: SIMDKernelFeatures, cooperative_reduction: bool) -> bool:
         if isinstance(config.post_grad_custom_pre_pass, Rewrites) and V.graph.sizevars.statically_known_leq(
             features.reduction_numel, PERSISTENT
         ):
             return True
         return InductorChoices.should_use_persistent_reduction(features, cooperative_reduction)
 
-    def triton_kernel_kwargs(self, kernel_cls: type, features: object, groups: list, kernel_kwargs: dict) -> dict:
+    def triton_kernel_kwargs(
+        self, kernel_cls: type, features: SIMDKernelFeatures, groups: list[Any], kernel_kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
         kernel_kwargs = super().triton_kernel_kwargs(kernel_cls, features, groups, kernel_kwargs)
         length, many = features.reduction_numel, V.graph.sizevars.statically_known_geq(features.numel, ROWS)
         ours = isinstance(config.post_grad_custom_pre_pass, Rewrites) and groups[0].keys() == {"x", "r0_"}
@@ -144,7 +148,7 @@ def share(graph: Graph) -> int:
 
     AOTAutograd does this only for training.
     """
-    first: dict[tuple, Node] = {}
+    first: dict[tuple[Any, ...], Node] = {}
     removed = 0
     for node in list(graph.nodes):
         if not _pure(node):
@@ -162,7 +166,7 @@ def share(graph: Graph) -> int:
 def _pure(node: Node) -> bool:
     """Whether the same arguments always give the same values, and nothing else happens."""
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace not in ("aten", "prims", "ao"):
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace not in ("aten", "prims", "ao", "twinframe"):
         return False
     fresh = target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
     return not fresh and "empty" not in target._schema.name
@@ -230,7 +234,7 @@ def _same_view(node: Node) -> bool:
     return node.target in VIEWS and node.args[0].meta["val"].shape == node.meta["val"].shape
 
 
-def _in_rows(graph: Graph, node: object, full: torch.Size, made: dict[Node, Node]) -> object:
+def _in_rows(graph: Graph, node: Any, full: torch.Size, made: dict[Node, Node]) -> Any:
     """The same value as `node`, computed on rows: its elementwise operations, and its amax of a row, moved behind a
     view."""
     if tensor(node) is None or node.meta["val"].ndim < len(full):
@@ -356,7 +360,8 @@ def multiply_and_saturate(graph: Graph) -> int:
     for cast in list(graph.nodes):
         if cast.target is not CAST or cast.meta["val"].dtype != _FP8:
             continue
-        clamps, quotient = [], cast.args[0]
+        clamps: list[Any] = []
+        quotient = cast.args[0]
         while len(clamps) < 2 and (quotient.target, quotient.args[1:]) in _SATURATION:
             clamps.append(quotient.target)
             quotient = quotient.args[0]
@@ -408,8 +413,7 @@ def gelu_in_product(graph: Graph) -> int:
     found = 0
     for tanh in [node for node in graph.nodes if node.target is aten.tanh.default]:
         x, gelu = _gelu_around(tanh)
-        shown = x.args[0] if gelu is not None and x.target is CAST else None
-        if shown is None or tensor(shown) is None:
+        if x is None or gelu is None or x.target is not CAST or tensor(shown := x.args[0]) is None:
             continue
         product = shown.args[0] if shown.target in VIEWS else shown
         alone = product.target is aten.addmm.default and len(product.users) == len(shown.users) == 1
@@ -487,7 +491,7 @@ def _gelu_around(tanh: Node) -> tuple[Node, Node] | tuple[None, None]:
     return x, gelu
 
 
-def _times(node: object, factor: float) -> Node | None:
+def _times(node: Any, factor: float) -> Node | None:
     """The tensor of which `node` is the product with this number."""
     product = isinstance(node, Node) and node.target is aten.mul.Tensor
     close = product and isinstance(node.args[1], float) and abs(node.args[1] - factor) < 1e-9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import Graph, Node
 
@@ -11,14 +13,14 @@ CAST = prims.convert_element_type.default
 VIEWS = (aten.view.default, aten.reshape.default)
 
 
-def add(graph: Graph, target: object, *args: object) -> Node:
+def add(graph: Graph, target: Any, *args: Any) -> Node:
     """A new node, with the shape and type that its value will have."""
     node = graph.call_function(target, args)
     node.meta["val"] = target(*torch.fx.map_arg(args, lambda argument: argument.meta["val"]))
     return node
 
 
-def tensor(node: object) -> torch.Tensor | None:
+def tensor(node: Any) -> torch.Tensor | None:
     """The value that a node of a graph will have, if it is a tensor; None for a number, or of anything else."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     return value if isinstance(value, torch.Tensor) else None
@@ -29,7 +31,7 @@ def alike(a: Node, b: Node) -> bool:
     return a.meta["val"].shape == b.meta["val"].shape and a.meta["val"].dtype == b.meta["val"].dtype
 
 
-def like(graph: Graph, node: Node, *args: object) -> Node:
+def like(graph: Graph, node: Node, *args: Any) -> Node:
     """The same operation on something else, by whose name its kernel will be known in profiles."""
     made = add(graph, node.target, *args)
     made.meta["original_aten"] = node.meta.get("original_aten")

@@ -8,6 +8,7 @@ are put together. The arithmetic is that of the graph; only a norm's sum adds th
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
@@ -49,10 +50,10 @@ def turned_pairs(graph: Graph) -> int:
             continue
         negative, a = first.args[0], second.args[0]
         b = negative.args[0] if negative.target is aten.neg.default else None
-        if b is None or not (_part(a, 0) is _part(b, 1) is not None):
-            continue
         pairs = _part(a, 0)
-        if not alike(pairs, turned):
+        if b is None or _part(b, 1) is not pairs:
+            continue
+        if pairs is None or not alike(pairs, turned):
             continue
         with graph.inserting_before(turned):
             reverse = add(graph, prims.rev.default, pairs, [pairs.meta["val"].ndim - 1])
@@ -68,7 +69,7 @@ def _put_together(whole: Node) -> list[Node] | None:
     parts = whole.args[0] if whole.target is aten.cat.default else None
     if not isinstance(parts, list | tuple) or any(tensor(part) is None for part in parts):
         return None
-    return parts if all(part.meta["val"].ndim == whole.meta["val"].ndim for part in parts) else None
+    return list(parts) if all(part.meta["val"].ndim == whole.meta["val"].ndim for part in parts) else None
 
 
 def _part(node: Node, index: int) -> Node | None:
@@ -91,7 +92,7 @@ def turned_halves(graph: Graph) -> int:
     for whole in list(graph.nodes):
         second = _added_to_half(whole, 1)
         first = _added_to_half(second[0], 0) if second else None
-        if first is None or first[1] != second[1] or first[3] is not second[3]:
+        if first is None or second is None or first[1] != second[1] or first[3] is not second[3]:
             continue
         (product, dimension, negative, x), sine = first, second[2]
         value = x.meta["val"]
@@ -138,7 +139,8 @@ def _place(node: object, target: object, first: int, place: int) -> int | None:
     """The dimension of two along which `node` takes or writes this place, as its arguments from the `first` on say."""
     if not isinstance(node, Node) or node.target is not target:
         return None
-    dimension, start, end, step = (*node.args[first:], *(0, None, None, 1)[len(node.args) - first :])
+    defaults: tuple[Any, ...] = (0, None, None, 1)
+    dimension, start, end, step = (*tuple(node.args[first:]), *defaults[len(node.args) - first :])
     shape = node.args[0].meta["val"].shape
     of_two = shape[dimension] == 2 and isinstance(start, int) and isinstance(end, int)
     return dimension % len(shape) if of_two and step == 1 and (start, min(end, 2)) == (place, place + 1) else None
@@ -252,7 +254,7 @@ def _of_part(
             part = made.get(argument, argument) if isinstance(argument, Node) else argument
             value = argument.meta["val"] if isinstance(argument, Node) and argument not in made else None
             at = dimension - len(shape) + value.ndim if isinstance(value, torch.Tensor) else -1
-            if at >= 0 and value.shape[at] != 1:
+            if value is not None and at >= 0 and value.shape[at] != 1:
                 part = add(graph, aten.slice.Tensor, argument, at, start, start + length)
             args.append(part)
         made[node] = like(graph, node, *args)
@@ -323,8 +325,10 @@ class _Halves:
         shape, source = node.meta["val"].shape, node.args[0] if node.args else None
         if node.target in (*VIEWS, aten.unsqueeze.default):
             pair = self.of(source)
-            parts = [self._shaped(part, [*shape[:-1], shape[-1] // 2]) for part in pair or ()]
-            return tuple(parts) if parts and None not in parts else None
+            if pair is None:
+                return None
+            one, other = (self._shaped(part, [*shape[:-1], shape[-1] // 2]) for part in pair)
+            return None if one is None or other is None else (one, other)
         if node.target is prims.rev.default and shape[-1] == 2 and node.args[1] == [len(shape) - 1]:
             pair = self.of(source)
             return pair and pair[::-1]
@@ -333,7 +337,7 @@ class _Halves:
             return pair and tuple(add(self._graph, node.target, part, *node.args[1:]) for part in pair)
         return self._elementwise(node) if node.target in _BY_ELEMENT and not node.kwargs else self._loaded(node)
 
-    def _shaped(self, part: Node, shape: list) -> Node | None:
+    def _shaped(self, part: Node, shape: list[int]) -> Node | None:
         """As a view; a symbolic length, of which there may be one, is left to PyTorch to infer."""
         if list(part.meta["val"].shape) == shape:
             return part
@@ -342,16 +346,16 @@ class _Halves:
         return add(self._graph, aten.reshape.default, part, [n if isinstance(n, int) else -1 for n in shape])
 
     def _elementwise(self, node: Node) -> tuple[Node, Node] | None:
-        sides = [], []
+        sides: tuple[list[Any], list[Any]] = ([], [])
         for argument in node.args:
-            pair = (argument, argument)
+            pair: tuple[Any, Any] | None = (argument, argument)
             if isinstance(argument, Node):
                 pair = self._operand(argument, node.meta["val"].shape[-1])
             if pair is None:
                 return None
             for side, part in zip(sides, pair, strict=True):
                 side.append(part)
-        return tuple(like(self._graph, node, *side) for side in sides)
+        return like(self._graph, node, *sides[0]), like(self._graph, node, *sides[1])
 
     def _operand(self, node: Node, width: int) -> tuple[Node, Node] | None:
         """What a node contributes to the halves of something `width` wide."""

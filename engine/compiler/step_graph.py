@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,13 +42,13 @@ class StepGraph:
         variant: hashable, set by whoever changes what `call` does besides through its arguments: part of the shape.
     """
 
-    def __init__(self, call: Callable):
+    def __init__(self, call: Callable[..., Any]):
         self.dropped = self.plain = self.recorded = self.replayed = 0
         self.variant: object = None
         self._call = call
-        self._plain: dict[tuple, int] = {}
-        self._recorded: OrderedDict[tuple, _Recording] = OrderedDict()
-        self._pool: tuple | None = None
+        self._plain: dict[tuple[Any, ...], int] = {}
+        self._recorded: OrderedDict[tuple[Any, ...], _Recording] = OrderedDict()
+        self._pool: tuple[Any, ...] | None = None
         """Of memory, for all recordings: they never run side by side. It ends with the last of them."""
 
     def __call__(self, *args: object, **kwargs: object) -> object:
@@ -72,7 +73,7 @@ class StepGraph:
         self._recorded.clear()
         self._pool = None
 
-    def _record(self, key: tuple, args: tuple, kwargs: dict) -> None:
+    def _record(self, key: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         while len(self._recorded) >= KEPT:
             self._plain.pop(self._recorded.popitem(last=False)[0], None)
             self.dropped += 1
@@ -85,7 +86,7 @@ class StepGraph:
 class _Recording:
     """One recorded call, its inputs and its outputs."""
 
-    def __init__(self, call: Callable, args: tuple, kwargs: dict, pool: tuple):
+    def __init__(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], pool: tuple[Any, ...]):
         self._inputs: list[Tensor] = []
 
         def own(tensor: Tensor) -> Tensor:

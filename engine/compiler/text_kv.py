@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ class TextKV:
         self._projections = [getattr(denoiser, name.projection, None) for name in names]
         self._attentions = [[getattr(block, name.attention) for block in blocks] for name in names]
         self._plain = [[attention.processor for attention in those] for those in self._attentions]
-        self._made: dict[tuple, _Made] = {}
+        self._made: dict[tuple[Any, ...], _Made] = {}
         """By the shapes of the texts."""
         self._current: _Made | None = None
 
@@ -77,7 +78,7 @@ class TextKV:
             for attention, processor in zip(those, plain, strict=True):
                 attention.set_processor(_Ready(processor) if ready else processor)
 
-    def before(self, call: Callable, compute: Callable) -> Callable:
+    def before(self, call: Callable[..., Any], compute: Callable[..., Any]) -> Callable[..., Any]:
         """The denoiser's `call`, with keys and values made by `compute` (see `key_value`) beforehand if need be."""
 
         def called(*args: object, **kwargs: object) -> object:
@@ -87,11 +88,12 @@ class TextKV:
 
         return called
 
-    def instead(self, call: Callable, block: int) -> Callable:
+    def instead(self, call: Callable[..., Any], block: int) -> Callable[..., Any]:
         """The `call` of the block with that number, with its keys and values in place of the texts."""
 
         def called(*args: object, **kwargs: object) -> object:
-            ready = {name.text: made[block] for name, made in zip(self._names, self._current.pairs, strict=True)}
+            pairs = self._current.pairs if self._current is not None else []
+            ready = {name.text: made[block] for name, made in zip(self._names, pairs, strict=True)}
             return call(*args, **kwargs | ready)
 
         return called
@@ -101,7 +103,7 @@ class TextKV:
         self._made.clear()
         self._current = None
 
-    def _make(self, texts: list[Tensor], compute: Callable) -> None:
+    def _make(self, texts: list[Tensor], compute: Callable[..., Any]) -> None:
         shapes = tuple((tuple(text.shape), text.dtype, text.device) for text in texts)
         made = self._current = self._made.setdefault(shapes, _Made(pairs=[[] for _ in texts]))
         if made.of is not None and made.variant == self.variant and all(map(operator.is_, made.of, texts)):
@@ -135,7 +137,7 @@ class _Made:
 class _Ready:
     """An LTX-2 attention's processor, for keys and values that are there already instead of a text."""
 
-    def __init__(self, plain: object):
+    def __init__(self, plain: Any):
         self._plain = plain
 
     def __call__(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean, median
+from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -37,7 +38,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return float(found.low), float(found.high)
 
 
-def estimate(values: Sequence[float]) -> dict | None:
+def estimate(values: Sequence[float]) -> dict[str, Any] | None:
     """Mean with its interval, and median; None without values."""
     if not values:
         return None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from engine.files import whole, write_whole
+from engine.results import LpipsMap
 
 KEYWORD = "twinframe"
 """The PNG text chunk that holds the recipe as JSON; in an MP4 it is the comment."""
@@ -23,7 +26,43 @@ _AUDIO_BLOCK = 1 << 16
 """Samples handed to the encoder at once."""
 
 
-def save_png(picture: Tensor, file: Path, recipe: dict) -> None:
+def save(
+    pixels: Tensor,
+    audio: Tensor | None,
+    frame_rate: float | None,
+    audio_rate: int,
+    folder: Path,
+    stem: str,
+    recipes: Sequence[Mapping[str, Any]],
+) -> tuple[str, ...]:
+    """Write pictures, or the clips of a model that has a frame rate, each with its recipe inside.
+
+    Args:
+        pixels: pictures, float (N, 3, H, W), or clips, (N, F, 3, H, W), in [0, 1].
+        audio, frame_rate, audio_rate: of clips, as of `save_mp4`; audio is (N, channels, samples).
+        stem: of the files' names; with a number behind it where there are several.
+        recipes: plain JSON values, N of them.
+
+    Returns:
+        The files' names.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    files = []
+    for i, (each, recipe) in enumerate(zip(pixels, recipes, strict=True)):
+        name = stem if len(pixels) == 1 else f"{stem}-{i + 1}"
+        if frame_rate is None:
+            file = folder / f"{name}.png"
+            save_png(each, file, recipe)
+        else:
+            file = folder / f"{name}.mp4"
+            save_mp4(each, None if audio is None else audio[i], frame_rate, audio_rate, file, recipe)
+        files.append(str(file))
+    return tuple(files)
+
+
+def save_png(picture: Tensor, file: Path, recipe: Mapping[str, Any]) -> None:
     """Write a picture, losslessly, with `recipe` as a text chunk. Equal input gives equal bytes.
 
     Args:
@@ -54,7 +93,7 @@ def save_map(maps: Tensor, file: Path) -> float:
         OutputError: the file cannot be written.
     """
     below = maps.float().cpu().flatten(0, 1)
-    top = below.max().item()
+    top = float(below.max())
     levels = (below / (top or 1.0) * 255).round().to(torch.uint8).numpy()
     encoded = io.BytesIO()
     Image.fromarray(levels).save(encoded, format="PNG")
@@ -62,8 +101,21 @@ def save_map(maps: Tensor, file: Path) -> float:
     return top
 
 
+def save_maps(maps: Sequence[Tensor | None], pictures: Sequence[str]) -> tuple[LpipsMap | None, ...]:
+    """Write LPIPS maps, one a picture or clip that has a score, beside its file.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    kept: list[LpipsMap | None] = []
+    for each, picture in zip(maps, pictures, strict=True):
+        file = Path(picture).with_name(f"{Path(picture).stem}-lpips.png")
+        kept.append(None if each is None else LpipsMap(file=str(file), top=save_map(each, file)))
+    return tuple(kept)
+
+
 def save_mp4(
-    frames: Tensor, audio: Tensor | None, frame_rate: float, audio_rate: int, file: Path, recipe: dict
+    frames: Tensor, audio: Tensor | None, frame_rate: float, audio_rate: int, file: Path, recipe: Mapping[str, Any]
 ) -> None:
     """Write a clip that browsers play: H.264 (yuv420p, CRF 14, fast start) and AAC, with `recipe` as its comment.
 
@@ -89,7 +141,7 @@ def save_mp4(
         _encode(frames, audio, frame_rate, audio_rate, partial, recipe)
 
 
-def read_recipe(file: Path) -> dict:
+def read_recipe(file: Path) -> dict[str, Any]:
     """The recipe inside a picture or clip made here.
 
     Raises:
@@ -99,12 +151,20 @@ def read_recipe(file: Path) -> dict:
         import av
 
         with av.open(str(file)) as clip:
-            return json.loads(clip.metadata["comment"])
+            return _object(clip.metadata["comment"])
     with Image.open(file) as picture:
-        return json.loads(picture.text[KEYWORD])
+        texts = picture.text if isinstance(picture, PngImagePlugin.PngImageFile) else {}
+        return _object(texts[KEYWORD])
 
 
-def _encode(frames: Tensor, audio: Tensor | None, frame_rate: float, audio_rate: int, file: Path, recipe: dict) -> None:
+def _object(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def _encode(
+    frames: Tensor, audio: Tensor | None, frame_rate: float, audio_rate: int, file: Path, recipe: Mapping[str, Any]
+) -> None:
     import av  # here, so that whoever makes no clips can do without
     from av.video.reformatter import ColorRange, Colorspace
 
@@ -130,13 +190,13 @@ def _encode(frames: Tensor, audio: Tensor | None, frame_rate: float, audio_rate:
             frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
             clip.mux(video.encode(frame))
         clip.mux(video.encode())
-        if sound is not None:
+        if audio is not None and sound is not None:
             samples = audio.float().nan_to_num(0).clamp(-1, 1).cpu().contiguous()
             for begin in range(0, samples.shape[1], _AUDIO_BLOCK):
                 part = samples[:, begin : begin + _AUDIO_BLOCK].contiguous().numpy()
-                frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=sound.layout.name)
-                frame.sample_rate, frame.pts = audio_rate, begin
-                clip.mux(sound.encode(frame))
+                block = av.AudioFrame.from_ndarray(part, format="fltp", layout=sound.layout.name)
+                block.sample_rate, block.pts = audio_rate, begin
+                clip.mux(sound.encode(block))
             clip.mux(sound.encode())
 
 
@@ -146,5 +206,5 @@ def _levels(picture: Tensor) -> np.ndarray:
     return levels.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def _json(recipe: dict) -> str:
+def _json(recipe: Mapping[str, Any]) -> str:
     return json.dumps(recipe, sort_keys=True, ensure_ascii=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from typing import Any
 
 from engine import catalog
 from engine.catalog import ModelSpec
@@ -136,7 +137,7 @@ def _others(recipe: recipes.Recipe, precision: str) -> list[str]:
     return sorted({*tuning.layers.values()} - {precision, REFERENCE})
 
 
-def _tuple(name: str, comment: str, values: tuple) -> str:
+def _tuple(name: str, comment: str, values: tuple[Any, ...]) -> str:
     return "\n".join([f"{name} = (  # {comment}", *(f"    {value!r}," for value in values), ")", ""])
 
 
@@ -152,12 +153,13 @@ def _head(spec: ModelSpec, column: Column, execution: str, recipe: recipes.Recip
             "# that, so its result comes from an emulation of the same arithmetic.",
         ]
     tuning = recipe.tunings.get(precision, Tuning())
+    remedied = (tuning.searched, tuning.low_rank, tuning.calibrated, tuning.rotation, tuning.four_over_six)
     if recipe.held is not None:
         said += [f"# {line}" for line in beyond_diffusers(set(recipe.held.layers.values()), tuning)]
-    elif tuning.searched or tuning.low_rank or tuning.calibrated:
+    elif any(remedied):
         said += [
-            "# Twinframe also searches block scales of NVFP4 weights, calibrates weights and adds low-rank branches",
-            "# where its recipe says so, which torchao does not: what this program makes is further from bf16.",
+            "# Twinframe also searches block scales of NVFP4 weights, calibrates weights, rotates inputs and adds",
+            "# low-rank branches where its recipe says so, which this program does not: it is further from bf16.",
         ]
     if any(recipe.weight_only_steps(precision)):
         own["from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor"] = None
@@ -167,11 +169,17 @@ def _head(spec: ModelSpec, column: Column, execution: str, recipe: recipes.Recip
 
 
 def beyond_diffusers(formats: Collection[str], tuning: Tuning) -> list[str]:
-    """What plain diffusers does not do with a stored checkpoint that the engine does, in sentences; weight-only steps
-    can be added to it (`switch`)."""
+    """What plain diffusers does not do with a stored checkpoint that the engine does, in sentences, of which it is the
+    subject; weight-only steps can be added to it (`switch`)."""
     said = []
     if INT8.id in formats:
-        said += ["torchao quantizes INT8 activations by another arithmetic than Twinframe, so its picture is another."]
+        said += [
+            "It quantizes INT8 activations by torchao's arithmetic, not by Twinframe's, so its picture is another."
+        ]
+    if tuning.rotation:
+        said += ["It does not rotate the inputs of the rotated weights, so it makes noise of them: use Twinframe."]
+    if tuning.four_over_six:
+        said += ["It gives each block of activations one scale, without four over six, so its picture is another."]
     if tuning.low_rank:
         said += ["It does not know the low-rank branches beside the weights, so its picture is further from bf16."]
     return said

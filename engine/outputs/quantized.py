@@ -203,7 +203,8 @@ def _notes(plan: Plan) -> Iterator[str]:
             f"Its recipe leaves activations in bf16 in {steps}, which plain diffusers does not by itself, so its "
             "picture is another there: the model card has the lines that do it."
         )
-    yield from program.beyond_diffusers({layer.precision for layer in plan.layers if layer.quantized}, tuning)
+    for said in program.beyond_diffusers({layer.precision for layer in plan.layers if layer.quantized}, tuning):
+        yield f"Plain diffusers: {said[0].lower()}{said[1:]}"
 
 
 def _card(spec: ModelSpec, plan: Plan, said: Mapping[str, object], notes: tuple[str, ...]) -> str:

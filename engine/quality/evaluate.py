@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from safetensors.torch import load_file, save
 
@@ -99,7 +100,7 @@ def run(
     source: loading.Source,
     out: Path,
     say: Callable[[str], None] = lambda _: None,
-) -> dict:
+) -> dict[str, Any]:
     """Evaluate, or go on with the evaluation that `out` holds; writes tables, summary and report in the end.
 
     Args:
@@ -208,10 +209,10 @@ class _Evaluation:
 
     def _make(
         self, studio: Studio, stop: Stop, folder: Path, name: str, rendition: Rendition, request: CompareRequest
-    ) -> dict:
+    ) -> dict[str, Any]:
         """One picture or clip, written, and its row."""
         spec = self.spec
-        row = {
+        row: dict[str, Any] = {
             "prompt": request.prompt,
             "execution": rendition.support.execution,
             "lpips": None,
@@ -241,19 +242,19 @@ class _Evaluation:
         if name == REFERENCE:
             write_whole(reference, save({"pixels": made.pixels.cpu().contiguous()}))
         else:
-            lost = _read_row(folder, REFERENCE)["not_numbers"]
+            lost = _row(folder, REFERENCE)["not_numbers"]
             kept = Made(pixels=load_file(reference)["pixels"].to(made.pixels.device), not_numbers=(lost,))
             row |= self._distances(studio, made, kept)
         return row
 
-    def _distances(self, studio: Studio, made: Made, reference: Made) -> dict:
+    def _distances(self, studio: Studio, made: Made, reference: Made) -> dict[str, Any]:
         found, _ = studio.distance(made, reference)
         if found.unscored:
             return {"unscored": True}
-        row = {"lpips": found.lpips[0], "psnr_db": _finite(found.psnr_db[0])}
+        row: dict[str, Any] = {"lpips": found.lpips[0], "psnr_db": _finite(found.psnr_db[0])}
         if found.lpips_frames is not None:
             one, other = made.pixels[0] * 2 - 1, reference.pixels[0] * 2 - 1
-            row["lpips_frames"] = list(found.lpips_frames[0])
+            row["lpips_frames"] = found.lpips_frames[0] and list(found.lpips_frames[0])
             row["temporal_lpips"] = distances.temporal_distance(one, other, studio.device).item()
         return row
 
@@ -341,10 +342,16 @@ def _folder(out: Path, prompt: Prompt) -> Path:
     return out / "pictures" / f"{prompt.id:05}"
 
 
-def _read_row(folder: Path, name: str) -> dict | None:
+def _row(folder: Path, name: str) -> dict[str, Any]:
+    """A row that was written before."""
+    row: dict[str, Any] = json.loads((folder / f"{name}.json").read_bytes())
+    return row
+
+
+def _read_row(folder: Path, name: str) -> dict[str, Any] | None:
     """A finished row of a prompt's folder; None if it or its picture is not there, or not whole."""
     try:
-        row = json.loads((folder / f"{name}.json").read_bytes())
+        row = _row(folder, name)
         return row if (folder / row["file"]).is_file() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -356,7 +363,7 @@ def _is_done(out: Path, prompt: Prompt, name: str) -> bool:
 
 def _manifest(
     spec: ModelSpec, asked: CompareRequest, lanes: Sequence[Column], prompts: PromptSet, studio: Studio
-) -> dict:
+) -> dict[str, Any]:
     request = asked.to_json()
     for name in ("prompt", "precisions", "recipe", "model", "previews"):
         del request[name]
@@ -376,7 +383,7 @@ def _manifest(
     }
 
 
-def _held(out: Path, wanted: dict) -> dict | None:
+def _held(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """The folder's own manifest if it is of the same evaluation; None if the folder is empty.
 
     Raises:
@@ -404,7 +411,7 @@ def _held(out: Path, wanted: dict) -> dict | None:
     return held
 
 
-def _begun(out: Path, wanted: dict) -> dict:
+def _begun(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """The manifest of a new evaluation, written."""
     manifest = wanted | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
     _write_json(out / "manifest.json", manifest)
@@ -417,7 +424,7 @@ def _same(
     """Id of a prompt, as JSON has it -> id of the one before it of which the model reads the same tokens."""
     told = lambda event: say(f"loading {event.what}") if isinstance(event, events.Loading) else None  # noqa: E731
     pipeline = studio.rendition(spec, EXACT, told).pipeline
-    first: dict[tuple, int] = {}
+    first: dict[tuple[Any, ...], int] = {}
     found = {
         prompt.id: first.setdefault(token_ids(pipeline, spec, prompt.text), prompt.id) for prompt in prompts.prompts
     }
@@ -432,7 +439,7 @@ def same_in_words(same: Mapping[str, int], name: str) -> str:
     return f"{len(said)} {left} {name} cannot tell from another left out: {', '.join(said[:SAME_SAID])}{further}"
 
 
-def _difference(held: object, wanted: object, name: str = "") -> str | None:
+def _difference(held: Any, wanted: Any, name: str = "") -> str | None:
     """The first value in which two manifests differ, in words."""
     if held == wanted:
         return None
@@ -455,26 +462,26 @@ def _difference(held: object, wanted: object, name: str = "") -> str | None:
     return f"{name} {held}, not {wanted}"
 
 
-def _write_json(file: Path, content: dict) -> None:
+def _write_json(file: Path, content: dict[str, Any]) -> None:
     write_whole(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 # Tables
 
 
-def _scores(lanes: Sequence[Column], prompts: Sequence[Prompt], out: Path) -> Iterable[dict]:
+def _scores(lanes: Sequence[Column], prompts: Sequence[Prompt], out: Path) -> Iterable[dict[str, Any]]:
     for prompt in prompts:
         for lane in lanes:
-            yield _line(prompt, _said(lane), _read_row(_folder(out, prompt), _stem(lane)))
+            yield _line(prompt, _said(lane), _row(_folder(out, prompt), _stem(lane)))
 
 
-def _rulers(prompts: Sequence[Prompt], out: Path) -> Iterable[dict]:
+def _rulers(prompts: Sequence[Prompt], out: Path) -> Iterable[dict[str, Any]]:
     for prompt in prompts:
         for name in (FLOOR, CEILING):
-            yield _line(prompt, {"ruler": name}, _read_row(_folder(out, prompt), name))
+            yield _line(prompt, {"ruler": name}, _row(_folder(out, prompt), name))
 
 
-def _line(prompt: Prompt, what: dict, row: dict) -> dict:
+def _line(prompt: Prompt, what: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """A line of a table; what has no score has none in words either, and equal pictures have infinite decibels."""
     decibels = math.inf if row["psnr_db"] is None and not row["unscored"] else row["psnr_db"]
     return {
@@ -488,7 +495,7 @@ def _line(prompt: Prompt, what: dict, row: dict) -> dict:
     }
 
 
-def _write_table(file: Path, lines: Iterable[dict], spec: ModelSpec) -> None:
+def _write_table(file: Path, lines: Iterable[dict[str, Any]], spec: ModelSpec) -> None:
     """A CSV with a line a score; pictures have no temporal one."""
     lines = list(lines)
     heads = [head for head in lines[0] if head != "temporal_lpips" or temporal(spec)]
@@ -501,18 +508,18 @@ def _write_table(file: Path, lines: Iterable[dict], spec: ModelSpec) -> None:
 
 def _summary(
     spec: ModelSpec,
-    manifest: Mapping,
+    manifest: Mapping[str, Any],
     lanes: Sequence[Column],
     prompts: PromptSet,
     given: int,
     refused: Sequence[int],
     studio: Studio,
     out: Path,
-) -> dict:
+) -> dict[str, Any]:
     categories = sorted({prompt.category for prompt in prompts.prompts} - {""})
 
-    def rows(name: str) -> list[tuple[Prompt, dict]]:
-        return [(prompt, _read_row(_folder(out, prompt), name)) for prompt in prompts.prompts]
+    def rows(name: str) -> list[tuple[Prompt, dict[str, Any]]]:
+        return [(prompt, _row(_folder(out, prompt), name)) for prompt in prompts.prompts]
 
     found = {name: rows(name) for name in (REFERENCE, FLOOR, CEILING)}
     path = found[FLOOR][0][1]["ran"]["path"]
@@ -557,14 +564,14 @@ def _summary(
     }
 
 
-Rows = Sequence[tuple[Prompt, dict]]
+Rows = Sequence[tuple[Prompt, dict[str, Any]]]
 
 
-def _scored(rows: Rows, categories: Sequence[str]) -> dict:
+def _scored(rows: Rows, categories: Sequence[str]) -> dict[str, Any]:
     """Scores over all prompts and in each category, of pairs that have one; PSNR over those that differ, as equal ones
     have an infinite one."""
 
-    def scores(every: Rows) -> dict:
+    def scores(every: Rows) -> dict[str, Any]:
         some = [(prompt, row) for prompt, row in every if not row["unscored"]]
         return {
             "unscored": len(every) - len(some),
@@ -578,7 +585,7 @@ def _scored(rows: Rows, categories: Sequence[str]) -> dict:
     return scores(rows) | {"categories": each}
 
 
-def _costs(rows: Rows) -> dict:
+def _costs(rows: Rows) -> dict[str, Any]:
     """Latency, of native precisions alone, and memory: the largest peak of all prompts."""
     totals = [row["latency_s"]["total"] for _, row in rows if row["latency_s"] is not None]
     return {
@@ -590,21 +597,21 @@ def _costs(rows: Rows) -> dict:
     }
 
 
-def _ran(rows: Rows) -> dict:
+def _ran(rows: Rows) -> dict[str, Any]:
     """What really ran, as far as it is the same for every prompt."""
     first, *others = (row["ran"] for _, row in rows)
     return {"ran": {label: said for label, said in first.items() if all(ran.get(label) == said for ran in others)}}
 
 
-def _extremes(rows: Rows, out: Path, name: str) -> dict:
+def _extremes(rows: Rows, out: Path, name: str) -> dict[str, Any]:
     """The pairs that differ most and least; no pair is in both."""
     scored = [each for each in rows if not each[1]["unscored"]]
     ordered = sorted(scored, key=lambda each: -each[1]["lpips"])
     count = min(EXTREMES, math.ceil(len(ordered) / 2))
 
-    def pair(prompt: Prompt, row: dict) -> dict:
+    def pair(prompt: Prompt, row: dict[str, Any]) -> dict[str, Any]:
         folder = _folder(out, prompt)
-        reference = _read_row(folder, REFERENCE)["file"]
+        reference = _row(folder, REFERENCE)["file"]
         return {
             "prompt_id": prompt.id,
             "category": prompt.category,
@@ -619,8 +626,8 @@ def _extremes(rows: Rows, out: Path, name: str) -> dict:
     return {"worst": [pair(*each) for each in worst], "best": [pair(*each) for each in best]}
 
 
-def _finite(value: float) -> float | None:
-    return None if math.isinf(value) else value
+def _finite(value: float | None) -> float | None:
+    return None if value is None or math.isinf(value) else value
 
 
 def _spoken(seconds: float) -> str:
@@ -633,7 +640,7 @@ def _spoken(seconds: float) -> str:
 HEADER = f"{'precision':9} {'recipe':14} {'LPIPS':>7} {'95% interval':>17} {'PSNR dB':>8} {'seconds':>8} {'peak GB':>8}"
 
 
-def line(row: Mapping) -> str:
+def line(row: Mapping[str, Any]) -> str:
     """A result as one line of a table below `HEADER`; behind it, how many prompts have no score."""
     score, psnr, latency = row["lpips"], row["psnr_db"], row["latency_s"]
     ends = "-" if score is None or score["low"] is None else f"{score['low']:.4f} - {score['high']:.4f}"
@@ -647,13 +654,13 @@ def line(row: Mapping) -> str:
     )
 
 
-def unscored(scores: Mapping) -> str:
+def unscored(scores: Mapping[str, Any]) -> str:
     """How many prompts of a result or an end of the ruler have no score, in words; empty if all have."""
     count, scored = scores["unscored"], scores["lpips"]["n"] if scores["lpips"] else 0
     return f"{count} of {count + scored} prompts: {NO_SCORE}" if count else ""
 
 
-def heading(summary: Mapping) -> str:
+def heading(summary: Mapping[str, Any]) -> str:
     """What was evaluated, as the line above `HEADER`."""
     prompts = summary["prompts"]
     said = f"{summary['model']} on {summary['device']}, {prompts['count']} prompts of {prompts['source']}"
@@ -661,7 +668,7 @@ def heading(summary: Mapping) -> str:
     return said + (f" ({prompts['given']} given; {same_in_words(same, summary['name'])})" if same else "")
 
 
-def ruler(summary: Mapping) -> str:
+def ruler(summary: Mapping[str, Any]) -> str:
     """Floor and ceiling in a line."""
     said = []
     for name in (FLOOR, CEILING):

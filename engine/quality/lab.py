@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from engine.catalog import ModelSpec
@@ -59,7 +61,7 @@ class Bench:
         """
         return CompareRequest.create(prompt, model=self.spec.id, precisions=(PRECISION,), batch_size=1)
 
-    def pipeline(self, transformer: nn.Module) -> object:
+    def pipeline(self, transformer: nn.Module) -> DiffusionPipeline:
         return loading.assemble(self.spec, self._shared, transformer)
 
     def quantized(self, recipe: Recipe, name: str) -> tuple[nn.Module, Plan]:
@@ -76,15 +78,19 @@ class Bench:
         recipes.verify(transformer, plan)
         return transformer, plan
 
-    def make(self, transformer: nn.Module, prompt: str, weight_only_steps: tuple[int, int] = (0, 0)) -> Tensor:
-        """A picture (1, 3, H, W) or the frames of a clip (F, 3, H, W), float in [-1, 1], on the CPU.
+    def make(
+        self, transformer: nn.Module, prompt: str, weight_only_steps: tuple[int, int] = (0, 0), seed: int | None = None
+    ) -> Tensor:
+        """A picture (1, 3, H, W) or the frames of a clip (F, 3, H, W), float in [-1, 1], on the CPU; of the model's
+        default seed unless another is given.
 
         Raises:
             UnsupportedError: its values are not numbers, so that nothing can be learnt from it.
         """
         pipeline, request = self.pipeline(transformer), self.request(prompt)
         steps = WeightOnlySteps(transformer, weight_only_steps, request.num_inference_steps)
-        made = finished(pipeline, self.spec, call(pipeline, self.spec, request, request.seed, steps=steps))
+        seed = request.seed if seed is None else seed
+        made = finished(pipeline, self.spec, call(pipeline, self.spec, request, seed, steps=steps))
         if made.is_damaged(0):
             raise self.not_numbers(prompt)
         return (made.pixels if self.spec.modality == "image" else made.pixels[0]).cpu() * 2 - 1
@@ -147,7 +153,7 @@ class Quality:
         asked = bench.request(search[0]).to_json()
         for text in (*search, *report):
             bench.request(text)
-        conditions = {
+        conditions: dict[str, object] = {
             "format": FORMAT,
             "model": bench.spec.id,
             "device": bench.machine.name,
@@ -161,12 +167,12 @@ class Quality:
             "settings": {k: v for k, v in asked.items() if k not in ("prompt", "precisions", "recipe", "model")},
             "prompts": {"source": prompts.name, "search": search, "report": report},
         }
-        self.content = conditions | {"date": _now(), "sensitivity": None, "scores": {}}
+        self.content: dict[str, Any] = conditions | {"date": _now(), "sensitivity": None, "scores": {}}
         if file.exists():
             self.content = self._held(conditions)
         file.parent.mkdir(parents=True, exist_ok=True)
 
-    def __getitem__(self, part: str) -> object:
+    def __getitem__(self, part: str) -> Any:
         return self.content.get(part)
 
     def put(self, **parts: object) -> None:
@@ -188,7 +194,7 @@ class Quality:
                 say(f"{lane}: {i + 1} of {len(prompts)}, LPIPS {known[prompt]:.4f}")
         return [known[prompt] for prompt in prompts]
 
-    def _held(self, conditions: Mapping[str, object]) -> dict:
+    def _held(self, conditions: Mapping[str, object]) -> dict[str, Any]:
         try:
             content = json.loads(self.file.read_bytes())
             content["model"], content["scores"].items()
@@ -208,9 +214,9 @@ class Quality:
 
 def _which(name: str, held: object, wanted: object) -> str:
     """What of it is another, in brackets, where that can be said in a few words."""
-    if name == "weights" and isinstance(held, str):
+    if name == "weights" and isinstance(held, str) and isinstance(wanted, str):
         return f" ({fingerprint.changed(held, wanted)})"
-    if name in ("versions", "settings", "recipes") and isinstance(held, dict):
+    if name in ("versions", "settings", "recipes") and isinstance(held, dict) and isinstance(wanted, dict):
         other = [key for key in dict.fromkeys((*held, *wanted)) if held.get(key) != wanted.get(key)]
         return f" ({', '.join(other)})"
     return ""

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engine.catalog import ASSETS
 from engine.errors import RequestError
@@ -199,7 +200,7 @@ def _table(text: str, file: Path) -> Found:
     for name in (*_PROMPT, *_CATEGORY):
         if heads.count(name) > 1:
             raise RequestError(f"{file} has {heads.count(name)} columns named {name}: name each of them differently.")
-    prompt, category = _named(heads, _PROMPT), _named(heads, _CATEGORY)
+    prompt, category = _named(heads, _PROMPT) or 0, _named(heads, _CATEGORY)
     body = "\n".join(text.split("\n")[begin:])
     for line, row in _rows(body, known[0], begin + 1, file):
         if not any(field.strip() for field in row):
@@ -219,8 +220,8 @@ def _table(text: str, file: Path) -> Found:
 def _rows(body: str, separator: str, first: int, file: Path) -> Iterator[tuple[int, list[str]]]:
     """Each row and the line on which it begins."""
     if separator == "\t" and not _is_quoted(body):
-        for number, line in enumerate(body.split("\n"), start=first):
-            yield number, line.split("\t")
+        for number, row in enumerate(body.split("\n"), start=first):
+            yield number, row.split("\t")
         return
     rows = csv.reader(io.StringIO(body), delimiter=separator, strict=True)
     while True:
@@ -248,7 +249,7 @@ def _is_quoted(body: str) -> bool:
 # JSON
 
 
-class _Fields(tuple):
+class _Fields(tuple[tuple[str, Any], ...]):
     """An object's names and values, those with the same name too."""
 
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
+import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -52,8 +54,8 @@ def groups(names: Sequence[str]) -> list[Group]:
     before = {kind: sum(list(kinds.values())[:i]) for i, kind in enumerate(kinds)}
     held: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in names:
-        found = _BLOCK.match(name)
-        depth = str(before[found["kind"]] + int(found["index"])) if found else OUTSIDE
+        block = _BLOCK.match(name)
+        depth = str(before[block["kind"]] + int(block["index"])) if block else OUTSIDE
         held[role_of(name), depth].append(name)
     return [Group(role=role, depth=depth, names=tuple(some)) for (role, depth), some in held.items()]
 
@@ -71,13 +73,13 @@ class Probe:
         self.steps = sorted({round((i + 0.5) * count / min(steps, count) - 0.5) for i in range(min(steps, count))})
         self.rows: dict[str, int] = {}
         """Rows that each Linear layer multiplies in one step, all passes of guidance together."""
-        self._runs: list[list[tuple[tuple, dict, Tensor, float]]] = []
+        self._runs: list[list[tuple[tuple[Any, ...], dict[str, Any], Tensor, float]]] = []
         for prompt in prompts:
             self._capture(bench, prompt)
 
     def _capture(self, bench: Bench, prompt: str) -> None:
         pipeline, request = bench.pipeline(self.transformer), bench.request(prompt)
-        calls: list[tuple[float, tuple, dict, Tensor]] = []
+        calls: list[tuple[float, tuple[Any, ...], dict[str, Any], Tensor]] = []
         hooks = [self.transformer.register_forward_hook(_keeper(calls), with_kwargs=True)]
         self.rows = {}
         for name, layer in self.transformer.named_modules():
@@ -91,7 +93,7 @@ class Probe:
         sigmas = pipeline.scheduler.sigmas.tolist()
         times = list(dict.fromkeys(time for time, *_ in calls))
         self.rows = {name: rows // len(times) for name, rows in self.rows.items()}
-        passes: dict[int, list] = defaultdict(list)
+        passes: dict[int, list[tuple[tuple[Any, ...], dict[str, Any], Tensor, float]]] = defaultdict(list)
         seen: dict[float, int] = defaultdict(int)
         for time, args, kwargs, output in calls:
             step, number = times.index(time), seen[time]
@@ -100,8 +102,8 @@ class Probe:
                 passes[number].append((args, kwargs, output, sigmas[step + 1] - sigmas[step]))
         self._runs += passes.values()
 
-    def _counter(self, name: str):
-        def count(module: nn.Module, args: tuple, output: Tensor) -> None:
+    def _counter(self, name: str) -> Callable[[nn.Linear, tuple[Tensor, ...], Tensor], None]:
+        def count(module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
             self.rows[name] = self.rows.get(name, 0) + output.numel() // module.out_features
 
         return count
@@ -114,7 +116,7 @@ class Probe:
         """
         errors, drifts = [], []
         for run in self._runs:
-            strayed, way = 0, 0
+            strayed = way = torch.zeros((), device=run[0][2].device)
             for args, kwargs, exact, step in run:
                 wrong = _first(self.transformer(*args, **kwargs)).float() - exact.float()
                 errors.append((wrong.norm() / exact.float().norm()).item() ** 2)
@@ -126,14 +128,14 @@ class Probe:
         return found
 
 
-def _keeper(calls: list):
-    def keep(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+def _keeper(calls: list[tuple[float, tuple[Any, ...], dict[str, Any], Tensor]]) -> Callable[..., None]:
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Sequence[Tensor]) -> None:
         calls.append((kwargs["timestep"].flatten()[0].item(), args, dict(kwargs), _first(output)))
 
     return keep
 
 
-def _first(output: object) -> Tensor:
+def _first(output: Sequence[Tensor]) -> Tensor:
     """What a denoiser says of picture or clip; of a clip with sound, the clip alone."""
     return output[0]
 
@@ -163,7 +165,7 @@ def run(bench: Bench, quality: Quality, probes: int, steps: int, lpips_prompts: 
     found = groups(list(planned))
     roles = [role for role in ROLES if any(group.role == role for group in found)]
     depths = list(dict.fromkeys(group.depth for group in found))
-    part = {
+    part: dict[str, Any] = {
         "precision": PRECISION,
         "measure": "relative L2 error of the denoiser's outputs, summed over steps as the sampler weights them",
         "prompts": probes,
@@ -210,7 +212,7 @@ def run(bench: Bench, quality: Quality, probes: int, steps: int, lpips_prompts: 
     return probe
 
 
-def agreement(part: Mapping) -> dict[str, float]:
+def agreement(part: Mapping[str, Any]) -> dict[str, float]:
     """Spearman's rank correlation of each measure of the denoiser's output with LPIPS, over the groups that have it;
     empty where fewer than three do."""
     cells = [cell for cell in part["cells"] if cell["lpips"] is not None]

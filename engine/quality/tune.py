@@ -5,7 +5,7 @@ errors of layers point in unrelated directions, so a choice is a knapsack: every
 least damage + price * bytes, and the price is the lowest at which the whole keeps to its budget; time has a price as
 well where it would take too long. Weights are also calibrated (engine/quantization/gptq.py). Candidates are chosen and
 compared on one half of the prompts; the best is then reported on the other half, as are each remedy alone, the recipe
-`full`, and MXFP8."""
+`full`, and all other formats."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
+from typing import Any
 
 from torch import nn
 
 from engine.columns import POST, recipe_named
 from engine.errors import RequestError
 from engine.files import write_whole
-from engine.formats import FORMATS, MXFP8, REFERENCE
+from engine.formats import FORMATS, QUANTIZED, REFERENCE
 from engine.metrics.statistics import estimate
 from engine.quality import sensitivity
 from engine.quality.lab import PRECISION, Bench, Quality
 from engine.quantization import gptq, recipe_files, recipes
+from engine.quantization.nvfp4 import Packed
 from engine.quantization.recipe_files import TunedRecipe, Tuning
 from engine.quantization.recipes import LayerPlan, Plan, Recipe
 
@@ -72,7 +74,7 @@ class _Option:
 
 
 def choose(
-    groups: Sequence[Mapping],
+    groups: Sequence[Mapping[str, Any]],
     layers: Mapping[str, LayerPlan],
     shares: Mapping[str, float],
     work: Mapping[str, float],
@@ -106,7 +108,7 @@ def choose(
                     sum(FORMATS[name].size(*shape) for shape in shapes),
                     multiplied * FORMATS[name].time,
                 )
-                for name, share in (shares | {PRECISION: 1.0}).items()
+                for name, share in {**shares, PRECISION: 1.0}.items()
             ]
         )
     if sum(min(option.size for option in some) for some in options) > budget:
@@ -138,7 +140,7 @@ def _lowest(at: Callable[[float], list[_Option]], high: float, fits: Callable[[l
     return at(high)
 
 
-def run(bench: Bench, quality: Quality, budget: float, recipe_file: Path, probes: int, steps: int) -> dict:
+def run(bench: Bench, quality: Quality, budget: float, recipe_file: Path, probes: int, steps: int) -> dict[str, Any]:
     """Search, write the recipe, and measure what is not known yet; `quality` is written after every score.
 
     Args:
@@ -202,7 +204,7 @@ class _Search:
         plans = [self._plan(lane) for lane in (self.post, self._mixed(self.budget), self._mixed(self.budget / 2))]
         names = sorted({layer.name for plan in plans for layer in plan.layers if layer.precision == PRECISION})
         layers = {name: self.bench.exact.get_submodule(name) for name in names}
-        packed = {}
+        packed: dict[str, Packed] = {}
         for portion in gptq.portions(layers):
             self.bench.say(f"calibrating layers {len(packed) + 1} to {len(packed) + len(portion)} of {len(layers)}")
             with gptq.second_moments(portion) as moments:
@@ -281,11 +283,11 @@ class _Search:
     # Measuring
 
     def report(self, best: Lane) -> None:
-        """Measure the post's and the best on the other half, then each remedy, `full` and MXFP8, and write the rows."""
+        """Measure the post's and the best on the other half, then each remedy, `full` and all formats; write rows."""
         full = recipes.recipe(self.bench.spec.family, "full")
         ablation = [
             replace(self.post, precision=p, id=r.id, label=f"{r.id.capitalize()}, {FORMATS[p].label}", recipe=r)
-            for p in (MXFP8.id, PRECISION)
+            for p in (*(name for name in QUANTIZED if name != PRECISION), PRECISION)
             for r in (self.rules, full)
         ]
         remedies = self._remedies()
@@ -298,7 +300,7 @@ class _Search:
             self._scores(lane, prompts)
             self._write(best, ablation, remedies)
 
-    def _write(self, best: Lane, ablation: Sequence[Lane], remedies: Sequence[tuple]) -> None:
+    def _write(self, best: Lane, ablation: Sequence[Lane], remedies: Sequence[tuple[str, str, Lane]]) -> None:
         shown = [
             replace(lane, label="Tuned") if lane.id == best.id else lane for lane in (*self.frontier, ablation[-1])
         ]
@@ -339,7 +341,7 @@ class _Search:
     def _plan(self, lane: Lane) -> Plan:
         return recipes.plan(self.bench.exact, lane.recipe, lane.precision)
 
-    def _row(self, lane: Lane, recipe_id: str | None) -> dict:
+    def _row(self, lane: Lane, recipe_id: str | None) -> dict[str, Any]:
         plan, known = self._plan(lane), self.quality["scores"].get(_key(lane), {})
         each = {half: [known[p] for p in self.quality["prompts"][half] if p in known] for half in ("search", "report")}
         size = plan.quantized_bytes
@@ -378,7 +380,7 @@ class _Search:
         added = sum(self.rows.get(x.name, 0) * x.rank * (x.in_features + x.out_features) for x in layers)
         return 1 + added / total
 
-    def _worst(self, best: Lane) -> list[dict]:
+    def _worst(self, best: Lane) -> list[dict[str, Any]]:
         known, report = self.quality["scores"].get(_key(best), {}), self.quality["prompts"]["report"]
         ordered = sorted((p for p in report if p in known), key=lambda prompt: -known[prompt])
         seed = self.bench.request(report[0]).seed
@@ -392,6 +394,8 @@ def _key(lane: Lane) -> str:
     if tuning is None:
         return f"{lane.precision} {lane.id}"
     said = json.dumps([tuning.searched, sorted(tuning.layers.items()), sorted(tuning.low_rank.items())])
+    if tuning.rotation or tuning.four_over_six:
+        said += json.dumps([tuning.rotation, tuning.four_over_six])
     if any(tuning.weight_only_steps):
         said += json.dumps(tuning.weight_only_steps)
     said += "".join(map(_digest, tuning.calibrated))
@@ -432,7 +436,7 @@ def _write_recipe(file: Path, rules: str, best: Lane, quality: Quality, budget: 
     write_whole(file, recipe_files.write(file, recipe, chosen))
 
 
-def table(found: Mapping) -> str:
+def table(found: Mapping[str, Any]) -> str:
     """What a file of the lab holds, as a Markdown table: the post's recipe, each remedy, then what goes together."""
     remedies = {(row["alone"]["id"], PRECISION): row["name"] + " alone" for row in found["remedies"]}
     alone = [row["alone"] for row in found["remedies"]]

@@ -149,21 +149,21 @@ def _bf16(machine: Machine) -> tuple[str, str, str, bool]:
 def _fp8(machine: Machine) -> tuple[str, str, str, bool]:
     if machine.kind == "cpu":
         return "emulated", "CPUs have no row-wise FP8 GEMM, so FP8 is emulated.", "fp32 GEMM on FP8 values", False
-    if machine.capability < ADA:
+    if _capability(machine) < ADA:
         reason = f"FP8 tensor cores begin with compute capability 8.9; {_has(machine)}, so FP8 is emulated."
         return "emulated", reason, "bf16 GEMM on FP8 values, fp32 accumulation", False
     return "native", f"The {machine.name} has FP8 tensor cores.", "torch._scaled_mm, row-wise FP8", False
 
 
 def _mxfp8(machine: Machine) -> tuple[str, str, str, bool]:
-    if machine.kind == "cuda" and machine.capability >= BLACKWELL:
+    if machine.kind == "cuda" and _capability(machine) >= BLACKWELL:
         reason = f"The {machine.name} has tensor cores for MXFP8."
         return "native", reason, "torch._scaled_mm, FP8 with e8m0 scales of 32", False
     return "emulated", _no_blackwell(MXFP8, machine), "bf16 GEMM on MXFP8 values", False
 
 
 def _nvfp4(machine: Machine) -> tuple[str, str, str, bool]:
-    if machine.kind == "cuda" and machine.capability >= BLACKWELL:
+    if machine.kind == "cuda" and _capability(machine) >= BLACKWELL:
         gemm = "torch._scaled_mm, FP4 with e4m3 scales of 16"
         if machine.mslk:
             return "native", f"The {machine.name} has tensor cores for NVFP4.", gemm, True
@@ -195,8 +195,13 @@ def _no_blackwell(wanted: Format, machine: Machine) -> str:
     return f"{name} tensor cores begin with compute capability 10.0; {_has(machine)}, so {name} is emulated."
 
 
+def _capability(machine: Machine) -> tuple[int, int]:
+    """Of a CUDA GPU; what has none comes before all that have one."""
+    return machine.capability or (0, 0)
+
+
 def _has(machine: Machine) -> str:
-    major, minor = machine.capability
+    major, minor = _capability(machine)
     return f"the {machine.name} has {major}.{minor}"
 
 

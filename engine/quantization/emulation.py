@@ -52,23 +52,34 @@ class EmulatedNVFP4Tensor(WeightTensor):
         block_scales: float8_e4m3fn (N, K / 16).
         tensor_scale: float32 ().
         act_quant_kwargs: as of torchao's `NVFP4Tensor`: None leaves activations in bf16 (`nvfp4_weight_only`).
+        four_over_six: a block of activations takes the better of two scales.
     """
 
     tensor_data_names = ["codes", "block_scales", "tensor_scale"]  # noqa: RUF012 (torchao copies the list)
-    tensor_attribute_names = []  # noqa: RUF012
-    optional_tensor_attribute_names = ["act_quant_kwargs"]  # noqa: RUF012
+    tensor_attribute_names: list[str] = []  # noqa: RUF012
+    optional_tensor_attribute_names = ["act_quant_kwargs", "four_over_six"]  # noqa: RUF012
 
     def __new__(
-        cls, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor, act_quant_kwargs: object = NVFP4_ACTIVATIONS
+        cls,
+        codes: Tensor,
+        block_scales: Tensor,
+        tensor_scale: Tensor,
+        act_quant_kwargs: object = NVFP4_ACTIVATIONS,
+        four_over_six: bool = False,
     ) -> EmulatedNVFP4Tensor:
         shape = (codes.shape[0], codes.shape[1] * 2)
         return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bfloat16, device=codes.device)
 
     def __init__(
-        self, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor, act_quant_kwargs: object = NVFP4_ACTIVATIONS
+        self,
+        codes: Tensor,
+        block_scales: Tensor,
+        tensor_scale: Tensor,
+        act_quant_kwargs: object = NVFP4_ACTIVATIONS,
+        four_over_six: bool = False,
     ) -> None:
         self.codes, self.block_scales, self.tensor_scale = codes, block_scales, tensor_scale
-        self.act_quant_kwargs = act_quant_kwargs
+        self.act_quant_kwargs, self.four_over_six = act_quant_kwargs, four_over_six
 
     @classmethod
     def from_weight(cls, weight: Tensor) -> EmulatedNVFP4Tensor:
@@ -87,23 +98,33 @@ class EmulatedNVFP4Tensor(WeightTensor):
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """bf16 (..., K) -> bf16 (..., N)."""
-        multiply = nvfp4_weight_only if self.act_quant_kwargs is None else nvfp4_linear
-        return multiply(x, self.codes, self.block_scales, self.tensor_scale, bias)
+        weight = (self.codes, self.block_scales, self.tensor_scale)
+        if self.act_quant_kwargs is None:
+            return nvfp4_weight_only(x, *weight, bias)
+        return nvfp4_linear(x, *weight, bias, self.four_over_six)
 
 
 @torch.library.custom_op("twinframe::nvfp4_linear", mutates_args=())
-def nvfp4_linear(x: Tensor, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor, bias: Tensor | None) -> Tensor:
+def nvfp4_linear(
+    x: Tensor,
+    codes: Tensor,
+    block_scales: Tensor,
+    tensor_scale: Tensor,
+    bias: Tensor | None,
+    four_over_six: bool = False,
+) -> Tensor:
     """x @ weight.T + bias, rounded where torchao's `_addmm_nvfp4_dispatch` rounds around the FP4 GEMM.
 
     Args:
         x: bf16 (..., K).
         codes, block_scales, tensor_scale: the weight (N, K), as in `EmulatedNVFP4Tensor`.
         bias: bf16 (N,) or None.
+        four_over_six: as of `nvfp4_activation`.
 
     Returns:
         bf16 (..., N). Zero activations give exactly the bias.
     """
-    values, scale = nvfp4_activation(x.reshape(-1, x.shape[-1]).contiguous())
+    values, scale = nvfp4_activation(x.reshape(-1, x.shape[-1]).contiguous(), four_over_six)
     # fp32 accumulation, rounded to bf16; times both per-tensor scales, rounded; plus the bias, rounded.
     result = _gemm(values, nvfp4_weight(codes, block_scales), torch.bfloat16)
     result = result.mul_((scale * tensor_scale).to(torch.bfloat16))
@@ -112,7 +133,7 @@ def nvfp4_linear(x: Tensor, codes: Tensor, block_scales: Tensor, tensor_scale: T
     return result.view(*x.shape[:-1], codes.shape[0])
 
 
-def nvfp4_activation(x: Tensor) -> tuple[Tensor, Tensor]:
+def nvfp4_activation(x: Tensor, four_over_six: bool = False) -> tuple[Tensor, Tensor]:
     """Quantize activations to NVFP4 and return them as the operand of an ordinary GEMM.
 
     The algorithm is mslk 1.1.0's `triton_quantize_nvfp4_kernel`, which torchao's `use_triton_kernel=True` runs on
@@ -121,6 +142,8 @@ def nvfp4_activation(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         x: bf16 (M, K), contiguous, K a multiple of 16.
+        four_over_six: a block takes the scale of amax / 6 or of amax / 4, whichever leaves the smaller squared error,
+            and that of amax / 6 if both leave the same; the per-tensor scale leaves room for both.
 
     Returns:
         The block-scaled values e2m1 * e4m3, bf16 (M, K): at most 2 + 4 significant bits, hence exact.
@@ -130,15 +153,25 @@ def nvfp4_activation(x: Tensor) -> tuple[Tensor, Tensor]:
     # The bit patterns of non-negative bf16 numbers sort like the numbers, and integers reduce three times as fast.
     amax = (blocks.view(torch.int16) & 0x7FFF).amax(-1, keepdim=True).view(torch.bfloat16).float()
     # torchao divides by 448 * 6, which CUDA turns into this multiplication; spelled out, a CPU makes the same bits.
-    tensor_scale = nvfp4.scale_of_tensor(amax.amax())
+    tensor_scale = nvfp4.scale_of_tensor(amax.amax(), four_over_six)
     reciprocal = tensor_scale.reciprocal()
+    values = _in_blocks(blocks, amax, reciprocal, E2M1_MAX)
+    if four_over_six:
+        exact = blocks.float().mul_(reciprocal)
+        other = _in_blocks(blocks, amax, reciprocal, nvfp4.FOUR)
+        usual, larger = ((value - exact).square_().sum(-1, keepdim=True) for value in (values, other))
+        values = torch.where(larger < usual, other, values)
+    return values.to(torch.bfloat16).view(x.shape), tensor_scale
+
+
+def _in_blocks(blocks: Tensor, amax: Tensor, reciprocal: Tensor, top: float) -> Tensor:
+    """The block-scaled values, fp32 (B, 16), of blocks whose largest magnitude falls on `top`."""
     # mslk does divide by 6: hence a tensor as divisor, which CUDA leaves a division.
-    block_scale = (amax / amax.new_full((), E2M1_MAX)).mul_(reciprocal).clamp_(max=E4M3_MAX)
+    block_scale = (amax / amax.new_full((), top)).mul_(reciprocal).clamp_(max=E4M3_MAX)
     block_scale = block_scale.to(torch.float8_e4m3fn).float()
     # A block scale that rounds to 0 makes its block 0 in the product; any finite factor will do for its codes.
     values = blocks.float().mul_(reciprocal / block_scale.clamp(min=_E4M3_TINY))
-    values = round_e2m1_(values.clamp_(-E2M1_MAX, E2M1_MAX)).mul_(block_scale)
-    return values.to(torch.bfloat16).view(x.shape), tensor_scale
+    return round_e2m1_(values.clamp_(-E2M1_MAX, E2M1_MAX)).mul_(block_scale)
 
 
 def nvfp4_weight(codes: Tensor, block_scales: Tensor) -> Tensor:
@@ -185,7 +218,14 @@ def nvfp4_weight_only(
 
 @nvfp4_linear.register_fake
 @nvfp4_weight_only.register_fake
-def _(x: Tensor, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor, bias: Tensor | None) -> Tensor:
+def _(
+    x: Tensor,
+    codes: Tensor,
+    block_scales: Tensor,
+    tensor_scale: Tensor,
+    bias: Tensor | None,
+    four_over_six: bool = False,
+) -> Tensor:
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
 
@@ -202,7 +242,7 @@ class EmulatedFP8Tensor(WeightTensor):
     """
 
     tensor_data_names = ["values", "row_scales"]  # noqa: RUF012 (torchao copies the list)
-    tensor_attribute_names = []  # noqa: RUF012
+    tensor_attribute_names: list[str] = []  # noqa: RUF012
 
     def __new__(cls, values: Tensor, row_scales: Tensor) -> EmulatedFP8Tensor:
         return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=torch.bfloat16, device=values.device)

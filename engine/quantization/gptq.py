@@ -10,7 +10,7 @@ Knows nothing of recipes and models: engine/quality/tune.py calibrates, engine/q
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -42,8 +42,8 @@ def second_moments(layers: Mapping[str, nn.Linear]) -> Iterator[dict[str, Tensor
     """Layer name -> the sum of x x^T over all inputs x that the layer sees meanwhile, fp32 (K, K)."""
     moments: dict[str, Tensor] = {}
 
-    def add(name: str):
-        def hook(module: nn.Linear, args: tuple) -> None:
+    def add(name: str) -> Callable[[nn.Linear, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Linear, args: tuple[Tensor, ...]) -> None:
             x = args[0].reshape(-1, module.in_features).float()
             if name in moments:
                 moments[name].addmm_(x.t(), x)
@@ -176,7 +176,7 @@ def read(files: Sequence[Path], name: str, weight: Tensor) -> Packed:
 @lru_cache(maxsize=8)
 def _places(files: tuple[Path, ...]) -> dict[str, Path]:
     """Tensor name -> the file that has it."""
-    places = {}
+    places: dict[str, Path] = {}
     for file in files:
         with _opened(file) as tensors:
             places |= dict.fromkeys(tensors.keys(), file)

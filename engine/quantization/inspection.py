@@ -7,6 +7,7 @@ plan is never queued behind a comparison. Both are kept, as they depend on names
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +17,7 @@ from engine.quantization import recipes
 from engine.weights import loading
 
 
-def inspect(model_id: str, precision: str, recipe_id: str | None = None) -> dict:
+def inspect(model_id: str, precision: str, recipe_id: str | None = None) -> dict[str, Any]:
     """The plan of a model's denoiser as one column, as `python -m engine inspect --json` prints it.
 
     Args:

@@ -29,7 +29,8 @@ LEAST_SCALE = 2.0**-120
 CUDA_ROWS = 17
 """Rows that cuBLAS's INT8 product takes at least (`torch._int_mm`)."""
 EXACT = 2**24 // (LARGEST * (LARGEST + 1))
-"""Products of two codes, one of which may be torchao's -128, whose sum is exact in fp32 in any order: 2^24 is the first that has no odd neighbour."""
+"""Products of two codes, one of which may be torchao's -128, whose sum is exact in fp32 in any order: 2^24 is the first
+that has no odd neighbour."""
 
 
 class Int8Tensor(WeightTensor):
@@ -41,7 +42,7 @@ class Int8Tensor(WeightTensor):
     """
 
     tensor_data_names = ["codes", "row_scales"]  # noqa: RUF012 (torchao copies the list)
-    tensor_attribute_names = []  # noqa: RUF012
+    tensor_attribute_names: list[str] = []  # noqa: RUF012
 
     def __new__(cls, codes: Tensor, row_scales: Tensor) -> Int8Tensor:
         return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.bfloat16, device=codes.device)

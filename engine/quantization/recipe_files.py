@@ -16,10 +16,22 @@ from types import MappingProxyType
 from engine.catalog import ASSETS
 from engine.columns import recipe_named
 from engine.errors import LoadError
-from engine.formats import NVFP4, PRECISIONS, QUANTIZED
+from engine.formats import INT8, NVFP4, PRECISIONS, QUANTIZED
 
 FOLDER = ASSETS / "recipes"
-_TUNING = {"layers": {}, "low_rank": {}, "searched": False, "weight_only_steps": [0, 0], "calibrated": []}
+LARGEST_ROTATION = 1024
+"""Values of a block that is rotated."""
+ROTATED = (NVFP4.id, INT8.id)
+"""What a rotation is for: the others have a scale with an exponent of its own for few values, or e4m3 values."""
+_TUNING = {
+    "layers": {},
+    "low_rank": {},
+    "searched": False,
+    "weight_only_steps": [0, 0],
+    "calibrated": [],
+    "rotation": 0,
+    "four_over_six": False,
+}
 """What a file may say of a precision, and what holds where it does not."""
 _FILE = re.compile(r"[\w.-]+\.safetensors$")
 
@@ -39,6 +51,11 @@ class Tuning:
     calibrated: tuple[Path, ...] = ()
     """Files with NVFP4 weights that were calibrated (engine/quantization/gptq.py); a layer in them is not rounded
     anew."""
+    rotation: int = 0
+    """Largest block of inputs that is rotated before it is quantized, a power of two; 0 for no rotation
+    (engine/quantization/rotation.py)."""
+    four_over_six: bool = False
+    """A block of an NVFP4 weight or activation takes the better of two scales."""
     source: str = ""
     """The file, for messages."""
 
@@ -86,6 +103,8 @@ def write(file: Path, recipe: TunedRecipe, chosen: Mapping[str, object]) -> byte
                 "searched": t.searched,
                 "weight_only_steps": list(t.weight_only_steps),
                 "calibrated": [path.name for path in t.calibrated],
+                "rotation": t.rotation,
+                "four_over_six": t.four_over_six,
                 "layers": dict(t.layers),
                 "low_rank": dict(t.low_rank),
             }
@@ -124,7 +143,12 @@ def _recipe(file: Path, content: object) -> TunedRecipe:
 
 def functional(tuning: Tuning) -> dict[str, object]:
     """What of a tuning still matters once weights are stored as it made them, as a file says it."""
-    return {"weight_only_steps": list(tuning.weight_only_steps), "low_rank": dict(tuning.low_rank)}
+    return {
+        "weight_only_steps": list(tuning.weight_only_steps),
+        "low_rank": dict(tuning.low_rank),
+        "rotation": tuning.rotation,
+        "four_over_six": tuning.four_over_six,
+    }
 
 
 def read_tuning(file: Path, precision: str, content: object) -> Tuning:
@@ -137,9 +161,19 @@ def read_tuning(file: Path, precision: str, content: object) -> Tuning:
         raise _refused(file, f"there is no quantized precision {precision!r}")
     if not isinstance(content, dict) or content.keys() - _TUNING.keys():
         raise _refused(file, f"its tuning for {precision} holds other things than {', '.join(_TUNING)}")
-    layers, ranks, searched, steps, calibrated = (content.get(name, default) for name, default in _TUNING.items())
-    if not isinstance(layers, dict) or not isinstance(ranks, dict) or not isinstance(searched, bool):
-        raise _refused(file, "layers and low_rank are objects, and searched is true or false")
+    layers, ranks, searched, steps, calibrated, rotation, four = (content.get(k, d) for k, d in _TUNING.items())
+    if not isinstance(layers, dict) or not isinstance(ranks, dict):
+        raise _refused(file, "layers and low_rank are not objects")
+    if not isinstance(searched, bool) or not isinstance(four, bool):
+        raise _refused(file, "searched and four_over_six are not true or false")
+    if type(rotation) is not int or not _is_block(rotation):
+        raise _refused(
+            file, f"its rotation is {rotation!r}, not 0 for none or a power of two from 2 to {LARGEST_ROTATION}"
+        )
+    if rotation and precision not in ROTATED:
+        raise _refused(file, f"it has a rotation in {precision}, and not in {' or '.join(ROTATED)}")
+    if four and precision != NVFP4.id:
+        raise _refused(file, f"it has four over six in {precision}, and not in {NVFP4.id}")
     if not isinstance(steps, list) or [type(count) for count in steps] != [int, int] or min(steps) < 0:
         raise _refused(file, "weight_only_steps is not two whole numbers from 0, of first and last steps")
     if not isinstance(calibrated, list) or not all(isinstance(one, str) and _FILE.match(one) for one in calibrated):
@@ -160,8 +194,14 @@ def read_tuning(file: Path, precision: str, content: object) -> Tuning:
         searched=searched,
         weight_only_steps=tuple(steps),
         calibrated=tuple(file.parent / name for name in calibrated),
+        rotation=rotation,
+        four_over_six=four,
         source=file.name,
     )
+
+
+def _is_block(rotation: int) -> bool:
+    return rotation == 0 or (2 <= rotation <= LARGEST_ROTATION and not rotation & (rotation - 1))
 
 
 def _refused(file: Path, what: str) -> LoadError:

@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from torch import nn
 
 from engine import quantized
 from engine.catalog import ModelSpec
 from engine.columns import POST, Column, recipe_named
-from engine.errors import LoadError, RequestError, TwinframeError
+from engine.errors import LoadError, RequestError, TwinframeError, UnsupportedError
 from engine.formats import FORMATS, NVFP4, REFERENCE
 from engine.machine import Support
-from engine.quantization import capability as precisions
-from engine.quantization import gptq, nvfp4, recipe_files, remedies
+from engine.quantization import capability, gptq, nvfp4, recipe_files, remedies, rotation
 from engine.quantization.recipe_files import TunedRecipe, Tuning
 from engine.quantized import Quantized
 from engine.results import LayerCounts
@@ -83,8 +83,8 @@ class Recipe:
 NARROWEST = 1024
 """The post's threshold for min(M, K, N): rows, input and output features of a matrix product."""
 
-_FLUX_SKIPS = {"skip_containing": ("embed",), "skip_exact": ("norm_out.linear", "proj_out")}
-_QWEN_SKIPS = {
+_FLUX_SKIPS: Mapping[str, Any] = {"skip_containing": ("embed",), "skip_exact": ("norm_out.linear", "proj_out")}
+_QWEN_SKIPS: Mapping[str, Any] = {
     "skip_containing": (
         "embed",
         "img_in",
@@ -99,7 +99,7 @@ _QWEN_SKIPS = {
         "norm_out.linear",
     )
 }
-_LTX2_SKIPS = {
+_LTX2_SKIPS: Mapping[str, Any] = {
     "skip_containing": (
         "patch_embed",
         "proj_in",
@@ -113,7 +113,7 @@ _LTX2_SKIPS = {
         "norm_out",
     )
 }
-_LTX2_CORRECTED_SKIPS = {
+_LTX2_CORRECTED_SKIPS: Mapping[str, Any] = {
     "skip_containing": ("proj_in", "proj_out", "caption_projection", "time_embed", "av_cross_attn_")
 }
 
@@ -160,7 +160,7 @@ _LTX2_ROWS = (
 )
 
 
-def _strict(skips: Mapping[str, tuple[str, ...]], rows: tuple[tuple[str, int], ...]) -> Recipe:
+def _strict(skips: Mapping[str, Any], rows: tuple[tuple[str, int], ...]) -> Recipe:
     return Recipe(
         id="strict",
         summary="The post's rule as its text states it: no dimension of the product below 1024, rows included.",
@@ -313,6 +313,10 @@ class LayerPlan:
     """The block scales of its NVFP4 weight are searched."""
     calibrated: bool = False
     """Its NVFP4 weight was calibrated."""
+    rotation: int = 0
+    """Size of the blocks in which its inputs are rotated; 0 for none."""
+    four_over_six: bool = False
+    """Each block of its NVFP4 weight and activations takes the better of two scales."""
 
     @property
     def quantized(self) -> bool:
@@ -328,7 +332,13 @@ class LayerPlan:
     def parts(self) -> list[str]:
         """What it has besides its precision, in words."""
         rounding = ["calibrated weights"] if self.calibrated else ["searched block scales"] * self.searched
-        return rounding + [f"low-rank branch {self.rank}"] * bool(self.rank)
+        turned = [f"inputs rotated by {self.rotation}"] * bool(self.rotation)
+        return [
+            *rounding,
+            *["four over six"] * self.four_over_six,
+            *turned,
+            *[f"low-rank branch {self.rank}"] * bool(self.rank),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,7 +367,7 @@ class Plan:
         """The layers to quantize."""
         return frozenset(layer.name for layer in self.layers if layer.quantized)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """The command line's `inspect` object (assets/docs/cli.md)."""
         counts = self.counts
         return {
@@ -430,7 +440,7 @@ def _check_names(tuning: Tuning, linears: Set[str], kind: str) -> None:
 
 
 def _decide(name: str, in_features: int, out_features: int, recipe: Recipe, precision: str) -> LayerPlan:
-    shape = {"name": name, "in_features": in_features, "out_features": out_features}
+    shape: dict[str, Any] = {"name": name, "in_features": in_features, "out_features": out_features}
     if precision == REFERENCE:
         return LayerPlan(**shape, precision=REFERENCE, reason="The reference keeps every layer in bf16.")
     tuning = recipe.tunings.get(precision, Tuning())
@@ -451,10 +461,17 @@ def _decide(name: str, in_features: int, out_features: int, recipe: Recipe, prec
             f"this layer is {in_features} x {out_features}."
         )
         return LayerPlan(**shape, precision=REFERENCE, left=True, reason=reason)
-    extras = {}
+    extras: dict[str, Any] = {}
     if wanted == NVFP4.id:
         calibrated = name in gptq.names(tuning.calibrated)
-        extras = {"rank": tuning.low_rank.get(name, 0), "searched": tuning.searched, "calibrated": calibrated}
+        extras = {
+            "rank": tuning.low_rank.get(name, 0),
+            "searched": tuning.searched,
+            "calibrated": calibrated,
+            "four_over_six": tuning.four_over_six,
+        }
+    if wanted in recipe_files.ROTATED and tuning.rotation:
+        extras["rotation"] = rotation.block(in_features, tuning.rotation)
     return LayerPlan(**shape, precision=wanted, reason=reason, **extras)
 
 
@@ -493,15 +510,32 @@ def quantizer(plan: Plan, support: Support) -> Callable[[str, nn.Module], None]:
 
 
 def _quantize(layer: LayerPlan, module: nn.Linear, support: Support, files: Sequence[Path]) -> None:
-    if layer.precision != support.precision:
-        support = precisions.support(layer.precision, support.machine)
+    if layer.precision != support.precision and support.machine is not None:
+        support = capability.support(layer.precision, support.machine)
+    if layer.four_over_six:
+        require_four_over_six(layer, support)
+    if layer.rotation:
+        rotation.add(module, layer.rotation)
     exact = module.weight
     packed = None
-    if layer.precision == NVFP4.id and (layer.calibrated or layer.searched or layer.rank):
-        packed = gptq.read(files, layer.name, exact) if layer.calibrated else nvfp4.quantize(exact, layer.searched)
-    precisions.quantize_linear_modules(nn.ModuleDict({"layer": module}), {"layer"}, support, packed)
-    if layer.rank:
+    if layer.calibrated:
+        packed = gptq.read(files, layer.name, exact)
+    elif layer.searched or layer.rank or layer.four_over_six:
+        packed = nvfp4.quantize(exact, layer.searched, layer.four_over_six)
+    capability.quantize_linear_modules(nn.ModuleDict({"layer": module}), {"layer"}, support, packed)
+    if layer.four_over_six:
+        module.weight.four_over_six = True
+    if layer.rank and packed is not None:
         remedies.add_low_rank(module, exact.float() - nvfp4.dequantize(*packed), layer.rank)
+
+
+def require_four_over_six(layer: LayerPlan, support: Support) -> None:
+    """Raises UnsupportedError: the layer's format is native, where no kernel gives activations the better scale."""
+    if support.execution == "native":
+        raise UnsupportedError(
+            f"Four over six has no kernel for activations where {FORMATS[layer.precision].label} is native: choose a "
+            "recipe without it."
+        )
 
 
 def verify(transformer: nn.Module, plan: Plan) -> LayerCounts:
@@ -523,7 +557,9 @@ def verify(transformer: nn.Module, plan: Plan) -> LayerCounts:
 
 def _is_as_planned(module: nn.Linear, layer: LayerPlan) -> bool:
     rank = module.rank if isinstance(module, remedies.LowRankLinear) else 0
-    return precisions.stored_precision(module.weight) == layer.precision and rank == layer.rank
+    turned = module.rotation if isinstance(module, rotation.RotatedLinear) else 0
+    held = capability.stored_precision(module.weight)
+    return (held, rank, turned) == (layer.precision, layer.rank, layer.rotation)
 
 
 def _linears(module: nn.Module) -> dict[str, nn.Linear]:

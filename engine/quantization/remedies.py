@@ -1,6 +1,7 @@
 """What lowers the error of a quantized denoiser besides wider formats: a low-rank branch, and weight-only steps.
 
-Better block scales, the third remedy, are part of the format (engine/quantization/nvfp4.py). Static activation scales,
+Better block scales are part of the format (engine/quantization/nvfp4.py), and rotations stand alone
+(engine/quantization/rotation.py). Static activation scales,
 which torchao offers for speed, are none: NVFP4's per-tensor scale only sets where the e4m3 grid of the block scales
 ends, so a calibrated one changes which block scales round up or down, and values above the calibrated maximum are cut
 off.
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 
 from engine.quantization.emulation import EmulatedNVFP4Tensor
+from engine.quantization.rotation import RotatedLinear
 
 _WEIGHTS = (NVFP4Tensor, EmulatedNVFP4Tensor)
 """Both multiply plain activations while their `act_quant_kwargs` is None."""
@@ -45,11 +47,15 @@ class LowRankLinear(nn.Linear):
         return F.linear(input, self.weight, self.bias) + F.linear(F.linear(input, self.down), self.up)
 
 
+class RotatedLowRankLinear(RotatedLinear, LowRankLinear):
+    """Both: the branch takes rotated inputs too."""
+
+
 def add_low_rank(layer: nn.Linear, error: Tensor, rank: int) -> LowRankLinear:
     """Turn a layer into a `LowRankLinear` in place: whoever holds the layer, such as its parent, still does.
 
     Args:
-        layer: already quantized.
+        layer: already quantized, and rotated if it is to be.
         error: fp32 (out_features, in_features), the exact weight less the quantized one.
         rank: of the branch, which is the best of that rank for the error (Eckart and Young 1936).
 
@@ -68,7 +74,7 @@ def add_low_rank(layer: nn.Linear, error: Tensor, rank: int) -> LowRankLinear:
 
 def attach_branch(layer: nn.Linear, down: Tensor, up: Tensor) -> LowRankLinear:
     """The same of a branch that is there already, bf16 (rank, in_features) and (out_features, rank)."""
-    layer.__class__ = LowRankLinear
+    layer.__class__ = RotatedLowRankLinear if isinstance(layer, RotatedLinear) else LowRankLinear
     layer.down, layer.up = nn.Parameter(down, requires_grad=False), nn.Parameter(up, requires_grad=False)
     return layer
 

@@ -1,4 +1,4 @@
-"""Denoisers that are stored quantized, in torchao's layouts: read into the weights that run here, and taken apart again.
+"""Denoisers that are stored quantized, in torchao's layouts: read into the weights that run here, and taken apart.
 
 torchao's classes are what plain diffusers reads and runs; the engine runs its own where a format is emulated. Between
 the two nothing is rounded: codes and scales are the same bits, in another order. Which layouts are taken is
@@ -36,11 +36,10 @@ from engine.catalog import ModelSpec
 from engine.errors import LoadError
 from engine.formats import FP8, INT8, MXFP8, NVFP4
 from engine.machine import Support
-from engine.quantization import capability as precisions
-from engine.quantization import nvfp4, recipes, remedies
+from engine.quantization import capability, nvfp4, recipes, remedies, rotation
 from engine.quantization.emulation import FP8_AMAX_FLOOR, EmulatedFP8Tensor, EmulatedNVFP4Tensor
 from engine.quantization.int8 import Int8Tensor
-from engine.quantization.recipes import Plan
+from engine.quantization.recipes import LayerPlan, Plan
 from engine.quantized import Quantized
 from engine.weights import loading
 from engine.weights.checkpoint import QUANTIZE_AGAIN, Packed
@@ -71,14 +70,14 @@ def denoiser(
         place = recipes.quantizer(plan, support)
         return loading.load_transformer(spec, device, source, place=place, told=told)
 
-    def unpack(name: str, packed: Packed, parts: Mapping[str, Tensor]) -> Tensor:
-        return read(packed, parts, precisions.support(KINDS[packed.kind], support.machine), f"{name} in {held.folder}")
+    planned = {layer.name: layer for layer in plan.layers if layer.quantized}
 
-    ranks = {layer.name: layer.rank for layer in plan.layers if layer.rank}
+    def unpack(name: str, packed: Packed, parts: Mapping[str, Tensor]) -> Tensor:
+        return read(packed, parts, capability.support(KINDS[packed.kind], support.machine), f"{name} in {held.folder}")
 
     def place(name: str, module: nn.Module) -> None:
-        if name in ranks:
-            _add_branch(held, name, module, ranks[name])
+        if name in planned:
+            _complete(planned[name], module, support, held)
 
     return loading.load_quantized(spec, held.folder, device, unpack, place)
 
@@ -122,13 +121,24 @@ def read(packed: Packed, parts: Mapping[str, Tensor], support: Support, where: s
         scale = _in_rows(scale, shape)
     _require(scale.view(torch.uint8) <= nvfp4.E4M3_MAX_BITS, where)
     if native:
-        return precisions.nvfp4_weight((codes, scale, tensor_scale), support.fused_quantizer)
+        return capability.nvfp4_weight((codes, scale, tensor_scale), support.fused_quantizer)
     return EmulatedNVFP4Tensor.from_packed(codes, scale, tensor_scale)
 
 
 def _require(usable: Tensor, where: str) -> None:
     if not bool(usable.all()):
         raise LoadError(f"{where} has codes or scales that are no numbers of its format: {QUANTIZE_AGAIN}.")
+
+
+def _complete(layer: LayerPlan, module: nn.Linear, support: Support, held: Quantized) -> None:
+    """What a layer has besides its stored weight."""
+    if layer.rotation:
+        rotation.turn_inputs(module, layer.rotation)
+    if layer.four_over_six:
+        recipes.require_four_over_six(layer, capability.support(layer.precision, support.machine))
+        module.weight.four_over_six = True
+    if layer.rank:
+        _add_branch(held, layer.name, module, layer.rank)
 
 
 def _add_branch(held: Quantized, name: str, module: nn.Linear, rank: int) -> None:
@@ -189,9 +199,11 @@ def as_torchao(weight: Tensor) -> Tensor:
         return _mxfp8(weight.qdata, weight.scale, weight.is_swizzled_scales, scaling, native=True)
     if isinstance(weight, EmulatedNVFP4Tensor):
         # With mslk's kernel for activations, which the emulation follows too.
-        return precisions.nvfp4_weight((weight.codes, weight.block_scales, weight.tensor_scale), fused_quantizer=True)
+        return capability.nvfp4_weight((weight.codes, weight.block_scales, weight.tensor_scale), fused_quantizer=True)
     if isinstance(weight, NVFP4Tensor):
-        return precisions.nvfp4_weight((weight.qdata, _in_rows(weight.scale, weight.shape), weight.per_tensor_scale), True)
+        return capability.nvfp4_weight(
+            (weight.qdata, _in_rows(weight.scale, weight.shape), weight.per_tensor_scale), True
+        )
     return weight
 
 
@@ -257,7 +269,14 @@ def _mxfp8(values: Tensor, scale: Tensor, swizzled: bool, scaling: str, native: 
         scaling_mode=ScaleCalculationMode[scaling],
     )
     return MXTensor(
-        values, scale, torch.float8_e4m3fn, MXFP8.block, torch.bfloat16, kernel, activations, is_swizzled_scales=swizzled
+        values,
+        scale,
+        torch.float8_e4m3fn,
+        MXFP8.block,
+        torch.bfloat16,
+        kernel,
+        activations,
+        is_swizzled_scales=swizzled,
     )
 
 

@@ -5,6 +5,7 @@ Knows no format: engine/quantization/emulation.py and engine/quantization/int8.p
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +22,19 @@ class WeightTensor(TorchAOBaseTensor):
 
 
 @WeightTensor.implements(torch.ops.aten.is_pinned.default)
-def _is_pinned(func: Callable, types: tuple, args: tuple, kwargs: dict) -> bool:
+def _is_pinned(func: Callable[..., Any], types: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return all(getattr(args[0], name).is_pinned() for name in args[0].tensor_data_names)
 
 
 @WeightTensor.implements(torch.ops.aten._pin_memory.default)
-def _pin_memory(func: Callable, types: tuple, args: tuple, kwargs: dict) -> Tensor:
+def _pin_memory(
+    func: Callable[..., Any], types: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
     return args[0]._apply_fn_to_data(lambda data: data.pin_memory())
 
 
 @WeightTensor.implements_torch_function(F.linear)
-def _linear(func: Callable, types: tuple, args: tuple, kwargs: dict) -> Tensor:
+def _linear(func: Callable[..., Any], types: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     # F.linear itself is caught because, without gradients, aten.linear is decomposed before subclasses see it.
     return _multiply(*args, **kwargs)
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,8 +23,7 @@ from engine.errors import CancelledRun, FaultError, LoadError, TwinframeError, U
 from engine.events import Stop, Tell
 from engine.machine import Machine, Support
 from engine.outputs import program
-from engine.quantization import capability as precision
-from engine.quantization import inspection, recipes
+from engine.quantization import capability, inspection, recipes
 from engine.request import CompareRequest
 from engine.results import Comparison
 from engine.runtime import timing
@@ -56,7 +55,7 @@ class Device:
 
     def __init__(self, name: str | None = None, source: Source = BUNDLED_OR_HUB, filtered: Filter = NO_FILTER):
         self._filter = filtered
-        self.studio = studio_on(name or precision.default_device(), source, filtered)
+        self.studio = studio_on(name or capability.default_device(), source, filtered)
 
     @property
     def machine(self) -> Machine:
@@ -128,7 +127,7 @@ class Device:
         spec = catalog.model(model_id)
         return {name: recipes.recipe(spec.family, name).summary for name in spec.recipes}
 
-    def plan(self, model_id: str, precision: str, recipe: str) -> dict:
+    def plan(self, model_id: str, precision: str, recipe: str) -> dict[str, Any]:
         """`engine.quantization.inspection.inspect`."""
         return inspection.inspect(model_id, precision, recipe)
 

@@ -36,6 +36,7 @@ from engine.runtime.pipeline import Made
 from engine.runtime.residents import Rendition
 from engine.runtime.studio import Studio, Take
 from engine.safety import NO_FILTER, Filter
+from engine.weights.residency import Move
 from engine.weights.source import BUNDLED_OR_HUB, Source
 
 Result = TypeVar("Result")
@@ -125,23 +126,25 @@ _ROOM = _Room()
 class _Orderly(Studio):
     """A studio beside others: alone with whatever belongs to the whole process."""
 
-    def _load(self, *args: object) -> Rendition:
+    def _load(self, spec: ModelSpec, column: Column, tell: Tell) -> Rendition:
         with _ROOM.alone():
-            return super()._load(*args)
+            return super()._load(spec, column, tell)
 
-    def _move(self, *args: object) -> None:
+    def _move(self, move: Move) -> None:
         with _ROOM.alone():
-            super()._move(*args)
+            super()._move(move)
 
-    def _warm_up(self, *args: object) -> WarmUp:
+    def _warm_up(self, rendition: Rendition, spec: ModelSpec, few: CompareRequest, stop: Stop) -> WarmUp:
         with _ROOM.alone():
-            return super()._warm_up(*args)
+            return super()._warm_up(rendition, spec, few, stop)
 
-    def _retake(self, rendition: Rendition, spec: ModelSpec, request: CompareRequest, *args: object) -> Made:
+    def _retake(
+        self, rendition: Rendition, spec: ModelSpec, request: CompareRequest, stop: Stop, second_path: bool
+    ) -> Made:
         # The unfused attention of eager blocks is switched on and off for the whole process.
         eager = self.mode(REFERENCE, spec, request) == EAGER
         with _ROOM.alone() if eager else nullcontext():
-            return super()._retake(rendition, spec, request, *args)
+            return super()._retake(rendition, spec, request, stop, second_path)
 
 
 class _Partner(_Orderly):
@@ -182,7 +185,7 @@ class Studios(_Orderly):
 
     def ready(self, spec: ModelSpec, column: Column, request: CompareRequest, tell: Tell, stop: Stop) -> Take:
         studio = self._place(spec, column)
-        if studio is self:
+        if not isinstance(studio, _Partner):
             return super().ready(spec, column, request, tell, stop)
         return studio.begin(studio.ready, spec, column, request, tell, stop).result()
 
@@ -227,7 +230,7 @@ class Studios(_Orderly):
         beside = tuple(name for name in together if name != generation.column)
         where = [f"{name} on {together[name]}" for name in beside]
         said = f"with {' and '.join(where)}, in one process of one host, which may slow them" if beside else "no, alone"
-        ran = generation.ran | {"Device": f"{self.machine.name}, {device}", "At once": said}
+        ran = {**generation.ran, "Device": f"{self.machine.name}, {device}", "At once": said}
         shared = any(together[name] == device for name in beside)
         if shared:
             ran["Timing"] = "not timed: what ran at once ran on the same device"

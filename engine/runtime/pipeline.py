@@ -8,9 +8,11 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -60,7 +62,9 @@ class Progress:
         if self._stop():
             raise CancelledRun
 
-    def __call__(self, pipeline: DiffusionPipeline, index: int, timestep: Tensor, kwargs: dict) -> dict:
+    def __call__(
+        self, pipeline: DiffusionPipeline, index: int, timestep: Tensor, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
         self.check()
         now, done, total = datetime.now(UTC), index + 1, pipeline.num_timesteps
         if self._first is None:
@@ -84,7 +88,7 @@ def call(
     seed: int,
     progress: Progress | None = None,
     steps: WeightOnlySteps | None = None,
-) -> object:
+) -> BaseOutput:
     """The real pipeline call, and what it returns.
 
     Item i of a batch has the noise of seed + i, from a CPU generator, so that it can be made again alone and on any
@@ -100,7 +104,7 @@ def call(
         progress.check()
     clip = {"num_frames": request.num_frames, "frame_rate": spec.defaults.frame_rate}
 
-    def ended(pipeline: DiffusionPipeline, index: int, timestep: Tensor, kwargs: dict) -> dict:
+    def ended(pipeline: DiffusionPipeline, index: int, timestep: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         if steps is not None:
             steps.ended(index + 1)
         return {} if progress is None else progress(pipeline, index, timestep, kwargs)
@@ -113,7 +117,7 @@ def call(
             num_inference_steps=request.num_inference_steps,
             generator=[torch.Generator("cpu").manual_seed(seed_of(seed, i)) for i in range(request.batch_size)],
             output_type="pt",
-            callback_on_step_end=None if progress is steps is None else ended,
+            callback_on_step_end=None if progress is None and steps is None else ended,
             **{
                 **spec.call,
                 **(clip if spec.modality == "video" else {}),
@@ -123,7 +127,7 @@ def call(
         )
 
 
-def finished(pipeline: DiffusionPipeline, spec: ModelSpec, output: object) -> Made:
+def finished(pipeline: DiffusionPipeline, spec: ModelSpec, output: BaseOutput) -> Made:
     """A pipeline's output as pictures or clips, with every value a number, and how many were none."""
     if spec.modality == "image":
         pixels, audio, audio_rate = output.images.float(), None, 0

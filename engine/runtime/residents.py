@@ -97,7 +97,7 @@ class Holdings:
         else:
             if self._shelf.place(key) == residency.HOST or self._shelf.place(shared) == residency.HOST:
                 tell(events.Loading(_called(spec, column)))
-            self.make_room(spec, key, self._shelf.gigabytes(key))
+            self.make_room(spec, key, self._shelf.gigabytes(key) or 0.0)
         self._shelf.use(key, shared)
         return self._renditions[key]
 
@@ -142,7 +142,7 @@ class Holdings:
             self._shared[spec.id] = loading.load_shared(spec, self.device, self.source, told)
             self._shelf.put(key, timing.weight_bytes(*_modules(self._shared[spec.id])) / timing.GB)
         elif self._shelf.place(key) == residency.HOST:
-            self.make_room(spec, key, self._shelf.gigabytes(key))
+            self.make_room(spec, key, self._shelf.gigabytes(key) or 0.0)
         return self._shared[spec.id]
 
     def make_room(
@@ -212,7 +212,7 @@ class Holdings:
             began = timing.now(self.device)
             self._waiting[key].restore(self.device)
             del self._waiting[key]
-            self._arrived[key] = (self._shelf.gigabytes(key), timing.now(self.device) - began)
+            self._arrived[key] = (self._shelf.gigabytes(key) or 0.0, timing.now(self.device) - began)
             self._shelf.done(move)
         self._cold(key)
 
@@ -245,7 +245,7 @@ class Holdings:
         key, took = key_of(spec, column), []
         room = residency.waiting_room(self.device, self._pool.bytes / timing.GB)
         for _ in range(2):
-            if self._shelf.place(key) != residency.DEVICE or self._shelf.gigabytes(key) > room:
+            if self._shelf.place(key) != residency.DEVICE or (self._shelf.gigabytes(key) or 0.0) > room:
                 return None
             began = timing.now(self.device)
             self._move(residency.Move(key=key, to=residency.HOST))

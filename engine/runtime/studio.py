@@ -6,16 +6,16 @@ queues or pages: it is given a function to tell events to, and a function that s
 from __future__ import annotations
 
 import gc
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine import catalog, events, safety
 from engine.catalog import ModelSpec
@@ -24,20 +24,18 @@ from engine.compiler import compilation
 from engine.environment import versions
 from engine.events import Stop, Tell
 from engine.formats import REFERENCE
-from engine.metrics import distances as metrics
+from engine.metrics import distances
 from engine.metrics.ruler import RulerShelf
 from engine.outputs import media
-from engine.quantization import recipe_files, recipes
 from engine.request import CompareRequest
-from engine.results import Comparison, Generation, LpipsMap, Memory, Metrics, Ruler
-from engine.runtime import timing
-from engine.runtime.pipeline import Made, Progress, call, finished, read, seed_of, tokens
+from engine.results import Comparison, Generation, Memory, Metrics, Ruler
+from engine.runtime import timing, what_ran
+from engine.runtime.pipeline import Made, Progress, call, finished, seed_of, tokens
 from engine.runtime.previews import Previewer
 from engine.runtime.residents import Holdings, Rendition, key_of
+from engine.runtime.what_ran import ATTENTION
 from engine.weights import loading, residency, schedulers
 
-ATTENTION = "native"
-"""diffusers' name for PyTorch's scaled_dot_product_attention, which picks a fused kernel."""
 FLOOR_ATTENTION = "_native_math"
 """The second legitimate bf16 path of the noise floor where nothing is compiled: the same attention, unfused."""
 RULER_PROMPTS = 3
@@ -64,9 +62,9 @@ class Studio(Holdings):
         super().__init__(device, source)
         timing.prepare(self.device)
         self._guard = safety.Guard(filtered)
-        self._warm: dict[tuple, compilation.WarmUp] = {}
+        self._warm: dict[tuple[object, ...], compilation.WarmUp] = {}
         """By rendition and shape: a shape is warm once it is here, until a recording is dropped."""
-        self._compiled: dict[tuple, float] = {}
+        self._compiled: dict[tuple[object, ...], float] = {}
         """Seconds of the first call that compiled for a rendition and a size; compiled code outlives moved weights."""
         self._rulers = RulerShelf()
         self._fingerprints: dict[str, str] = {}
@@ -92,7 +90,7 @@ class Studio(Holdings):
             else:
                 distance, maps = self.distance(made, reference)
                 tell(events.Compared(generation.column, distance))
-                generation = replace(generation, metrics=distance, lpips_maps=keep_maps(maps, generation))
+                generation = replace(generation, metrics=distance, lpips_maps=media.save_maps(maps, generation.files))
             results.append(generation)
         ruler = self.ruler(spec, request, tell, stop)
         comparison = Comparison(
@@ -181,7 +179,17 @@ class Studio(Holdings):
                 peak=rendition.weights + warm.added / timing.GB,
             ),
             layers=rendition.layers,
-            ran=self._ran(rendition, spec, request, warm, done, sum(made.not_numbers)),
+            ran=what_ran.described(
+                rendition,
+                spec,
+                request,
+                machine=self.machine,
+                weights=loading.described(spec, self.source),
+                residency=self.where(key_of(spec, rendition.column)),
+                warm=warm,
+                done=done,
+                not_numbers=sum(made.not_numbers),
+            ),
         )
         return generation, made
 
@@ -221,19 +229,9 @@ class Studio(Holdings):
             "model_licence": spec.licence,
             **further,
         }
-        files = []
-        for i, pixels in enumerate(made.pixels):
-            name = stem if len(made.pixels) == 1 else f"{stem}-{i + 1}"
-            inside = recipe | {"picture": i, "seed": seed_of(request.seed, i)}
-            if spec.modality == "image":
-                file = out / f"{name}.png"
-                media.save_png(pixels, file, inside)
-            else:
-                file = out / f"{name}.mp4"
-                sound = None if made.audio is None else made.audio[i]
-                media.save_mp4(pixels, sound, spec.defaults.frame_rate, made.audio_rate, file, inside)
-            files.append(str(file))
-        return tuple(files)
+        inside = [recipe | {"picture": i, "seed": seed_of(request.seed, i)} for i in range(len(made.pixels))]
+        frame_rate = spec.defaults.frame_rate if spec.modality == "video" else None
+        return media.save(made.pixels, made.audio, frame_rate, made.audio_rate, out, stem, inside)
 
     def warm(
         self,
@@ -257,20 +255,18 @@ class Studio(Holdings):
             self._shelf.use(key, residency.shared_key(spec.id))
         mode = self.mode(column.format, spec, request)
         rendition.blocks.use(mode)
-        shape = (request.height, request.width, request.num_frames, request.batch_size)
-        compiled = (*key, *shape)
-        shape += (request.guidance_scale > 1,)
+        compiled = (*key, request.height, request.width, request.num_frames, request.batch_size)
+        shape: tuple[object, ...] = (*compiled, request.guidance_scale > 1)
         if mode != compilation.EAGER and not spec.text_padded:
-            shape += (tokens(rendition.pipeline, spec, request.prompt),)
-        key = (*key, *shape)
-        if key not in self._warm or self._warm[key].dropped != rendition.blocks.dropped:
+            shape = (*shape, tokens(rendition.pipeline, spec, request.prompt))
+        if shape not in self._warm or self._warm[shape].dropped != rendition.blocks.dropped:
             compiles = mode != compilation.EAGER and compiled not in self._compiled
             tell(events.Warming(name, compiles, max(self._compiled.values(), default=None) if compiles else None))
             few = replace(request, num_inference_steps=rendition.warm_up_steps(mode))
-            self._warm[key] = self._warm_up(rendition, spec, few, stop)
+            self._warm[shape] = self._warm_up(rendition, spec, few, stop)
             if compiles:
-                self._compiled[compiled] = self._warm[key].seconds
-        return self._warm[key]
+                self._compiled[compiled] = self._warm[shape].seconds
+        return self._warm[shape]
 
     def _warm_up(self, rendition: Rendition, spec: ModelSpec, few: CompareRequest, stop: Stop) -> compilation.WarmUp:
         """A few steps in which everything is compiled, tuned and recorded, and memory is weighed."""
@@ -295,25 +291,25 @@ class Studio(Holdings):
         """LPIPS and PSNR of what was made from the reference, and where LPIPS comes from; one a picture or clip.
 
         Returns:
-            The numbers, and maps (F, h, w) as of `metrics.lpips_maps`, F being 1 for a picture. Both are None for a
+            The numbers, and maps (F, h, w) as of `distances.lpips_maps`, F being 1 for a picture. Both are None for a
             picture or clip of which either side has values that are not numbers.
         """
         a, b = made.pixels * 2 - 1, reference.pixels * 2 - 1
         if a.ndim == 4:
-            (distances, maps), decibels, frames = metrics.lpips_maps(a, b), metrics.psnr(a, b), None
+            (scores, maps), decibels, frames = distances.lpips_maps(a, b), distances.psnr(a, b), None
             maps = list(maps[:, None])
         else:
-            each = [metrics.clip_distance(one, other, self.device) for one, other in zip(a, b, strict=True)]
+            each = [distances.clip_distance(one, other, self.device) for one, other in zip(a, b, strict=True)]
             by_frame, decibels, maps = (list(values) for values in zip(*each, strict=True))
-            frames = tuple(tuple(distances.tolist()) for distances in by_frame)
-            distances, decibels = torch.stack([d.mean() for d in by_frame]), torch.stack(decibels)
+            frames = tuple(tuple(values.tolist()) for values in by_frame)
+            scores, decibels = torch.stack([d.mean() for d in by_frame]), torch.stack(decibels)
         lost = [made.is_damaged(i) or reference.is_damaged(i) for i in range(len(a))]
 
-        def kept(values: Iterable) -> tuple:
+        def kept(values: Iterable[Any]) -> tuple[Any, ...]:
             return tuple(None if no else value for no, value in zip(lost, values, strict=True))
 
         found = Metrics(
-            lpips=kept(distances.tolist()), psnr_db=kept(decibels.tolist()), lpips_frames=frames and kept(frames)
+            lpips=kept(scores.tolist()), psnr_db=kept(decibels.tolist()), lpips_frames=frames and kept(frames)
         )
         return found, list(kept(maps))
 
@@ -367,7 +363,8 @@ class Studio(Holdings):
         rendition = self.rendition(spec, EXACT, tell)
         prompts, seed = spec.examples[: RULER_PROMPTS if spec.bundled else 1], spec.defaults.seed
         done, total = 0, 3 * len(prompts)
-        floors, ceilings = [], []
+        floors: list[float] = []
+        ceilings: list[float] = []
         for prompt in prompts:
             asked = replace(request, prompt=prompt, batch_size=1, seed=seed)
             made = []
@@ -377,12 +374,12 @@ class Studio(Holdings):
                 if made[-1].is_damaged(0):
                     return None
                 done += 1
-            floors.append(self.distance(made[1], made[0])[0].mean_lpips)
-            ceilings.append(self.distance(made[2], made[0])[0].mean_lpips)
-        note = (
-            f"Mean LPIPS over {len(prompts)} prompt{'s' * (len(prompts) > 1)} in bf16 on this device. Floor: "
-            f"{self.paths(spec, asked)}, same noise. Ceiling: seed {seed} against seed {seed + 1}."
-        )
+            floor, ceiling = (self.distance(other, made[0])[0].mean_lpips for other in made[1:])
+            if floor is None or ceiling is None:
+                return None
+            floors.append(floor)
+            ceilings.append(ceiling)
+        note = what_ran.ruler(len(prompts), self.mode(REFERENCE, spec, request), seed)
         return Ruler(floor=fmean(floors), ceiling=fmean(ceilings), note=note)
 
     def retake(
@@ -423,104 +420,4 @@ class Studio(Holdings):
 
     def paths(self, spec: ModelSpec, request: CompareRequest) -> str:
         """The two paths of the noise floor, in words."""
-        eager = self.mode(REFERENCE, spec, request) == compilation.EAGER
-        return "fused against unfused attention" if eager else "compiled against eager blocks"
-
-    def _ran(
-        self,
-        rendition: Rendition,
-        spec: ModelSpec,
-        request: CompareRequest,
-        warm: compilation.WarmUp,
-        done: compilation.Done,
-        not_numbers: int,
-    ) -> dict[str, str]:
-        """What really ran, label -> words; `done` is what the timed call compiled, recorded and replayed."""
-        support, layers = rendition.support, rendition.layers
-        recipe = recipes.recipe(spec.family, rendition.column.recipe or request.recipe)
-        linears = layers.quantized + layers.skipped + layers.left
-        mode = rendition.blocks.mode
-        steps = rendition.warm_up_steps(mode)
-        warm_up = f"{steps} warm-up steps" if steps > 1 else "a warm-up step"
-        if mode == compilation.EAGER:
-            without = self.machine.no_compile
-            compiled = f"off, for every precision: {without}" if without else "off (eager), for every precision"
-        else:
-            unrecorded = f", no CUDA graph ({support.no_graph})" if support.no_graph else ""
-            compiled = (
-                f"repeated blocks, fullgraph{unrecorded}, settings of engine/compiler/fusion.py; {warm.graphs} graphs "
-                f"compiled in a first call of {warm.seconds:.1f} s, {done.compiled} in the timed one"
-            )
-            if mode == compilation.GRAPHS:
-                compiled += f"; {done.replayed} of its steps replayed from a CUDA graph, {done.recorded} recorded"
-                compiled += ", the text's keys and values computed once" if rendition.blocks.text_once else ""
-        if request.previews:
-            timed = "not timed: previews were drawn between the steps"
-        elif done.delayed:
-            timed = "not timed: something was compiled or recorded in the call; make it again"
-        else:
-            timed = f"one pipeline call between device synchronisations, after {warm_up} of the same shape"
-        spoilt = f"{not_numbers} values are not numbers and are shown as 0: do not trust this output, it has no score"
-        return (
-            {
-                "Device": self.machine.name,
-                "Weights": loading.described(spec, self.source),
-                "Execution": f"{support.execution}: {support.reason}",
-                "Linear layers": (
-                    f"{layers.quantized} of {linears} quantized, {layers.skipped} skipped by the recipe, "
-                    f"{layers.left} left in bf16 for their shape"
-                ),
-                "Prompt": read(rendition.pipeline, spec, request.prompt),
-                "Recipe": f"{recipe.id}: {recipe.summary}",
-                "GEMM": f"{support.gemm}; weights of Linear layers: {_weights(rendition.pipeline.transformer)}",
-                "Attention": f"PyTorch scaled_dot_product_attention in bf16 (diffusers backend {ATTENTION!r})",
-                "Compile": compiled,
-                "Text encoders and VAE": "bf16, shared by all precisions",
-                "Residency": self.where(key_of(spec, rendition.column)),
-                "Scheduler": f"{type(rendition.pipeline.scheduler).__name__}, {request.num_inference_steps} steps",
-                "Noise": f"CPU generator, seed {request.seed}, the same for every precision",
-                "Timing": timed,
-                "Memory": (
-                    "weights as stored, plus the peak that the warm-up, with decoding, allocates"
-                    + (" through PyTorch's CPU allocator" if self.device.type == "cpu" else " on the device")
-                ),
-            }
-            | ({"Damage": spoilt} if not_numbers else {})
-            | _activations(rendition)
-        )
-
-
-def _weights(denoiser: nn.Module) -> str:
-    """Kinds of the weights that the Linear layers hold, on which their products depend, and how many of each."""
-    kinds = Counter(_kind(layer.weight.data) for layer in denoiser.modules() if isinstance(layer, nn.Linear))
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-
-
-def _kind(weight: Tensor) -> str:
-    if type(weight) is Tensor:
-        return str(weight.dtype).removeprefix("torch.")
-    chosen = getattr(weight, "kernel_preference", None)
-    return type(weight).__name__ + (f" (kernel preference {chosen.value})" if chosen else "")
-
-
-def _activations(rendition: Rendition) -> dict[str, str]:
-    steps = recipe_files.in_words(rendition.weight_only_steps)
-    return (
-        {"Activations": f"bf16 in {steps}, where NVFP4 weights are unpacked; quantized in all others"} if steps else {}
-    )
-
-
-def keep_maps(maps: Sequence[Tensor | None], generation: Generation) -> tuple[LpipsMap | None, ...]:
-    """Write LPIPS maps, one a picture or clip that has a score, beside its file.
-
-    Raises:
-        OutputError: they cannot be written.
-    """
-    kept = []
-    for each, made in zip(maps, generation.files, strict=True):
-        if each is None:
-            kept.append(None)
-            continue
-        file = Path(made).with_name(f"{Path(made).stem}-lpips.png")
-        kept.append(LpipsMap(file=str(file), top=media.save_map(each, file)))
-    return tuple(kept)
+        return what_ran.paths(self.mode(REFERENCE, spec, request))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -49,7 +50,7 @@ def stages(pipeline: DiffusionPipeline, device: torch.device) -> Iterator[StageC
     """
     clock = StageClock()
 
-    def timed(call: Callable, stage: str) -> Callable:
+    def timed(call: Callable[..., Any], stage: str) -> Callable[..., Any]:
         def run(*args: object, **kwargs: object) -> object:
             began = now(device)
             result = call(*args, **kwargs)

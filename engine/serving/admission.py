@@ -93,9 +93,9 @@ class Door:
             raise RefusedError("You already have a comparison here: wait until it ends, or stop it.")
         if limits.waiting is not None and waiting >= limits.waiting:
             raise RefusedError(f"The queue is full ({waiting} are waiting): try again in a few minutes.")
-        address = visitor and visitor.address
+        address = None if visitor is None else visitor.address
         mine = [when for when, whose in self._admitted if whose == address]
-        self._within(visitor and limits.jobs_per_visitor_hour, mine, now, "Your budget")
+        self._within(None if visitor is None else limits.jobs_per_visitor_hour, mine, now, "Your budget")
         self._within(limits.jobs_per_hour, [when for when, _ in self._admitted], now, "This app's budget")
         self._admitted.append((now, address))
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from engine.events import Stop, Tell
+from engine.events import Event, Stop, Tell
 from engine.machine import Machine, Support
 from engine.request import CompareRequest
 from engine.results import Comparison
@@ -34,7 +34,7 @@ class Informed(Protocol):
     def recipes(self, model_id: str, /) -> Mapping[str, str]:
         """The recipes of a model and what each of them quantizes, in words; the default first."""
 
-    def plan(self, model_id: str, precision: str, recipe: str, /) -> dict:
+    def plan(self, model_id: str, precision: str, recipe: str, /) -> dict[str, Any]:
         """As `engine.quantization.inspection.inspect` gives it."""
 
     def code(self, request: CompareRequest, column: str, execution: str, /) -> str:
@@ -76,7 +76,7 @@ class Device(Informed, Protocol):
 class Job(Protocol):
     """A comparison that was asked for."""
 
-    def events(self) -> Iterator[events.Event]:
+    def events(self) -> Iterator[Event]:
         """Events as they happen, up to and including the one that ends the job. To be read once."""
 
     def cancel(self) -> None:

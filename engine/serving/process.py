@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from engine import events, logs, quantized
 from engine.errors import CancelledRun, FaultError, TwinframeError
@@ -68,7 +69,7 @@ class Call:
     number: int
     name: str
     """A method of the device."""
-    args: tuple
+    args: tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Told:
 @dataclass(frozen=True)
 class Returned:
     number: int
-    value: object
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Process:
         self._lost: Callable[[str], None] = lambda why: None
         self._failures = 0
         """Children in a row that did not even start."""
-        self._answers: dict[tuple, object] = {}
+        self._answers: dict[tuple[object, ...], Any] = {}
         """What never changes, once it was asked for."""
         self._child = _Child(*self._make, self._gone)
         atexit.register(self.close)
@@ -171,7 +172,7 @@ class Process:
     def recipes(self, model_id: str) -> Mapping[str, str]:
         return self._always("recipes", model_id)
 
-    def plan(self, model_id: str, precision: str, recipe: str) -> dict:
+    def plan(self, model_id: str, precision: str, recipe: str) -> dict[str, Any]:
         return self._always("plan", model_id, precision, recipe)
 
     def code(self, request: CompareRequest, column: str, execution: str) -> str:
@@ -182,8 +183,8 @@ class Process:
         child = self._child
         if not child.ready:
             return {}
-        found = dict(self._ask("gauges"))
-        if (resident := resident_bytes(child.pid)) is not None:
+        found: dict[str, float] = dict(self._ask("gauges"))
+        if child.pid is not None and (resident := resident_bytes(child.pid)) is not None:
             found["twinframe_engine_resident_memory_bytes"] = resident
         return found
 
@@ -201,8 +202,8 @@ class Process:
         self._closing.set()
         self._child.leave()
 
-    def _run(self, name: str, args: tuple, tell: Tell, stop: Stop) -> object:
-        """Have something done on the device; `stop` ends it at the next step."""
+    def _run(self, name: str, args: tuple[object, ...], tell: Tell, stop: Stop) -> Any:
+        """Have something done on the device; `stop` ends it at the next step. Gives what that method of it gives."""
         child = self._child
         if not child.ready:
             tell(events.Loading("the engine"))
@@ -211,7 +212,8 @@ class Process:
                 raise CancelledRun
         number, inbox = child.call(name, args)
         hung = threading.Timer(HUNG_SECONDS, child.kill, ["hung"])
-        hung.daemon, wanted, ended = True, True, None
+        hung.daemon, wanted = True, True
+        ended: Returned | Raised | None = None
         while ended is None:
             if wanted and stop():
                 wanted = False
@@ -224,27 +226,27 @@ class Process:
                 else:
                     ended = message
         hung.cancel()
-        if _is_lost(ended):
-            child.kill(ended.error.kind)
+        if (lost := _lost(ended)) is not None:
+            child.kill(lost.kind)
             child.replaced.wait()  # whoever comes next meets the next child
         return _outcome(ended)
 
-    def _ask(self, name: str, *args: object) -> object:
+    def _ask(self, name: str, *args: object) -> Any:
         """Something that is answered beside what runs; asked again of the next child if one was lost over it."""
-        for _ in range(2):
-            child = self._child
-            child.arrived.wait()
-            _, inbox = child.call(name, args)
-            try:
-                answer = inbox.get(timeout=ANSWER_SECONDS)
-            except queue.Empty:
-                sentence = "The engine does not answer: please retry in a few minutes."
-                raise FaultError(sentence, kind="ProcessHangs") from None
-            if not _is_lost(answer):
-                break
-        return _outcome(answer)
+        answer = self._answer(name, args)
+        return _outcome(answer if _lost(answer) is None else self._answer(name, args))
 
-    def _always(self, name: str, *args: object) -> object:
+    def _answer(self, name: str, args: tuple[object, ...]) -> Message:
+        child = self._child
+        child.arrived.wait()
+        _, inbox = child.call(name, args)
+        try:
+            return inbox.get(timeout=ANSWER_SECONDS)
+        except queue.Empty:
+            sentence = "The engine does not answer: please retry in a few minutes."
+            raise FaultError(sentence, kind="ProcessHangs") from None
+
+    def _always(self, name: str, *args: object) -> Any:
         if (name, *args) not in self._answers:
             self._answers[name, *args] = self._ask(name, *args)
         return self._answers[name, *args]
@@ -270,7 +272,7 @@ class Process:
 class _Child:
     """One child process, as seen from its parent."""
 
-    def __init__(self, make: Callable, name: str | None, source: Source, filtered: Filter, gone: Gone):
+    def __init__(self, make: Callable[..., Device], name: str | None, source: Source, filtered: Filter, gone: Gone):
         context = multiprocessing.get_context("spawn")  # a fork would take a GPU's context and held locks along
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, make, name, source, filtered), name="engine")
@@ -298,7 +300,7 @@ class _Child:
         return self.greeted and self._process.exitcode is None
 
     @property
-    def pid(self) -> int:
+    def pid(self) -> int | None:
         return self._process.pid
 
     @property
@@ -307,7 +309,7 @@ class _Child:
         code = self._process.exitcode
         return self._killed_for or (signal.Signals(-code).name if code and code < 0 else f"exit {code}")
 
-    def call(self, name: str, args: tuple) -> tuple[int, queue.SimpleQueue[Message]]:
+    def call(self, name: str, args: tuple[object, ...]) -> tuple[int, queue.SimpleQueue[Message]]:
         """Ask for something; gives its number, and where events and, last, the outcome arrive."""
         inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         with self._lock:
@@ -338,11 +340,11 @@ class _Child:
     def bury(self) -> None:
         """Tell whoever waits, and whoever comes too late, that it has ended."""
         with self._lock:
-            self._end = self._end or self._refusal or _death(self)
+            end = self._end = self._end or self._refusal or _death(self)
             waiting, self._inboxes = self._inboxes, {}
         self.arrived.set()
         for number, inbox in waiting.items():
-            inbox.put(Raised(number, self._end))
+            inbox.put(Raised(number, end))
 
     def _listen(self) -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -362,8 +364,9 @@ class _Child:
             self.arrived.set()
             return
         with self._lock:
-            take = self._inboxes.get if isinstance(message, Told) else self._inboxes.pop
-            inbox = take(message.number)
+            inbox = self._inboxes[message.number]
+            if not isinstance(message, Told):
+                del self._inboxes[message.number]
         inbox.put(message)
 
 
@@ -376,14 +379,19 @@ def _death(child: _Child) -> FaultError:
     return FaultError(what, kind="ProcessLost", trace=child.why, lost=True)
 
 
-def _is_lost(message: Message) -> bool:
-    return isinstance(message, Raised) and isinstance(message.error, FaultError) and message.error.lost
+def _lost(message: Message) -> FaultError | None:
+    """The failure by which a child was lost, if this is one."""
+    error = message.error if isinstance(message, Raised) else None
+    return error if isinstance(error, FaultError) and error.lost else None
 
 
-def _outcome(message: Returned | Raised) -> object:
-    if isinstance(message, Raised):
-        raise message.error
-    return message.value
+def _outcome(message: Message) -> Any:
+    match message:
+        case Raised(_, error):
+            raise error
+        case Returned(_, value):
+            return value
+    raise TypeError(f"{message} ends nothing")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -398,7 +406,8 @@ def serve(connection: Connection, make: Callable[..., Device], *args: object) ->
     logs.quiet_libraries()
     logs.structured()
     logging.getLogger().addHandler(logs.Kept())
-    sending, runs, unwanted = threading.Lock(), queue.SimpleQueue(), set()
+    sending, unwanted = threading.Lock(), set[int]()
+    runs: queue.SimpleQueue[Call] = queue.SimpleQueue()
 
     def send(message: Message) -> None:
         with sending:

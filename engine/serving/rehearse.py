@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,9 +69,9 @@ def rehearse(
     return acts
 
 
-def _shapes(requests: Sequence[CompareRequest]) -> list[CompareRequest]:
+def _shapes(requests: Iterable[CompareRequest]) -> list[CompareRequest]:
     """One request for each of what has to be loaded, compiled or measured apart from the others."""
-    found = {}
+    found: dict[CompareRequest, CompareRequest] = {}
     for request in requests:
         same = replace(request, seed=0)
         if catalog.model(request.model).text_padded:  # else the prompt's length is part of the shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,7 +73,7 @@ class Histogram:
 
     def lines(self, name: str, labels: Mapping[str, str]) -> Iterator[str]:
         for bound, count in zip((*BUCKETS, "+Inf"), (*self.buckets, self.count), strict=True):
-            yield sample(f"{name}_bucket", labels | {"le": str(bound)}, count)
+            yield sample(f"{name}_bucket", {**labels, "le": str(bound)}, count)
         yield sample(f"{name}_sum", labels, self.sum)
         yield sample(f"{name}_count", labels, self.count)
 
@@ -114,9 +114,9 @@ class Telemetry:
 
     def exposition(self, gauges: Mapping[str, float]) -> str:
         """Everything in Prometheus' text format; `gauges` are what is so right now, name -> value."""
-        lines = []
+        lines: list[str] = []
 
-        def metric(name: str, kind: str, about: str, samples: Iterator[str] | list[str]) -> None:
+        def metric(name: str, kind: str, about: str, samples: Iterable[str]) -> None:
             lines.extend((f"# HELP {name} {about}", f"# TYPE {name} {kind}", *samples))
 
         with self._lock:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from engine import catalog, events, files, logs
 from engine.errors import (
@@ -32,6 +33,7 @@ from engine.errors import (
     UnsupportedError,
     fault,
 )
+from engine.events import Event
 from engine.machine import Machine, Support
 from engine.request import CompareRequest
 from engine.results import Comparison
@@ -85,28 +87,30 @@ class Job:
         self.asked_at = time.monotonic()
         self.began_at: float | None = None
         """On the monotonic clock, seconds."""
-        self.ending: events.Event | None = None
+        self.ending: Event | None = None
         self.overran = False
         """It was ended by its deadline."""
         self.cancelled_at: float | None = None
         self._deadline = deadline
         self._place = place
         self._work = work
-        self._events: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
         self._ended = threading.Event()
         self._turn = threading.Lock()
         """Held where a job begins, ends, or is cancelled before it began."""
         self._begun = False
 
-    def events(self) -> Iterator[events.Event]:
+    def events(self) -> Iterator[Event]:
         """Events as they happen, up to and including the one that ends the job. To be read once."""
         while True:
+            event: Event | None
             try:
                 event = self._events.get(timeout=TICK_SECONDS)
             except queue.Empty:
-                if (event := self._place(self)) is None:
-                    continue
+                event = self._place(self)
+            if event is None:
+                continue
             yield event
             if isinstance(event, events.TERMINAL):
                 return
@@ -126,7 +130,9 @@ class Job:
     @property
     def late(self) -> bool:
         """It has run longer than it may."""
-        return None not in (self._deadline, self.began_at) and time.monotonic() - self.began_at > self._deadline
+        if self._deadline is None or self.began_at is None:
+            return False
+        return time.monotonic() - self.began_at > self._deadline
 
     @property
     def stopping(self) -> bool:
@@ -137,7 +143,7 @@ class Job:
         """Wait until the job has ended; False if it has not within `timeout` seconds."""
         return self._ended.wait(timeout)
 
-    def tell(self, event: events.Event) -> None:
+    def tell(self, event: Event) -> None:
         """For the worker alone; what comes after the end is dropped."""
         if self._ended.is_set():
             return
@@ -260,7 +266,7 @@ class Worker:
         """The recipes of a model and what each of them quantizes, in words; the default first."""
         return self.device.recipes(model_id)
 
-    def plan(self, model_id: str, precision: str, recipe: str) -> dict:
+    def plan(self, model_id: str, precision: str, recipe: str) -> dict[str, Any]:
         """`engine.quantization.inspection.inspect`, for the page, which does without torch; waits for no job."""
         return self.device.plan(model_id, precision, recipe)
 
@@ -299,8 +305,10 @@ class Worker:
     def earlier(self, request: CompareRequest) -> tuple[Comparison, Path] | None:
         """What this app made for the very same request before, and its folder, if results are shared and it is still
         there: recorded, nothing in it was measured now. None where previews are wanted, which it cannot show."""
+        if (made := self._made) is None or request.previews:
+            return None
         with self._change:
-            out = None if self._made is None or request.previews else self._made.get(request)
+            out = made.get(request)
         if out is None:
             return None
         try:
@@ -308,7 +316,7 @@ class Worker:
             found = Comparison.load(out)
         except (OSError, ValueError):
             with self._change:
-                self._made.pop(request, None)
+                made.pop(request, None)
             return None
         self._telemetry.outcome("shared")
         return found, out
@@ -367,14 +375,14 @@ class Worker:
     def metrics(self) -> str:
         """Everything counted since the start, in Prometheus' text format."""
         with self._change:
-            gauges = {
+            gauges: dict[str, float] = {
                 "twinframe_queue_length": len(self._waiting()),
                 "twinframe_running": int(self._running is not None and not self._running.background),
                 "twinframe_engine_restarts": self._restarts,
             }
         if (resident := resident_bytes()) is not None:
             gauges["twinframe_resident_memory_bytes"] = resident
-        return self._telemetry.exposition(gauges | self.device.gauges())
+        return self._telemetry.exposition({**gauges, **self.device.gauges()})
 
     def _compare(self, job: Job, request: CompareRequest, out: Path) -> None:
         try:
@@ -426,7 +434,7 @@ class Worker:
             else:
                 self._admit(job)
                 self._jobs.append(job)
-                job.tell(self._place(job))
+                self._tell_place(job)
             self._change.notify_all()
         return job
 
@@ -474,7 +482,11 @@ class Worker:
                 if job in self._preloads:
                     self._preloads[job] = replace(self._preloads[job], status="waiting")
             for waiting in self._waiting():
-                waiting.tell(self._place(waiting))
+                self._tell_place(waiting)
+
+    def _tell_place(self, job: Job) -> None:
+        if (place := self._place(job)) is not None:
+            job.tell(place)
 
     def _note(self, job: Job) -> None:
         """Remember how a job ended: for the expected wait, the health, the metrics and the log."""
@@ -494,11 +506,11 @@ class Worker:
         if job.began_at is not None:
             seconds = time.monotonic() - job.began_at
             took = {"seconds": round(seconds, 3), "waited": round(job.began_at - job.asked_at, 3)}
-            if isinstance(job.ending, events.Cancelled):
+            if isinstance(job.ending, events.Cancelled) and job.cancelled_at is not None:
                 took["freed"] = round(time.monotonic() - job.cancelled_at, 3)
         if isinstance(job.ending, events.Completed):
             self._drop_preloads(job.ending.comparison.request.model, "failed")
-            self._durations.append(seconds)
+            self._durations.append(seconds or 0.0)
             self._telemetry.completed(job.ending.comparison)
         self._telemetry.outcome(job.outcome, seconds)
         log.info("comparison %s", job.outcome, extra=job.described() | {"outcome": job.outcome} | took)

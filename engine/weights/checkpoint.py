@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from engine import catalog
 from engine.catalog import ModelSpec
@@ -132,7 +133,7 @@ class Component:
 # Configurations
 
 
-def read_json(file: Path, remedy: str = RESTORE) -> dict:
+def read_json(file: Path, remedy: str = RESTORE) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
@@ -158,11 +159,11 @@ def parts(folder: Path, remedy: str = RESTORE) -> dict[str, tuple[str, str]]:
     found = {}
     for name, value in read_json(folder / "model_index.json", remedy).items():
         if isinstance(value, list) and len(value) == 2 and all(isinstance(word, str) for word in value):
-            found[name] = tuple(value)
+            found[name] = (value[0], value[1])
     return found
 
 
-def denoiser_config(spec: ModelSpec) -> dict:
+def denoiser_config(spec: ModelSpec) -> dict[str, Any]:
     """The model's own configuration of its denoiser.
 
     Raises:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,8 @@ def _plain(value: object) -> object:
         return _digest(_contents(value.files, value.folder))
     if isinstance(value, Mapping):
         return dict(value)
+    if not is_dataclass(value):
+        raise TypeError(f"{type(value).__name__} is no part of a recipe")
     return {field.name: getattr(value, field.name) for field in fields(value) if field.name not in NAMES}
 
 

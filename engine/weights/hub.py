@@ -10,10 +10,12 @@ import errno
 import shutil
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
-from huggingface_hub import constants
+from huggingface_hub import DryRunFileInfo, constants
 from huggingface_hub.errors import (
     DryRunError,
     GatedRepoError,
@@ -60,11 +62,11 @@ def download(spec: ModelSpec, patterns: list[str], told: Callable[[int, int], No
     Raises:
         LoadError: no access, no connection or no room on the disk, in one sentence.
     """
-    where = {"repo_id": spec.source, "revision": spec.revision, "allow_patterns": patterns}
+    fetch = partial(huggingface_hub.snapshot_download, spec.source, revision=spec.revision, allow_patterns=patterns)
     try:
-        missing = _missing_bytes(where)
+        missing = _missing_bytes(fetch)
         _require_disk(spec, missing)
-        return Path(huggingface_hub.snapshot_download(**where, tqdm_class=_bar(lambda done: told(done, missing))))
+        return Path(fetch(tqdm_class=_bar(lambda done: told(done, missing))))
     except GatedRepoError as error:
         raise LoadError(_no_access(spec)) from error
     except HfHubHTTPError as error:
@@ -80,9 +82,9 @@ def download(spec: ModelSpec, patterns: list[str], told: Callable[[int, int], No
         raise
 
 
-def _missing_bytes(where: dict[str, object]) -> int:
+def _missing_bytes(fetch: Callable[..., Any]) -> int:
     try:
-        files = huggingface_hub.snapshot_download(**where, dry_run=True, tqdm_class=_bar(None))
+        files: list[DryRunFileInfo] = fetch(dry_run=True, tqdm_class=_bar(None))
     except DryRunError as error:
         if error.__cause__ is None:
             raise
@@ -131,7 +133,7 @@ def _require_disk(spec: ModelSpec, needed: int) -> None:
         )
 
 
-def _bar(told: Callable[[int], None] | None) -> type:
+def _bar(told: Callable[[int], None] | None) -> type[tqdm]:
     """A progress bar class for `snapshot_download` that draws nothing and tells bytes done.
 
     The library opens one bar for files and two for bytes, received and written ("reconstructed"); the last counts
@@ -141,13 +143,13 @@ def _bar(told: Callable[[int], None] | None) -> type:
 
     class Bar(tqdm):
         def __init__(self, *args: object, **kwargs: object):
-            self._tells = told is not None and "reconstruct" in str(kwargs.get("desc", "")).lower()
+            self._counts = "reconstruct" in str(kwargs.get("desc", "")).lower()
             super().__init__(*args, **(kwargs | {"disable": True}))
 
         def update(self, n: float | None = 1) -> None:
             with lock:
                 self.n += n or 0
-                if self._tells:
+                if told is not None and self._counts:
                     told(int(self.n))
 
     return Bar

@@ -11,21 +11,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
 import transformers
 from accelerate import init_empty_weights
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.catalog import MODELS, ModelSpec
 from engine.errors import LoadError
-from engine.weights import checkpoint as files
-from engine.weights import hub, schedulers
+from engine.weights import checkpoint, hub, schedulers
 from engine.weights.checkpoint import Checkpoint, Component
 from engine.weights.fingerprint import of_folder
 from engine.weights.source import BUNDLED_OR_HUB, Source
@@ -36,12 +37,12 @@ Told = Callable[[int, int], None]
 """Called with bytes downloaded and bytes in all."""
 Read = Callable[[str, Tensor], Tensor]
 """Called with a tensor's name and an empty one of its shape; gives its values on the device."""
-Unpack = Callable[[str, files.Packed, Mapping[str, Tensor]], Tensor]
+Unpack = Callable[[str, checkpoint.Packed, Mapping[str, Tensor]], Tensor]
 """Called with the name of a weight that torchao took apart, what its file says of it, and its parts on the device;
 gives the weight."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
-_checked: dict[Path, tuple] = {}
+_checked: dict[Path, tuple[tuple[object, ...], str]] = {}
 """Folders that were found whole -> what their files looked like then: a folder is not looked through again until one of
 them changes."""
 
@@ -59,43 +60,43 @@ def load_pipeline(spec: ModelSpec, device: torch.device, source: Source = BUNDLE
     return assemble(spec, load_shared(spec, device, source), load_transformer(spec, device, source))
 
 
-def assemble(spec: ModelSpec, shared: Mapping[str, object], transformer: nn.Module) -> DiffusionPipeline:
+def assemble(spec: ModelSpec, shared: Mapping[str, Any], transformer: nn.Module) -> DiffusionPipeline:
     """A pipeline with a scheduler of its own around shared components and a denoiser."""
     scheduler = type(shared["scheduler"]).from_config(shared["scheduler"].config)
-    pipeline = getattr(diffusers, spec.pipeline)(**(shared | {"scheduler": scheduler, "transformer": transformer}))
+    pipeline = getattr(diffusers, spec.pipeline)(**{**shared, "scheduler": scheduler, "transformer": transformer})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def load_shared(
     spec: ModelSpec, device: torch.device, source: Source = BUNDLED_OR_HUB, told: Told | None = None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """All components but the denoiser, modules in bf16 on `device`; for `assemble`.
 
     Raises:
         LoadError: the weights cannot be had, or a file of them is missing or cut short.
     """
-    checkpoint = _checkpoint(spec, source, told)
-    folder = checkpoint.folder if checkpoint else spec.folder
-    shared: dict[str, object] = {}
+    chosen = _checkpoint(spec, source, told)
+    folder = chosen.folder if chosen else spec.folder
+    shared: dict[str, Any] = {}
     with ExitStack() as opened:
         for part, (library, kind) in _needed(spec, folder).items():
             if part == "transformer":
                 continue
             if "Scheduler" in kind:
                 where = folder / part / "scheduler_config.json"
-                config = files.read_json(where) | _overrides(spec, part, checkpoint)
+                config = checkpoint.read_json(where) | _overrides(spec, part, chosen)
                 shared[part] = schedulers.make(kind, config, str(folder / "model_index.json"))
             elif "Tokenizer" in kind:
                 shared[part] = _tokenizer(kind, folder / part, source.random)
-            elif checkpoint is None:
+            elif chosen is None:
                 shared[part] = _fill(_hollow(spec, part, folder), device, _random(device), None)
             elif library == "transformers":
-                shared[part] = _from_transformers(kind, checkpoint, part, device)
+                shared[part] = _from_transformers(kind, chosen, part, device)
             else:
                 with _in_bf16():  # buffers too, as `from_pretrained(dtype=torch.bfloat16)` makes them
-                    hollow = _hollow(spec, part, folder, checkpoint)
-                found = files.component(folder / part, library, checkpoint.remedy)
+                    hollow = _hollow(spec, part, folder, chosen)
+                found = checkpoint.component(folder / part, library, chosen.remedy)
                 shared[part] = _fill(hollow, device, _reader(hollow, found, device, opened), None, stored=True)
     _check_vocabularies(shared, folder)
     for module in (value for value in shared.values() if isinstance(value, nn.Module)):
@@ -124,16 +125,16 @@ def load_transformer(
     Raises:
         LoadError: the weights cannot be had, or a file of them is missing or cut short.
     """
-    checkpoint = _checkpoint(spec, source, told)
-    folder = checkpoint.folder if checkpoint else spec.folder
+    chosen = _checkpoint(spec, source, told)
+    folder = chosen.folder if chosen else spec.folder
     with ExitStack() as opened:
-        hollow = _hollow(spec, "transformer", folder, checkpoint)
-        if checkpoint is None:
+        hollow = _hollow(spec, "transformer", folder, chosen)
+        if chosen is None:
             read = _random(device)
         else:
-            found = files.component(folder / "transformer", "diffusers", checkpoint.remedy)
+            found = checkpoint.component(folder / "transformer", "diffusers", chosen.remedy)
             read = _reader(hollow, found, device, opened)
-        transformer = _fill(hollow, device, read, place, stored=checkpoint is not None)
+        transformer = _fill(hollow, device, read, place, stored=chosen is not None)
     return _to_be_called(transformer)
 
 
@@ -149,12 +150,12 @@ def load_quantized(
     Raises:
         LoadError: it is another model's, or a file of it is missing, damaged or cut short.
     """
-    checkpoint = Checkpoint(folder=folder, remedy=files.QUANTIZE_AGAIN)
+    remedy = checkpoint.QUANTIZE_AGAIN
     with ExitStack() as opened:
-        hollow = _of_config(transformer_class(spec), folder / "config.json", checkpoint.remedy)
+        hollow = _of_config(transformer_class(spec), folder / "config.json", remedy)
         _require_config(spec, hollow)
-        found = files.component(folder, "diffusers", checkpoint.remedy, quantized=True)
-        files.require_shapes(found, _wanted(hollow, found))
+        found = checkpoint.component(folder, "diffusers", remedy, quantized=True)
+        checkpoint.require_shapes(found, _wanted(hollow, found))
         transformer = _fill(hollow, device, _reader(hollow, found, device, opened, unpack), place, stored=True)
     return _to_be_called(transformer)
 
@@ -166,8 +167,9 @@ def _to_be_called(transformer: nn.Module) -> nn.Module:
     return transformer.eval().requires_grad_(False)
 
 
-def _contiguous(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    return tree_map_only(Tensor, Tensor.contiguous, (args, kwargs))
+def _contiguous(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args, kwargs = tree_map_only(Tensor, Tensor.contiguous, (args, kwargs))
+    return args, kwargs
 
 
 def empty_transformer(spec: ModelSpec) -> nn.Module:
@@ -177,18 +179,18 @@ def empty_transformer(spec: ModelSpec) -> nn.Module:
         LoadError: its configuration is missing.
     """
     kind = transformer_class(spec)
-    config = files.denoiser_config(spec)
+    config = checkpoint.denoiser_config(spec)
     with torch.device("meta"):
         return kind.from_config(config).to(torch.bfloat16)
 
 
-def transformer_class(spec: ModelSpec) -> type:
+def transformer_class(spec: ModelSpec) -> type[ModelMixin]:
     """The diffusers class of the model's denoiser, as its checkpoint names it.
 
     Raises:
         LoadError: the checkpoint's index is missing or damaged.
     """
-    return getattr(diffusers, files.parts(spec.folder)["transformer"][1])
+    return getattr(diffusers, checkpoint.parts(spec.folder)["transformer"][1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -203,23 +205,23 @@ def check(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> None:
     """
     if source.random:
         return
-    checkpoint = _here(spec, source)
-    if checkpoint is None:
-        raise LoadError(f"{spec.name} is not on this machine: {spec.memory_gb.download:.0f} GB from {spec.url}.")
-    _check(spec, checkpoint)
+    chosen = _here(spec, source)
+    if chosen is None:
+        raise LoadError(f"{spec.name} is not on this machine: {spec.download}.")
+    _check(spec, chosen)
 
 
 def described(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
     """Where the model's weights come from and, if not in bf16, what they are stored in, in words."""
     if source.random:
         return "random, in the real architecture: what is made means nothing, its cost does"
-    checkpoint = _here(spec, source)
-    if spec.bundled and checkpoint.folder == spec.folder:
+    chosen = _here(spec, source)
+    if chosen is not None and spec.bundled and chosen.folder == spec.folder:
         return "the bundled checkpoint"
     stored = stored_as(spec, source)
     stored = f", stored in {stored} and run in bf16" if stored else ""
-    if source.folder is not None:
-        return f"the local folder {checkpoint.folder.name}{stored}"
+    if chosen is not None and source.folder is not None:
+        return f"the local folder {chosen.folder.name}{stored}"
     return f"{spec.source} at revision {spec.revision}{stored}"
 
 
@@ -229,10 +231,10 @@ def folder(spec: ModelSpec, source: Source = BUNDLED_OR_HUB, told: Told | None =
     Raises:
         LoadError: it cannot be had, or a file of it is bad; or its weights are random.
     """
-    checkpoint = _checkpoint(spec, source, told)
-    if checkpoint is None:
+    chosen = _checkpoint(spec, source, told)
+    if chosen is None:
         raise LoadError("Random weights lie in no folder: leave out --random-weights.")
-    return checkpoint.folder
+    return chosen.folder
 
 
 def stored_as(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
@@ -241,10 +243,10 @@ def stored_as(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
     Raises:
         LoadError: they are damaged.
     """
-    checkpoint = None if source.random else _here(spec, source)
-    if checkpoint is None:
+    chosen = None if source.random else _here(spec, source)
+    if chosen is None:
         return ""
-    return _check(spec, checkpoint)
+    return _check(spec, chosen)
 
 
 def fingerprint(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
@@ -254,10 +256,10 @@ def fingerprint(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
     """
     if source.random:
         return "random"
-    checkpoint = _here(spec, source)
-    if checkpoint is None or (not spec.bundled and source.folder is None):
+    chosen = _here(spec, source)
+    if chosen is None or (not spec.bundled and source.folder is None):
         return f"{spec.source}@{spec.revision}"
-    return of_folder(checkpoint.folder)
+    return of_folder(chosen.folder)
 
 
 def _checkpoint(spec: ModelSpec, source: Source, told: Told | None) -> Checkpoint | None:
@@ -268,13 +270,13 @@ def _checkpoint(spec: ModelSpec, source: Source, told: Told | None) -> Checkpoin
     """
     if source.random:
         return None
-    checkpoint = _here(spec, source)
-    if checkpoint is None and (source.offline or constants.HF_HUB_OFFLINE):
+    chosen = _here(spec, source)
+    if chosen is None and (source.offline or constants.HF_HUB_OFFLINE):
         raise LoadError(hub.no_copy(spec))
-    if checkpoint is None:
-        checkpoint = _fetched(hub.download(spec, _patterns(spec), told or (lambda done, total: None)))
-    _check(spec, checkpoint)
-    return checkpoint
+    if chosen is None:
+        chosen = _fetched(hub.download(spec, _patterns(spec), told or (lambda done, total: None)))
+    _check(spec, chosen)
+    return chosen
 
 
 def _here(spec: ModelSpec, source: Source) -> Checkpoint | None:
@@ -283,10 +285,10 @@ def _here(spec: ModelSpec, source: Source) -> Checkpoint | None:
         own = source.folder / spec.id
         if own.is_dir():
             return Checkpoint(folder=own, remedy=source.remedy)
-        if _is_meant(spec, source):
+        if _is_meant(spec, source, source.folder):
             return Checkpoint(folder=source.folder, remedy=source.remedy)
     if spec.bundled:
-        return Checkpoint(folder=spec.folder, remedy=files.RESTORE)
+        return Checkpoint(folder=spec.folder, remedy=checkpoint.RESTORE)
     folder = hub.cached(spec, _patterns(spec))
     if folder is None:
         return None
@@ -297,15 +299,15 @@ def _here(spec: ModelSpec, source: Source) -> Checkpoint | None:
     return _fetched(folder)
 
 
-def _is_meant(spec: ModelSpec, source: Source) -> bool:
+def _is_meant(spec: ModelSpec, source: Source, folder: Path) -> bool:
     """Whether a given folder, which has none for this model alone, is to be read for it: not if another of the models
     that were asked for is what it holds, nor for a miniature if it is a folder of other models' folders."""
-    if not (source.folder / "model_index.json").is_file():
+    if not (folder / "model_index.json").is_file():
         return not spec.bundled
     others = [MODELS[name] for name in source.asked if name != spec.id]
-    if not any(not files.misfit(other, source.folder, source.remedy) for other in others):
+    if not any(not checkpoint.misfit(other, folder, source.remedy) for other in others):
         return True
-    return not files.misfit(spec, source.folder, source.remedy)
+    return not checkpoint.misfit(spec, folder, source.remedy)
 
 
 def _fetched(folder: Path) -> Checkpoint:
@@ -315,12 +317,12 @@ def _fetched(folder: Path) -> Checkpoint:
 def _patterns(spec: ModelSpec) -> list[str]:
     """Globs of the files that diffusers reads: a repository may hold the same weights in other layouts as well."""
     patterns = ["model_index.json"]
-    for part, (_, kind) in files.parts(spec.folder).items():
+    for part, (_, kind) in checkpoint.parts(spec.folder).items():
         patterns += [f"{part}/*"] if "Tokenizer" in kind else [f"{part}/*.json", f"{part}/*.safetensors"]
     return patterns
 
 
-def _check(spec: ModelSpec, checkpoint: Checkpoint) -> str:
+def _check(spec: ModelSpec, chosen: Checkpoint) -> str:
     """See that a folder holds the model whole, as far as that can be told without reading weights.
 
     Returns:
@@ -329,28 +331,28 @@ def _check(spec: ModelSpec, checkpoint: Checkpoint) -> str:
     Raises:
         LoadError: it does not.
     """
-    folder, remedy = checkpoint.folder, checkpoint.remedy
+    folder, remedy = chosen.folder, chosen.remedy
     state = (spec, _state(folder))
     if folder in _checked and _checked[folder][0] == state:
         return _checked[folder][1]
     if folder != spec.folder and not (folder / "model_index.json").is_file():
         raise LoadError(f"{folder} is not a checkpoint of {spec.name}: it has no model_index.json.")
-    files.require_fit(folder, remedy, spec)
+    checkpoint.require_fit(folder, remedy, spec)
     stored: dict[str, list[str]] = {}
     for part, (library, kind) in _needed(spec, folder, remedy).items():
         here = folder / part
         if "Tokenizer" in kind:
             _check_tokenizer(here, remedy)
         elif "Scheduler" in kind:
-            config = files.read_json(here / "scheduler_config.json", remedy)
+            config = checkpoint.read_json(here / "scheduler_config.json", remedy)
             schedulers.make(kind, config, str(folder / "model_index.json"))
         else:
-            found = files.component(here, library, remedy)
+            found = checkpoint.component(here, library, remedy)
             if library == "transformers":
                 _require_read(kind, found)
             else:
-                hollow = _hollow(spec, part, folder, checkpoint)
-                files.require_shapes(found, _wanted(hollow, found))
+                hollow = _hollow(spec, part, folder, chosen)
+                checkpoint.require_shapes(found, _wanted(hollow, found))
             if part == "transformer":
                 _require_config(spec, hollow)
             stored.setdefault(" and ".join(found.stored_as), []).append(part)
@@ -360,7 +362,7 @@ def _check(spec: ModelSpec, checkpoint: Checkpoint) -> str:
     return said
 
 
-def _state(folder: Path) -> tuple:
+def _state(folder: Path) -> tuple[object, ...]:
     """What changes when a file of a folder does."""
     found = []
     for file in sorted(f for f in folder.rglob("*") if f.is_file()):
@@ -369,52 +371,52 @@ def _state(folder: Path) -> tuple:
     return tuple(found)
 
 
-def _needed(spec: ModelSpec, folder: Path, remedy: str = files.RESTORE) -> dict[str, tuple[str, str]]:
+def _needed(spec: ModelSpec, folder: Path, remedy: str = checkpoint.RESTORE) -> dict[str, tuple[str, str]]:
     """The components that the model uses: name -> (library, class name). What a pipeline may have besides, such as the
     encoder of a picture that is given with the prompt, nothing here calls."""
-    its = files.parts(folder, remedy)
-    return {name: its[name] for name in files.parts(spec.folder)}
+    its = checkpoint.parts(folder, remedy)
+    return {name: its[name] for name in checkpoint.parts(spec.folder)}
 
 
 def _check_tokenizer(folder: Path, remedy: str) -> None:
-    files.read_json(folder / "tokenizer_config.json", remedy)
+    checkpoint.read_json(folder / "tokenizer_config.json", remedy)
     found = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
     if not found:
         raise LoadError(f"The file {folder / _TOKENIZER_FILES[0]} is missing: {remedy}.")
     if found[0] == "vocab.json" and not (folder / "merges.txt").is_file():
         raise LoadError(f"The file {folder / 'merges.txt'} is missing, without which vocab.json is no use: {remedy}.")
     if found[0].endswith(".json"):
-        files.read_json(folder / found[0], remedy)
+        checkpoint.read_json(folder / found[0], remedy)
 
 
-def _overrides(spec: ModelSpec, part: str, checkpoint: Checkpoint | None) -> dict[str, object]:
+def _overrides(spec: ModelSpec, part: str, chosen: Checkpoint | None) -> dict[str, object]:
     """What the spec changes in shared configurations; a checkpoint has its own."""
-    return {} if checkpoint else dict(spec.overrides.get(part, {}))
+    return {} if chosen else dict(spec.overrides.get(part, {}))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Modules
 
 
-def _class(library: str, kind: str) -> type:
+def _class(library: str, kind: str) -> type[ModelMixin] | type[PreTrainedModel]:
     """A component's class, by the two names in model_index.json."""
     if library in ("diffusers", "transformers"):
         return getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
     return getattr(getattr(diffusers.pipelines, library), kind)
 
 
-def _hollow(spec: ModelSpec, part: str, folder: Path, checkpoint: Checkpoint | None = None) -> nn.Module:
+def _hollow(spec: ModelSpec, part: str, folder: Path, chosen: Checkpoint | None = None) -> nn.Module:
     """A component with its parameters on the meta device and its buffers real: rotary frequencies are computed.
 
     Raises:
         LoadError: its configuration is missing, or its class cannot be made of it.
     """
-    library, kind = files.parts(folder)[part]
+    library, kind = checkpoint.parts(folder)[part]
     cls, file = _class(library, kind), folder / part / "config.json"
-    remedy = checkpoint.remedy if checkpoint else files.RESTORE
+    remedy = chosen.remedy if chosen else checkpoint.RESTORE
     if library != "transformers":
-        return _of_config(cls, file, remedy, _overrides(spec, part, checkpoint))
-    files.read_json(file, remedy)
+        return _of_config(cls, file, remedy, _overrides(spec, part, chosen))
+    checkpoint.read_json(file, remedy)
     with init_empty_weights(include_buffers=False):
         module = cls(cls.config_class.from_pretrained(folder / part))
     module.tie_weights()  # making parameters empty made two of each tied one
@@ -423,7 +425,7 @@ def _hollow(spec: ModelSpec, part: str, folder: Path, checkpoint: Checkpoint | N
 
 def _of_config(cls: type, file: Path, remedy: str, overrides: Mapping[str, object] | None = None) -> nn.Module:
     """A diffusers class made of its configuration, hollow as of `_hollow`."""
-    config = {key: value for key, value in files.read_json(file, remedy).items() if key != "quantization_config"}
+    config = {key: value for key, value in checkpoint.read_json(file, remedy).items() if key != "quantization_config"}
     with init_empty_weights(include_buffers=False), _made_of(file):
         return cls.from_config(config | (overrides or {}))
 
@@ -437,14 +439,14 @@ def _made_of(file: Path) -> Iterator[None]:
         raise
     except Exception as error:  # a constructor or a parser raises whatever it stumbles over
         said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise LoadError(f"{file} cannot be used ({said}): {files.SAVE_AGAIN}.") from error
+        raise LoadError(f"{file} cannot be used ({said}): {checkpoint.SAVE_AGAIN}.") from error
 
 
 def _require_config(spec: ModelSpec, denoiser: nn.Module) -> None:
     """Refuse a denoiser whose configuration means something else than the model's, defaults of its class included."""
     with init_empty_weights(include_buffers=False):
-        mine = type(denoiser).from_config(files.denoiser_config(spec))
-    if why := files.differing(dict(mine.config), dict(denoiser.config)):
+        mine = type(denoiser).from_config(checkpoint.denoiser_config(spec))
+    if why := checkpoint.differing(dict(mine.config), dict(denoiser.config)):
         raise LoadError(f"This is not a checkpoint of {spec.name}: {why}; give one of {spec.name}.")
 
 
@@ -505,7 +507,8 @@ def _reader(
     An fp8 weight is multiplied by its scale in fp32. What is not finite in bf16 is refused, as it would spread to every
     pixel, and to the quantizers' tables.
     """
-    handles, names = {}, _names(module, found)
+    handles: dict[Path, safe_open] = {}
+    names = _names(module, found)
 
     def get(name: str) -> Tensor:
         file = (found.parts if name in found.parts else found.tensors)[name].file
@@ -519,8 +522,8 @@ def _reader(
     def read(name: str, empty: Tensor) -> Tensor:
         name = names[name]
         if name not in found.tensors:
-            raise LoadError(f"{found.folder} lacks {name}: copy the folder again, or {files.SAVE_AGAIN}.")
-        files.require_shape(name, found.tensors[name], empty.shape)
+            raise LoadError(f"{found.folder} lacks {name}: copy the folder again, or {checkpoint.SAVE_AGAIN}.")
+        checkpoint.require_shape(name, found.tensors[name], empty.shape)
         if name in found.packed:
             return unpack(name, found.packed[name], {part: get(at) for part, at in found.packed[name].parts.items()})
         value = get(name)
@@ -535,11 +538,13 @@ def _reader(
 
 def _scaled(codes: Tensor, scale: Tensor, found: Component, name: str) -> Tensor:
     scale_name = found.scales[name]
-    blocks = files.scale_blocks(tuple(scale.shape), tuple(codes.shape))
+    blocks = checkpoint.scale_blocks(tuple(scale.shape), tuple(codes.shape))
+    if blocks is None:  # refused when the file's headers were read
+        raise LoadError(f"{scale_name} does not fit {name}: {checkpoint.SAVE_AGAIN} in bf16.")
     if not bool(((scale > 0) & scale.isfinite()).all()):
         raise LoadError(
             f"{scale_name} in {found.tensors[scale_name].file} has values that are not positive, and so no scales: "
-            f"{files.SAVE_AGAIN} in bf16."
+            f"{checkpoint.SAVE_AGAIN} in bf16."
         )
     spread = scale.float().reshape(*scale.shape, *(1 for _ in range(codes.ndim - scale.ndim)))
     if scale.numel() == 1:
@@ -558,10 +563,10 @@ def _require_finite(value: Tensor, name: str, file: Path) -> None:
         )
 
 
-def _from_transformers(kind: str, checkpoint: Checkpoint, part: str, device: torch.device) -> nn.Module:
+def _from_transformers(kind: str, chosen: Checkpoint, part: str, device: torch.device) -> nn.Module:
     """A text encoder, read by transformers, which knows under which names its older versions stored one."""
-    folder = checkpoint.folder / part
-    found = files.component(folder, "transformers", checkpoint.remedy)
+    folder = chosen.folder / part
+    found = checkpoint.component(folder, "transformers", chosen.remedy)
     # device_map reads each weight straight to the device instead of by way of the host.
     where = {} if device.type == "cpu" else {"device_map": {"": device}}
     with _made_of(folder):
@@ -606,7 +611,7 @@ def _require_read(kind: str, found: Component) -> None:
     _require_all_read(found, read)
 
 
-def _require_all_read(found: Component, read: Mapping[str, object]) -> None:
+def _require_all_read(found: Component, read: Mapping[str, Any]) -> None:
     """Refuse what transformers would make up, leave out or cut.
 
     Args:
@@ -614,7 +619,9 @@ def _require_all_read(found: Component, read: Mapping[str, object]) -> None:
     """
     file = sorted({stored.file for stored in found.tensors.values()})[0]
     if missing := sorted(read["missing_keys"]):
-        raise LoadError(f"{file} lacks {missing[0]}{files.more(missing)}: copy it again, or {files.SAVE_AGAIN}.")
+        raise LoadError(
+            f"{file} lacks {missing[0]}{checkpoint.more(missing)}: copy it again, or {checkpoint.SAVE_AGAIN}."
+        )
     if mismatched := sorted(read["mismatched_keys"], key=str):
         name, its, wanted = mismatched[0]
         raise LoadError(
@@ -622,10 +629,12 @@ def _require_all_read(found: Component, read: Mapping[str, object]) -> None:
             "belong to the configuration beside them."
         )
     if extra := sorted(read["unexpected_keys"]):
-        raise LoadError(f"{file} holds {extra[0]}{files.more(extra)}, which the model has not: {files.SAVE_AGAIN}.")
+        raise LoadError(
+            f"{file} holds {extra[0]}{checkpoint.more(extra)}, which the model has not: {checkpoint.SAVE_AGAIN}."
+        )
 
 
-def _check_vocabularies(shared: Mapping[str, object], folder: Path) -> None:
+def _check_vocabularies(shared: Mapping[str, Any], folder: Path) -> None:
     """Refuse a tokenizer with more tokens than its text encoder has embeddings: an index beyond them ends a GPU's
     process."""
     for part, encoder in shared.items():
@@ -667,10 +676,10 @@ def _random(device: torch.device, seed: int = 0) -> Callable[[str, Tensor], Tens
     return make
 
 
-def _tokenizer(kind: str, folder: Path, random: bool) -> object:
+def _tokenizer(kind: str, folder: Path, random: bool) -> PreTrainedTokenizerBase:
     # assets/configs has no vocabularies; its stand-ins, which split at words, need no class of their own.
     cls = getattr(transformers, "PreTrainedTokenizerFast" if random else kind, None)
     if cls is None:
-        raise LoadError(f"{folder} needs the tokenizer {kind}, which transformers has not: {files.SAVE_AGAIN}.")
+        raise LoadError(f"{folder} needs the tokenizer {kind}, which transformers has not: {checkpoint.SAVE_AGAIN}.")
     with _made_of(folder):
         return cls.from_pretrained(folder, local_files_only=True)

@@ -241,6 +241,6 @@ def _type(value: object) -> object:
 
 def _refused(name: str, packed: Packed, found: Component, why: str) -> LoadError:
     return LoadError(
-        f"{found.folder} holds {name} as torchao's {packed.kind} {why}, with which Twinframe does not compute: quantize "
-        "the model with python -m engine quantize, or give another folder."
+        f"{found.folder} holds {name} as torchao's {packed.kind} {why}, with which Twinframe does not compute: "
+        "quantize the model with python -m engine quantize, or give another folder."
     )

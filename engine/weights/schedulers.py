@@ -12,6 +12,8 @@ from functools import cache
 
 import diffusers
 import numpy as np
+import torch
+from diffusers import SchedulerMixin
 
 from engine.errors import LoadError
 
@@ -25,7 +27,7 @@ KNOWN = (
 """Each is tested on a bundled model. The last two step by flow matching with `use_flow_sigmas`."""
 
 
-def make(kind: str, config: Mapping[str, object], where: str) -> object:
+def make(kind: str, config: Mapping[str, object], where: str) -> SchedulerMixin:
     """A scheduler of this class, as configured.
 
     Args:
@@ -51,18 +53,19 @@ def make(kind: str, config: Mapping[str, object], where: str) -> object:
     return type(scheduler).from_config(scheduler.config)
 
 
-def timesteps(scheduler: object, num_inference_steps: int) -> int:
+def timesteps(scheduler: SchedulerMixin, num_inference_steps: int) -> int:
     """How often a pipeline calls its denoiser's step: a scheduler of second order takes two for each but the last."""
-    return num_inference_steps if scheduler.order == 1 else scheduler.order * num_inference_steps - 1
+    order: int = scheduler.order
+    return num_inference_steps if order == 1 else order * num_inference_steps - 1
 
 
-def is_euler(scheduler: object) -> bool:
+def is_euler(scheduler: SchedulerMixin) -> bool:
     """Whether it goes on straight from each step, so that its goal is known on the way."""
     return type(scheduler).__name__ == EULER
 
 
 @cache
-def _callable(kind: str) -> type:
+def _callable(kind: str) -> type[SchedulerMixin]:
     """diffusers' class, taking the noise levels and the shift that pipelines give, if it can use them."""
     base = getattr(diffusers, kind)
     takes = set(inspect.signature(base.set_timesteps).parameters)
@@ -70,14 +73,14 @@ def _callable(kind: str) -> type:
         return base
 
     def set_timesteps(
-        self: object,
+        self: SchedulerMixin,
         num_inference_steps: int | None = None,
-        device: object = None,
+        device: str | torch.device | None = None,
         sigmas: np.ndarray | None = None,
         mu: float | None = None,
     ) -> None:
         given = {name: value for name, value in (("sigmas", sigmas), ("mu", mu)) if name in takes}
-        count = num_inference_steps if num_inference_steps is not None else len(sigmas)
+        count = len(sigmas) if num_inference_steps is None and sigmas is not None else num_inference_steps
         base.set_timesteps(self, count, device=device, **given)
 
     return type(kind, (base,), {"set_timesteps": set_timesteps, "__module__": base.__module__})

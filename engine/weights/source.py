@@ -50,8 +50,9 @@ class Source:
             stored: names and folders of quantized checkpoints, which columns may name from now on.
 
         Raises:
-            LoadError: a quantized checkpoint is none; or the folder is not there, is neither a checkpoint nor a folder of some, or holds none of the
-                models that are asked for, as far as its JSON files and the headers of its weights tell.
+            LoadError: a quantized checkpoint is none, as far as its JSON files and the headers of its weights tell; or
+                the folder is not there, is neither a checkpoint nor a folder of some, or holds none of the models that
+                are asked for.
             RequestError: no such model, or a checkpoint may not have its name.
         """
         given = tuple(quantized.give(place, name) for name, place in stored)
@@ -74,27 +75,25 @@ class Source:
                 "folder as diffusers saves it."
             )
         source = cls(folder=folder, offline=offline, asked=tuple(asked), quantized=given)
-        source._require_any()
+        source._require_any(folder)
         return source
 
-    def _require_any(self) -> None:
-        """Refuse a folder that holds none of the models asked for, and one whose files are bad on the face of it."""
+    def _require_any(self, folder: Path) -> None:
+        """Refuse a folder that holds none of the models asked for, or whose files are bad on the face of it."""
         specs = [catalog.model(name) for name in self.asked]
         if not specs:
             return
-        if not (self.folder / "model_index.json").is_file():
-            if not any((self.folder / spec.id).is_dir() for spec in specs):
-                inside = ", ".join(sorted(file.parent.name for file in self.folder.glob("*/model_index.json")))
+        if not (folder / "model_index.json").is_file():
+            if not any((folder / spec.id).is_dir() for spec in specs):
+                inside = ", ".join(sorted(file.parent.name for file in folder.glob("*/model_index.json")))
                 wanted = " or ".join(spec.id for spec in specs)
-                raise LoadError(
-                    f"{self.folder} has no folder named {wanted}, only {inside}: name it by the model's id."
-                )
+                raise LoadError(f"{folder} has no folder named {wanted}, only {inside}: name it by the model's id.")
             return
-        checkpoint.require_fit(self.folder, self.remedy, *specs)
-        own = next(spec for spec in specs if not checkpoint.misfit(spec, self.folder, self.remedy))
+        checkpoint.require_fit(folder, self.remedy, *specs)
+        own = next(spec for spec in specs if not checkpoint.misfit(spec, folder, self.remedy))
         for part, (library, kind) in checkpoint.parts(own.folder).items():
             if "Tokenizer" not in kind and "Scheduler" not in kind:
-                checkpoint.component(self.folder / part, library, self.remedy)
+                checkpoint.component(folder / part, library, self.remedy)
 
 
 BUNDLED_OR_HUB = Source()

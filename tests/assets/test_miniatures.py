@@ -15,7 +15,7 @@ from engine.columns import Column
 from engine.quantization import recipes
 from engine.request import CompareRequest
 from engine.results import LayerCounts
-from engine.runtime import studio as compare
+from engine.runtime.studio import Studio
 from engine.weights import loading
 
 COUNTS = {
@@ -71,7 +71,7 @@ def slide(tmp_path_factory):
     asked = CompareRequest.create(
         "a fire engine sliding in on a white background", model="mini-ltx2", precisions=["bf16"]
     )
-    studio, out = compare.Studio("cpu"), tmp_path_factory.mktemp("clip")
+    studio, out = Studio("cpu"), tmp_path_factory.mktemp("clip")
     with torch.inference_mode():
         rendition = studio.rendition(MINI_LTX2, Column.of("bf16", "post"), lambda _: None)
         generation, made = studio.generate(rendition, MINI_LTX2, asked, out, lambda _: None, lambda: False)
@@ -107,7 +107,7 @@ def test_a_recipe_that_takes_every_layer_runs_without_guidance_too(tmp_path):
     asked = CompareRequest.create(
         MINI_LTX2.examples[0], model="mini-ltx2", precisions=["mxfp8"], recipe="full", num_inference_steps=1
     )
-    studio = compare.Studio("cpu")
+    studio = Studio("cpu")
     with torch.inference_mode():
         rendition = studio.rendition(MINI_LTX2, Column.of("mxfp8", "full"), lambda _: None)
         _, made = studio.generate(rendition, MINI_LTX2, asked, tmp_path, lambda _: None, lambda: False)

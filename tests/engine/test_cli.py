@@ -172,9 +172,8 @@ def test_inspect_shows_patterns_that_match_nothing(main):
 
 
 def test_random_weights_are_compared_like_any_other(main, monkeypatch, tmp_path):
-    from engine.runtime import studio as compare
 
-    monkeypatch.setattr(compare, "RULER_PROMPTS", 1)
+    monkeypatch.setattr("engine.runtime.studio.RULER_PROMPTS", 1)
     args = ("--steps", "1", "--precision", "bf16", "nvfp4", "--random-weights", "--out", tmp_path / "out", "--json")
     status, out, err = main(*COMPARE, *args)
     assert status == 0, err
@@ -443,13 +442,12 @@ def test_a_model_that_is_not_here(main, roomy, monkeypatch, tmp_path, args, word
 
 def test_a_run_that_fails_half_way_leaves_nothing(main, monkeypatch, tmp_path):
     from engine.errors import LoadError
-    from engine.runtime import studio as compare
 
     def fail(studio, request, out, tell, stop):
         (out / "bf16.png").write_bytes(b"whole")
         raise LoadError("The file x is missing.")
 
-    monkeypatch.setattr(compare.Studio, "compare", fail)
+    monkeypatch.setattr("engine.runtime.studio.Studio.compare", fail)
     status, out, err = main(*COMPARE, "--out", tmp_path / "out", "--json")
     assert (status, out, err) == (2, "", "The file x is missing.\n")
     assert untouched(tmp_path / "out")
@@ -457,14 +455,13 @@ def test_a_run_that_fails_half_way_leaves_nothing(main, monkeypatch, tmp_path):
 
 def test_an_older_result_is_spared_when_a_run_fails(main, monkeypatch, tmp_path):
     from engine.errors import LoadError
-    from engine.runtime import studio as compare
 
     def fail(studio, request, out, tell, stop):
         (out / "bf16.png").write_bytes(b"new")
         raise LoadError("The file x is missing.")
 
     (tmp_path / "bf16.png").write_bytes(b"old")
-    monkeypatch.setattr(compare.Studio, "compare", fail)
+    monkeypatch.setattr("engine.runtime.studio.Studio.compare", fail)
     assert main(*COMPARE, "--out", tmp_path)[0] == 2
     assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("bf16.png", b"old")]
 

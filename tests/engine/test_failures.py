@@ -11,7 +11,7 @@ import pytest
 
 from engine import files, leaving, logs
 from engine.errors import FaultError, LoadError, OutputError, RequestError
-from engine.runtime import studio as compare
+from engine.runtime.studio import Studio
 from engine.weights import loading
 from engine.weights.source import Source
 from tests.support import commands
@@ -173,12 +173,12 @@ def test_an_evaluation_that_fails_at_its_first_picture_leaves_nothing(refused, m
         (out / f"{stem}.png").write_bytes(b"half of it")
         raise OutputError("Cannot write it: No space left on device.")
 
-    monkeypatch.setattr(compare.Studio, "generate", fail)
+    monkeypatch.setattr(Studio, "generate", fail)
     assert "No space left" in refused("evaluate")
 
 
 def test_an_evaluation_that_fails_later_keeps_what_it_has(run, monkeypatch, tmp_path):
-    made, whole = [], compare.Studio.generate
+    made, whole = [], Studio.generate
 
     def second(studio, *args, **named):
         made.append(named)
@@ -186,7 +186,7 @@ def test_an_evaluation_that_fails_later_keeps_what_it_has(run, monkeypatch, tmp_
             raise OutputError("Cannot write it: No space left on device.")
         return whole(studio, *args, **named)
 
-    monkeypatch.setattr(compare.Studio, "generate", second)
+    monkeypatch.setattr(Studio, "generate", second)
     assert run(*commands.arguments("evaluate", tmp_path / "out"))[0] == 2
     assert (tmp_path / "out" / "manifest.json").is_file() and any(tmp_path.glob("out/pictures/*/*.json"))
 

@@ -159,7 +159,6 @@ def test_only_modules_about_one_format_name_its_row():
         "recipes.py": "NVFP4's packed weights and low-rank branches",
         "recipe_files.py": "the remedies that a recipe file may have in NVFP4 alone",
         "lab.py": "the lab looks into NVFP4",
-        "tune.py": "and reports MXFP8 beside it",
         "plots.py": "what FP8 by the post's method is",
     }
     rows = {"BF16", *(name.upper() for name in QUANTIZED)}

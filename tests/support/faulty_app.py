@@ -23,7 +23,8 @@ import torch  # noqa: E402
 from engine import catalog  # noqa: E402
 from engine.compiler import compilation  # noqa: E402
 from engine.outputs import media  # noqa: E402
-from engine.runtime import studio as compare  # noqa: E402
+from engine.runtime.pipeline import Progress  # noqa: E402
+from engine.runtime.studio import Studio  # noqa: E402
 from engine.weights import loading  # noqa: E402
 from tests.support import tiny  # noqa: E402
 
@@ -92,10 +93,10 @@ def arm() -> None:
         setattr(owner, name, struck)
 
     before(compilation.Blocks, "use", "compile")
-    before(compare.Progress, "__call__", "denoise")
+    before(Progress, "__call__", "denoise")
     before(diffusers.AutoencoderKL, "decode", "decode")
     before(media, "_encode", "encode")
-    compared, loaded, written = compare.Studio.compare, loading.load_transformer, Path.write_bytes
+    compared, loaded, written = Studio.compare, loading.load_transformer, Path.write_bytes
 
     def compare_afresh(studio, request, *args):
         if POINTS.get(armed()[0]) == "load":
@@ -120,7 +121,7 @@ def arm() -> None:
                 raise
         return written(file, content)
 
-    compare.Studio.compare, loading.load_transformer, Path.write_bytes = compare_afresh, load, write_half
+    Studio.compare, loading.load_transformer, Path.write_bytes = compare_afresh, load, write_half
 
 
 here = {id: tiny.spec(id, FOLDER / f"tiny-{id}") for id in ("flux.1-dev", "ltx-2")}

@@ -1,4 +1,4 @@
-"""Apps around a fake worker: quick, slow, and with every model."""
+"""Apps around a fake worker: quick, slow, and with every model. Those that no test changes serve all files."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from engine import catalog
 from tests.support.fake_engine import FakeWorker, record, served
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def recorded(tmp_path_factory):
+    """A folder with one recorded comparison."""
     folder = tmp_path_factory.mktemp("recorded")
     record(folder / "rocket")
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def quick(recorded):
     """An app whose worker is done at once."""
     worker = FakeWorker()
@@ -32,7 +33,7 @@ def slow(recorded):
         worker.step_seconds = 0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def many(recorded):
     """An app that offers every model."""
     worker = FakeWorker()

@@ -132,9 +132,10 @@ def test_closing_the_tab_frees_the_worker(chromium, slow):
     page = chromium.new_page()
     page.goto(url)
     page.wait_for_selector("#tf-go")
+    worker.step_seconds = 0.3  # longer than a page that goes is waited for
     generate(page)
     page.wait_for_selector(".tf-blank progress")
-    page.close()
+    page.close(run_before_unload=True)  # as a person closes it: the page says that it goes
     assert until(lambda: worker.jobs[0].outcome == "cancelled")
     assert worker.jobs[0].steps < 60
 

@@ -83,6 +83,7 @@ def test_the_code_of_a_precision_is_copied(visit, quick):
         ({"steps": "1e999"}, "num_inference_steps must be a whole number, not the number inf."),
         ({"size": "256"}, "size is '256': write it as width x height, such as 256x256."),
         ({"precisions": "fp3"}, "There is no precision 'fp3': choose from bf16, fp8, mxfp8, nvfp4, int8."),
+        ({"precisions": "nvfp4@mine"}, "FLUX miniature has no recipe 'mine': choose post or tuned or full."),
         ({"prompt": " "}, "The prompt is empty: describe the picture in a few words."),
     ],
 )
@@ -91,10 +92,19 @@ def test_a_link_is_checked_like_every_request(values, sentence):
         link.read(values, ["mini-flux"])
 
 
-@pytest.mark.parametrize("changes", [{}, LINKED, {"precisions": ["bf16"], "guidance_scale": 1.2345678}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, LINKED, {"precisions": ["bf16"], "guidance_scale": 1.2345678}, {"precisions": ["nvfp4", "nvfp4@tuned"]}],
+)
 def test_a_link_holds_the_whole_request(changes):
     asked = CompareRequest.create("a “cat” & a dog + 50% #1", **changes)
     assert link.read(dict(parse_qsl(link.query(asked)[1:])), list(catalog.MODELS)) == asked
+
+
+@pytest.mark.parametrize(("old", "new"), [("seed", "post"), ("seed-corrected", "post-corrected")])
+def test_a_link_from_before_recipes_had_their_names_is_read(old, new):
+    asked = link.read({"precisions": "mxfp8,nvfp4", "recipe": old, "model": "mini-ltx2"}, list(catalog.MODELS))
+    assert (asked.recipe, asked.precisions) == (new, ("bf16", "mxfp8", "nvfp4"))
 
 
 def test_an_address_that_asks_for_nothing_is_no_link():

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -71,7 +72,9 @@ def test_a_tool_call_goes_through_the_queue_and_its_mistakes_are_sentences():
             return tools, made, wrong
 
     with closing(build_page(worker, recorded=nowhere, measured=nowhere)) as page:
-        tools, made, wrong = asyncio.run(asyncio.wait_for(talk(page.serve(quiet=True, mcp=True)), 30))
+        talking = asyncio.wait_for(talk(page.serve(quiet=True, mcp=True)), 30)
+        with ThreadPoolExecutor(1) as elsewhere:  # this thread may have a browser's loop
+            tools, made, wrong = elsewhere.submit(asyncio.run, talking).result()
     assert [tool.name for tool in tools] == ["compare"]
     assert tools[0].inputSchema["required"] == ["prompt"]
     assert "what to draw" in json.dumps(tools[0].inputSchema)

@@ -63,7 +63,7 @@ def test_an_unavailable_precision_has_no_chip_and_a_reason(visit):
     with served(FakeWorker(support=NO_FP8)) as url:
         page = visit(url)
         offered = page.locator("#tf-precisions label").all_inner_texts()
-        assert offered == ["MXFP8 · emulated", "NVFP4 · emulated", "INT8"]
+        assert offered == ["MXFP8 · emulated", "NVFP4 · emulated", "NVFP4 Tuned", "INT8"]
         assert "FP8 is unavailable here: FP8 needs an RTX 40 or H100 class device." in page.inner_text(".tf-form")
 
 

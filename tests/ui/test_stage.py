@@ -24,7 +24,7 @@ from ui import words
 pytestmark = pytest.mark.browser
 ROCKET = "a rocket on a blue background"
 CAT = "a cat on a red background"
-SHOWN = "header.tf-header, #tf-go, #tf-examples, .tf-choose, #tf-views, .tf-stats, .tf-lpips, #tf-ran, footer"
+SHOWN = "header.tf-header, #tf-go, #tf-examples, .tf-choose, #tf-views, .tf-stages, .tf-downloads, #tf-ran, footer"
 """What the stage does without."""
 
 

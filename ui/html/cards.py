@@ -63,6 +63,11 @@ def header(machine: str, note: str = "") -> str:
     )
 
 
+def purpose() -> str:
+    """What the page is for, for whoever sees it for the first time."""
+    return f'<p class="tf-purpose">{escape(words.explain.purpose())}</p>'
+
+
 def known() -> str:
     """Below the prompt: what completes it, and what the model never learnt of it; ui/static/prompt.js fills both in."""
     said = {"never": words.prompt.NEVER, "nothing": words.prompt.NOTHING, "several": words.prompt.SEVERAL}
@@ -94,6 +99,7 @@ def stage_keys() -> str:
     return (
         f'<button type="button" class="tf-ask-keys" data-key="?" aria-label="{words.stage.KEYS}">?</button>'
         f'<div id="tf-keys" popover role="group" aria-label="{words.stage.KEYS}">{keys}</div>'
+        f'<p id="tf-lost" role="status" data-said="{words.stage.LOST}"></p>'
     )
 
 
@@ -162,7 +168,7 @@ def _quotes(view: View) -> str:
     if not said:
         return ""
     return (
-        f'<p class="tf-small"><span class="tf-badge tf-quoted">{words.QUOTED_BADGE}</span> '
+        f'<p class="tf-small">{_badge("quoted", words.QUOTED_BADGE, "tf-quoted")} '
         f"{words.verdict.QUOTED_HERE} {said}.</p>"
     )
 
@@ -206,7 +212,7 @@ def _origin(view: View) -> str:
     if asked is None:
         return ""
     model = catalog.model(asked.model).name
-    badge = '<span class="tf-badge tf-recorded">recorded</span>' if view.recorded else ""
+    badge = _badge("recorded", "recorded", "tf-recorded") if view.recorded else ""
     where = f"{escape(view.device)}, {words.when(view.created)}" if view.recorded else escape(view.device)
     download = ""
     if view.folder is not None:
@@ -223,6 +229,16 @@ def _origin(view: View) -> str:
         f'<p class="tf-origin">{badge}<q>{escape(asked.prompt)}</q>'
         f" {escape(words.compare.settings(asked, model))} · {where}"
         f'<span class="tf-links">{download}{copy}</span></p>'
+    )
+
+
+def net(view: View, asked: CompareRequest) -> str:
+    """A recorded run, ready in the browser for when the connection is lost in the middle of another one."""
+    said = words.stage.lost(asked, view.request)
+    shown = "".join(_card(view, card) for card in view.cards)
+    return (
+        f'<p class="tf-verdict">{escape(said)}</p>{_origin(view)}'
+        f'<div class="tf-stage" style="--n:{len(view.cards)};{_shape(view.request)}">{shown}</div>'
     )
 
 
@@ -253,7 +269,8 @@ def views() -> str:
         f"{''.join(_act(*act) for act in acts)}"
         f'<button type="button" class="tf-act" data-key="p" title="{words.stage.STAGE_HINT}">{words.stage.STAGE}'
         "</button></div></div>"
-        f'<div id="tf-note" popover role="status"></div>'
+        f'<div id="tf-note" popover role="status" data-formats="{escape(json.dumps(words.explain.formats()))}"'
+        f' data-recipes="{escape(json.dumps(words.explain.RECIPES))}"></div>'
         f'<span id="tf-said" role="status" data-copied="{words.compare.COPIED}"'
         f' data-failed="{words.compare.NOT_COPIED}"></span>'
     )
@@ -294,8 +311,18 @@ def _card(view: View, card: Card) -> str:
 
 def _title(asked: CompareRequest, column: str, execution: str) -> str:
     role = '<span class="tf-role">the reference</span>' if column == REFERENCE else ""
-    badge = f'<span class="tf-badge">{escape(execution)}</span>' if execution else ""
-    return f'<div class="tf-title"><h2>{escape(words.name(asked, column))}</h2>{role}{badge}</div>'
+    badge = _badge(execution, execution) if execution else ""
+    said = escape(words.explain.column(asked.column(column)))
+    name = _asked(escape(words.name(asked, column)))
+    return f'<div class="tf-title"><h2 data-why title="{said}">{name}</h2>{role}{badge}</div>'
+
+
+def _badge(kind: str, text: str, style: str = "") -> str:
+    """A badge that says what it means where it is hovered, pressed or focused."""
+    return (
+        f'<button type="button" class="{f"tf-badge {style}".rstrip()}"'
+        f' title="{escape(words.explain.BADGES[kind])}" data-why>{escape(text)}</button>'
+    )
 
 
 def _blank(asked: CompareRequest, card: Card) -> str:

@@ -48,7 +48,7 @@ def plot(title: str, points: Sequence[Point], floor: tuple[float, str] | None = 
 
     def drawn(point: Point) -> str:
         bar = name = ""
-        if point.low is not None:
+        if point.low is not None and point.high is not None:
             bar = f'<line x1="{x(point.x)}" x2="{x(point.x)}" y1="{y(point.low)}" y2="{y(point.high)}"/>'
         if point.name:
             side, off = ("tf-left", -9) if point.x > (low + high) / 2 else ("tf-right", 9)

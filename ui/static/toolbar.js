@@ -46,6 +46,25 @@ const explain = (what) => {
   note.style.top = `${below ? box.bottom + 6 : Math.max(8, box.top - mine.height - 6)}px`;
 };
 
+/* Chips of columns, which Gradio draws: a format, or a format@recipe. */
+const { formats, recipes } = Object.fromEntries(
+  Object.entries(note.dataset).map(([kind, text]) => [kind, JSON.parse(text)]));
+const chipOf = (target) => {
+  const chip = target.closest?.(':is(#tf-precisions, #tf-further, #tf-plan-precision, #tf-blind-precision) label');
+  const input = chip?.querySelector('input');
+  if (!input) return null;
+  const [format, recipe] = (formats[input.value.split('@')[0]] ? input.value : input.name).split('@');
+  if (!formats[format]) return null;
+  chip.title = [formats[format], recipes[recipe]].filter(Boolean).join(' ');
+  return chip;
+};
+app.addEventListener('pointerover', (event) => chipOf(event.target));
+app.addEventListener('focusin', ({ target }) => {
+  const what = chipOf(target) ?? target.closest('[data-why]');
+  if (what && target.matches(':focus-visible')) explain(what);
+});
+app.addEventListener('focusout', () => { if (note.matches(':popover-open')) note.hidePopover(); });
+
 results.addEventListener('click', (event) => {
   const button = event.target.closest('.tf-copy');
   if (button) copied(button);

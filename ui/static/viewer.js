@@ -156,25 +156,24 @@ const clicked = (frame) => {
   if (results.dataset.view === 'flicker' && frame.closest('.tf-pair') && !frame.querySelector('video')) flip();
 };
 
+const inputsOf = (name) => [...element.querySelectorAll(`input[name=${name}]`)];
+const checkedOf = (name) => inputsOf(name).find((input) => input.checked)?.value ?? 0;
+
 const chosen = (name) => {
-  const inputs = [...element.querySelectorAll(`input[name=${name}]`)];
-  const input = inputs.find((i) => i.value === kept[name]) ?? inputs.find((i) => i.checked);
+  const inputs = inputsOf(name);
+  const input = inputs.find((i) => i.value === kept[name]) ?? inputs.find((i) => i.defaultChecked);
   if (input) input.checked = true;
   return input?.value ?? 0;
 };
 
-const columns = () => {
-  const inputs = [...element.querySelectorAll('input[name=tf-below], input[name=tf-above]')];
-  return [...new Set(inputs.map((input) => input.value))]; // those that can lie below first, which is their order
-};
-
-/* One of a pair was chosen: the earlier of two columns lies below, so they change places where they have to; the one
-   that was there is exchanged for the other if both would be the same. */
+/* Of a pair the earlier column lies below. What was chosen stays; the other one makes way where it has to. The choices
+   below are all columns but the last, those above all but the first. */
 const pick = (name, value) => {
-  const pair = shownPair.filter((column) => column !== value);
-  const other = pair.length === 2 ? pair[name === 'tf-below' ? 1 : 0] : pair[0];
-  const order = columns();
-  [kept['tf-below'], kept['tf-above']] = [value, other].sort((a, b) => order.indexOf(a) - order.indexOf(b));
+  const [below, above] = ['tf-below', 'tf-above'].map((each) => inputsOf(each).map((input) => input.value));
+  const [b, a] = name === 'tf-below' ? [below.indexOf(value), above.indexOf(checkedOf('tf-above'))]
+    : [below.indexOf(checkedOf('tf-below')), above.indexOf(value)];
+  kept['tf-below'] = below[name === 'tf-below' ? b : Math.min(a, b)];
+  kept['tf-above'] = above[name === 'tf-above' ? a : Math.max(a, b)];
 };
 
 /* Which map of the pair is shown: there are LPIPS maps of differences from bf16 alone. */
@@ -188,11 +187,15 @@ const kindShown = () => {
   return 'pixels';
 };
 
-let shownPair = [];
+const PAIR = ['tf-below', 'tf-above', 'tf-picture'];
 const sync = () => {
-  shownPair = [chosen('tf-below'), chosen('tf-above')];
-  const key = `${shownPair.join('/')}/${chosen('tf-picture')}`;
-  element.querySelectorAll('.tf-pair').forEach((pair) => { pair.hidden = pair.dataset.pair !== key; });
+  const pairs = [...element.querySelectorAll('.tf-pair')];
+  let shown = PAIR.map(chosen).join('/');
+  if (!pairs.some((pair) => pair.dataset.pair === shown)) { // what was kept does not go together here
+    PAIR.forEach((name) => inputsOf(name).forEach((input) => { input.checked = input.defaultChecked; }));
+    shown = PAIR.map(checkedOf).join('/');
+  }
+  pairs.forEach((pair) => { pair.hidden = pair.dataset.pair !== shown; });
   results.dataset.kind = kindShown();
   measure();
 };
@@ -203,8 +206,7 @@ results.addEventListener('change', (event) => {
   if (name === 'tf-view') {
     show(value);
     pairShown()?.querySelector('.tf-layers').scrollIntoView({ block: 'nearest' }); // nothing where no pair is looked at
-  }
-  else if (['tf-below', 'tf-above', 'tf-picture', 'tf-kind'].includes(name)) {
+  } else if (['tf-below', 'tf-above', 'tf-picture', 'tf-kind'].includes(name)) {
     if (name === 'tf-below' || name === 'tf-above') pick(name, value);
     else kept[name] = value;
     sync();
@@ -423,3 +425,5 @@ document.addEventListener('keydown', (event) => {
 watch('value', sync);
 sync();
 apply();
+// Two at once on a screen that is too narrow for two beside each other.
+if (!results.dataset.view && matchMedia('(max-width: 640px)').matches) choose('slider');

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from html import escape
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -178,9 +179,9 @@ def _value(value: float | None, shown: Callable[[float], str]) -> str:
 # What this project measured
 
 
-def _read(folder: Path) -> tuple[list[dict], list[str]]:
+def _read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Every benchmark in `folder`, the newest first, and a line for each file that cannot be read."""
-    read: list[dict] = []
+    read: list[dict[str, Any]] = []
     unreadable: list[str] = []
     for file in sorted(folder.glob("*.json")):
         with _told(file, unreadable):
@@ -190,7 +191,7 @@ def _read(folder: Path) -> tuple[list[dict], list[str]]:
     return sorted(read, key=lambda found: str(found["date"]), reverse=True), unreadable
 
 
-def measured(folder: Path, post: Mapping, model: str = EVERY, device: str = EVERY) -> str:
+def measured(folder: Path, post: Mapping[str, Any], model: str = EVERY, device: str = EVERY) -> str:
     """Every benchmark in `folder`, a model's newest first and the others folded; how to make one if there is none, and
     a line for each that cannot be read. `model` and `device` leave the others out."""
     read, unreadable = _read(folder)
@@ -229,7 +230,7 @@ def _told(file: Path, unreadable: list[str]) -> Iterator[None]:
         unreadable.append(f'<p class="tf-small">{escape(words.benchmarks.unreadable(file.name))}</p>')
 
 
-def _measurement(found: Mapping, post: Mapping, run: int) -> str:
+def _measurement(found: Mapping[str, Any], post: Mapping[str, Any], run: int) -> str:
     model = found["model"]
     rows = sorted(
         found["rows"],
@@ -327,7 +328,7 @@ def _posts_fp8(rows: Sequence[Row]) -> str:
     return f'<p class="tf-small">{escape(said)}</p>' if said else ""
 
 
-def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping, title: str) -> str:
+def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping[str, Any], title: str) -> str:
     """bf16's peak memory here and in the post: the one number that does not depend on the GPU's speed."""
     theirs = {
         r["batch_size"]: r["peak_memory_gb"]
@@ -357,7 +358,7 @@ def _beside_the_post(model: str, rows: Sequence[Row], post: Mapping, title: str)
 # What the post measured
 
 
-def quoted(post: Mapping, only: str = EVERY) -> str:
+def quoted(post: Mapping[str, Any], only: str = EVERY) -> str:
     """The post's tables as they stand; `only` is a model whose figures alone are wanted."""
     models = [model for model in dict.fromkeys(r["model"] for r in post["performance"]) if only in (EVERY, model)]
     tables = "".join(_quoted_model(model, post) for model in models)
@@ -369,7 +370,7 @@ def quoted(post: Mapping, only: str = EVERY) -> str:
     )
 
 
-def _quoted_model(model: str, post: Mapping) -> str:
+def _quoted_model(model: str, post: Mapping[str, Any]) -> str:
     rows = [row for row in post["performance"] if row["model"] == model]
     batches = sorted({row["batch_size"] for row in rows})
     found = {(row["precision"], row["batch_size"]): row for row in rows}

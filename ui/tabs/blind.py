@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -157,7 +158,7 @@ class BlindTest:
         self._sittings: dict[str, blind.Sitting] = {}
         self._jobs: dict[str, Job] = {}
 
-    def begin(self, values: dict, http: gr.Request) -> dict:
+    def begin(self, values: dict[str, Any], http: gr.Request) -> dict[str, Any]:
         """The tab was opened: the first time a recorded pair is asked about at once, if there is one."""
         parts = self._parts
         if http.session_hash in self._sittings or values[parts.source] != RECORDED:
@@ -171,7 +172,7 @@ class BlindTest:
     def _sitting(self, http: gr.Request) -> blind.Sitting:
         return self._sittings.setdefault(http.session_hash, blind.Sitting(self._recorded, self._shelf.new))
 
-    def ask(self, values: dict, http: gr.Request) -> Iterator[dict]:
+    def ask(self, values: dict[str, Any], http: gr.Request) -> Iterator[dict[str, Any]]:
         """The next pair was asked for: of the recorded ones, or made now."""
         parts, session, sitting = self._parts, http.session_hash, self._sitting(http)
         model, column, mode = values[parts.model], values[parts.precision], values[parts.mode]
@@ -196,7 +197,7 @@ class BlindTest:
             return
         yield self._drawn(question(sitting.trial), answers=mode)
 
-    def _make(self, request: CompareRequest, folder: Path, http: gr.Request) -> Iterator[dict]:
+    def _make(self, request: CompareRequest, folder: Path, http: gr.Request) -> Iterator[dict[str, Any]]:
         """Yield what the page shows meanwhile; returns the pair, None if there is none."""
         job = self._jobs[http.session_hash] = self._worker.submit(request, folder, middleware.visitor(http))
         try:
@@ -226,15 +227,15 @@ class BlindTest:
             job.cancel()  # reached as well when the browser goes away
             self._jobs.pop(http.session_hash, None)
 
-    def answer_a(self, http: gr.Request) -> dict:
+    def answer_a(self, http: gr.Request) -> dict[str, Any]:
         """A was pressed."""
         return self._answer("A", http)
 
-    def answer_b(self, http: gr.Request) -> dict:
+    def answer_b(self, http: gr.Request) -> dict[str, Any]:
         """B was pressed."""
         return self._answer("B", http)
 
-    def _answer(self, letter: str, http: gr.Request) -> dict:
+    def _answer(self, letter: str, http: gr.Request) -> dict[str, Any]:
         """The truth, and the new score."""
         sitting = self._sittings.get(http.session_hash)
         closed = sitting.answer(letter) if sitting else None
@@ -257,10 +258,10 @@ class BlindTest:
         self.stop(http)
         self._sittings.pop(http.session_hash, None)
 
-    def _idle(self, sentence: str) -> dict:
+    def _idle(self, sentence: str) -> dict[str, Any]:
         return self._drawn("") | {self._parts.notice: cards.notice(sentence)}
 
-    def _drawn(self, html: str, *, answers: str | None = None, busy: bool = False) -> dict:
+    def _drawn(self, html: str, *, answers: str | None = None, busy: bool = False) -> dict[str, Any]:
         """The question's place, and which buttons there are: `answers` is the mode of an open question."""
         parts = self._parts
         labels = words.blind.ANSWERS[answers] if answers else ("A", "B")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import gradio as gr
 
@@ -21,7 +22,7 @@ from ui.handlers import Parts
 from ui.html import cards
 from ui.view import View
 
-Plans = Mapping[str, Mapping]
+Plans = Mapping[str, Mapping[str, Any]]
 """Precision -> plan of the denoiser, as the worker gives it."""
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The magnitudes that four bits can say."""
@@ -31,7 +32,7 @@ def tab(worker: Worker, parts: Parts, opened: gr.Tab) -> None:
     """The tab, drawn anew when it opens, with what the Compare tab shows by then."""
     drawn = gr.HTML(apply_default_css=False, elem_id="tf-how")
 
-    def draw(values: dict) -> str:
+    def draw(values: dict[str, Any]) -> str:
         view: View = values[parts.shown]
         model_id = view.request.model if view.request else values[parts.form.model]
         recipe = view.request.recipe if view.request else catalog.model(model_id).recipes[0]
@@ -146,7 +147,7 @@ def _selective(plans: Plans, chosen: Sequence[str], name: str) -> str:
     return f'<div class="tf-bytes">{bars}</div><p class="tf-small">{escape(said)}</p>'
 
 
-def _bar(plan: Mapping, whole: int) -> str:
+def _bar(plan: Mapping[str, Any], whole: int) -> str:
     """The denoiser's bytes as a bar: what is quantized, and what stays bf16."""
     precision, total = plan["precision"], plan["bytes"]["quantized"]
     taken: dict[str, int] = {}

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -76,7 +77,7 @@ def page(folder: Path, models: Sequence[str]) -> str:
 # Answers, and one chart
 
 
-def _overview(read: Sequence[Mapping]) -> str:
+def _overview(read: Sequence[Mapping[str, Any]]) -> str:
     """A sentence a model, and every format's score in one chart with what the post found of the real models."""
     groups: dict[str, dict[tuple[str, str], Row]] = {}
     for found in read:
@@ -154,7 +155,7 @@ def sensitivity(folder: Path, model: str) -> str:
         return ""
 
 
-def _of_evaluation(summary: Mapping, folder: Path) -> dict:
+def _of_evaluation(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """An evaluation's summary and scores in the shape of `<model>.json`."""
     each: dict[tuple[str, str], list[float]] = {}
     with (folder / "scores.csv").open(encoding="utf-8", newline="") as scores:
@@ -197,7 +198,7 @@ def _of_evaluation(summary: Mapping, folder: Path) -> dict:
 # One model
 
 
-def _section(found: Mapping, models: Sequence[str]) -> str:
+def _section(found: Mapping[str, Any], models: Sequence[str]) -> str:
     model = found["model"]
     name = found.get("title") or _model(model)
     versions = ", ".join(f"{library} {version}" for library, version in found["versions"].items())
@@ -401,7 +402,7 @@ def _distributions(rows: Sequence[Row], ruler: Mapping[str, Score], name: str) -
     return _part(words.quality.DISTRIBUTIONS, name, note, f'<div class="tf-spread">{lines}</div>')
 
 
-def _worst(model: str, found: Mapping, models: Sequence[str]) -> str:
+def _worst(model: str, found: Mapping[str, Any], models: Sequence[str]) -> str:
     rows = "".join(
         f'<tr><td>{words.score(row["lpips"])}</td><td class="tf-word">{words.NAMES[row["precision"]]}</td>'
         f'<td class="tf-word">{escape(words.RECIPES.get(recipe_named(row["recipe"]), row["recipe"]))}</td>'
@@ -440,7 +441,7 @@ def _opens(model: str, settings: Row, row: Row, models: Sequence[str]) -> str:
 # Sensitivity, for the Recipe tab
 
 
-def _heat_maps(found: Mapping) -> str:
+def _heat_maps(found: Mapping[str, Any]) -> str:
     """Role x depth: the damage of quantizing one group of layers alone, in numbers and in colour."""
     measures = [name for name in words.recipe.MEASURES if any(cell.get(name) is not None for cell in found["cells"])]
     maps = "".join(_heat(found, measure) for measure in measures)
@@ -451,7 +452,7 @@ def _heat_maps(found: Mapping) -> str:
     )
 
 
-def _heat(found: Mapping, measure: str) -> str:
+def _heat(found: Mapping[str, Any], measure: str) -> str:
     cells = {(cell["role"], cell["depth"]): cell for cell in found["cells"] if cell.get(measure) is not None}
     values = [cell[measure] for cell in cells.values() if cell[measure] > 0] or [1.0]
     names = found.get("role_names", {})

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -70,7 +71,7 @@ def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
     listed = gr.HTML(apply_default_css=False, elem_id="tf-layers", js_on_load=cards.script("recipe"))
     followed = gr.State(None)
 
-    def draw(model_id: str, name: str, recipe_id: str) -> dict:
+    def draw(model_id: str, name: str, recipe_id: str) -> dict[str, Any]:
         recipes = worker.recipes(model_id)
         if recipe_id not in recipes:  # of the model before
             recipe_id = next(iter(recipes))
@@ -81,7 +82,7 @@ def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
         about, measures = recipes[recipe_id], quality.sensitivity(measured, model_id)
         return {summed: summary(plan, about, measures), listed: layers(plan["layers"])}
 
-    def follow(values: dict) -> dict:
+    def follow(values: dict[str, Any]) -> dict[str, Any]:
         """Show what Compare has chosen, unless that was followed before: a choice made here stays."""
         chosen = (values[compare.model], values[compare.recipe], tuple(values[compare.precisions] or ()))
         if chosen == values[followed]:
@@ -93,7 +94,7 @@ def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
         updates = {followed: chosen, model: model_id, precision: name, recipe: recipes}
         return updates | draw(model_id, name, recipe_id)
 
-    def choose_model(model_id: str, name: str) -> dict:
+    def choose_model(model_id: str, name: str) -> dict[str, Any]:
         recipes = _choices(worker, model_id)
         return {recipe: gr.Radio(**recipes)} | draw(model_id, name, recipes["value"])
 
@@ -109,7 +110,7 @@ def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
         choice.input(draw, [model, precision, recipe], [summed, listed], **QUICK)
 
 
-def _choices(worker: Worker, model_id: str) -> dict:
+def _choices(worker: Worker, model_id: str) -> dict[str, Any]:
     names = list(worker.recipes(model_id))
     return {"choices": [(words.RECIPES.get(name, name), name) for name in names], "value": names[0]}
 
@@ -117,7 +118,7 @@ def _choices(worker: Worker, model_id: str) -> dict:
 # What the recipe comes to
 
 
-def summary(plan: Mapping, about: str, sensitivity: str) -> str:
+def summary(plan: Mapping[str, Any], about: str, sensitivity: str) -> str:
     """Totals, reasons, the layers by role and depth, and what is known of their sensitivity, as HTML."""
     name = catalog.model(plan["model"]).name
     command = f"python -m engine inspect --model {plan['model']} --precision {plan['precision']}"

@@ -43,6 +43,8 @@ CLOSED = re.compile(
 """Gradio's routes that this app has no use for: uploads, proxies, streams, editors, statistics."""
 WARMING = "/warming"
 VOCABULARY = "/vocabulary"
+GONE = re.compile(r"/gone/(\w{1,64})")
+"""Where a page that goes says which run it leaves."""
 """Where the page asks how far the preload is: apart from Gradio, whose events take places in its queue."""
 JSON = re.compile(r"/gradio_api/(?!mcp)")
 """Routes that take JSON of ours; MCP's messages are checked by its own server."""
@@ -112,11 +114,12 @@ class Doors:
         }
         return said if self.space else said | {"x-frame-options": "SAMEORIGIN"}
 
-    def middleware(self, worker: Worker) -> Middleware:
-        """For `launch(app_kwargs={"middleware": [...]})`; `worker` tells its health and metrics."""
+    def middleware(self, worker: Worker, gone: Callable[[str], None] = lambda name: None) -> Middleware:
+        """For `launch(app_kwargs={"middleware": [...]})`; `worker` tells its health and metrics, `gone` hears the name
+        of a run whose page goes."""
         # Gradio prints the traceback of a handler that failed; our log is one JSON object a line.
         gr.queueing.traceback = gr.routes.traceback = SimpleNamespace(print_exc=_log_failure)
-        return Middleware(_Gate, doors=self, worker=worker)
+        return Middleware(_Gate, doors=self, worker=worker, gone=gone)
 
     def lets_in(self, authorization: str) -> bool:
         """Whether an Authorization header holds the user and password; true where there are none."""
@@ -138,8 +141,8 @@ def visitor(http: gr.Request) -> Visitor:
 class _Gate:
     """The middleware itself."""
 
-    def __init__(self, app: ASGIApp, doors: Doors, worker: Worker):
-        self._app, self._doors, self._worker = app, doors, worker
+    def __init__(self, app: ASGIApp, doors: Doors, worker: Worker, gone: Callable[[str], None]):
+        self._app, self._doors, self._worker, self._gone = app, doors, worker, gone
         self._headers = [(name.encode(), value.encode()) for name, value in doors.headers().items()]
         self._own: dict[str, Callable[[Scope], tuple[int, str, bytes]]] = {
             "/health": self._health,
@@ -161,15 +164,18 @@ class _Gate:
             if message["type"] == "http.response.start":
                 started = True
                 if message["status"] == 500 and _their_mistake.get():
-                    message = message | {"status": 422}
+                    message = {**message, "status": 422}
                 ours = {name for name, _ in self._headers}
                 kept = [pair for pair in message["headers"] if pair[0].lower() not in ours]
-                message = message | {"headers": [*kept, *self._headers]}
+                message = {**message, "headers": [*kept, *self._headers]}
             await send(message)
 
         content = await _body(receive)
         if own := self._own.get(path):
             await _answer(guarded, *await to_thread.run_sync(own, scope))
+        elif scope["method"] == "POST" and (named := GONE.fullmatch(path)):
+            await to_thread.run_sync(self._gone, named[1])
+            await _answer(guarded, 204, "text/plain", b"")
         elif CLOSED.match(path) or any(len(name.encode()) > LONGEST_NAME or "\0" in name for name in path.split("/")):
             await _refuse(guarded, 404, "There is nothing here.")
         elif content is None:
@@ -241,7 +247,7 @@ def _log_failure() -> None:
 
 async def _body(receive: Receive) -> bytes | None:
     """The whole body of a request; None if it is too large."""
-    content = b""
+    content: bytes = b""
     while True:
         message = await receive()
         content += message.get("body", b"")

@@ -8,6 +8,7 @@ from ui.words import (  # noqa: F401
     benchmarks,
     blind,
     compare,
+    explain,
     gallery,
     how,
     prompt,

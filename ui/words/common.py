@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from engine import catalog
 from engine.columns import POST, Column
@@ -180,7 +181,7 @@ def psnr(decibels: float | None) -> str:
     return "identical" if decibels == float("inf") else f"{decibels:.1f}"
 
 
-def bench_settings(asked: Mapping[str, object]) -> str:
+def bench_settings(asked: Mapping[str, Any]) -> str:
     """The settings of a benchmark, as its file names them."""
     size = f"{asked['width']} × {asked['height']}"
     frames = asked.get("num_frames", 1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from engine.catalog import ModelSpec
 from engine.columns import Column
 from engine.formats import REFERENCE
+from engine.machine import Support
 from engine.request import CompareRequest
 from engine.results import Generation
 from ui.words.common import NAMES, RECIPES, name, of_pair, thing
@@ -147,7 +150,7 @@ def reference_note(asked: CompareRequest) -> str:
     return f"The reference: every other {thing(asked)} is measured against this one."
 
 
-def machine(name: str, support: dict) -> str:
+def machine(name: str, support: Mapping[str, Support]) -> str:
     """The device, and what it does natively and emulates: "NVIDIA H100 · FP8 native · MXFP8, NVFP4 emulated"."""
     parts = [name]
     for execution in ("native", "emulated", "unavailable"):

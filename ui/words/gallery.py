@@ -19,10 +19,10 @@ HISTORY_CLEAR = "Forget them"
 def tile(comparison: Comparison) -> str:
     """What sets a comparison apart from others, below its prompt."""
     asked = comparison.request
-    others = [g for g in comparison.results if g.metrics and g.metrics.mean_lpips is not None]
-    damaged = [g for g in comparison.results if g.metrics and g.metrics.damage]
-    lost = [f"{name(asked, g.column)}: {g.metrics.damage}" for g in damaged]
-    scores = ", ".join(f"{name(asked, g.column)}\N{NO-BREAK SPACE}{score(g.metrics.mean_lpips)}" for g in others)
+    found = [(name(asked, g.column), g.metrics) for g in comparison.results if g.metrics]
+    lost = [f"{column}: {metrics.damage}" for column, metrics in found if metrics.damage]
+    scored = [(column, metrics.mean_lpips) for column, metrics in found]
+    scores = ", ".join(f"{column}\N{NO-BREAK SPACE}{score(lpips)}" for column, lpips in scored if lpips is not None)
     parts = ([f"LPIPS {scores}"] if scores else []) + lost
     if asked.num_frames > 1:
         spec = catalog.model(asked.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from engine.formats import REFERENCE, Format
 from engine.outputs.pool import Seen
@@ -58,7 +59,7 @@ def signed(value: float) -> str:
     return f"{value:g}".replace("-", "−")
 
 
-def selected(plan: Mapping, name: str, count: int, reason: str) -> str:
+def selected(plan: Mapping[str, Any], name: str, count: int, reason: str) -> str:
     """A recipe's outcome, with the reason that keeps the most layers."""
     kept = plan["linears"] - plan["quantized"]
     said = f"{plan['quantized']:,} of {plan['linears']:,} Linear layers of {name}; {kept:,} stay bf16"

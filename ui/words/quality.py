@@ -60,7 +60,7 @@ def answer(model: str, found: Mapping[tuple[str, str], tuple[float, int]]) -> st
     """
     said = []
     worst = {name: max((mean for of, (mean, _) in found.items() if of[0] == name), default=0.0) for name in QUANTIZED}
-    for precision in sorted(QUANTIZED, key=worst.get, reverse=True):
+    for precision in sorted(QUANTIZED, key=lambda name: worst[name], reverse=True):
         own = {recipe: value for (name, recipe), value in found.items() if name == precision}
         if POST in own:
             every = f" (every layer: {score(own['full'][0])})" if "full" in own else ""
@@ -98,7 +98,7 @@ def no_measurements(name: str) -> str:
     return f"{name} does not hold what the Quality tab shows, so it is left out."
 
 
-def prompts(found: Mapping[str, Sequence]) -> str:
+def prompts(found: Mapping[str, Sequence[object]]) -> str:
     """Over how many prompts something was found and reported."""
     parts = [f"{len(found[half])} prompts {HALVES[half]}" for half in HALVES if found.get(half)]
     return " · ".join(parts) if len(parts) > 1 else f"{len(next(filter(None, found.values()), ()))} prompts"

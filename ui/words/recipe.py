@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from engine.formats import REFERENCE
 from ui.words.common import NAMES, change, megabytes, seconds, size
@@ -25,7 +26,7 @@ MEASURES = {
 """What a map may show, and by how much its values are multiplied."""
 
 
-def planned(plan: Mapping, name: str) -> str:
+def planned(plan: Mapping[str, Any], name: str) -> str:
     """What a recipe comes to, in one sentence."""
     before, after = plan["bytes"][REFERENCE], plan["bytes"]["quantized"]
     sizes = f"{' '.join(size(before / 1e9))} to {' '.join(size(after / 1e9))}"

@@ -6,6 +6,7 @@ from engine.request import CompareRequest
 
 STAGE, STAGE_HINT = "Stage", "Only the prompt, the verdict and the pictures, with a key for everything (P)"
 KEYS = "Keys"
+LOST = "The connection is lost. What is shown stays; it comes back by itself."
 ACTS = {
     "g": "Generate",
     "x": "Stop",
@@ -13,9 +14,12 @@ ACTS = {
     "e": "Edit the prompt",
     "r": "Back to a recorded run",
     "b": "Side by side",
-    "s": "Slider; arrow keys move it",
+    "s": "Slider; the arrow keys move it",
     "f": "Flicker; again to flip",
     "d": "Difference",
+    "w": "Worst spot; again for the whole picture",
+    "+": "Zoom in",
+    "-": "Zoom out",
     "o": "Against another column",
     "p": "Leave the stage",
     "?": "This list",
@@ -30,3 +34,12 @@ def fell_back(reason: str, asked: CompareRequest, recorded: CompareRequest) -> s
     return (
         f"The live run failed: {reason} This is the nearest recorded run, of “{recorded.prompt}”, seed {recorded.seed}."
     )
+
+
+def lost(asked: CompareRequest, recorded: CompareRequest) -> str:
+    """What is said while the connection is lost in the middle of a run."""
+    back = "The live run goes on and is shown when the connection is back."
+    if asked == recorded:
+        return f"The connection is lost. This is a recorded run of the same request. {back}"
+    which = f"of “{recorded.prompt}”, seed {recorded.seed}"
+    return f"The connection is lost. This is the nearest recorded run, {which}. {back}"

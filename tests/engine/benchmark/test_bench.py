@@ -22,7 +22,7 @@ from engine.benchmark.methods import METHODS
 from engine.columns import Column
 from engine.compiler import compilation
 from engine.errors import OutputError, RequestError
-from engine.quantization import capability as precision
+from engine.quantization import capability
 from engine.quantization.capability import Machine
 from engine.weights import loading, residency
 from tests.support import tiny
@@ -199,7 +199,7 @@ def test_as_much_as_fits_is_timed_in_turns(model, memory, groups, monkeypatch):
     """In GB. In bf16 all methods run one denoiser, so that they are together wherever one of them can be."""
     monkeypatch.setattr(bench, "_memory", lambda _: float(memory))
     studio = bench.Studio("cpu", bench.loading.Source(random=True))
-    studio.support = {name: precision.support(name, GPU) for name in ("bf16", "fp8")}
+    studio.support = {name: capability.support(name, GPU) for name in ("bf16", "fp8")}
     settings = bench.Settings(precisions=("bf16", "fp8"), batch_sizes=(1,), methods=("engine", "post", "post-default"))
     found = bench._Bench(catalog.MODELS[model], settings, studio, print).groups()
     assert [[f"{column.format} {method}" for column, method in group] for group in found] == groups
@@ -233,6 +233,38 @@ def test_weights_that_differ_are_not_shared():
     before = one.weight.clone()
     bench._share(one, other)
     assert torch.equal(one.weight, before) and one.bias.data_ptr() == other.bias.data_ptr()
+
+
+def test_the_posts_methods_are_measured_once_for_each_format(monkeypatch):
+    """They have the post's recipe, whatever the engine's columns have."""
+    monkeypatch.setattr(bench, "_memory", lambda _: 1000.0)
+    studio = bench.Studio("cpu", bench.loading.Source(random=True))
+    studio.support = {name: capability.support(name, GPU) for name in ("bf16", "fp8")}
+    settings = bench.Settings(
+        precisions=("fp8", "fp8@full", "bf16", "fp8@post"), batch_sizes=(1,), methods=("engine", "post")
+    )
+    (found,) = bench._Bench(catalog.MODELS["flux.1-dev"], settings, studio, print).groups()
+    assert [(column.written("post"), method) for column, method in found] == [
+        ("fp8", "engine"),
+        ("fp8", "post"),
+        ("fp8@full", "engine"),
+        ("bf16", "engine"),
+        ("bf16", "post"),
+    ]
+
+
+def test_two_columns_of_a_format_are_told_apart():
+    timed = {"execution": "native", "batch_size": 1, "method": "engine", "latency_s": {"median": 1.0}}
+    bf16, fp8 = (timed | {"precision": name} for name in ("bf16", "fp8"))
+    full = fp8 | {"column": "fp8@full"}
+    rows = [bf16, fp8, full]
+    assert plots.other(full, rows, "fp8", "engine") is full, "its own, where there is one"
+    assert plots.other(bf16, rows, "fp8", "engine") is fp8
+    assert [plots.label(methods.column_of(row)) for row in plots.timed({"rows": rows[::-1]})] == [
+        "bf16",
+        "FP8",
+        "FP8 full",
+    ]
 
 
 @pytest.mark.parametrize(("batch_sizes", "groups"), [((1, 4), 1), ((4, 8), 2)])
@@ -403,7 +435,7 @@ def test_the_native_configurations_are_the_posts(name, monkeypatch):
     tests/engine/quantization/test_capability.py."""
     monkeypatch.setattr(inference_workflow, "is_sm_at_least_100", lambda: True)
     b200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
-    engines = quantized_on_a_b200(precision._config(precision.support(name, b200), None))
+    engines = quantized_on_a_b200(capability._config(capability.support(name, b200), None))
     posts = quantized_on_a_b200(bench.POST_CONFIGS[name]())
     assert type(engines) is type(posts) and torch.equal(engines.qdata, posts.qdata)
     assert torch.equal(engines.scale.view(torch.uint8).flatten(), posts.scale.view(torch.uint8).flatten())
@@ -420,16 +452,16 @@ def test_a_format_that_the_post_has_not_is_refused_by_its_method(method):
 
 
 def test_a_lane_of_the_post_that_this_machine_cannot_run_says_why(measure, monkeypatch):
-    original = precision.detect
+    original = capability.detect
     why = "Triton is missing: pip install triton-windows"
-    monkeypatch.setattr(precision, "detect", lambda device: replace(original(device), no_compile=why))
+    monkeypatch.setattr(capability, "detect", lambda device: replace(original(device), no_compile=why))
     rows = measure(precisions=("bf16",), methods=("engine", "post-default"))["rows"]
     assert {row["method"]: row["error"] for row in rows} == {"engine": None, "post-default": why}
 
 
 def test_no_lane_records_fp8_graphs_that_cannot_be_replayed(measure, monkeypatch):
-    original = precision.support
-    monkeypatch.setattr(precision, "support", lambda *args: replace(original(*args), no_graph="it hangs"))
+    original = capability.support
+    monkeypatch.setattr(capability, "support", lambda *args: replace(original(*args), no_graph="it hangs"))
     monkeypatch.setattr(bench.methods, "block_graphs", lambda *_: True)
     rows = measure(precisions=("bf16",), methods=("engine", "post"))["rows"]
     assert {row["method"]: row["error"] for row in rows} == {"engine": None, "post": "it hangs"}

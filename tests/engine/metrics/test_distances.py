@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from engine.catalog import ASSETS
 from engine.errors import LoadError
-from engine.metrics import distances as metrics
+from engine.metrics import distances
 from engine.metrics.distances import lpips_distance, psnr
 
 CONVOLUTIONS = {0: (4, 2), 3: (1, 2), 6: (1, 1), 8: (1, 1), 10: (1, 1)}
@@ -123,59 +123,59 @@ def test_psnr_of_equal_pictures_is_infinite(pair):
 
 
 def test_the_map_is_the_packages_spatial_map_at_a_quarter_of_the_size(pair):
-    network = metrics._network(torch.device("cpu"))
+    network = distances._network(torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(network, "spatial", True)
         expected = F.avg_pool2d(network(*pair), 4)[:, 0]
-    distances, maps = metrics.lpips_maps(*pair)
+    scores, maps = distances.lpips_maps(*pair)
     assert maps.shape == (3, 24, 16)
     torch.testing.assert_close(maps, expected, rtol=0.1, atol=0.05 * expected.max().item())
     for found, wanted in zip(maps, expected, strict=True):
         assert torch.corrcoef(torch.stack([found.flatten(), wanted.flatten()]))[0, 1] > 0.99
-    torch.testing.assert_close(maps.mean((1, 2)), distances, rtol=0.05, atol=1e-6)
+    torch.testing.assert_close(maps.mean((1, 2)), scores, rtol=0.05, atol=1e-6)
 
 
 def test_the_map_shows_where_the_pictures_differ(pair):
     a = pair[0][:1]
     b = a.clone()
     b[:, :, 64:96, 32:64] = -b[:, :, 64:96, 32:64]
-    where = metrics.lpips_maps(a, b)[1][0]
+    where = distances.lpips_maps(a, b)[1][0]
     assert where.argmax() in [y * 16 + x for y in range(15, 24) for x in range(7, 16)]
     assert where[:8, :4].max() < 0.02 * where.max()
 
 
 @pytest.mark.parametrize(("size", "expected"), [((64, 66), (16, 17)), ((95, 64), (24, 16))])
 def test_a_map_of_an_uneven_size_is_rounded_up(size, expected):
-    assert metrics.lpips_maps(torch.zeros(1, 3, *size), torch.ones(1, 3, *size))[1].shape == (1, *expected)
+    assert distances.lpips_maps(torch.zeros(1, 3, *size), torch.ones(1, 3, *size))[1].shape == (1, *expected)
 
 
 def test_missing_alexnet_weights_are_named(monkeypatch, tmp_path, pair):
-    monkeypatch.setattr(metrics, "_ALEXNET", tmp_path / "gone.safetensors")
-    metrics._network.cache_clear()
+    monkeypatch.setattr(distances, "_ALEXNET", tmp_path / "gone.safetensors")
+    distances._network.cache_clear()
     with pytest.raises(LoadError, match=r"gone\.safetensors is missing"):
         lpips_distance(*pair)
 
 
 @pytest.mark.parametrize("pixels", [1, 2 * 96 * 64, 1 << 22])
 def test_a_clip_is_measured_frame_by_frame_however_many_at_once(pair, monkeypatch, pixels):
-    monkeypatch.setattr(metrics, "_PIXELS_AT_ONCE", pixels)
+    monkeypatch.setattr(distances, "_PIXELS_AT_ONCE", pixels)
     a, b = pair
-    distances, decibels, maps = metrics.clip_distance(a, b, torch.device("cpu"))
-    assert distances.shape == (3,) and decibels.shape == () and maps.shape == (3, 24, 16)
-    torch.testing.assert_close(maps, metrics.lpips_maps(a, b)[1], rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(distances, lpips_distance(a, b), rtol=1e-4, atol=1e-6)
+    scores, decibels, maps = distances.clip_distance(a, b, torch.device("cpu"))
+    assert scores.shape == (3,) and decibels.shape == () and maps.shape == (3, 24, 16)
+    torch.testing.assert_close(maps, distances.lpips_maps(a, b)[1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(scores, lpips_distance(a, b), rtol=1e-4, atol=1e-6)
     error = (a.double() - b.double()).square().mean().item()  # over all frames, not the mean of decibels
     assert decibels.item() == pytest.approx(10 * math.log10(4 / error), rel=1e-5)
 
 
 def test_equal_clips_are_at_no_distance(pair):
     a, _ = pair
-    distances, decibels, maps = metrics.clip_distance(a, a.clone(), torch.device("cpu"))
+    scores, decibels, maps = distances.clip_distance(a, a.clone(), torch.device("cpu"))
     assert not maps.any()
-    assert distances.tolist() == [0, 0, 0] and decibels.item() == math.inf
+    assert scores.tolist() == [0, 0, 0] and decibels.item() == math.inf
 
 
 def test_clips_of_different_length_are_refused(pair):
     a, b = pair
     with pytest.raises(ValueError, match="one shape"):
-        metrics.clip_distance(a, b[:2], torch.device("cpu"))
+        distances.clip_distance(a, b[:2], torch.device("cpu"))

@@ -89,6 +89,20 @@ def test_what_comes_with_the_project_can_be_read_and_is_small():
     assert {b.name for b in found} <= set(recordings.read_list(recordings.LIST))
 
 
+@pytest.mark.parametrize("folder", [recordings.FOLDER, recordings.FOLDER.parent / "blind"])
+def test_recordings_from_before_there_were_columns_are_read_as_they_are(folder):
+    """Those that come with the project name precisions and the recipe `seed`."""
+    saved = {file.parent.name: json.loads(file.read_text()) for file in folder.glob("*/comparison.json")}
+    old = {name: s for name, s in saved.items() if s["request"]["recipe"] == "seed"}
+    assert len(old) > 10
+    for bundle in recordings.read(folder):
+        if bundle.name in old:
+            made, was = bundle.comparison, old[bundle.name]
+            assert made.request.recipe == "post" and list(made.request.precisions) == was["request"]["precisions"]
+            assert [g.column for g in made.results] == [g["precision"] for g in was["results"]]
+            assert all(made.column(g).recipe == "post" for g in made.results[1:])
+
+
 # The nearest
 
 

@@ -29,7 +29,7 @@ from engine.outputs import media
 from engine.quality import evaluate, prompts, report
 from engine.quality.evaluate import Settings
 from engine.quantization import recipes
-from engine.runtime import studio as compare
+from engine.runtime import pipeline
 from engine.runtime.pipeline import Made, token_ids
 from engine.runtime.studio import Studio
 from engine.weights import loading
@@ -667,18 +667,18 @@ def test_pictures_that_are_not_numbers_have_no_score_anywhere(spec, cache, tmp_p
     """And count in no mean, interval or extreme, whichever side they are on; also when a killed run goes on."""
     one, making = CHOSEN.prompts[1].text, []
 
-    def finished(pipeline, kind, output, usual=compare.finished):
+    def finished(made_by, kind, output, usual=pipeline.finished):
         (prompt, name) = making[-1]
         side = "bf16" if "reference" in lost else "nvfp4-full"
         if name == side and (lost.endswith("all") or prompt == one):
             output.images[:] = torch.nan
-        return usual(pipeline, kind, output)
+        return usual(made_by, kind, output)
 
     def make(self, studio, stop, folder, name, rendition, request, usual=evaluate._Evaluation._make):
         making.append((request.prompt, name))
         return usual(self, studio, stop, folder, name, rendition, request)
 
-    monkeypatch.setattr(compare, "finished", finished)
+    monkeypatch.setattr("engine.runtime.studio.finished", finished)
     monkeypatch.setattr(evaluate._Evaluation, "_make", make)
     out, settings, said = tmp_path / "mine" / "out", replace(SETTINGS, precisions=("nvfp4",)), []
     out.mkdir(parents=True)

@@ -18,8 +18,7 @@ from torchao.quantization.quantize_.common import KernelPreference
 from engine.errors import UnsupportedError
 from engine.formats import PRECISIONS
 from engine.machine import nvidia_driver, unusable_gpu
-from engine.quantization import capability as precision
-from engine.quantization import nvfp4
+from engine.quantization import capability, nvfp4
 from engine.quantization.capability import Machine, Support, detect, quantize_linear_modules, stored_precision, support
 from engine.quantization.emulation import EmulatedFP8Tensor, EmulatedNVFP4Tensor
 from engine.quantization.int8 import Int8Tensor
@@ -117,7 +116,7 @@ def test_without_triton_a_gpu_says_that_nothing_is_compiled(monkeypatch, modules
         pytest.importorskip("triton", reason="Triton is for Linux only")
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(precision.platform, "system", lambda: system)
+    monkeypatch.setattr(capability.platform, "system", lambda: system)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
@@ -185,15 +184,15 @@ def test_an_old_driver_is_no_cpu_in_silence(monkeypatch, caplog):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(precision, "nvidia_driver", lambda: "535.104.05")
-    assert precision.default_device() == "cpu"
+    monkeypatch.setattr(capability, "nvidia_driver", lambda: "535.104.05")
+    assert capability.default_device() == "cpu"
     assert "This runs on the CPU, not on a GPU. The NVIDIA driver 535.104.05 is too old" in caplog.text
     assert "too old" in detect("cpu").note
     with pytest.raises(UnsupportedError, match=r"535\.104\.05 is too old .* needs driver 580"):
         detect("cuda")
     caplog.clear()
-    monkeypatch.setattr(precision, "nvidia_driver", lambda: None)
-    assert precision.default_device() == "cpu" and not caplog.text and detect("cpu").note == ""
+    monkeypatch.setattr(capability, "nvidia_driver", lambda: None)
+    assert capability.default_device() == "cpu" and not caplog.text and detect("cpu").note == ""
 
 
 def test_unknown_precision():
@@ -392,7 +391,7 @@ def test_nothing_finite_becomes_nan(net, scaled_mm, name, machine, weights, acti
 
 def test_mslk_is_usable_only_if_it_imports(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mslk.quantize.triton.fp4_quantize", None)
-    assert precision._mslk_usable() is False
+    assert capability._mslk_usable() is False
 
 
 def test_support_is_hashable_and_frozen():

@@ -20,8 +20,7 @@ from engine.quality import evaluate, prompts
 from engine.quantization import capability
 from engine.request import CompareRequest
 from engine.results import Comparison
-from engine.runtime import multi_device, timing
-from engine.runtime import studio as compare
+from engine.runtime import multi_device, pipeline, timing
 from engine.runtime.device import Device
 from engine.runtime.studio import Studio
 from engine.serving import command_line
@@ -43,7 +42,7 @@ def spec(cache, tmp_path_factory):
     made = tiny.spec("flux.1-dev", tiny.checkpoint("flux.1-dev", tmp_path_factory.mktemp("tiny") / "flux"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalog, "MODELS", MappingProxyType({**catalog.MODELS, made.id: made}))
-        patch.setattr(compare, "RULER_PROMPTS", 1)
+        patch.setattr("engine.runtime.studio.RULER_PROMPTS", 1)
         patch.setattr(timing, "added_bytes", lambda run, device: run() and 1000)  # the CPU's profiler takes seconds
         yield made
 
@@ -85,7 +84,7 @@ def files(made):
 def order(made):
     """Of all that is told of results, without what stands inside."""
     kinds = events.Finished | events.Compared | events.RulerReady
-    return [(type(e).__name__, getattr(e, "precision", "")) for e in made.told if isinstance(e, kinds)]
+    return [(type(e).__name__, getattr(e, "column", "")) for e in made.told if isinstance(e, kinds)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -157,7 +156,7 @@ def test_the_page_tells_what_is_made_at_once_and_why_it_is_not_timed(several_run
 @pytest.fixture
 def watched(monkeypatch):
     """What the pipeline is called for, and what was going on then; timed calls wait for those beside them."""
-    seen, going, lock, original = [], [], threading.Lock(), compare.call
+    seen, going, lock, original = [], [], threading.Lock(), pipeline.call
     watch = SimpleNamespace(seen=seen, gates={})
 
     @contextmanager
@@ -176,7 +175,7 @@ def watched(monkeypatch):
                 gate.wait(timeout=30)  # breaks, and the run fails, if the others do not come
             return original(pipeline, spec, request, seed, progress, *further)
 
-    monkeypatch.setattr(compare, "call", call)
+    monkeypatch.setattr("engine.runtime.studio.call", call)
     return watch
 
 
@@ -190,7 +189,7 @@ def test_timed_calls_overlap_and_nothing_is_warmed_beside_any(run, one, watched)
 
 @pytest.mark.parametrize("failing", ["bf16", "mxfp8"])
 def test_if_one_fails_the_others_end_and_the_device_goes_on(run, one, monkeypatch, failing):
-    original, steps, both = compare.Progress.__call__, [], threading.Barrier(2)
+    original, steps, both = pipeline.Progress.__call__, [], threading.Barrier(2)
 
     def step(self, pipeline, index, timestep, kwargs):
         if pipeline.num_timesteps == 50 and index == 1:
@@ -200,7 +199,7 @@ def test_if_one_fails_the_others_end_and_the_device_goes_on(run, one, monkeypatc
         steps.append(self._name)
         return original(self, pipeline, index, timestep, kwargs)
 
-    monkeypatch.setattr(compare.Progress, "__call__", step)
+    monkeypatch.setattr(pipeline.Progress, "__call__", step)
     with pytest.raises(FaultError, match="ZeroDivisionError") as raised:
         run("cpu,cpu", steps=50)
     assert not raised.value.lost

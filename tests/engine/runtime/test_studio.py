@@ -26,7 +26,8 @@ from engine.quantization import recipes
 from engine.quantization.capability import stored_precision
 from engine.request import CompareRequest
 from engine.results import Comparison, Ruler
-from engine.runtime import studio as compare
+from engine.runtime import what_ran
+from engine.runtime.pipeline import Made, finished
 from engine.runtime.studio import Studio
 from engine.weights import loading
 from tests.support import tiny
@@ -249,7 +250,9 @@ def test_why_nothing_is_compiled_or_recorded_is_told(first, worker, monkeypatch)
     def told(mode, **support):
         monkeypatch.setattr(rendition.blocks, "mode", mode)
         changed = replace(rendition, support=replace(rendition.support, **support))
-        return studio._ran(changed, SPEC, first.comparison.request, warm, done, 0)["Compile"]
+        how = {"weights": "", "residency": "", "warm": warm, "done": done, "not_numbers": 0}
+        asked = first.comparison.request
+        return what_ran.described(changed, SPEC, asked, machine=studio.machine, **how)["Compile"]
 
     assert told(compilation.EAGER) == "off (eager), for every precision"
     assert "4 of its steps replayed from a CUDA graph" in told(compilation.GRAPHS)
@@ -325,7 +328,7 @@ def test_a_kept_ruler_does_not_serve_other_weights(first, ask, monkeypatch):
     studio = Studio("cpu")
     monkeypatch.setattr(studio, "_measure_ruler", lambda *_: measured)
     monkeypatch.setattr(studio._rulers, "put", lambda *_: None)
-    monkeypatch.setattr(compare.loading, "fingerprint", lambda *_: "other")
+    monkeypatch.setattr("engine.runtime.studio.loading.fingerprint", lambda *_: "other")
     assert studio.ruler(SPEC, ask(), lambda _: None, lambda: False) == measured
 
 
@@ -415,7 +418,7 @@ def compiling(monkeypatch, ask):
         pipeline=tokenizer,
     )
     monkeypatch.setattr(studio, "mode", lambda *_: "default")
-    monkeypatch.setattr(compare, "call", lambda *_: None)
+    monkeypatch.setattr("engine.runtime.studio.call", lambda *_: None)
 
     def warm(model="flux.1-dev", **fields):
         told, spec = [], catalog.MODELS[model]
@@ -462,7 +465,7 @@ def test_values_that_are_not_numbers_are_shown_as_0_and_counted():
     pixels = torch.full((3, 3, 2, 2), 0.5)
     pixels[0, 1] = torch.nan
     pixels[2, 0, 0] = torch.tensor([torch.inf, -torch.inf])
-    made = compare.finished(None, SPEC, SimpleNamespace(images=pixels))
+    made = finished(None, SPEC, SimpleNamespace(images=pixels))
     assert made.not_numbers == (4, 0, 2)
     assert [made.is_damaged(i) for i in range(3)] == [True, False, True]
     assert made.pixels[0, 0].unique().tolist() == [0.5] and made.pixels[0, 1].unique().tolist() == [0]
@@ -474,7 +477,7 @@ def test_a_clips_sound_that_is_not_numbers_damages_the_clip():
     sound[1, 0, 3] = torch.nan
     vocoder = SimpleNamespace(config=SimpleNamespace(output_sampling_rate=16_000))
     output = SimpleNamespace(frames=torch.zeros(2, 3, 3, 4, 4), audio=sound)
-    made = compare.finished(SimpleNamespace(vocoder=vocoder), catalog.MINI_LTX2, output)
+    made = finished(SimpleNamespace(vocoder=vocoder), catalog.MINI_LTX2, output)
     assert made.not_numbers == (0, 1) and made.audio.isfinite().all()
 
 
@@ -482,8 +485,8 @@ def test_a_clips_sound_that_is_not_numbers_damages_the_clip():
 def test_what_is_not_numbers_has_no_score_and_the_rest_of_its_batch_keeps_its_own(side):
     pictures, other = (torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     studio = Studio("cpu")
-    usual, _ = studio.distance(compare.Made(pixels=pictures), compare.Made(pixels=other))
-    spoilt = {"made": compare.Made(pixels=pictures), "reference": compare.Made(pixels=other)}
+    usual, _ = studio.distance(Made(pixels=pictures), Made(pixels=other))
+    spoilt = {"made": Made(pixels=pictures), "reference": Made(pixels=other)}
     spoilt[side] = replace(spoilt[side], not_numbers=(0, 7, 0))
     found, maps = studio.distance(*spoilt.values())
     assert found.lpips == (usual.lpips[0], None, usual.lpips[2]) and maps[1] is None and maps[0] is not None
@@ -492,7 +495,7 @@ def test_what_is_not_numbers_has_no_score_and_the_rest_of_its_batch_keeps_its_ow
 
 
 def test_two_black_clips_that_are_not_numbers_are_not_called_equal():
-    black = compare.Made(pixels=torch.zeros(2, 3, 3, 64, 64), not_numbers=(3 * 3 * 64 * 64, 0))
+    black = Made(pixels=torch.zeros(2, 3, 3, 64, 64), not_numbers=(3 * 3 * 64 * 64, 0))
     found, maps = Studio("cpu").distance(black, black)
     assert found.lpips == (None, 0.0) and found.psnr_db == (None, math.inf)
     assert found.lpips_frames == (None, (0.0, 0.0, 0.0)) and maps[0] is None
@@ -502,7 +505,7 @@ def test_bf16_that_is_not_numbers_has_no_ruler_and_none_is_kept(monkeypatch, ask
     monkeypatch.setenv("TWINFRAME_CACHE", str(tmp_path))
     studio, told = Studio("cpu"), []
     monkeypatch.setattr(studio, "rendition", lambda *_: None)
-    black = compare.Made(pixels=torch.zeros(1, 3, 64, 64), not_numbers=(12,))
+    black = Made(pixels=torch.zeros(1, 3, 64, 64), not_numbers=(12,))
     monkeypatch.setattr(studio, "retake", lambda *_, **__: black)
     assert studio.ruler(SPEC, ask(), told.append, lambda: False) is None
     assert not (tmp_path / "rulers.json").exists()
@@ -514,12 +517,12 @@ def damaging(monkeypatch):
     """Makes pictures of the batch that are not numbers, as a model would that overflows."""
     spoilt = {}
 
-    def finished(pipeline, spec, output, usual=compare.finished):
+    def spoil(pipeline, spec, output, usual=finished):
         for index in spoilt.get("pictures", ()):
             output.images[index : index + 1] = torch.nan
         return usual(pipeline, spec, output)
 
-    monkeypatch.setattr(compare, "finished", finished)
+    monkeypatch.setattr("engine.runtime.studio.finished", spoil)
     return spoilt
 
 
@@ -572,11 +575,11 @@ def test_the_ruler_of_a_large_model_takes_one_prompt(monkeypatch, ask, spec, pro
 
     def finished(pipeline, spec, seed):
         noise = torch.Generator().manual_seed(seed)
-        return compare.Made(pixels=torch.rand(1, 3, 64, 64, generator=noise))
+        return Made(pixels=torch.rand(1, 3, 64, 64, generator=noise))
 
-    monkeypatch.setattr(compare, "call", call)
-    monkeypatch.setattr(compare, "finished", finished)
-    monkeypatch.setattr(compare, "RULER_PROMPTS", 3)
+    monkeypatch.setattr("engine.runtime.studio.call", call)
+    monkeypatch.setattr("engine.runtime.studio.finished", finished)
+    monkeypatch.setattr("engine.runtime.studio.RULER_PROMPTS", 3)
     told = []
     used.append("native")
     ruler = studio._measure_ruler(spec, ask(), told.append, lambda: False)
@@ -601,7 +604,7 @@ def tiny_run(request, cache, tmp_path_factory):
     inputs = {name: [] for name in PRECISIONS}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalog, "MODELS", MappingProxyType({**catalog.MODELS, spec.id: spec}))
-        patch.setattr(compare, "RULER_PROMPTS", 1)
+        patch.setattr("engine.runtime.studio.RULER_PROMPTS", 1)
         studio = Studio("cpu")
         asked = CompareRequest.create("a cat sits", model=spec.id, batch_size=2)
         with torch.inference_mode():
