@@ -446,8 +446,8 @@ def _ruler(value: float, ruler: Ruler | None, seen: Seen) -> str:
         f'<span class="tf-tick" style="left:{at(ruler.ceiling)}"></span>'
         f'<span class="tf-dot" style="left:{at(value)}"></span>'
         f'<span class="tf-end tf-floor">bf16 noise {words.score(ruler.floor)}</span>'
-        # Ends at its tick, but never so far left that it runs into the other label.
-        f'<span class="tf-end tf-ceiling" style="right:calc(100% - max({at(ruler.ceiling)}, 225px))">'
+        # Ends at its tick, but never so far left that it runs into the other label, nor beyond the scale.
+        f'<span class="tf-end tf-ceiling" style="right:calc(100% - max({at(ruler.ceiling)}, min(225px, 100%)))">'
         f"another seed {words.score(ruler.ceiling)}</span></div>"
         f'<p class="tf-reading">{said}</p>'
     )
