@@ -179,8 +179,12 @@ def _with_folders(written: list[str] | str | None) -> list[str] | str | None:
         LoadError: a folder is no quantized checkpoint.
     """
     if isinstance(written, list):
-        return [_with_folders(column) for column in written]
-    form, by, folder = (written or "").partition("@")
+        return [_with_folder(column) for column in written]
+    return None if written is None else _with_folder(written)
+
+
+def _with_folder(written: str) -> str:
+    form, by, folder = written.partition("@")
     if not by or not (Path(folder).is_dir() or set(folder) & {"/", os.sep}):
         return written
     return f"{form}@{quantized.give(Path(folder)).name}"
@@ -385,9 +389,9 @@ def _quantize(args: argparse.Namespace) -> None:
     column = Column.parse(args.column, spec, spec.recipes[0])
     source, device = _source(args, args.model), _one_device(args)
     from engine.outputs.quantized import write
-    from engine.quantization import capability as precision
+    from engine.quantization import capability
 
-    written = write(spec, column, precision.device_named(device), source, args.out)
+    written = write(spec, column, capability.device_named(device), source, args.out)
     if args.json:
         print(json.dumps(written.to_json(), indent=1))
         return

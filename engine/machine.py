@@ -52,8 +52,8 @@ class Support:
     """NVFP4 activations are quantized by mslk's Triton kernel."""
     no_graph: str = ""
     """Why no CUDA graph may be recorded of it, in a clause; empty where one may."""
-    machine: Machine | None = None
-    """The one machine, which a recipe that mixes precisions asks for the others; None where nothing is quantized."""
+    machine: Machine
+    """The one machine, which a recipe that mixes precisions asks for the others."""
 
 
 def nvidia_driver(told: Path = Path("/proc/driver/nvidia/version")) -> str | None:

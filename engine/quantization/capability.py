@@ -113,10 +113,10 @@ def support(precision: str, machine: Machine) -> Support:
     if precision != REFERENCE and machine.kind == "cuda":
         if machine.capability is None:
             reason = f"Quantized precisions run on NVIDIA GPUs and on CPUs; the {machine.name} is neither."
-            return Support(precision=precision, execution="unavailable", reason=reason, gemm="")
+            return Support(precision=precision, execution="unavailable", reason=reason, gemm="", machine=machine)
         if machine.capability < AMPERE:
             reason = f"Quantized precisions need bf16 tensor cores (compute capability 8.0); {_has(machine)}."
-            return Support(precision=precision, execution="unavailable", reason=reason, gemm="")
+            return Support(precision=precision, execution="unavailable", reason=reason, gemm="", machine=machine)
     execution, reason, gemm, fused = gates[precision](machine)
     return Support(
         precision=precision,

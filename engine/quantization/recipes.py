@@ -510,7 +510,7 @@ def quantizer(plan: Plan, support: Support) -> Callable[[str, nn.Module], None]:
 
 
 def _quantize(layer: LayerPlan, module: nn.Linear, support: Support, files: Sequence[Path]) -> None:
-    if layer.precision != support.precision and support.machine is not None:
+    if layer.precision != support.precision:
         support = capability.support(layer.precision, support.machine)
     if layer.four_over_six:
         require_four_over_six(layer, support)

@@ -67,8 +67,7 @@ def denoiser(
     """
     held = plan.recipe.held
     if held is None:
-        place = recipes.quantizer(plan, support)
-        return loading.load_transformer(spec, device, source, place=place, told=told)
+        return loading.load_transformer(spec, device, source, place=recipes.quantizer(plan, support), told=told)
 
     planned = {layer.name: layer for layer in plan.layers if layer.quantized}
 
