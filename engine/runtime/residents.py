@@ -6,7 +6,7 @@ owns it. Knows nothing of what is made."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import DiffusionPipeline
@@ -24,6 +24,11 @@ from engine.request import CompareRequest
 from engine.results import LayerCounts
 from engine.runtime import timing
 from engine.weights import host_memory, loading, residency, schedulers
+
+OTHER_WEIGHTS = (
+    "It was quantized from other bf16 weights than the reference's, so what differs is not quantization's alone."
+)
+"""What to know of such a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +121,9 @@ class Holdings:
         tell(events.Loading(_called(spec, column)))
         shared = self.shared(spec, told)
         transformer = stored.denoiser(spec, plan, support, self.device, self.source, told)
+        held = plan.recipe.held
+        if held is not None and held.source not in ("", loading.fingerprint(spec, self.source)):
+            support = replace(support, reason=f"{support.reason} {OTHER_WEIGHTS}")
         pipeline = loading.assemble(spec, shared, transformer)
         gigabytes = timing.weight_bytes(transformer) / timing.GB
         self._shelf.put(key, gigabytes)
