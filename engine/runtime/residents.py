@@ -18,7 +18,7 @@ from engine.compiler import compilation
 from engine.errors import UnsupportedError
 from engine.events import Tell
 from engine.formats import PRECISIONS, REFERENCE
-from engine.quantization import capability, recipes
+from engine.quantization import capability, recipes, stored
 from engine.quantization.remedies import WeightOnlySteps
 from engine.request import CompareRequest
 from engine.results import LayerCounts
@@ -81,7 +81,7 @@ class Holdings:
         """GB and seconds of a part's last way from there to the device."""
 
     def _cold(self, key: residency.Key) -> None:
-        """A part has moved or is gone: what was warm by its addresses is not any more."""
+        """A part has moved or is gone. Graphs that were recorded with its addresses are of no use now."""
 
     def rendition(self, spec: ModelSpec, column: Column, tell: Tell) -> Rendition:
         """The model as one column, on the device: loaded and quantized on first use, then kept there or in host
@@ -115,19 +115,17 @@ class Holdings:
 
         tell(events.Loading(_called(spec, column)))
         shared = self.shared(spec, told)
-        transformer = loading.load_transformer(
-            spec, self.device, self.source, place=recipes.quantizer(plan, support), told=told
-        )
+        transformer = stored.denoiser(spec, plan, support, self.device, self.source, told)
         pipeline = loading.assemble(spec, shared, transformer)
-        stored = timing.weight_bytes(transformer) / timing.GB
-        self._shelf.put(key, stored)
+        gigabytes = timing.weight_bytes(transformer) / timing.GB
+        self._shelf.put(key, gigabytes)
         return Rendition(
             column=column,
             pipeline=pipeline,
             support=support,
             layers=recipes.verify(pipeline.transformer, plan),
             weights=timing.weight_bytes(*_modules(pipeline.components)) / timing.GB,
-            transformer=stored,
+            transformer=gigabytes,
             blocks=compilation.Blocks(pipeline.transformer),
             weight_only_steps=plan.recipe.weight_only_steps(column.format),
         )
@@ -198,7 +196,7 @@ class Holdings:
         key = move.key
         if self._shelf.place(key) == residency.GONE:
             return  # it went with what it shared
-        if key in self._renditions:  # CUDA graphs refer to addresses, so what was warm is not any more
+        if key in self._renditions:  # recorded graphs refer to addresses
             self._renditions[key].blocks.forget()
         if move.to == residency.GONE:
             self._forget(key)

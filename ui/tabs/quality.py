@@ -31,7 +31,7 @@ from ui.html.tables import Head, table
 
 log = logging.getLogger(__name__)
 
-Row = Mapping[str, object]
+Row = Mapping[str, Any]
 """A recipe with its `label`, `parts`, `precision`, `weight_bytes` and scores."""
 Score = Mapping[str, float]
 """A mean with `low`, `high` and `n`."""
@@ -117,7 +117,7 @@ def _overview(read: Sequence[Mapping[str, Any]]) -> str:
 
 def _told(rows: Mapping[tuple[str, str], Row]) -> dict[tuple[str, str], tuple[float, int]]:
     """(Precision, recipe) -> mean LPIPS and bytes of the denoiser."""
-    return {of: (_score(row)["mean"], row["weight_bytes"]) for of, row in rows.items()}
+    return {of: (_scored(row)["mean"], row["weight_bytes"]) for of, row in rows.items()}
 
 
 def _ordered(rows: Mapping[tuple[str, str], Row]) -> list[Row]:
@@ -126,7 +126,7 @@ def _ordered(rows: Mapping[tuple[str, str], Row]) -> list[Row]:
 
 
 def _bar(row: Row) -> Bar:
-    score = _score(row)
+    score = _scored(row)
     recipe = row["recipe"] and recipe_named(row["recipe"])
     return Bar(
         label=f"{words.NAMES[row['precision']]}, {words.quality.SHORT.get(recipe, _name(row))}",
@@ -258,7 +258,7 @@ def _part(heading: str, name: str, note: str, content: str) -> str:
 
 def _name(row: Row) -> str:
     """What a recipe is called where it can be chosen, or else by its file."""
-    return words.RECIPES.get(recipe_named(row["recipe"]) if row["recipe"] else None, row["label"])
+    return words.RECIPES.get(recipe_named(row["recipe"]) if row["recipe"] else "", str(row["label"]))
 
 
 def _label(row: Row) -> str:
@@ -273,12 +273,20 @@ def _half(row: Row) -> str:
 
 def _score(row: Row) -> Score | None:
     """None while it has not been scored at all."""
-    return row["lpips"].get(_half(row))
+    score: Score | None = row["lpips"].get(_half(row))
+    return score
+
+
+def _scored(row: Row) -> Score:
+    """Of a row that has been scored."""
+    score: Score = row["lpips"][_half(row)]
+    return score
 
 
 def _each(row: Row) -> Sequence[float]:
     """Its score prompt by prompt, where that was kept."""
-    return row.get("each", {}).get(_half(row), ())
+    each: Sequence[float] = row.get("each", {}).get(_half(row), ())
+    return each
 
 
 # The frontier
@@ -302,7 +310,7 @@ def _frontier(rows: Sequence[Row], ruler: Mapping[str, Score], name: str) -> str
 
 
 def _point(row: Row, x: float) -> Point:
-    score = _score(row)
+    score = _scored(row)
     return Point(
         x=x,
         y=score["mean"],
@@ -324,7 +332,7 @@ def _scores(rows: Sequence[Row], of: str) -> str:
         ((words.PRECISION_LABEL, None), lambda row: _word(words.NAMES[row["precision"]])),
         *_lpips(_score),
         ((words.quality.FLICKER, "", "flicker"), lambda row: _optional(row, "temporal_lpips", _mean)),
-        ((words.quality.PROMPTS, None), lambda row: _word(words.quality.over(_score(row), _half(row)))),
+        ((words.quality.PROMPTS, None), lambda row: _word(words.quality.over(_scored(row), _half(row)))),
         ((words.quality.WEIGHTS_OF, "MB", "denoiser"), lambda row: _cell(words.megabytes(row["weight_bytes"]))),
         ((words.quality.OVER_SEED, ""), lambda row: _optional(row, "bytes_over_seed_percent", words.percent)),
         ((words.quality.GEMMS, "", "gemms"), lambda row: _optional(row, "gemm_time_of_bf16", "{:.2f}".format)),
@@ -347,8 +355,8 @@ def _remedies(rows: Sequence[Row], name: str) -> str:
 
 def _lpips(score: Callable[[Row], Score | None]) -> list[Column]:
     return [
-        (("LPIPS", "", "mean_lpips"), lambda row: _cell(words.score(score(row)["mean"])) if score(row) else ""),
-        (("95%", "", "interval"), lambda row: _cell(words.quality.ends(score(row))) if score(row) else ""),
+        (("LPIPS", "", "mean_lpips"), lambda row: _cell(words.score(s["mean"])) if (s := score(row)) else ""),
+        (("95%", "", "interval"), lambda row: _cell(words.quality.ends(s)) if (s := score(row)) else ""),
     ]
 
 
@@ -373,7 +381,7 @@ def _mean(score: Score) -> str:
     return words.score(score["mean"])
 
 
-def _optional(row: Row, key: str, shown: Callable[[object], str]) -> str:
+def _optional(row: Row, key: str, shown: Callable[[Any], str]) -> str:
     return "" if row.get(key) is None else _cell(shown(row[key]))
 
 
@@ -399,7 +407,7 @@ def _distributions(rows: Sequence[Row], ruler: Mapping[str, Score], name: str) -
         f'<svg data-precision="{row["precision"]}" viewBox="0 0 1000 10" preserveAspectRatio="none" role="img"'
         f' aria-label="{escape(words.quality.spread(_each(row)))}">{marks}'
         f'<path class="tf-each" d="{"".join(f"M{at(value)} 5h0" for value in _each(row))}"/>'
-        f'<path class="tf-mean" d="M{at(_score(row)["mean"])} 0v10"/></svg>'
+        f'<path class="tf-mean" d="M{at(_scored(row)["mean"])} 0v10"/></svg>'
         f"<p>{words.quality.spread(_each(row))}</p></div>"
         for row in rows
     )
