@@ -218,9 +218,10 @@ def _origin(view: View) -> str:
     download = ""
     if view.folder is not None and view.comparison is not None:
         table = f"data:text/csv;charset=utf-8,{quote(view.comparison.to_csv())}"
+        name = words.post.file_name(asked)
         download = (
-            f' · <a href="{link(view.folder / "comparison.json")}" download>comparison.json</a>'
-            f' · <a href="{table}" download="comparison.csv">CSV</a>'
+            f' · <a href="{link(view.folder / "comparison.json")}" download="{name}.json">comparison.json</a>'
+            f' · <a href="{table}" download="{name}.csv">CSV</a>{_post(view)}'
         )
     copy = (
         f' · <button type="button" class="tf-copy" data-copy="{escape(links.query(asked))}"'
@@ -230,6 +231,24 @@ def _origin(view: View) -> str:
         f'<p class="tf-origin">{badge}<q>{escape(asked.prompt)}</q>'
         f" {escape(words.compare.settings(asked, model))} · {where}"
         f'<span class="tf-links">{download}{copy}</span></p>'
+    )
+
+
+def _post(view: View) -> str:
+    """The button that makes one file to post; ui/static/post.js draws it from what is told here."""
+    asked = view.request
+    told = {
+        "prompt": asked.prompt,
+        "verdict": view.headline,
+        "columns": words.post.columns(view.comparison),
+        "settings": words.compare.settings(asked, catalog.model(asked.model).name),
+        "query": links.query(asked),
+        "file": words.post.file_name(asked),
+    }
+    return (
+        f' · <button type="button" class="tf-copy tf-post" data-post="{escape(json.dumps(told))}"'
+        f' data-making="{words.post.MAKING}" data-failed="{words.post.FAILED}"'
+        f' title="{words.post.POST_HINT}">{words.post.POST}</button>'
     )
 
 
@@ -457,7 +476,9 @@ def _downloads(view: View, made: Generation) -> str:
     kind = Path(made.files[0]).suffix.lstrip(".").upper()
     labels = [kind] if len(made.files) == 1 else [f"{kind} {index + 1}" for index in range(len(made.files))]
     files = " ".join(
-        f'<a href="{link(file)}" download>{label}</a>' for label, file in zip(labels, made.files, strict=True)
+        f'<a href="{link(file)}" download="{words.post.file_name(view.request, Path(file).stem)}{Path(file).suffix}">'
+        f"{label}</a>"
+        for label, file in zip(labels, made.files, strict=True)
     )
     code = ""
     if made.column in view.programs:
