@@ -32,6 +32,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     several = partial(parser.add_argument, type=command_line.names, metavar="A,B")
     several("--models", default=",".join(catalog.BUNDLED), help="to offer (default: %(default)s)")
     several("--preload", help="models to load at once, or none (default: the first offered)")
+    parser.add_argument(
+        "--quantized",
+        nargs="+",
+        type=command_line.named_folder,
+        default=[],
+        metavar="NAME=DIR",
+        help="quantized checkpoints to offer as columns, such as nvfp4@NAME",
+    )
     parser.add_argument("--mcp", action="store_true", help="offer the API to MCP clients too, at /gradio_api/mcp/")
     parser.add_argument(
         "--rehearse",

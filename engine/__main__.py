@@ -1,4 +1,5 @@
-"""The command line, `python -m engine COMMAND`: models, doctor, inspect, compare, bench, evaluate, record and more.
+"""The command line, `python -m engine COMMAND`: models, doctor, inspect, compare, bench, evaluate, record, quantize and
+more.
 
 A user's mistake exits 2 with one sentence on stderr, a fault of ours 1 (engine/leaving.py). With `--json`, stdout holds
 one JSON object and nothing else.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -19,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from engine import catalog, files, logs
 from engine.benchmark import methods
+from engine.columns import Column
 from engine.errors import FaultError, LoadError, OutputError, RequestError, TwinframeError, UnsupportedError
 from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.leaving import leave
 from engine.request import CompareRequest
 from engine.results import Comparison, Metrics
 from engine.serving.command_line import Parser, add_engine, add_source
+from engine.weights import quantized
 from engine.weights.source import Source
 
 if TYPE_CHECKING:
@@ -34,7 +38,10 @@ if TYPE_CHECKING:
     from engine.serving.worker import Job
 
 
-COLUMNS = f"of {', '.join(PRECISIONS)}; {DEFAULTS[-1]}@tuned is by a recipe of its own"
+COLUMNS = (
+    f"of {', '.join(PRECISIONS)}; {DEFAULTS[-1]}@tuned is by a recipe of its own, and {DEFAULTS[-1]}@DIR as a folder "
+    "stores it"
+)
 RECIPE = "of those that name none (default: the model's first)"
 
 
@@ -132,10 +139,16 @@ def _parser() -> argparse.ArgumentParser:
             "--out", required=True, type=Path, help="JSON file, written after every score; the same again goes on"
         )
 
+    quantize = commands.add_parser("quantize", help="write a quantized checkpoint that plain diffusers loads")
+    quantize.set_defaults(run=_quantize)
+    quantize.add_argument("--model", default=catalog.DEFAULT)
+    quantize.add_argument("--column", required=True, help=f"a format, or one by a recipe, such as {DEFAULTS[-1]}@tuned")
+    quantize.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder, which must not be there yet")
+
     add_source(models)
-    for command in (compare, bench, evaluate, recordings, measure, tune):
+    for command in (compare, bench, evaluate, recordings, measure, tune, quantize):
         add_engine(command)
-    for command in (models, doctor, inspect, compare, bench, evaluate, recordings, measure, tune):
+    for command in (models, doctor, inspect, compare, bench, evaluate, recordings, measure, tune, quantize):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else")
     return parser
 
@@ -164,6 +177,24 @@ def _request(args: argparse.Namespace) -> CompareRequest:
         batch_size=args.batch_size,
         recipe=args.recipe,
     )
+
+
+def _with_folders(written: list[str] | str | None) -> list[str] | str | None:
+    """Columns as they were typed, in which a folder after an @ has given way to a name.
+
+    Raises:
+        LoadError: a folder is no quantized checkpoint.
+    """
+    if isinstance(written, list):
+        return [_with_folder(column) for column in written]
+    return None if written is None else _with_folder(written)
+
+
+def _with_folder(written: str) -> str:
+    form, by, folder = written.partition("@")
+    if not by or not (Path(folder).is_dir() or set(folder) & {"/", os.sep}):
+        return written
+    return f"{form}@{quantized.give(Path(folder)).name}"
 
 
 def _source(args: argparse.Namespace, *models: str) -> Source:
@@ -370,6 +401,23 @@ def _bench_table(given: Sequence[Path]) -> None:
     print(plots.section(results), end="")
 
 
+def _quantize(args: argparse.Namespace) -> None:
+    spec = catalog.model(args.model)
+    column = Column.parse(args.column, spec, spec.recipes[0])
+    source, device = _source(args, args.model), _one_device(args)
+    from engine.outputs.quantized import write
+    from engine.quantization import capability
+
+    written = write(spec, column, capability.device_named(device), source, args.out)
+    if args.json:
+        print(json.dumps(written.to_json(), indent=1))
+        return
+    said = written.provenance
+    print(f"{args.out}: {said['linears']['quantized']} layers of {spec.id} in {said['column']}")
+    for note in written.notes:
+        print(note)
+
+
 def _sensitivity(args: argparse.Namespace) -> None:
     from engine.quality import sensitivity
     from engine.runtime.multi_device import driving
@@ -569,6 +617,8 @@ def main() -> None:
 
 def _run() -> int | None:
     args = _parser().parse_args()
+    if hasattr(args, "precision"):
+        args.precision = _with_folders(args.precision)
     with _tentative(args):
         return args.run(args)
 

@@ -150,6 +150,32 @@ def whole(file: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into instead of `folder`, beside it; it takes its place when all went well, and is removed
+    otherwise.
+
+    Raises:
+        OutputError: there is something of that name already, or it cannot be written; nothing is left behind.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise OutputError(f"{folder} is there already: name a folder that is not, or remove it.")
+    if not can_be_written(folder.parent):
+        raise OutputError(f"Cannot write into {folder.parent}: choose another folder.")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    with tentative(folder.parent):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            partial.rename(folder)
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(f"Cannot write {folder}: {error.strerror or error}.") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
 def claim(folder: Path) -> int | None:
     """Hold a folder as this process's own for as long as it lives, however it ends; None if that cannot be.
 

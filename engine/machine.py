@@ -74,8 +74,8 @@ class Support:
     """It is emulated because native products were wrong, which the reason tells."""
     no_graph: str = ""
     """Why no CUDA graph may be recorded of it, in a clause; empty where one may."""
-    machine: Machine | None = None
-    """The one machine, which a recipe that mixes precisions asks for the others; None where nothing is quantized."""
+    machine: Machine
+    """The one machine, which a recipe that mixes precisions asks for the others."""
 
 
 FINE, LIMIT, FAULT = "fine", "limit", "fault"

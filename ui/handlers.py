@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 import gradio as gr
 from gradio.components import Component
 
-from engine import catalog, events
+from engine import catalog, events, quantized
 from engine.columns import Column
 from engine.errors import RequestError, TwinframeError
 from engine.formats import QUANTIZED, REFERENCE
@@ -31,7 +31,7 @@ from engine.results import Comparison
 from engine.serving.contracts import Worker
 from ui import link, words
 from ui import view as views
-from ui.fields import FOLLOWING, columns_of, fitting
+from ui.fields import FOLLOWING, columns_of, fitting, unchanged
 from ui.html import cards
 from ui.runs import Run, Runs
 from ui.view import View
@@ -268,7 +268,7 @@ class Handlers:
                 if soon and isinstance(event, (events.Step, events.Downloading)):
                     continue
                 now = draw(self._parts, view)
-                yield {part: value for part, value in now.items() if value != sent[part]} or gr.skip()
+                yield {part: value for part, value in now.items() if value != sent[part]} or unchanged()
                 sent, sent_at = now, time.monotonic()
         return None
 
@@ -317,7 +317,7 @@ class Handlers:
     def broken(self, values: Updates, http: gr.Request) -> Updates:
         """The run ended with something nobody foresaw, or the queue is full."""
         if isinstance(self._runs.get(http.session_hash), Run):
-            return gr.skip()  # what broke was stopped before, and the next one is under way
+            return unchanged()  # what broke was stopped before, and the next one is under way
         self._runs.pop(http.session_hash, None)
         return self._net(values, words.BROKEN) or self._end(values[self._parts.shown], words.BROKEN)
 
@@ -362,13 +362,13 @@ class Handlers:
         there is nothing, the browser sees that what is shown is of something else, and says so."""
         session, shown = http.session_hash, values[self._parts.shown]
         if not values[self._parts.typed]:  # nothing was set
-            return gr.skip()
+            return unchanged()
         try:
             asked = self._parts.form.request(values)
         except RequestError:
-            return gr.skip()
+            return unchanged()
         if session in self._runs or (shown.request and shown.request.covers(asked)):
-            return gr.skip()
+            return unchanged()
         view = self._found(asked, session)
         return {self._parts.shown: view, **self._end(view, "")} if view else gr.skip()
 
@@ -457,7 +457,7 @@ class Handlers:
 
     def restore(self, values: Updates) -> Updates:
         """Set the form to what is shown; apart from showing it, as this may have to wait for the engine."""
-        return self._settings_of(values[self._parts.shown]) or gr.skip()
+        return self._settings_of(values[self._parts.shown]) or unchanged()
 
     def _settings_of(self, view: View | None) -> Updates:
         return {} if view is None or view.request is None or view.foreign else self._controls(view.request)
@@ -518,7 +518,7 @@ class Handlers:
         """A further column was chosen: it becomes a chip."""
         parts, added = self._parts, values[self._parts.further]
         if not added:
-            return gr.skip()
+            return unchanged()
         spec = catalog.model(values[parts.form.model])
         return self._chips(spec, [*(values[parts.form.precisions] or []), added])
 
@@ -567,14 +567,15 @@ def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tup
     """What the columns' chips have to be for a model, and the choice of further ones.
 
     bf16 has no chip, because it always takes part. A format by the form's recipe has one, and so has one that a recipe
-    file was made for, and whatever is chosen.
+    file was made for, a quantized checkpoint, and whatever is chosen.
 
     Args:
         chosen: columns; what this machine or the model does not have is left out.
     """
     formats = [name for name in QUANTIZED if worker.support[name].execution != "unavailable"]
     made = {file.id: file.tunings for file in recipe_files.read(spec.family)}
-    every = {c.written(""): c for c in (Column(name, by) for name in formats for by in ("", *spec.recipes))}
+    stored = [Column(one.format, one.name) for one in quantized.of_model(spec.id) if one.format in formats]
+    every = {c.written(""): c for c in (*(Column(name, by) for name in formats for by in ("", *spec.recipes)), *stored)}
     wanted = [column for column in chosen if column in every]
 
     def choices(shown: Callable[[str, Column], bool]) -> list[tuple[str, str]]:
@@ -582,7 +583,8 @@ def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tup
         return [(words.compare.chip(c, worker.support[c.format].execution), written) for written, c in some.items()]
 
     def has_chip(written: str, column: Column) -> bool:
-        return not column.recipe or written in wanted or column.format in made.get(column.recipe, ())
+        made_for = column in stored or column.format in made.get(column.recipe, ())
+        return not column.recipe or written in wanted or made_for
 
     def further(written: str, column: Column) -> bool:
         # A file's recipe leaves other formats to the model's first, which those that name none can have.

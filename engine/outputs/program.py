@@ -8,6 +8,7 @@ so."""
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from engine import catalog
@@ -17,6 +18,7 @@ from engine.formats import FORMATS, FP8, INT8, MXFP8, NVFP4, REFERENCE
 from engine.quantization import recipes
 from engine.quantization.recipe_files import Tuning, in_words
 from engine.request import CompareRequest
+from engine.weights.checkpoint import parts
 
 _IMPORTS = {
     FP8.id: (
@@ -74,7 +76,7 @@ def quantize_int8(module):
     module.weight = torch.nn.Parameter(codes, requires_grad=False)
     module.register_buffer("weight_scale", scale)"""
 """What engine/quantization/int8.py does; torchao's INT8 is another arithmetic."""
-_CONTIGUOUS = """pipe.transformer.register_forward_pre_hook(  # the latents are a view that torchao's quantizers refuse
+CONTIGUOUS = """pipe.transformer.register_forward_pre_hook(  # the latents are a view that torchao's quantizers refuse
     lambda module, args, kwargs: (args, kwargs | {"hidden_states": kwargs["hidden_states"].contiguous()}),
     with_kwargs=True,
 )
@@ -94,12 +96,12 @@ def code(request: CompareRequest, column: str, execution: str) -> str:
     spec = catalog.model(request.model)
     asked = request.column(column)
     precision, recipe = asked.format, recipes.recipe(spec.family, asked.recipe or request.recipe)
-    parts = [_head(spec, asked, execution, recipe), _load(spec)]
-    if precision != REFERENCE:
-        parts += [chooser(recipe, precision), _quantize(precision, _others(recipe, precision))]
+    blocks = [_head(spec, asked, execution, recipe), _load(spec, recipe)]
+    if precision != REFERENCE and recipe.held is None:
+        blocks += [chooser(recipe, precision), _quantize(precision, _others(recipe, precision))]
     steps = recipe.weight_only_steps(precision)
-    parts += [_prepare(spec), *([_switch(steps, request.num_inference_steps)] if any(steps) else [])]
-    return "\n\n".join([*parts, _call(spec, request, any(steps)), _save(spec, request, column)]) + "\n"
+    blocks += [_prepare(spec), *([switch(steps, request.num_inference_steps)] if any(steps) else [])]
+    return "\n\n".join([*blocks, _call(spec, request, any(steps)), _save(spec, request, column)]) + "\n"
 
 
 def chooser(recipe: recipes.Recipe, precision: str) -> str:
@@ -142,7 +144,8 @@ def _tuple(name: str, comment: str, values: tuple[Any, ...]) -> str:
 def _head(spec: ModelSpec, column: Column, execution: str, recipe: recipes.Recipe) -> str:
     precision = column.format
     own = dict.fromkeys(line for name in (precision, *_others(recipe, precision)) for line in _IMPORTS.get(name, ()))
-    needs = ["torch", "diffusers", "transformers", *(["torchao"] if own else [])]
+    needs = ["torch", "diffusers", "transformers", *(["torchao"] if own or recipe.held else [])]
+    own = {} if recipe.held else own
     said = [f"# {spec.name} in {column.written(spec.recipes[0])}, as Twinframe runs it. Needs {', '.join(needs)}."]
     if execution != "native" and FORMATS[precision].hardware:
         said += [
@@ -151,7 +154,9 @@ def _head(spec: ModelSpec, column: Column, execution: str, recipe: recipes.Recip
         ]
     tuning = recipe.tunings.get(precision, Tuning())
     remedied = (tuning.searched, tuning.low_rank, tuning.calibrated, tuning.rotation, tuning.four_over_six)
-    if any(remedied):
+    if recipe.held is not None:
+        said += [f"# {line}" for line in beyond_diffusers(set(recipe.held.layers.values()), tuning)]
+    elif any(remedied):
         said += [
             "# Twinframe also searches block scales of NVFP4 weights, calibrates weights, rotates inputs and adds",
             "# low-rank branches where its recipe says so, which this program does not: it is further from bf16.",
@@ -159,10 +164,32 @@ def _head(spec: ModelSpec, column: Column, execution: str, recipe: recipes.Recip
     if any(recipe.weight_only_steps(precision)):
         own["from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor"] = None
     video = ("from diffusers.utils import encode_video",) if spec.modality == "video" else ()
-    return "\n".join([*said, "import torch", f"from diffusers import {spec.pipeline}", *video, *own])
+    classes = f"{_denoiser(spec)}, {spec.pipeline}" if recipe.held else spec.pipeline
+    return "\n".join([*said, "import torch", f"from diffusers import {classes}", *video, *own])
 
 
-def _load(spec: ModelSpec) -> str:
+def beyond_diffusers(formats: Collection[str], tuning: Tuning) -> list[str]:
+    """What plain diffusers does not do with a stored checkpoint that the engine does, in sentences, of which it is the
+    subject; weight-only steps can be added to it (`switch`)."""
+    said = []
+    if INT8.id in formats:
+        said += [
+            "It quantizes INT8 activations by torchao's arithmetic, not by Twinframe's, so its picture is another."
+        ]
+    if tuning.rotation:
+        said += ["It does not rotate the inputs of the rotated weights, so it makes noise of them: use Twinframe."]
+    if tuning.four_over_six:
+        said += ["It gives each block of activations one scale, without four over six, so its picture is another."]
+    if tuning.low_rank:
+        said += ["It does not know the low-rank branches beside the weights, so its picture is further from bf16."]
+    return said
+
+
+def _denoiser(spec: ModelSpec) -> str:
+    return parts(spec.folder)["transformer"][1]
+
+
+def _load(spec: ModelSpec, recipe: recipes.Recipe) -> str:
     if spec.bundled:
         source = f'"assets/{spec.source}"'
         where = "  # in a copy of Twinframe's repository"
@@ -173,6 +200,17 @@ def _load(spec: ModelSpec) -> str:
     lines = [
         'device = "cuda" if torch.cuda.is_available() else "cpu"',
         f"model = {source}{where}",
+    ]
+    if recipe.held is not None:
+        lines += [
+            f"transformer = {_denoiser(spec)}.from_pretrained(",
+            f'    "{recipe.held.name}",  # the quantized checkpoint\'s folder',
+            *(['    subfolder="transformer",'] if recipe.held.folder.name == "transformer" else []),
+            "    torch_dtype=torch.bfloat16,",
+            ")",
+        ]
+        options = f"transformer=transformer, {options}"
+    lines += [
         f"pipe = {spec.pipeline}.from_pretrained(",
         f"    model, {options}",
         ").to(device)",
@@ -204,13 +242,13 @@ def _prepare(spec: ModelSpec) -> str:
     dynamic = False if spec.text_padded else None
     return (
         'pipe.transformer.set_attention_backend("native")\n'
-        f"{_CONTIGUOUS if spec.modality == 'video' else ''}"
+        f"{CONTIGUOUS if spec.modality == 'video' else ''}"
         'if device == "cuda":  # Twinframe also records CUDA graphs for single pictures, which changes their speed\n'
         f"    pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic={dynamic})"
     )
 
 
-def _switch(weight_only: tuple[int, int], total: int) -> str:
+def switch(weight_only: tuple[int, int], total: int) -> str:
     """The source of what engine/quantization/remedies.py's `WeightOnlySteps` does."""
     first, last = weight_only
     return f"""linears = [module for module in pipe.transformer.modules() if isinstance(module, torch.nn.Linear)]

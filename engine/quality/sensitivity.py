@@ -112,7 +112,7 @@ class Probe:
         """`denoiser_error` and `drift` of the denoiser as it is now: root mean squares over calls and over runs.
 
         Raises:
-            UnsupportedError: one is not a number, as what the denoiser says is none.
+            UnsupportedError: one is not a number, because the denoiser's output is not.
         """
         errors, drifts = [], []
         for run in self._runs:

@@ -113,10 +113,10 @@ def support(precision: str, machine: Machine) -> Support:
     if precision != REFERENCE and machine.kind == "cuda":
         if machine.capability is None:
             reason = f"Quantized precisions run on NVIDIA GPUs and on CPUs; the {machine.name} is neither."
-            return Support(precision=precision, execution="unavailable", reason=reason, gemm="")
+            return Support(precision=precision, execution="unavailable", reason=reason, gemm="", machine=machine)
         if machine.capability < AMPERE:
             reason = f"Quantized precisions need bf16 tensor cores (compute capability 8.0); {_has(machine)}."
-            return Support(precision=precision, execution="unavailable", reason=reason, gemm="")
+            return Support(precision=precision, execution="unavailable", reason=reason, gemm="", machine=machine)
     execution, reason, gemm, fused = gates[precision](machine)
     proof = machine.proof(precision) if execution == "native" else None
     if disproved := proof is not None and bool(proof.fault):
@@ -364,22 +364,28 @@ class _NVFP4Config(AOBaseConfig):
 
 @register_quantize_module_handler(_NVFP4Config)
 def _to_nvfp4(module: nn.Linear, config: _NVFP4Config) -> nn.Linear:
-    nvfp4_tensor.per_tensor_amax_to_scale = _scale_of_activations
-    codes, block_scales, tensor_scale = config.packed or nvfp4.quantize(module.weight)
-    weight = NVFP4Tensor(
-        codes,
-        to_blocked(block_scales).view(hp_data_dims_to_swizzled_scale_dims_nvfp4(*module.weight.shape)),
-        nvfp4.BLOCK,
-        module.weight.dtype,
-        per_tensor_scale=tensor_scale,
-        is_swizzled_scales=True,
-        use_triton_kernel=config.use_triton_kernel,
-        act_quant_kwargs=QuantizeTensorToNVFP4Kwargs(
-            use_dynamic_per_tensor_scale=True, use_triton_kernel=config.use_triton_kernel, is_swizzled_scales=True
-        ),
-    )
+    weight = nvfp4_weight(config.packed or nvfp4.quantize(module.weight), config.use_triton_kernel)
     module.weight = nn.Parameter(weight, requires_grad=False)
     return module
+
+
+def nvfp4_weight(packed: nvfp4.Packed, fused_quantizer: bool) -> NVFP4Tensor:
+    """torchao's weight of codes and scales, whose activations are quantized by mslk's kernel or by plain operations."""
+    nvfp4_tensor.per_tensor_amax_to_scale = _scale_of_activations
+    codes, block_scales, tensor_scale = packed
+    shape = (codes.shape[0], 2 * codes.shape[1])
+    return NVFP4Tensor(
+        codes,
+        to_blocked(block_scales).view(hp_data_dims_to_swizzled_scale_dims_nvfp4(*shape)),
+        nvfp4.BLOCK,
+        torch.bfloat16,
+        per_tensor_scale=tensor_scale,
+        is_swizzled_scales=True,
+        use_triton_kernel=fused_quantizer,
+        act_quant_kwargs=QuantizeTensorToNVFP4Kwargs(
+            use_dynamic_per_tensor_scale=True, use_triton_kernel=fused_quantizer, is_swizzled_scales=True
+        ),
+    )
 
 
 _SCALE_OF_TENSOR = nvfp4_tensor.per_tensor_amax_to_scale

@@ -28,15 +28,16 @@ LEAST_SCALE = 2.0**-120
 """Of a row; its reciprocal is finite. A row of zeros gets it, and stays zero."""
 CUDA_ROWS = 17
 """Rows that cuBLAS's INT8 product takes at least (`torch._int_mm`)."""
-EXACT = 2**24 // LARGEST**2
-"""Products of two codes whose sum is exact in fp32 in any order: 2^24 is the first that has no odd neighbour."""
+EXACT = 2**24 // (LARGEST * (LARGEST + 1))
+"""Products of two codes, one of which may be torchao's -128, whose sum is exact in fp32 in any order: 2^24 is the first
+that has no odd neighbour."""
 
 
 class Int8Tensor(WeightTensor):
     """An INT8 weight (N, K), logically bf16, that `F.linear` multiplies with dynamically quantized activations.
 
     Attributes:
-        codes: int8 (N, K), from -127 to 127.
+        codes: int8 (N, K), from -127 to 127; torchao's, in a stored checkpoint, from -128.
         row_scales: float32 (N, 1).
         native: as of `multiply`.
     """
@@ -106,7 +107,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("twinframe::int8_multiply", mutates_args=())
 def multiply(a: Tensor, b: Tensor, native: bool = True) -> Tensor:
-    """a @ b.T of int8 (M, K) and (N, K) within -127 to 127, exact: int32 (M, N).
+    """a @ b.T of int8 (M, K) within -127 to 127 and (N, K), exact: int32 (M, N).
 
     K is below 2^17, beyond which int32 could overflow; on CUDA, K and N are multiples of 8.
 

@@ -137,11 +137,26 @@ def _recipe(file: Path, content: object) -> TunedRecipe:
         id=content["id"],
         base=recipe_named(content["base"]),
         summary=content["summary"],
-        tunings=MappingProxyType({name: _tuning(file, name, tuning) for name, tuning in tunings.items()}),
+        tunings=MappingProxyType({name: read_tuning(file, name, tuning) for name, tuning in tunings.items()}),
     )
 
 
-def _tuning(file: Path, precision: str, content: object) -> Tuning:
+def functional(tuning: Tuning) -> dict[str, object]:
+    """What of a tuning still matters once weights are stored as it made them, as a file says it."""
+    return {
+        "weight_only_steps": list(tuning.weight_only_steps),
+        "low_rank": dict(tuning.low_rank),
+        "rotation": tuning.rotation,
+        "four_over_six": tuning.four_over_six,
+    }
+
+
+def read_tuning(file: Path, precision: str, content: object) -> Tuning:
+    """What a file says of a precision.
+
+    Raises:
+        LoadError: it says what cannot be.
+    """
     if precision not in QUANTIZED:
         raise _refused(file, f"there is no quantized precision {precision!r}")
     if not isinstance(content, dict) or content.keys() - _TUNING.keys():

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from engine import quantized
 from engine.catalog import ModelSpec
 from engine.columns import POST, Column, recipe_named
 from engine.errors import LoadError, RequestError, TwinframeError, UnsupportedError
@@ -21,7 +22,9 @@ from engine.formats import FORMATS, NVFP4, REFERENCE
 from engine.machine import Support
 from engine.quantization import capability, gptq, nvfp4, recipe_files, remedies, rotation
 from engine.quantization.recipe_files import TunedRecipe, Tuning
+from engine.quantized import Quantized
 from engine.results import LayerCounts
+from engine.weights.quantized import PROVENANCE
 
 
 class PlanMismatchError(TwinframeError, RuntimeError):
@@ -48,8 +51,13 @@ class Recipe:
     tunings: Mapping[str, Tuning] = field(default_factory=lambda: MappingProxyType({}))
     """Precision -> what a recipe file changes in these rules (engine/quantization/recipe_files.py)."""
 
+    held: Quantized | None = None
+    """The checkpoint whose layers are stored as they are; no rule chooses them."""
+
     def skip(self, name: str, in_features: int, out_features: int) -> str | None:
         """Why a layer stays bf16, as a sentence; None if the recipe quantizes it."""
+        if self.held is not None:
+            return "The checkpoint keeps it in bf16."
         for pattern in self.skip_containing:
             if pattern in name:
                 return f"Its name contains {pattern}."
@@ -243,13 +251,16 @@ RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
 
 
 def recipe(family: str, recipe_id: str) -> Recipe:
-    """The recipe with this id for models of this family, by the rules above or from a recipe file.
+    """The recipe with this id for models of this family, by the rules above or from a recipe file; or of the quantized
+    checkpoint with this name, what its layers are.
 
     Raises:
         RequestError: the family has no such recipe; the sentence lists those it has.
         LoadError: its recipe file is damaged.
     """
     recipe_id = recipe_named(recipe_id)
+    if (held := quantized.named(recipe_id)) is not None:
+        return stored_recipe(held)
     if (family, recipe_id) in RECIPES:
         return RECIPES[family, recipe_id]
     files = recipe_files.read(family)
@@ -270,6 +281,17 @@ def tuned_recipe(family: str, found: TunedRecipe) -> Recipe:
     if (family, found.base) not in RECIPES:
         raise LoadError(f"The recipe {found.id!r} of {family} changes a recipe {found.base!r}, which there is not.")
     return replace(RECIPES[family, found.base], id=found.id, summary=found.summary, tunings=found.tunings)
+
+
+def stored_recipe(held: Quantized) -> Recipe:
+    """What a quantized checkpoint's layers are.
+
+    Raises:
+        LoadError: what its maker says of it cannot be.
+    """
+    said = recipe_files.read_tuning(held.folder / PROVENANCE, held.format, dict(held.tuning))
+    tunings = {held.format: replace(said, layers=held.layers)}
+    return Recipe(id=held.name, summary=held.summary, tunings=MappingProxyType(tunings), held=held)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -438,7 +460,7 @@ def _decide(name: str, in_features: int, out_features: int, recipe: Recipe, prec
     elif wanted == REFERENCE:
         why = "The recipe file keeps it in bf16."
     else:
-        reason = f"The recipe file stores it in {FORMATS[wanted].label}."
+        reason = f"The {'checkpoint' if recipe.held else 'recipe file'} stores it in {FORMATS[wanted].label}."
     if why is not None:
         return LayerPlan(**shape, precision=REFERENCE, reason=why)
     needs = FORMATS[wanted]
@@ -497,13 +519,10 @@ def quantizer(plan: Plan, support: Support) -> Callable[[str, nn.Module], None]:
 
 
 def _quantize(layer: LayerPlan, module: nn.Linear, support: Support, files: Sequence[Path]) -> None:
-    if layer.precision != support.precision and support.machine is not None:
+    if layer.precision != support.precision:
         support = capability.support(layer.precision, support.machine)
-    if layer.four_over_six and support.execution == "native":
-        raise UnsupportedError(
-            f"Four over six has no kernel for activations where {FORMATS[layer.precision].label} is native: choose a "
-            "recipe without it."
-        )
+    if layer.four_over_six:
+        require_four_over_six(layer, support)
     if layer.rotation:
         rotation.add(module, layer.rotation)
     exact = module.weight
@@ -517,6 +536,15 @@ def _quantize(layer: LayerPlan, module: nn.Linear, support: Support, files: Sequ
         module.weight.four_over_six = True
     if layer.rank and packed is not None:
         remedies.add_low_rank(module, exact.float() - nvfp4.dequantize(*packed), layer.rank)
+
+
+def require_four_over_six(layer: LayerPlan, support: Support) -> None:
+    """Raises UnsupportedError: the layer's format is native, where no kernel gives activations the better scale."""
+    if support.execution == "native":
+        raise UnsupportedError(
+            f"Four over six has no kernel for activations where {FORMATS[layer.precision].label} is native: choose a "
+            "recipe without it."
+        )
 
 
 def verify(transformer: nn.Module, plan: Plan) -> LayerCounts:

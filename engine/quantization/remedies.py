@@ -69,9 +69,13 @@ def add_low_rank(layer: nn.Linear, error: Tensor, rank: int) -> LowRankLinear:
     gram = error.t() @ error if tall else error @ error.t()
     vectors = torch.linalg.eigh(gram).eigenvectors[:, -rank:]
     up, down = (error @ vectors, vectors.t()) if tall else (vectors, vectors.t() @ error)
+    return attach_branch(layer, down.to(torch.bfloat16).contiguous(), up.to(torch.bfloat16).contiguous())
+
+
+def attach_branch(layer: nn.Linear, down: Tensor, up: Tensor) -> LowRankLinear:
+    """The same of a branch that is there already, bf16 (rank, in_features) and (out_features, rank)."""
     layer.__class__ = RotatedLowRankLinear if isinstance(layer, RotatedLinear) else LowRankLinear
-    layer.down = nn.Parameter(down.to(torch.bfloat16).contiguous(), requires_grad=False)
-    layer.up = nn.Parameter(up.to(torch.bfloat16).contiguous(), requires_grad=False)
+    layer.down, layer.up = nn.Parameter(down, requires_grad=False), nn.Parameter(up, requires_grad=False)
     return layer
 
 

@@ -61,6 +61,11 @@ class RotatedLinear(nn.Linear):
 def add(layer: nn.Linear, size: int) -> RotatedLinear:
     """Turn a bf16 layer into a `RotatedLinear` in place: whoever holds the layer, such as its parent, still does."""
     layer.weight = nn.Parameter(rotated(layer.weight, size), requires_grad=False)
+    return turn_inputs(layer, size)
+
+
+def turn_inputs(layer: nn.Linear, size: int) -> RotatedLinear:
+    """The same of a layer whose weight is rotated already."""
     layer.__class__ = RotatedLinear
     layer.rotation = size
     return layer

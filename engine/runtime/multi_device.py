@@ -23,6 +23,7 @@ from typing import TypeVar
 
 import torch
 
+from engine import quantized
 from engine.catalog import ModelSpec
 from engine.columns import Column
 from engine.compiler.compilation import EAGER, WarmUp
@@ -209,7 +210,8 @@ class Studios(_Orderly):
         ones."""
         if column.format == REFERENCE:
             return self
-        place = PRECISIONS.index(column.format) - 1 + spec.recipes.index(column.recipe)
+        stored = (checkpoint.name for checkpoint in quantized.of_model(spec.id))
+        place = PRECISIONS.index(column.format) - 1 + (*spec.recipes, *stored).index(column.recipe)
         return self._others[place % len(self._others)]
 
     def _rounds(self, spec: ModelSpec, columns: Sequence[Column]) -> list[list[Column]]:

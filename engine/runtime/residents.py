@@ -19,12 +19,17 @@ from engine.errors import UnsupportedError
 from engine.events import Tell
 from engine.formats import REFERENCE
 from engine.machine import Machine, Support
-from engine.quantization import capability, proof, recipes
+from engine.quantization import capability, proof, recipes, stored
 from engine.quantization.remedies import WeightOnlySteps
 from engine.request import CompareRequest
 from engine.results import LayerCounts
 from engine.runtime import timing
 from engine.weights import host_memory, loading, residency, schedulers
+
+OTHER_WEIGHTS = (
+    "It was quantized from other bf16 weights than the reference's, so what differs is not quantization's alone."
+)
+"""What to know of such a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ class Holdings:
         """GB and seconds of a part's last way from there to the device."""
 
     def _cold(self, key: residency.Key) -> None:
-        """A part has moved or is gone: what was warm by its addresses is not any more."""
+        """A part has moved or is gone. Graphs that were recorded with its addresses are of no use now."""
 
     def rendition(self, spec: ModelSpec, column: Column, tell: Tell) -> Rendition:
         """The model as one column, on the device: loaded and quantized on first use, then kept there or in host
@@ -146,19 +151,21 @@ class Holdings:
             tell(events.Downloading(spec.name, done, total))
 
         shared = self.shared(spec, told)
-        transformer = loading.load_transformer(
-            spec, self.device, self.source, place=recipes.quantizer(plan, self.support[column.format]), told=told
-        )
+        support = self._support_of(plan)
+        transformer = stored.denoiser(spec, plan, self.support[column.format], self.device, self.source, told)
+        held = plan.recipe.held
+        if held is not None and held.source not in ("", loading.fingerprint(spec, self.source)):
+            support = replace(support, reason=f"{support.reason} {OTHER_WEIGHTS}")
         pipeline = loading.assemble(spec, shared, transformer)
-        stored = timing.weight_bytes(transformer) / timing.GB
-        self._shelf.put(key, stored)
+        gigabytes = timing.weight_bytes(transformer) / timing.GB
+        self._shelf.put(key, gigabytes)
         return Rendition(
             column=column,
             pipeline=pipeline,
-            support=self._support_of(plan),
+            support=support,
             layers=recipes.verify(pipeline.transformer, plan),
             weights=timing.weight_bytes(*_modules(pipeline.components)) / timing.GB,
-            transformer=stored,
+            transformer=gigabytes,
             blocks=compilation.Blocks(pipeline.transformer),
             weight_only_steps=plan.recipe.weight_only_steps(column.format),
         )
@@ -229,7 +236,7 @@ class Holdings:
         key = move.key
         if self._shelf.place(key) == residency.GONE:
             return  # it went with what it shared
-        if key in self._renditions:  # CUDA graphs refer to addresses, so what was warm is not any more
+        if key in self._renditions:  # recorded graphs refer to addresses
             self._renditions[key].blocks.forget()
         if move.to == residency.GONE:
             self._forget(key)

@@ -64,6 +64,18 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def named_folder(text: str) -> tuple[str, Path]:
+    """NAME=DIR of a quantized checkpoint.
+
+    Raises:
+        ArgumentTypeError: it is not of that form.
+    """
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR, as in mine=out/nvfp4")
+    return name, Path(folder)
+
+
 def add_source(parser: argparse.ArgumentParser) -> None:
     """The arguments of `Source.create`: where weights come from."""
     parser.add_argument(

@@ -30,7 +30,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from engine import events, logs
+from engine import events, logs, quantized
 from engine.errors import CancelledRun, FaultError, TwinframeError
 from engine.events import Stop, Tell
 from engine.leaving import HUNG
@@ -143,7 +143,7 @@ class Process:
         Raises:
             LoadError, RequestError: they want what cannot be.
         """
-        source = Source.create(args.weights, args.random_weights, args.offline, args.models)
+        source = Source.create(args.weights, args.random_weights, args.offline, args.models, args.quantized)
         return cls(args.device, source, filtered=Filter.from_environment(os.environ, command_line.is_public(args)))
 
     @property
@@ -478,6 +478,8 @@ def serve(connection: Connection, make: Callable[..., Device], *args: object) ->
 def _device(name: str | None, source: Source, filtered: Filter) -> Device:
     from engine.runtime import device as here
 
+    for checkpoint in source.quantized:  # columns name them here too
+        quantized.give(checkpoint)
     device = here.Device(name, source, filtered)
     if device.machine.kind == "cpu":
         os.nice(NICE)

@@ -128,13 +128,14 @@ def run(args: argparse.Namespace) -> int:
         RequestError: the list cannot be read.
         LoadError: the weights cannot be where the arguments say.
     """
+    from engine.weights.source import Source
+
+    source = Source.create(args.weights, args.random_weights, args.offline, args.models, args.quantized)
     wanted = recordings.read_list(args.rehearse)
     logging.getLogger("engine").setLevel(logging.WARNING)  # what goes well is in the table
     from engine.serving import worker as queue
     from engine.serving.process import Process
-    from engine.weights.source import Source
 
-    source = Source.create(args.weights, args.random_weights, args.offline, args.models)
     device, door = Process(args.device, source), Door(Limits.from_environment(os.environ))
     with closing(queue.Worker(args.models, device, door)) as worker:
         acts = rehearse(

@@ -11,9 +11,10 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from engine import catalog
@@ -23,6 +24,8 @@ from engine.errors import LoadError
 RESTORE = "restore it, for example with git checkout"
 """What to do about a bundled file that is bad."""
 SAVE_AGAIN = "save the model again with diffusers' save_pretrained"
+QUANTIZE_AGAIN = "copy the folder again, or write it anew with python -m engine quantize"
+"""What to do about a quantized checkpoint's file that is bad."""
 FLOATS: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types of stored weights that are read as they are: safetensors' name -> torch's."""
 FP8: Mapping[str, str] = {"F8_E4M3": "fp8 (e4m3)", "F8_E5M2": "fp8 (e5m2)"}
@@ -41,6 +44,21 @@ _QUANTIZED = re.compile(
     r"|\.(quant_state|weight_format)(\.|$)"
 )
 """Names of what other tools store beside quantized weights."""
+TORCHAO = "torchao"
+"""How diffusers names torchao as a method of quantization."""
+_METHODS: Mapping[str, str] = {
+    "modelopt": "NVIDIA ModelOpt",
+    "bitsandbytes": "bitsandbytes",
+    "gguf": "GGUF",
+    "quanto": "Quanto",
+    "nunchaku_lite": "Nunchaku",
+    "compressed-tensors": "compressed-tensors (vLLM)",
+    "auto-round": "AutoRound",
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+    "sdnq": "SDNQ",
+}
+"""Other methods of quantization, as configurations name them and as people do."""
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 _VARIANTS = ("", "bf16", "fp32", "fp16")
 """The nearer to what is computed with, the earlier it is taken."""
@@ -74,6 +92,19 @@ class Stored:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A weight as torchao takes it apart for safetensors (`flatten_tensor_state_dict`): plain tensors, and in the
+    file's metadata what they are."""
+
+    kind: str
+    """Class of the tensor, such as "NVFP4Tensor"."""
+    attributes: Mapping[str, Any]
+    """What is no tensor of it, as JSON says it."""
+    parts: Mapping[str, str]
+    """Name of a part, such as "qdata" -> name of the tensor in the files."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Component:
     """The weights of one part of a pipeline."""
 
@@ -84,6 +115,11 @@ class Component:
     """By name, those that hold no weights left out."""
     scales: Mapping[str, str]
     """Name of an fp8 weight -> name of the tensor that it is multiplied with."""
+    packed: Mapping[str, Packed] = field(default_factory=lambda: MappingProxyType({}))
+    """Name of a weight that torchao quantized -> what is in the files in its place. `tensors` has it in its logical
+    shape, its kind in the place of a type; its parts are in `parts`."""
+    parts: Mapping[str, Stored] = field(default_factory=lambda: MappingProxyType({}))
+    """What the packed weights are made of, by its name in the files."""
 
     @property
     def stored_as(self) -> tuple[str, ...]:
@@ -194,7 +230,7 @@ def require_fit(folder: Path, remedy: str, *specs: ModelSpec) -> None:
 
 
 def foreign_config(config: Mapping[str, object], file: Path) -> str | None:
-    """The quantization that a configuration names; None without any.
+    """The quantization that a configuration names, "fp8" or "torchao"; None without any.
 
     Raises:
         LoadError: it is one that is not understood here.
@@ -202,12 +238,16 @@ def foreign_config(config: Mapping[str, object], file: Path) -> str | None:
     found = config.get("quantization_config")
     if found is None:
         return None
-    method = found.get("quant_method") if isinstance(found, dict) else None
-    if method == "fp8":
-        return "fp8"
+    found = found if isinstance(found, dict) else {}
+    method = found.get("quant_method")
+    if method in ("fp8", TORCHAO):
+        return method
+    method = "modelopt" if method is None and isinstance(found.get("producer"), dict) else method
+    said = _METHODS.get(method, method) if isinstance(method, str) else "a method without a name"
+    kind = next((found[key] for key in ("quant_algo", "quant_type") if isinstance(found.get(key), str)), "")
     raise LoadError(
-        f"{file} says that the weights are quantized by {method or 'a method without a name'}: give the model in bf16, "
-        "float16 or float32, which Twinframe quantizes itself."
+        f"{file} says that the weights are quantized by {said}{kind and f' ({kind})'}: give the model in bf16, float16 "
+        "or float32, which Twinframe quantizes itself, or a denoiser that diffusers saved with torchao."
     )
 
 
@@ -215,19 +255,27 @@ def foreign_config(config: Mapping[str, object], file: Path) -> str | None:
 # Weights
 
 
-def component(folder: Path, library: str, remedy: str) -> Component:
+def component(folder: Path, library: str, remedy: str, quantized: bool = False) -> Component:
     """What the weights' files of a component hold.
 
     A component may be one file or several with an index, each also as a variant (`.fp16`), as diffusers and
     transformers save them. Where a whole file and an index lie side by side, diffusers takes the index and transformers
     the file; an index without its files is left over.
 
+    Args:
+        quantized: it is one that torchao quantized, as diffusers saves it.
+
     Raises:
         LoadError: a file is missing, damaged or in a layout that is not read here, or the index names other tensors
             than the files hold.
     """
     config = read_json(folder / "config.json", remedy)
-    quantized = foreign_config(config, folder / "config.json")
+    method = foreign_config(config, folder / "config.json")
+    if method == TORCHAO and not quantized:
+        raise LoadError(
+            f"{folder} holds weights that are quantized already, by torchao: give the model in bf16, and compare the "
+            f"folder with it as a column of its format, such as nvfp4@{folder}."
+        )
     if (folder / "adapter_config.json").is_file():
         raise LoadError(f"{folder} holds an adapter (adapter_config.json): fuse or unload it, and {SAVE_AGAIN}.")
     variant, index, files = _files(folder, library, remedy)
@@ -239,12 +287,67 @@ def component(folder: Path, library: str, remedy: str) -> Component:
             tensors[name] = stored
     if index is not None:
         _check_index(index, tensors, remedy)
+    packed = _packed(files, tensors, remedy) if quantized else {}
+    parts = {part: tensors.pop(part) for one in packed.values() for part in one.parts.values()}
     _check_names(tensors)
     tensors = {name: stored for name, stored in tensors.items() if not _UNUSED_SCALES.search(name)}
     scales = _scales(tensors)
-    if quantized and not scales:
+    if method == "fp8" and not scales:
         raise LoadError(f"{folder / 'config.json'} names fp8 scales, but no weight has one: {SAVE_AGAIN} in bf16.")
-    return Component(folder=folder, variant=variant, tensors=tensors, scales=scales)
+    tensors |= {name: _logical(one, parts) for name, one in packed.items()}
+    return Component(folder=folder, variant=variant, tensors=tensors, scales=scales, packed=packed, parts=parts)
+
+
+def _packed(files: Sequence[Path], tensors: Mapping[str, Stored], remedy: str) -> dict[str, Packed]:
+    """The weights that torchao took apart, as the files' metadata describe them.
+
+    `tensor_names` lists the weights, and under the name of each its kind, its attributes and its parts are told. The
+    parts of `a.weight` are called `a._weight_qdata` and so on.
+
+    Raises:
+        LoadError: the metadata is damaged, or a part is missing.
+    """
+    packed: dict[str, Packed] = {}
+    for file in files:
+        said = metadata(file, remedy)
+        try:
+            for name in json.loads(said.get("tensor_names", "[]")):
+                told = json.loads(said[name])
+                if told["_type"] == "Tensor":
+                    continue
+                module, _, weight = name.rpartition(".")
+                names = {part: f"{module}._{weight}_{part}" for part in map(str, told["_tensor_data_names"])}
+                packed[name] = Packed(kind=str(told["_type"]), attributes=dict(told["_data"]), parts=names)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise LoadError(f"The metadata of {file} is not torchao's: {remedy}.") from error
+    for name, one in packed.items():
+        if "qdata" not in one.parts or len(set(one.parts.values())) < len(one.parts):
+            raise LoadError(f"The metadata of {files[0]} names no codes of {name}: {remedy}.")
+        for part in one.parts.values():
+            if part not in tensors:
+                raise LoadError(f"{files[0].parent} lacks {part}, a part of {name}: {remedy}.")
+    return packed
+
+
+def _logical(packed: Packed, parts: Mapping[str, Stored]) -> Stored:
+    """A packed weight in the shape that its model knows: two codes of four bits lie in a byte."""
+    codes = parts[packed.parts["qdata"]]
+    shape = (*codes.shape[:-1], 2 * codes.shape[-1]) if codes.dtype == "U8" and codes.shape else codes.shape
+    return Stored(file=codes.file, dtype=packed.kind, shape=shape)
+
+
+def metadata(file: Path, remedy: str) -> dict[str, str]:
+    """What a safetensors file says besides its tensors.
+
+    Raises:
+        LoadError: it is missing or damaged.
+    """
+    header(file, remedy)  # so that its length is one
+    with file.open("rb") as stream:
+        found = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]).decode()).get("__metadata__")
+    if not isinstance(found, dict | None) or not all(isinstance(value, str) for value in (found or {}).values()):
+        raise LoadError(f"The weights file {file} is damaged: {remedy}.")
+    return found or {}
 
 
 def header(file: Path, remedy: str) -> dict[str, Stored]:

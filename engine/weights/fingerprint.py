@@ -14,6 +14,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.quantized import Quantized
+
 if TYPE_CHECKING:
     from engine.quantization.recipes import Recipe
 
@@ -41,7 +43,8 @@ def of_folder(folder: Path) -> str:
 
 
 def of_recipe(recipe: Recipe) -> str:
-    """Of a recipe: its rules, what its file says, and the calibrated weights beside that; not what it is called."""
+    """Of a recipe: its rules, what its file says, and the calibrated weights beside that, or a checkpoint's files; not
+    what it is called."""
     return _digest([json.dumps(recipe, default=_plain, sort_keys=True).encode()])
 
 
@@ -56,6 +59,8 @@ def _plain(value: object) -> object:
     """What JSON does not know, in what it knows."""
     if isinstance(value, Path):
         return _digest(_contents([value], value.parent))
+    if isinstance(value, Quantized):
+        return _digest(_contents(value.files, value.folder))
     if isinstance(value, Mapping):
         return dict(value)
     if not is_dataclass(value):

@@ -37,6 +37,9 @@ Told = Callable[[int, int], None]
 """Called with bytes downloaded and bytes in all."""
 Read = Callable[[str, Tensor], Tensor]
 """Called with a tensor's name and an empty one of its shape; gives its values on the device."""
+Unpack = Callable[[str, checkpoint.Packed, Mapping[str, Tensor]], Tensor]
+"""Called with the name of a weight that torchao took apart, what its file says of it, and its parts on the device;
+gives the weight."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
 _checked: dict[Path, tuple[tuple[object, ...], str]] = {}
@@ -132,6 +135,32 @@ def load_transformer(
             found = checkpoint.component(folder / "transformer", "diffusers", chosen.remedy)
             read = _reader(hollow, found, device, opened)
         transformer = _fill(hollow, device, read, place, stored=chosen is not None)
+    return _to_be_called(transformer)
+
+
+def load_quantized(
+    spec: ModelSpec, folder: Path, device: torch.device, unpack: Unpack, place: Place | None = None
+) -> nn.Module:
+    """A denoiser of the model that is stored quantized, on `device`; no bf16 weight of a quantized layer is made.
+
+    Args:
+        folder: the denoiser's own.
+        place: as of `load_transformer`.
+
+    Raises:
+        LoadError: it is another model's, or a file of it is missing, damaged or cut short.
+    """
+    remedy = checkpoint.QUANTIZE_AGAIN
+    with ExitStack() as opened:
+        hollow = _of_config(transformer_class(spec), folder / "config.json", remedy)
+        _require_config(spec, hollow)
+        found = checkpoint.component(folder, "diffusers", remedy, quantized=True)
+        checkpoint.require_shapes(found, _wanted(hollow, found))
+        transformer = _fill(hollow, device, _reader(hollow, found, device, opened, unpack), place, stored=True)
+    return _to_be_called(transformer)
+
+
+def _to_be_called(transformer: nn.Module) -> nn.Module:
     transformer.set_attention_backend("native")
     # LTX-2's pipeline may hand over latents as a transposed view, which torchao's microscaling quantizers refuse.
     transformer.register_forward_pre_hook(_contiguous, with_kwargs=True)
@@ -194,6 +223,18 @@ def described(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
     if chosen is not None and source.folder is not None:
         return f"the local folder {chosen.folder.name}{stored}"
     return f"{spec.source} at revision {spec.revision}{stored}"
+
+
+def folder(spec: ModelSpec, source: Source = BUNDLED_OR_HUB, told: Told | None = None) -> Path:
+    """The model's checked folder on this machine, fetched if need be.
+
+    Raises:
+        LoadError: it cannot be had, or a file of it is bad; or its weights are random.
+    """
+    chosen = _checkpoint(spec, source, told)
+    if chosen is None:
+        raise LoadError("Random weights lie in no folder: leave out --random-weights.")
+    return chosen.folder
 
 
 def stored_as(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
@@ -372,15 +413,21 @@ def _hollow(spec: ModelSpec, part: str, folder: Path, chosen: Checkpoint | None 
     """
     library, kind = checkpoint.parts(folder)[part]
     cls, file = _class(library, kind), folder / part / "config.json"
-    config = checkpoint.read_json(file, chosen.remedy if chosen else checkpoint.RESTORE)
+    remedy = chosen.remedy if chosen else checkpoint.RESTORE
+    if library != "transformers":
+        return _of_config(cls, file, remedy, _overrides(spec, part, chosen))
+    checkpoint.read_json(file, remedy)
     with init_empty_weights(include_buffers=False):
-        if library != "transformers":
-            config = {key: value for key, value in config.items() if key != "quantization_config"}
-            with _made_of(file):
-                return cls.from_config(config | _overrides(spec, part, chosen))
         module = cls(cls.config_class.from_pretrained(folder / part))
     module.tie_weights()  # making parameters empty made two of each tied one
     return module
+
+
+def _of_config(cls: type[ModelMixin], file: Path, remedy: str, overrides: Mapping[str, Any] | None = None) -> nn.Module:
+    """A diffusers class made of its configuration, hollow as of `_hollow`."""
+    config = {key: value for key, value in checkpoint.read_json(file, remedy).items() if key != "quantization_config"}
+    with init_empty_weights(include_buffers=False), _made_of(file):
+        return cls.from_config({**config, **(overrides or {})})
 
 
 @contextmanager
@@ -436,7 +483,9 @@ def _fill(module: nn.Module, device: torch.device, read: Read, place: Place | No
                 continue
             made = tied.get(id(empty))
             if made is None:
-                made = nn.Parameter(read(f"{prefix}{key}", empty).to(torch.bfloat16), requires_grad=False)
+                made = read(f"{prefix}{key}", empty)
+                made = made if made.dtype == torch.bfloat16 else made.to(torch.bfloat16)  # not asked of a packed one
+                made = nn.Parameter(made, requires_grad=False)
             if times[id(empty)] > 1:
                 tied[id(empty)] = made
             child._parameters[key] = made
@@ -450,7 +499,9 @@ def _fill(module: nn.Module, device: torch.device, read: Read, place: Place | No
     return module
 
 
-def _reader(module: nn.Module, found: Component, device: torch.device, opened: ExitStack) -> Read:
+def _reader(
+    module: nn.Module, found: Component, device: torch.device, opened: ExitStack, unpack: Unpack | None = None
+) -> Read:
     """Reads a component's tensors by name from its files, straight to the device, as bf16.
 
     An fp8 weight is multiplied by its scale in fp32. What is not finite in bf16 is refused, as it would spread to every
@@ -460,7 +511,7 @@ def _reader(module: nn.Module, found: Component, device: torch.device, opened: E
     names = _names(module, found)
 
     def get(name: str) -> Tensor:
-        file = found.tensors[name].file
+        file = (found.parts if name in found.parts else found.tensors)[name].file
         try:
             if file not in handles:
                 handles[file] = opened.enter_context(safe_open(file, framework="pt", device=str(device)))
@@ -473,6 +524,8 @@ def _reader(module: nn.Module, found: Component, device: torch.device, opened: E
         if name not in found.tensors:
             raise LoadError(f"{found.folder} lacks {name}: copy the folder again, or {checkpoint.SAVE_AGAIN}.")
         checkpoint.require_shape(name, found.tensors[name], empty.shape)
+        if name in found.packed and unpack is not None:
+            return unpack(name, found.packed[name], {part: get(at) for part, at in found.packed[name].parts.items()})
         value = get(name)
         if name in found.scales:
             value = _scaled(value, get(found.scales[name]), found, name)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from engine import catalog
 from engine.errors import LoadError
-from engine.weights import checkpoint
+from engine.quantized import Quantized
+from engine.weights import checkpoint, quantized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,9 @@ class Source:
     asked: tuple[str, ...] = ()
     """Ids of the models that are asked for: a checkpoint that is one of them is not meant for the others."""
 
+    quantized: tuple[Quantized, ...] = ()
+    """Denoisers that columns may name, for a process that has to be told (engine/serving/process.py)."""
+
     @property
     def remedy(self) -> str:
         """What to do about a bad file of the folder."""
@@ -37,23 +41,27 @@ class Source:
         random: bool = False,
         offline: bool = False,
         asked: Sequence[str] = (),
+        stored: Sequence[tuple[str, Path]] = (),
     ) -> Source:
         """From a command line; without a folder $TWINFRAME_WEIGHTS decides.
 
         Args:
             asked: ids of the models that are asked for.
+            stored: names and folders of quantized checkpoints, which columns may name from now on.
 
         Raises:
-            LoadError: the folder is not there, is neither a checkpoint nor a folder of some, or holds none of the
-                models that are asked for, as far as its JSON files and the headers of its weights tell.
-            RequestError: no such model.
+            LoadError: a quantized checkpoint is none, as far as its JSON files and the headers of its weights tell; or
+                the folder is not there, is neither a checkpoint nor a folder of some, or holds none of the models that
+                are asked for.
+            RequestError: no such model, or a checkpoint may not have its name.
         """
+        given = tuple(quantized.give(place, name) for name, place in stored)
         said = "--weights" if folder else "TWINFRAME_WEIGHTS"
         folder = folder or os.environ.get("TWINFRAME_WEIGHTS") or None
         if random and folder:
             raise LoadError(f"Weights come from {folder} or at random: choose one of {said} and --random-weights.")
         if folder is None:
-            return cls(random=random, offline=offline)
+            return cls(random=random, offline=offline, quantized=given)
         folder = Path(folder)
         if not folder.is_dir():
             raise LoadError(f"There is no folder {folder}: give {said} a checkpoint's folder.")
@@ -66,7 +74,7 @@ class Source:
                 f"{folder} is not a checkpoint: it has no model_index.json, nor has any folder in it; give {said} a "
                 "folder as diffusers saves it."
             )
-        source = cls(folder=folder, offline=offline, asked=tuple(asked))
+        source = cls(folder=folder, offline=offline, asked=tuple(asked), quantized=given)
         source._require_any(folder)
         return source
 

@@ -25,7 +25,9 @@ class StandIn:
         if name == "stillborn":
             os._exit(3)
         self.machine = Machine(name=f"stand-in {os.getpid()}", kind="cpu")
-        self.support = {p: Support(precision=p, execution="native", reason="", gemm="") for p in PRECISIONS}
+        self.support = {
+            p: Support(precision=p, execution="native", reason="", gemm="", machine=self.machine) for p in PRECISIONS
+        }
         self._prepared = []
 
     def compare(self, request, out, tell, stop):

@@ -102,7 +102,7 @@ PASCAL = (6, 1)
 
 
 @pytest.mark.parametrize(
-    ("modules", "capability", "system", "words"),
+    ("modules", "version", "system", "words"),
     [
         ({}, (9, 0), "Linux", None),
         ({"triton": None, "triton.compiler": None}, (9, 0), "Windows", "pip install triton-windows"),
@@ -111,14 +111,14 @@ PASCAL = (6, 1)
         ({}, PASCAL, "Linux", "7.0, this GPU has 6.1"),
     ],
 )
-def test_without_triton_a_gpu_says_that_nothing_is_compiled(monkeypatch, modules, capability, system, words):
+def test_without_triton_a_gpu_says_that_nothing_is_compiled(monkeypatch, modules, version, system, words):
     if words is None or "triton" in words:
         pytest.importorskip("triton", reason="Triton is for Linux only")
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(capability.platform, "system", lambda: system)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: version)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
     machine = detect("cuda")
     if words is None:
