@@ -388,6 +388,15 @@ class Handlers:
         if len(kept) > KEPT:
             kept.pop(next(iter(kept)))
 
+    def machine(self) -> object:
+        """The header, with what the machine is and runs by now; as it was while nobody can say."""
+        try:
+            machine, support = self._worker.machine, self._worker.support
+            found = self._worker.examine()
+        except TwinframeError:
+            return gr.skip()
+        return cards.header(words.compare.machine(machine.name, support), machine.note, found)
+
     def open_page(self, values: Updates, http: gr.Request) -> Updates:
         """The page was opened: set the form, and show the recording, as the address says, and start nothing."""
         return self._opened(http.query_params, values, http.session_hash)

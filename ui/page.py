@@ -143,7 +143,7 @@ def build_page(
     handlers = Handlers(worker, shelf, models, bundles, pool)
     first = handlers.first_view()
     with gr.Blocks(title=words.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
-        gr.HTML(
+        header = gr.HTML(
             cards.header(words.compare.machine(worker.machine.name, worker.support), worker.machine.note),
             js_on_load=cards.THEME_JS,
             apply_default_css=False,
@@ -186,6 +186,8 @@ def build_page(
             apply_default_css=False,
             elem_id="tf-warming",
         )
+        # Later than the page: which models there is memory for takes a moment to find out.
+        demo.load(handlers.machine, None, header, queue=False, **PRIVATE)
         handlers.attach(parts)
         _wire(demo, parts, handlers)
         for tab in tabs.children:

@@ -367,6 +367,15 @@ class Plan:
         """The layers to quantize."""
         return frozenset(layer.name for layer in self.layers if layer.quantized)
 
+    @property
+    def shapes(self) -> dict[str, frozenset[tuple[int, int]]]:
+        """Formats -> input and output features of the layers to be stored in them."""
+        quantized = [layer for layer in self.layers if layer.quantized]
+        return {
+            name: frozenset((layer.in_features, layer.out_features) for layer in quantized if layer.precision == name)
+            for name in sorted({layer.precision for layer in quantized})
+        }
+
     def to_json(self) -> dict[str, Any]:
         """The command line's `inspect` object (assets/docs/cli.md)."""
         counts = self.counts
