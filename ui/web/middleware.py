@@ -279,7 +279,7 @@ def _headed(scope: Scope, send: Send, pictures: Sequence[str], scripts: Sequence
         if packs and body:
             body = gzip.compress(body, 5)
             kept += [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
-        await send(began | {"headers": [*kept, (b"content-length", str(len(body)).encode())]})
+        await send({**began, "headers": [*kept, (b"content-length", str(len(body)).encode())]})
         await send({"type": "http.response.body", "body": body})
 
     return whole
