@@ -163,17 +163,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     if not can_be_written(folder.parent):
         raise OutputError(f"Cannot write into {folder.parent}: choose another folder.")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        with tentative(folder.parent):
+    with tentative(folder.parent):
+        try:
             partial.mkdir(parents=True)
             yield partial
             partial.rename(folder)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(f"Cannot write {folder}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(f"Cannot write {folder}: {error.strerror or error}.") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def claim(folder: Path) -> int | None:

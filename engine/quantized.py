@@ -90,7 +90,7 @@ def check_name(name: str) -> str:
 def name_for(folder: Path) -> str:
     """A free name for a folder, after its own."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).strip("-._")[:32] or "checkpoint"
-    taken = {found.name for found in _given.values() if found.folder != folder}
+    taken = {found.name for found in _given.values() if found.folder not in (folder, folder / "transformer")}
     for number in range(1, len(taken) + 3):
         name = plain if number == 1 else f"{plain}-{number}"
         try:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 import gradio as gr
 from gradio.components import Component
 
-from engine import catalog, events
+from engine import catalog, events, quantized
 from engine.columns import Column
 from engine.errors import RequestError, TwinframeError
 from engine.formats import QUANTIZED, REFERENCE
@@ -388,6 +388,15 @@ class Handlers:
         if len(kept) > KEPT:
             kept.pop(next(iter(kept)))
 
+    def machine(self) -> object:
+        """The header, with what the machine is and runs by now; as it was while nobody can say."""
+        try:
+            machine, support = self._worker.machine, self._worker.support
+            found = self._worker.examine()
+        except TwinframeError:
+            return gr.skip()
+        return cards.header(words.compare.machine(machine.name, support), machine.note, found)
+
     def open_page(self, values: Updates, http: gr.Request) -> Updates:
         """The page was opened: set the form, and show the recording, as the address says, and start nothing."""
         return self._opened(http.query_params, values, http.session_hash)
@@ -558,14 +567,15 @@ def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tup
     """What the columns' chips have to be for a model, and the choice of further ones.
 
     bf16 has no chip, because it always takes part. A format by the form's recipe has one, and so has one that a recipe
-    file was made for, and whatever is chosen.
+    file was made for, a quantized checkpoint, and whatever is chosen.
 
     Args:
         chosen: columns; what this machine or the model does not have is left out.
     """
     formats = [name for name in QUANTIZED if worker.support[name].execution != "unavailable"]
     made = {file.id: file.tunings for file in recipe_files.read(spec.family)}
-    every = {c.written(""): c for c in (Column(name, by) for name in formats for by in ("", *spec.recipes))}
+    stored = [Column(one.format, one.name) for one in quantized.of_model(spec.id) if one.format in formats]
+    every = {c.written(""): c for c in (*(Column(name, by) for name in formats for by in ("", *spec.recipes)), *stored)}
     wanted = [column for column in chosen if column in every]
 
     def choices(shown: Callable[[str, Column], bool]) -> list[tuple[str, str]]:
@@ -573,7 +583,8 @@ def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tup
         return [(words.compare.chip(c, worker.support[c.format].execution), written) for written, c in some.items()]
 
     def has_chip(written: str, column: Column) -> bool:
-        return not column.recipe or written in wanted or column.format in made.get(column.recipe, ())
+        made_for = column in stored or column.format in made.get(column.recipe, ())
+        return not column.recipe or written in wanted or made_for
 
     def further(written: str, column: Column) -> bool:
         # A file's recipe leaves other formats to the model's first, which those that name none can have.

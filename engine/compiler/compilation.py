@@ -91,7 +91,7 @@ class Done:
 def mode(batch_size: int, support: Support, device: torch.device) -> str:
     """How the blocks run: a CUDA graph pays where launching kernels takes a good part of a step, at one picture or
     clip."""
-    if device.type != "cuda" or (support.machine and support.machine.no_compile):
+    if device.type != "cuda" or support.machine.no_compile:
         return EAGER
     recorded = support.execution == "native" and batch_size == 1 and not support.no_graph
     return GRAPHS if recorded else DEFAULT

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from engine import catalog, reference
 from engine.formats import REFERENCE
-from engine.machine import Support
+from engine.machine import FINE, Finding, Support
 from engine.outputs.pool import Seen
 from engine.request import CompareRequest
 from engine.results import Generation, Ruler
@@ -29,7 +29,8 @@ THEME_JS = """
 const paint = (dark) => document.body.classList.toggle('dark', dark);
 const kept = localStorage.getItem('twinframe-theme');
 if (kept) paint(kept === 'dark');
-element.querySelector('button').addEventListener('click', () => {
+element.addEventListener('click', (event) => {
+  if (!event.target.closest('.tf-theme')) return;
   const dark = !document.body.classList.contains('dark');
   paint(dark);
   localStorage.setItem('twinframe-theme', dark ? 'dark' : 'light');
@@ -47,19 +48,36 @@ def link(file: str | Path) -> str:
     return f"gradio_api/file={quote(str(file), safe='/')}"
 
 
-def header(machine: str, note: str = "") -> str:
+def header(machine: str, note: str = "", findings: Sequence[Finding] = ()) -> str:
     """
     Args:
         machine: the device, and what it does natively.
         note: what to know of it before anything else, empty if nothing.
+        findings: all that was found out of it, which the device's name opens; without any it opens nothing.
     """
     said = f'<p class="tf-note" role="note">{escape(note)}</p>' if note else ""
+    device = escape(machine)
+    if findings:
+        device = (
+            f'<button type="button" popovertarget="tf-doctor" title="{words.compare.MACHINE_HINT}">{device}</button>'
+            f'<span id="tf-doctor" popover role="group" aria-label="{words.compare.MACHINE}">'
+            f"{''.join(map(_finding, findings))}</span>"
+        )
     return (
         f'<header class="tf-header"><h1>{words.TITLE}</h1><p class="tf-tagline">{words.TAGLINE}</p>'
-        f'<p class="tf-machine">{escape(machine)}</p>'
+        f'<div class="tf-machine">{device}</div>'
         f'<button type="button" class="tf-theme" aria-label="{words.compare.THEME_TOGGLE}"'
         f' title="{words.compare.THEME_TOGGLE}">'
         f"</button>{said}</header>"
+    )
+
+
+def _finding(found: Finding) -> str:
+    do = f" <em>{escape(found.do)}</em>" if found.do and found.severity != FINE else ""
+    mark = words.compare.SEVERITIES[found.severity]
+    return (
+        f'<span class="tf-finding" data-severity="{found.severity}"><b>{escape(found.topic)}</b>'
+        f'<span><i title="{mark}">{mark}</i> {escape(found.said)}{do}</span></span>'
     )
 
 
@@ -218,9 +236,10 @@ def _origin(view: View) -> str:
     download = ""
     if view.folder is not None and view.comparison is not None:
         table = f"data:text/csv;charset=utf-8,{quote(view.comparison.to_csv())}"
+        name = words.post.file_name(asked)
         download = (
-            f' · <a href="{link(view.folder / "comparison.json")}" download>comparison.json</a>'
-            f' · <a href="{table}" download="comparison.csv">CSV</a>'
+            f' · <a href="{link(view.folder / "comparison.json")}" download="{name}.json">comparison.json</a>'
+            f' · <a href="{table}" download="{name}.csv">CSV</a>{_post(view)}'
         )
     copy = (
         f' · <button type="button" class="tf-copy" data-copy="{escape(links.query(asked))}"'
@@ -230,6 +249,27 @@ def _origin(view: View) -> str:
         f'<p class="tf-origin">{badge}<q>{escape(asked.prompt)}</q>'
         f" {escape(words.compare.settings(asked, model))} · {where}"
         f'<span class="tf-links">{download}{copy}</span></p>'
+    )
+
+
+def _post(view: View) -> str:
+    """The button that makes one file to post; ui/static/post.js draws it from what is told here. Empty until something
+    is finished."""
+    asked, made = view.asked, view.comparison
+    if made is None:
+        return ""
+    told = {
+        "prompt": asked.prompt,
+        "verdict": view.headline,
+        "columns": words.post.columns(made),
+        "settings": words.compare.settings(asked, catalog.model(asked.model).name),
+        "query": links.query(asked),
+        "file": words.post.file_name(asked),
+    }
+    return (
+        f' · <button type="button" class="tf-copy tf-post" data-post="{escape(json.dumps(told))}"'
+        f' data-making="{words.post.MAKING}" data-failed="{words.post.FAILED}"'
+        f' title="{words.post.POST_HINT}">{words.post.POST}</button>'
     )
 
 
@@ -302,27 +342,27 @@ def _shape(asked: CompareRequest) -> str:
 def _card(view: View, card: Card) -> str:
     asked, made = view.asked, card.generation
     if made is None:
-        title = _title(asked, card.column, "")
+        title = _title(asked, card.column, None)
         return f'<figure class="tf-card">{_blank(asked, card)}<figcaption>{title}</figcaption></figure>'
     return (
-        f'<figure class="tf-card">{_pictures(asked, made)}<figcaption>{_title(asked, made.column, made.execution)}'
+        f'<figure class="tf-card">{_pictures(asked, made)}<figcaption>{_title(asked, made.column, made)}'
         f"{_numbers(view, made)}{_downloads(view, made)}</figcaption></figure>"
     )
 
 
-def _title(asked: CompareRequest, column: str, execution: str) -> str:
+def _title(asked: CompareRequest, column: str, made: Generation | None) -> str:
     role = '<span class="tf-role">the reference</span>' if column == REFERENCE else ""
-    badge = _badge(execution, execution) if execution else ""
+    badge = _badge(made.execution, made.execution, why=made.disproof) if made else ""
     said = escape(words.explain.column(asked.column(column)))
     name = _asked(escape(words.name(asked, column)))
     return f'<div class="tf-title"><h2 data-why title="{said}">{name}</h2>{role}{badge}</div>'
 
 
-def _badge(kind: str, text: str, style: str = "") -> str:
-    """A badge that says what it means where it is hovered, pressed or focused."""
+def _badge(kind: str, text: str, style: str = "", why: str = "") -> str:
+    """A badge that says what it means, or why it is there, where it is hovered, pressed or focused."""
     return (
         f'<button type="button" class="{f"tf-badge {style}".rstrip()}"'
-        f' title="{escape(words.explain.BADGES[kind])}" data-why>{escape(text)}</button>'
+        f' title="{escape(why or words.explain.BADGES[kind])}" data-why>{escape(text)}</button>'
     )
 
 
@@ -379,11 +419,12 @@ def _numbers(view: View, made: Generation) -> str:
     else:
         why = "previews" if view.asked.previews else "shared" if made.at_once else "compiled"
         latency = _absent("Latency", why, words.NOT_TIMED_SHORT) if native else ""
-        stages = f'<p class="tf-stages">{words.compare.no_latency_note(made, view.asked)}</p>'
+        stages = f'<p class="tf-stages">{escape(words.compare.no_latency_note(made, view.asked))}</p>'
     if native:
         peak = _stat("Peak memory", "peak", words.size(made.memory.peak), peak)
     else:
-        peak = _absent("Latency, peak memory", "emulated", words.NOT_COMPARABLE, wide=True)
+        why = "disproved" if made.disproof else "emulated"
+        peak = _absent("Latency, peak memory", why, words.NOT_COMPARABLE, wide=True)
     weights = _stat("Weights", "weights", words.size(made.memory.weights), weights)
     return f'<dl class="tf-stats">{latency}{peak}{weights}</dl>{stages}{_lpips(view, made)}'
 
@@ -446,8 +487,8 @@ def _ruler(value: float, ruler: Ruler | None, seen: Seen) -> str:
         f'<span class="tf-tick" style="left:{at(ruler.ceiling)}"></span>'
         f'<span class="tf-dot" style="left:{at(value)}"></span>'
         f'<span class="tf-end tf-floor">bf16 noise {words.score(ruler.floor)}</span>'
-        # Ends at its tick, but never so far left that it runs into the other label.
-        f'<span class="tf-end tf-ceiling" style="right:calc(100% - max({at(ruler.ceiling)}, 225px))">'
+        # Ends at its tick, but never so far left that it runs into the other label, nor beyond the scale.
+        f'<span class="tf-end tf-ceiling" style="right:calc(100% - max({at(ruler.ceiling)}, min(225px, 100%)))">'
         f"another seed {words.score(ruler.ceiling)}</span></div>"
         f'<p class="tf-reading">{said}</p>'
     )
@@ -457,7 +498,9 @@ def _downloads(view: View, made: Generation) -> str:
     kind = Path(made.files[0]).suffix.lstrip(".").upper()
     labels = [kind] if len(made.files) == 1 else [f"{kind} {index + 1}" for index in range(len(made.files))]
     files = " ".join(
-        f'<a href="{link(file)}" download>{label}</a>' for label, file in zip(labels, made.files, strict=True)
+        f'<a href="{link(file)}" download="{words.post.file_name(view.asked, Path(file).stem)}{Path(file).suffix}">'
+        f"{label}</a>"
+        for label, file in zip(labels, made.files, strict=True)
     )
     code = ""
     if made.column in view.programs:
@@ -509,7 +552,7 @@ def _choices(name: str, label: str, choices: Sequence[tuple[str, str]], chosen: 
 def _pair(view: View, below: Generation, above: Generation, index: int, *, hidden: bool) -> str:
     asked = view.asked
     one, other = (escape(words.name(asked, g.column)) for g in (below, above))
-    numbers = "".join(f"{_title(asked, g.column, g.execution)}{_numbers(view, g)}" for g in (below, above))
+    numbers = "".join(f"{_title(asked, g.column, g)}{_numbers(view, g)}" for g in (below, above))
     draw = _clip if _moving(asked) else _img
     layers = (
         '<div class="tf-frame tf-layers" tabindex="0" role="group"'

@@ -248,7 +248,7 @@ class BlindTest:
         if closed is None:
             return {self._parts.notice: cards.notice("")}
         trial, given, first = closed
-        if first and self._pool is not None:
+        if first and self._pool is not None and given.mode != blind.SAME:  # where both are one, no score was judged
             self._pool.add(given)
         return self._drawn(question(trial, given)) | {self._parts.score: score(sitting)}
 
@@ -347,7 +347,7 @@ def _figure(trial: blind.Trial, letter: str, file: Path, told: bool) -> str:
         content = f'<img src="{cards.link(file)}" alt="{label}" {shape}>'
     name = ""
     if told:
-        bf16 = (trial.answer if letter == "X" else letter) == trial.bf16
+        bf16 = (trial.answer if letter == "X" else letter) in trial.bf16
         shown = words.NAMES[REFERENCE] if bf16 else words.of_column(Column(pair.precision, pair.recipe))
         name = f' <span class="tf-badge">{escape(shown)}</span>'
     return (
@@ -383,9 +383,16 @@ def score(sitting: blind.Sitting) -> str:
         f' aria-label="{words.blind.SCORE}"><table class="tf-figures"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
         f'<p class="tf-small">{words.blind.STATISTICS}{skipped}</p>'
-        f'<p class="tf-downloads">Download {_download("json", "application/json", exported(sitting))}'
+        f'<p class="tf-downloads"><button type="button" class="tf-copy" title="{words.blind.SHARE_HINT}"'
+        f' data-copy-text="{escape(words.blind.shared(tallies, _model))}"'
+        f' data-copy-tab="blind-test">{words.blind.SHARE}</button>'
+        f" Download {_download('json', 'application/json', exported(sitting))}"
         f" {_download('csv', 'text/csv', table(sitting))}</p>"
     )
+
+
+def _model(model: str) -> str:
+    return catalog.model(model).name
 
 
 def _row(tally: blind.Tally, several: bool) -> str:

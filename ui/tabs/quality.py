@@ -217,11 +217,20 @@ def _section(found: Mapping[str, Any], models: Sequence[str]) -> str:
     searched = {row["precision"] for row in frontier}
     points = [*frontier, *(row for row in ablation if row["precision"] not in searched)]
     parts = [
-        _part(words.quality.FRONTIER, name, words.quality.FRONTIER_NOTE, _frontier(points, ruler)) if frontier else "",
-        _part(words.quality.ABLATION, name, words.quality.ABLATION_NOTE, _scores(ablation)) if ablation else "",
-        _part(words.quality.REMEDIES, name, words.quality.REMEDIES_NOTE, _remedies(remedies)) if remedies else "",
+        _part(words.quality.FRONTIER, name, words.quality.FRONTIER_NOTE, _frontier(points, ruler, name))
+        if frontier
+        else "",
+        _part(
+            words.quality.ABLATION,
+            name,
+            words.quality.ABLATION_NOTE,
+            _scores(ablation, f"{words.quality.ABLATION}, {name}"),
+        )
+        if ablation
+        else "",
+        _part(words.quality.REMEDIES, name, words.quality.REMEDIES_NOTE, _remedies(remedies, name)) if remedies else "",
         _distributions(list(told.values()), ruler, name),
-        _part(words.quality.WORST, name, words.quality.WORST_NOTE, _worst(model, found, models))
+        _part(words.quality.WORST, name, words.quality.WORST_NOTE, _worst(model, found, models, name))
         if found.get("worst")
         else "",
         f'<p class="tf-small tf-elsewhere">{words.quality.SENSITIVITY_ELSEWHERE}</p>'
@@ -283,7 +292,7 @@ def _each(row: Row) -> Sequence[float]:
 # The frontier
 
 
-def _frontier(rows: Sequence[Row], ruler: Mapping[str, Score]) -> str:
+def _frontier(rows: Sequence[Row], ruler: Mapping[str, Score], name: str) -> str:
     floor = (ruler["floor"]["mean"], words.quality.FLOOR) if "floor" in ruler else None
     plots = plot(words.quality.BY_BYTES, [_point(row, row["weight_bytes"] / 1e6) for row in rows], floor)
     if timed := [row for row in rows if row.get("gemm_time_of_bf16")]:
@@ -296,7 +305,7 @@ def _frontier(rows: Sequence[Row], ruler: Mapping[str, Score]) -> str:
         keys += f"<span>{words.quality.FLOOR_KEY}</span>"
     return (
         f'<p class="tf-keys">{keys}<span>{words.quality.OFFERED_KEY}</span></p><div class="tf-two">{plots}</div>'
-        f"<details><summary>{words.quality.every_point(len(rows))}</summary>{_scores(rows)}</details>"
+        f"<details><summary>{words.quality.every_point(len(rows))}</summary>{_scores(rows, name)}</details>"
     )
 
 
@@ -316,7 +325,7 @@ def _point(row: Row, x: float) -> Point:
 # Tables
 
 
-def _scores(rows: Sequence[Row]) -> str:
+def _scores(rows: Sequence[Row], of: str) -> str:
     """A recipe a row; a column that no row fills is left out."""
     columns = [
         ((words.quality.RECIPE_COLUMN, None), lambda row: _word(" + ".join([_name(row), *row.get("parts", ())]))),
@@ -328,10 +337,10 @@ def _scores(rows: Sequence[Row]) -> str:
         ((words.quality.OVER_SEED, ""), lambda row: _optional(row, "bytes_over_seed_percent", words.percent)),
         ((words.quality.GEMMS, "", "gemms"), lambda row: _optional(row, "gemm_time_of_bf16", "{:.2f}".format)),
     ]
-    return _filled(columns, rows, words.quality.SCORES)
+    return _filled(columns, rows, f"{words.quality.SCORES}: {of}")
 
 
-def _remedies(rows: Sequence[Row]) -> str:
+def _remedies(rows: Sequence[Row], name: str) -> str:
     columns = [
         ((words.quality.REMEDY, None), lambda row: _word(row["name"])),
         ((words.quality.WHAT, None), lambda row: _word(row["what"]) if row.get("what") else ""),
@@ -341,7 +350,7 @@ def _remedies(rows: Sequence[Row]) -> str:
         ((words.quality.GEMMS, "", "gemms"), lambda row: _optional(row, "added_gemm_time_percent", words.percent)),
         ((words.quality.BASIS, None), lambda row: _word(row["basis"]) if row.get("basis") else ""),
     ]
-    return _filled(columns, rows, words.quality.REMEDIES)
+    return _filled(columns, rows, f"{words.quality.REMEDIES}: {name}")
 
 
 def _lpips(score: Callable[[Row], Score | None]) -> list[Column]:
@@ -410,7 +419,7 @@ def _distributions(rows: Sequence[Row], ruler: Mapping[str, Score], name: str) -
     return _part(words.quality.DISTRIBUTIONS, name, note, f'<div class="tf-spread">{lines}</div>')
 
 
-def _worst(model: str, found: Mapping[str, Any], models: Sequence[str]) -> str:
+def _worst(model: str, found: Mapping[str, Any], models: Sequence[str], name: str) -> str:
     rows = "".join(
         f'<tr><td>{words.score(row["lpips"])}</td><td class="tf-word">{words.NAMES[row["precision"]]}</td>'
         f'<td class="tf-word">{escape(words.RECIPES.get(recipe_named(row["recipe"]), row["recipe"]))}</td>'
@@ -423,7 +432,7 @@ def _worst(model: str, found: Mapping[str, Any], models: Sequence[str]) -> str:
         (words.quality.RECIPE_COLUMN, None),
         (words.compare.PROMPT_LABEL, None),
     ]
-    return table(heads, rows, words.quality.WORST)
+    return table(heads, rows, f"{words.quality.WORST}: {name}")
 
 
 def _opens(model: str, settings: Row, row: Row, models: Sequence[str]) -> str:

@@ -52,6 +52,8 @@ WHY = {
     "time it.",
     "emulated": "This machine has no tensor cores or CPU instructions for the format: the same arithmetic runs on "
     "others, so picture, LPIPS and weight bytes are the format's, speed and peak memory are not.",
+    "disproved": "This machine has the format, but its own products of it are not right, so the same arithmetic runs "
+    "on others: picture, LPIPS and weight bytes are the format's, speed and peak memory are not.",
     "stages": "The latency by stage, in seconds: encoding the prompt, all denoising steps, and the VAE's decoding.",
     "lpips": "How far a picture is from bf16's, by AlexNet at full resolution, on the tensors: 0 is equal. "
     "The scale runs from bf16's own noise to bf16 with another seed.",
