@@ -28,7 +28,7 @@ from engine.leaving import leave
 from engine.request import CompareRequest
 from engine.results import Comparison, Metrics
 from engine.serving.command_line import Parser, add_engine, add_source
-from engine.weights import quantized
+from engine.weights import torchao_layout
 from engine.weights.source import Source
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _with_folder(written: str) -> str:
     form, by, folder = written.partition("@")
     if not by or not (Path(folder).is_dir() or set(folder) & {"/", os.sep}):
         return written
-    return f"{form}@{quantized.give(Path(folder)).name}"
+    return f"{form}@{torchao_layout.give(Path(folder)).name}"
 
 
 def _source(args: argparse.Namespace, *models: str) -> Source:
@@ -405,7 +405,7 @@ def _quantize(args: argparse.Namespace) -> None:
     spec = catalog.model(args.model)
     column = Column.parse(args.column, spec, spec.recipes[0])
     source, device = _source(args, args.model), _one_device(args)
-    from engine.outputs.quantized import write
+    from engine.outputs.export import write
     from engine.quantization import capability
 
     written = write(spec, column, capability.device_named(device), source, args.out)

@@ -1,8 +1,8 @@
 """Quantized checkpoints that this process was given, by the short names under which columns name them (`nvfp4@NAME`).
 
 Whoever starts the process gives folders: the command line by what follows an @, app.py by `--quantized NAME=DIR`. Page
-and API know names alone, so that no visitor can have a path looked at. Reads no file: engine/weights/quantized.py does.
-Imports no torch.
+and API know names alone, so that no visitor can have a path looked at. Reads no file: engine/weights/torchao_layout.py
+does. Imports no torch.
 """
 
 from __future__ import annotations

@@ -57,13 +57,13 @@ def theme() -> gr.themes.Base:
     )
 
 
-def meta(origin: str, pictures: Sequence[str]) -> str:
-    """What the page's head holds before any script: what a link to it shows elsewhere, and the pictures of the first
-    screen, which so come while the scripts are read.
+def meta(origin: str, pictures: Sequence[str], scripts: Sequence[str]) -> str:
+    """What the page's head holds before any script: what a link to it shows elsewhere, and the scripts and pictures of
+    the first screen, which so come all at once.
 
     Args:
         origin: the page's own address, without a slash at the end.
-        pictures: addresses relative to the page.
+        pictures, scripts: addresses relative to the page.
     """
     told = {
         "title": words.TITLE,
@@ -73,6 +73,7 @@ def meta(origin: str, pictures: Sequence[str]) -> str:
     }
     tags = "".join(f'<meta property="og:{name}" content="{escape(said)}">' for name, said in told.items())
     loads = "".join(f'<link rel="preload" as="image" href="{escape(file)}">' for file in pictures)
+    loads += "".join(f'<link rel="modulepreload" href="{escape(file)}">' for file in scripts)
     return f'{tags}<meta name="twitter:card" content="summary_large_image">{loads}'
 
 

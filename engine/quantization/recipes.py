@@ -24,7 +24,7 @@ from engine.quantization import capability, gptq, nvfp4, recipe_files, remedies,
 from engine.quantization.recipe_files import TunedRecipe, Tuning
 from engine.quantized import Quantized
 from engine.results import LayerCounts
-from engine.weights.quantized import PROVENANCE
+from engine.weights.torchao_layout import PROVENANCE
 
 
 class PlanMismatchError(TwinframeError, RuntimeError):

@@ -2,7 +2,7 @@
 
 torchao's classes are what plain diffusers reads and runs; the engine runs its own where a format is emulated. Between
 the two nothing is rounded: codes and scales are the same bits, in another order. Which layouts are taken is
-engine/weights/quantized.py's; knows no recipe's rules.
+engine/weights/torchao_layout.py's; knows no recipe's rules.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from engine.quantization.recipes import LayerPlan, Plan
 from engine.quantized import Quantized
 from engine.weights import loading
 from engine.weights.checkpoint import QUANTIZE_AGAIN, Packed
-from engine.weights.quantized import BRANCHES, KINDS
 from engine.weights.source import Source
+from engine.weights.torchao_layout import BRANCHES, KINDS
 
 _NAN = 0x7F
 """Bits of e4m3's NaN without its sign."""
@@ -89,7 +89,7 @@ def read(packed: Packed, parts: Mapping[str, Tensor], support: Support, where: s
     """A stored weight as what runs here.
 
     Args:
-        packed, parts: of a layout that `weights.quantized.read` takes.
+        packed, parts: of a layout that `weights.torchao_layout.read` takes.
         support: how its format runs.
         where: the weight and its folder, for a message.
 

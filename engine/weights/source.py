@@ -10,7 +10,7 @@ from pathlib import Path
 from engine import catalog
 from engine.errors import LoadError
 from engine.quantized import Quantized
-from engine.weights import checkpoint, quantized
+from engine.weights import checkpoint, torchao_layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Source:
                 are asked for.
             RequestError: no such model, or a checkpoint may not have its name.
         """
-        given = tuple(quantized.give(place, name) for name, place in stored)
+        given = tuple(torchao_layout.give(place, name) for name, place in stored)
         said = "--weights" if folder else "TWINFRAME_WEIGHTS"
         folder = folder or os.environ.get("TWINFRAME_WEIGHTS") or None
         if random and folder:

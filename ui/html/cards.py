@@ -253,12 +253,15 @@ def _origin(view: View) -> str:
 
 
 def _post(view: View) -> str:
-    """The button that makes one file to post; ui/static/post.js draws it from what is told here."""
-    asked = view.request
+    """The button that makes one file to post; ui/static/post.js draws it from what is told here. Empty until something
+    is finished."""
+    asked, made = view.asked, view.comparison
+    if made is None:
+        return ""
     told = {
         "prompt": asked.prompt,
         "verdict": view.headline,
-        "columns": words.post.columns(view.comparison),
+        "columns": words.post.columns(made),
         "settings": words.compare.settings(asked, catalog.model(asked.model).name),
         "query": links.query(asked),
         "file": words.post.file_name(asked),
@@ -495,7 +498,7 @@ def _downloads(view: View, made: Generation) -> str:
     kind = Path(made.files[0]).suffix.lstrip(".").upper()
     labels = [kind] if len(made.files) == 1 else [f"{kind} {index + 1}" for index in range(len(made.files))]
     files = " ".join(
-        f'<a href="{link(file)}" download="{words.post.file_name(view.request, Path(file).stem)}{Path(file).suffix}">'
+        f'<a href="{link(file)}" download="{words.post.file_name(view.asked, Path(file).stem)}{Path(file).suffix}">'
         f"{label}</a>"
         for label, file in zip(labels, made.files, strict=True)
     )

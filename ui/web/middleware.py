@@ -13,6 +13,7 @@ import logging
 import re
 import secrets
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ VOCABULARY = "/vocabulary"
 PREVIEW = catalog.ASSETS / "screenshots" / "first-1440-dark.png"
 GRADIOS = re.compile(rb'<meta\s+(property="og:|name="twitter:)[^>]*>')
 """What Gradio's own page says of itself elsewhere."""
+SCRIPT = re.compile(r"/assets/[\w.-]+\.js")
+LEARN_SECONDS = 6.0
+"""After the first page was asked for: what it needs at first."""
+MOST = 100
+"""Scripts that are named, at most."""
 HOST = re.compile(r"[\w.-]+(:\d+)?|\[[\da-fA-F:.]+\](:\d+)?")
 GONE = re.compile(r"/gone/(\w{1,64})")
 """Where a page that goes says which run it leaves."""
@@ -152,6 +158,9 @@ class _Gate:
         self, app: ASGIApp, doors: Doors, worker: Worker, gone: Callable[[str], None], pictures: Sequence[str]
     ):
         self._pictures = pictures
+        self._scripts: dict[str, None] = {}
+        """In the order in which the first page asked for them."""
+        self._learnt_until: float | None = None
         self._app, self._doors, self._worker, self._gone = app, doors, worker, gone
         self._headers = [(name.encode(), value.encode()) for name, value in doors.headers().items()]
         self._own: dict[str, Callable[[Scope], tuple[int, str, bytes]]] = {
@@ -183,7 +192,8 @@ class _Gate:
 
         content = await _body(receive)
         page = path == "/" and scope["method"] == "GET"
-        sent = _headed(scope, guarded, self._pictures) if page else guarded
+        sent = _headed(scope, guarded, self._pictures, tuple(self._scripts)) if page else guarded
+        self._learn(path, page)
         if own := self._own.get(path):
             await _answer(guarded, *await to_thread.run_sync(own, scope))
         elif scope["method"] == "POST" and (named := GONE.fullmatch(path)):
@@ -211,6 +221,15 @@ class _Gate:
                 else:
                     await _refuse(guarded, 500, "The app failed on this request: its log says more.")
 
+    def _learn(self, path: str, page: bool) -> None:
+        """Which scripts a page loads one after another: those after the first name them, so that they come at once.
+        Their names are Gradio's and change with its version."""
+        now = time.monotonic()
+        if page and self._learnt_until is None:
+            self._learnt_until = now + LEARN_SECONDS
+        elif self._learnt_until and now < self._learnt_until and SCRIPT.fullmatch(path) and len(self._scripts) < MOST:
+            self._scripts[path.lstrip("/")] = None
+
     def _health(self, scope: Scope) -> tuple[int, str, bytes]:
         health = self._worker.health()
         body = json.dumps({"status": health.status, "queue": health.queue})
@@ -236,13 +255,13 @@ def _preview(scope: Scope) -> tuple[int, str, bytes]:
     return 200, "image/png", PREVIEW.read_bytes()
 
 
-def _headed(scope: Scope, send: Send, pictures: Sequence[str]) -> Send:
+def _headed(scope: Scope, send: Send, pictures: Sequence[str], scripts: Sequence[str]) -> Send:
     """Sends the page with what its head holds before any script, compressed where the browser takes that."""
     host = _header(scope, b"host")
     scheme = _header(scope, b"x-forwarded-proto").partition(",")[0].strip() or scope["scheme"]
     known = HOST.fullmatch(host) and scheme in ("http", "https")
     origin = f"{scheme}://{host}{scope.get('root_path', '').rstrip('/')}" if known else ""
-    meta = style.meta(origin, pictures if not scope["query_string"] else ())
+    meta = style.meta(origin, pictures if not scope["query_string"] else (), scripts)
     packs = "gzip" in _header(scope, b"accept-encoding")
     began: Message = {}
     parts: list[bytes] = []
@@ -260,7 +279,7 @@ def _headed(scope: Scope, send: Send, pictures: Sequence[str]) -> Send:
         if packs and body:
             body = gzip.compress(body, 5)
             kept += [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
-        await send(began | {"headers": [*kept, (b"content-length", str(len(body)).encode())]})
+        await send({**began, "headers": [*kept, (b"content-length", str(len(body)).encode())]})
         await send({"type": "http.response.body", "body": body})
 
     return whole

@@ -8,10 +8,11 @@ from engine.columns import POST, Column
 from engine.outputs.blind import Given, Tally
 from ui.words.common import of_column, score
 
-TITLE = "Which one is bf16?"
+TITLE = "Can you tell?"
 NOTE = (
     "Two from the same noise, one in bf16 and one quantized, in an order that only the server knows until you answer. "
-    "In ABX a third, X, is one of the two again: here the question is whether any difference can be seen at all. "
+    "Whether any difference can be seen at all is asked in two ways: both may be one and the same, or, in ABX, a "
+    "third, X, is one of the two again. "
     "Recorded pairs are shown nowhere else on this page; fresh ones nobody has seen before. Clips are silent."
 )
 POOLED = "This server keeps each answer with its LPIPS, and nothing about you."

@@ -109,9 +109,9 @@ SOURCES = {"measured": "measured", "quoted": "quoted"}
 QUOTED_BADGE = "quoted: NVIDIA B200, PyTorch post, not measured here"
 
 
-def of_column(column: Column) -> str:
-    """A column for people: "NVFP4", or with its recipe where that is not the post's, "NVFP4 Tuned"."""
-    return NAMES[column.format] if column.recipe in ("", POST) else of_pair(column)
+def of_column(column: Column, first: str = POST) -> str:
+    """A column for people: "NVFP4", or with its recipe where that is not the first of its model, "NVFP4 Tuned"."""
+    return NAMES[column.format] if column.recipe in ("", first) else of_pair(column)
 
 
 def of_pair(column: Column) -> str:
@@ -121,7 +121,7 @@ def of_pair(column: Column) -> str:
 
 def name(asked: CompareRequest, column: str) -> str:
     """One of a request's columns for people."""
-    return of_column(asked.column(column))
+    return of_column(asked.column(column), catalog.model(asked.model).recipes[0])
 
 
 def thing(asked: CompareRequest) -> str:

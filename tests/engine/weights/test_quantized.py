@@ -28,8 +28,8 @@ from engine.catalog import MINI_FLUX, MINI_QWEN
 from engine.columns import POST, Column
 from engine.errors import LoadError, OutputError, RequestError
 from engine.machine import Machine
+from engine.outputs import export as writing
 from engine.outputs import program
-from engine.outputs import quantized as writing
 from engine.quantization import capability, recipe_files, recipes, stored
 from engine.quantization.recipe_files import Tuning
 from engine.quantization.remedies import WeightOnlySteps
@@ -37,7 +37,7 @@ from engine.request import CompareRequest
 from engine.runtime import pipeline
 from engine.runtime.residents import OTHER_WEIGHTS, Holdings
 from engine.weights import loading
-from engine.weights import quantized as reading
+from engine.weights import torchao_layout as reading
 from engine.weights.source import BUNDLED_OR_HUB
 from tests.support import commands
 
@@ -165,7 +165,7 @@ from torchao.prototype.mx_formats.mx_tensor import MXTensor
 from torchao.quantization.quantize_.common import KernelPreference
 
 
-def row_wise(a, b, scale_a, scale_b, bias=None, out_dtype=None, use_fast_accum=False):
+def row_wise(a, b, scale_a, scale_b, bias=None, out_dtype=None, **_):
     # PyTorch's CPU multiplies FP8 with one scale a tensor alone; this is what its GPU product computes.
     result = (a.float() @ b.float()) * scale_a * scale_b
     return (result if bias is None else result + bias).to(out_dtype)

@@ -2,7 +2,7 @@
 
 The denoiser is stored as its layers are quantized, in torchao's layout for the hardware that runs the format natively.
 Everything else is the source's own, as hard links where the disk allows it. Beside it lies where it comes from
-(engine/weights/quantized.py), and a model card. The folder is whole or not there.
+(engine/weights/torchao_layout.py), and a model card. The folder is whole or not there.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from engine.quantization import capability, recipe_files, recipes, stored
 from engine.quantization.recipe_files import Tuning
 from engine.quantization.recipes import Plan
 from engine.weights import checkpoint, fingerprint, loading
-from engine.weights.quantized import BRANCHES, PROVENANCE
 from engine.weights.source import Source
+from engine.weights.torchao_layout import BRANCHES, PROVENANCE
 
 SHARD_BYTES = 5e9
 """Of one file of the denoiser at most, unless a single layer is larger; the hub takes up to 50 GB, diffusers' own
