@@ -89,7 +89,7 @@ def provide_user() -> None:
     try:
         getpass.getuser()
     except (KeyError, OSError, ImportError):
-        os.environ["LOGNAME"] = f"user-{os.getuid()}"
+        os.environ["LOGNAME"] = f"user-{os.getuid()}" if hasattr(os, "getuid") else "user"
     try:
         home = Path.home()
     except RuntimeError:

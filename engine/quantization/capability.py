@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import subprocess
 from collections.abc import Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -237,6 +239,10 @@ def _cpu_name() -> str:
             key, _, value = line.partition(":")
             if key.strip() == "model name" and value.strip():
                 return " ".join(value.split())
+    if platform.system() == "Darwin":  # whose processor is "arm" otherwise
+        with suppress(OSError, subprocess.SubprocessError):
+            ask = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     return platform.processor() or platform.machine() or "CPU"
 
 

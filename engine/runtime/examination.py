@@ -5,6 +5,7 @@ Runs nothing and loads no weights: what is told of native products is what was f
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -43,6 +44,9 @@ def _device(machine: Machine) -> Iterator[Finding]:
     if machine.note and machine.kind == "cpu":
         said, _, do = machine.note.partition(": ")
         yield Finding(topic="GPU", severity=FAULT, said=f"{said.rstrip('.')}.", do=f"{do[:1].upper()}{do[1:]}")
+    if platform.system() == "Darwin":
+        said = "A Mac's GPU is not used: its bf16 was never compared with another's, and no format is native there."
+        yield Finding(topic="GPU", severity=LIMIT, said=said)
     if machine.kind != "cuda":
         return
     if machine.no_compile:

@@ -133,6 +133,8 @@ class Process:
         """Children in a row that did not even start."""
         self._answers: dict[tuple[object, ...], Any] = {}
         """What seldom changes, once it was asked for."""
+        self._stale: set[tuple[object, ...]] = set()
+        """Which of them may have changed."""
         self._child = _Child(*self._make, self._gone)
         atexit.register(self.close)
 
@@ -256,14 +258,21 @@ class Process:
             raise FaultError(sentence, kind="ProcessHangs") from None
 
     def _always(self, name: str, *args: object) -> Any:
-        if (name, *args) not in self._answers:
-            self._answers[name, *args] = self._ask(name, *args)
-        return self._answers[name, *args]
+        """Something that is asked once; anew where it may have changed, as soon as there is a child to ask."""
+        key = (name, *args)
+        if key not in self._answers or (key in self._stale and self.ready):
+            self._stale.discard(key)
+            try:
+                self._answers[key] = self._ask(name, *args)
+            except FaultError:
+                if key not in self._answers:
+                    raise
+                self._stale.add(key)  # what was so before is said until somebody knows better
+        return self._answers[key]
 
     def _forget_machine(self) -> None:
         """How it runs its formats may be another than before."""
-        for name in ("machine", "support", "examine"):
-            self._answers.pop((name,), None)
+        self._stale |= {("machine",), ("support",), ("examine",)}
 
     def _gone(self, child: _Child) -> None:
         """A child has ended: start the next one. On the thread that listened to it."""
@@ -481,6 +490,6 @@ def _device(name: str | None, source: Source, filtered: Filter) -> Device:
     for checkpoint in source.quantized:  # columns name them here too
         quantized.give(checkpoint)
     device = here.Device(name, source, filtered)
-    if device.machine.kind == "cpu":
+    if device.machine.kind == "cpu" and hasattr(os, "nice"):  # Windows has other priorities
         os.nice(NICE)
     return device
