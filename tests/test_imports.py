@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"torch", "torchao", "diffusers", "transformers", "lpips", "torchvision"}
 TORCH_FREE = """
-__main__ catalog columns environment errors events files formats leaving logs machine quantized reference request results
-safety vocabulary benchmark benchmark.methods benchmark.overview benchmark.plots compiler metrics metrics.ruler
+__main__ catalog columns environment errors events files formats leaving logs machine quantized reference request
+results safety vocabulary benchmark benchmark.methods benchmark.overview benchmark.plots compiler metrics metrics.ruler
 metrics.statistics outputs outputs.blind outputs.pool outputs.recordings quality quality.prompts quality.report
 quantization quantization.recipe_files quantization.roles runtime serving serving.admission serving.contracts
 serving.command_line serving.process serving.rehearse serving.telemetry serving.worker weights weights.checkpoint
