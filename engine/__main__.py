@@ -1,5 +1,5 @@
-"""The command line, `python -m engine COMMAND`: models, inspect, compare, bench, evaluate, sensitivity, tune, record,
-quantize.
+"""The command line, `python -m engine COMMAND`: models, doctor, inspect, compare, bench, evaluate, record, quantize and
+more.
 
 A user's mistake exits 2 with one sentence on stderr, a fault of ours 1 (engine/leaving.py). With `--json`, stdout holds
 one JSON object and nothing else.
@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
 
     models = commands.add_parser("models", help="what is here, and its state on this machine")
     models.set_defaults(run=_models)
+
+    doctor = commands.add_parser(
+        "doctor", help="what this machine is and runs, and what to do about what does not work"
+    )
+    doctor.set_defaults(run=_doctor)
+    doctor.add_argument("--offline", action="store_true", help="do not ask the Hugging Face hub")
+    doctor.add_argument("--device", help="torch device name (default: cuda where there is one, else cpu)")
 
     inspect = commands.add_parser("inspect", help="which layers a recipe quantizes, and why, without loading weights")
     inspect.set_defaults(run=_inspect)
@@ -141,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     add_source(models)
     for command in (compare, bench, evaluate, recordings, measure, tune, quantize):
         add_engine(command)
-    for command in (models, inspect, compare, bench, evaluate, recordings, measure, tune, quantize):
+    for command in (models, doctor, inspect, compare, bench, evaluate, recordings, measure, tune, quantize):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else")
     return parser
 
@@ -179,8 +186,12 @@ def _with_folders(written: list[str] | str | None) -> list[str] | str | None:
         LoadError: a folder is no quantized checkpoint.
     """
     if isinstance(written, list):
-        return [_with_folders(column) for column in written]
-    form, by, folder = (written or "").partition("@")
+        return [_with_folder(column) for column in written]
+    return None if written is None else _with_folder(written)
+
+
+def _with_folder(written: str) -> str:
+    form, by, folder = written.partition("@")
     if not by or not (Path(folder).is_dir() or set(folder) & {"/", os.sep}):
         return written
     return f"{form}@{torchao_layout.give(Path(folder)).name}"
@@ -233,6 +244,16 @@ def _models(args: argparse.Namespace) -> None:
     for row in rows:
         print(f"{row['id']}: {row['name']} ({row['modality']}, {row['licence']})")
         print(*(f"  {row[said]}" for said in ("summary", "licence_note", "state") if row[said]), sep="\n")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from engine.serving import doctor
+    from engine.serving.process import Process
+
+    with closing(Process(args.device)) as device:
+        found = doctor.examine(device, args.offline)
+    print(json.dumps(found, indent=1) if args.json else "\n".join(doctor.lines(found["findings"])))
+    return found["status"]
 
 
 def _state(spec: catalog.ModelSpec, source: Source, device: torch.device) -> str:
@@ -385,9 +406,9 @@ def _quantize(args: argparse.Namespace) -> None:
     column = Column.parse(args.column, spec, spec.recipes[0])
     source, device = _source(args, args.model), _one_device(args)
     from engine.outputs.export import write
-    from engine.quantization import capability as precision
+    from engine.quantization import capability
 
-    written = write(spec, column, precision.device_named(device), source, args.out)
+    written = write(spec, column, capability.device_named(device), source, args.out)
     if args.json:
         print(json.dumps(written.to_json(), indent=1))
         return
@@ -594,12 +615,12 @@ def main() -> None:
     leave(_run, logs.plain)
 
 
-def _run() -> None:
+def _run() -> int | None:
     args = _parser().parse_args()
     if hasattr(args, "precision"):
         args.precision = _with_folders(args.precision)
     with _tentative(args):
-        args.run(args)
+        return args.run(args)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,11 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class Proved:
+    """Native products were compared with the emulation: how the machine runs its formats may be another than before."""
+
+
+@dataclass(frozen=True)
 class Downloading:
     what: str
     """The model's name."""
@@ -119,6 +124,7 @@ class Cancelled:
 Event = (
     Queued
     | Loading
+    | Proved
     | Downloading
     | Preparing
     | Warming

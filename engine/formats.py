@@ -17,6 +17,11 @@ from types import MappingProxyType
 
 SCALE_TILE = (128, 4)
 """Rows and columns of a tile of scales, as Blackwell's products take them (torchao's `to_blocked`)."""
+NARROW = 2**-5
+"""The bound of products that are accumulated in floating point. The narrowest accumulator known is Hopper's for FP8:
+about 14 bits (DeepSeek-AI 2024, "DeepSeek-V3 Technical Report", 3.3.2). Simulated in float64, sums of 16,384 products
+by it, the longest in the catalog, are less than half as far away, and two swapped blocks of 16 in such a sum twice as
+far (tests/engine/quantization/test_proof.py)."""
 OUTER_BITS = 32
 """Of the fp32 scale that a row or a tensor shares."""
 
@@ -58,6 +63,8 @@ class Format:
     time: float
     """Of a matrix product on a B200 as a share of bf16's, by its published peak rates; the real ones are not known
     here, and quantizing activations takes time of its own."""
+    bound: float = 0.0
+    """How far a native product may be from the exact emulation (`engine.quantization.proof.furthest`)."""
     hardware: str = ""
     """What multiplies it natively, for a sentence; empty for the reference."""
     default: bool
@@ -94,6 +101,7 @@ FP8 = Format(
     multiple_in=16,
     multiple_out=16,
     time=1 / 2,
+    bound=NARROW,
     hardware="an Ada, Hopper or Blackwell GPU (compute capability 8.9)",
     default=False,
     colour=Colour(light="#b7791f", dark="#e0a94a"),
@@ -110,6 +118,7 @@ MXFP8 = Format(
     multiple_in=32,
     multiple_out=32,
     time=1 / 2,
+    bound=NARROW,
     hardware="a Blackwell GPU (compute capability 10.0)",
     default=True,
     colour=Colour(light="#52525b", dark="#b4b4bd"),
@@ -126,6 +135,7 @@ NVFP4 = Format(
     multiple_in=32,  # Blackwell's GEMM takes rows of 16 bytes
     multiple_out=16,
     time=1 / 4,
+    bound=NARROW,
     hardware="a Blackwell GPU (compute capability 10.0)",
     default=True,
     colour=Colour(light="#0f766e", dark="#2dd4bf"),
@@ -140,6 +150,7 @@ INT8 = Format(
     multiple_in=8,  # of cuBLAS's product
     multiple_out=8,
     time=1 / 2,
+    bound=0.0,  # sums in int32 are exact
     hardware="an NVIDIA GPU from Ampere on (compute capability 8.0), or a CPU with VNNI or AMX",
     default=False,
     colour=Colour(light="#7c3aed", dark="#a78bfa"),

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import io
 import logging
+import multiprocessing
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from engine import files, logs
 from engine.errors import FaultError, TwinframeError, fault
 
+log = logging.getLogger(__name__)
+
 MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
+HUNG = 75
+"""Exit status of the device's process where it had to end itself (`abandon`)."""
 
 
 def leave(work: Callable[[], int | None], log: Callable[[], None]) -> None:
@@ -41,6 +47,18 @@ def leave(work: Callable[[], int | None], log: Callable[[], None]) -> None:
         logging.getLogger().removeHandler(kept)
     if status:
         sys.exit(status)
+
+
+def abandon(sentence: str) -> NoReturn:
+    """End this process at once, from whichever thread: another one hangs in a driver, where no exception reaches it.
+
+    The device's process leaves it to its parent to say so, by its status.
+    """
+    log.error(sentence)
+    if multiprocessing.parent_process() is not None:
+        os._exit(HUNG)
+    _say(sentence)
+    os._exit(FAULT)
 
 
 def _status(work: Callable[[], int | None]) -> int:

@@ -9,12 +9,26 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 DRIVERS: Mapping[int, int] = MappingProxyType({11: 450, 12: 525, 13: 580})
 """Major version of CUDA -> that of the oldest NVIDIA driver on which its builds run (NVIDIA, "CUDA Compatibility")."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What came of comparing a format's native products on one device with its exact emulation
+    (engine/quantization/proof.py)."""
+
+    precision: str
+    fault: str = ""
+    """Why native products are not used, in a clause; empty where they agree."""
+    products: int = 0
+    """That were compared and agree."""
+    distance: float = 0.0
+    """The greatest, relative."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +49,12 @@ class Machine:
     """Why nothing can be compiled for a GPU, beginning with what is missing; empty where it can."""
     note: str = ""
     """What a user should know before anything else, in a sentence or two; mostly empty."""
+    proofs: tuple[Proof, ...] = field(default=(), compare=False)
+    """One a format whose native products were compared, now or before. Not part of what makes two machines alike."""
+
+    def proof(self, precision: str) -> Proof | None:
+        """None where nothing was compared."""
+        return next((proof for proof in self.proofs if proof.precision == precision), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +70,30 @@ class Support:
     """What multiplies the matrices, in words; empty when unavailable."""
     fused_quantizer: bool = False
     """NVFP4 activations are quantized by mslk's Triton kernel."""
+    disproved: bool = False
+    """It is emulated because native products were wrong, which the reason tells."""
     no_graph: str = ""
     """Why no CUDA graph may be recorded of it, in a clause; empty where one may."""
-    machine: Machine | None = None
-    """The one machine, which a recipe that mixes precisions asks for the others; None where nothing is quantized."""
+    machine: Machine
+    """The one machine, which a recipe that mixes precisions asks for the others."""
+
+
+FINE, LIMIT, FAULT = "fine", "limit", "fault"
+"""As it should be; something is not to be had here, which may be all right; something does not work that should."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that `python -m engine doctor` looked at."""
+
+    topic: str
+    """In a word or two."""
+    severity: str
+    """`FINE`, `LIMIT` or `FAULT`."""
+    said: str
+    """One sentence."""
+    do: str = ""
+    """What to do about it, in a sentence; empty for nothing."""
 
 
 def nvidia_driver(told: Path = Path("/proc/driver/nvidia/version")) -> str | None:

@@ -120,6 +120,8 @@ class Generation:
     """What really ran, as label -> words: device, GEMM, attention, compile mode, warm-up, ..."""
     metrics: Metrics | None = None
     """None for the reference itself, and until compared."""
+    disproof: str = ""
+    """Why it is emulated although the hardware has the format, in a sentence; mostly empty."""
     at_once: tuple[str, ...] = ()
     """Columns that ran at the same time, each on a device of its own, and all on one host."""
     lpips_maps: tuple[LpipsMap | None, ...] = ()
@@ -152,7 +154,9 @@ class Generation:
             ),
             "lpips_maps": [m and asdict(m) for m in self.lpips_maps],
             "ran": dict(self.ran),
-        } | ({"at_once": list(self.at_once)} if self.at_once else {})
+            **({"disproof": self.disproof} if self.disproof else {}),
+            **({"at_once": list(self.at_once)} if self.at_once else {}),
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Generation:
@@ -179,6 +183,7 @@ class Generation:
             layers=LayerCounts(**values["layers"]),
             ran=values["ran"],
             metrics=metrics,
+            disproof=values.get("disproof", ""),
             at_once=tuple(values.get("at_once", ())),
             # absent from comparisons recorded before there were maps
             lpips_maps=tuple(m and LpipsMap(**m) for m in values.get("lpips_maps", ())),

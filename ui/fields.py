@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABCMeta
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import gradio as gr
 
@@ -26,6 +27,12 @@ def _unchecked(parent: type[gr.components.Component]) -> type[gr.components.Comp
 
 
 Slider, Dropdown, Radio, CheckboxGroup = map(_unchecked, (gr.Slider, gr.Dropdown, gr.Radio, gr.CheckboxGroup))
+
+
+def unchanged() -> dict[Any, Any]:
+    """What a handler gives that changes nothing."""
+    skipped: dict[Any, Any] = gr.skip()
+    return skipped
 
 
 def fitting(model: str, values: Mapping[str, object]) -> dict[str, object]:

@@ -31,7 +31,7 @@ from engine.results import Comparison
 from engine.serving.contracts import Worker
 from ui import link, words
 from ui import view as views
-from ui.fields import FOLLOWING, columns_of, fitting
+from ui.fields import FOLLOWING, columns_of, fitting, unchanged
 from ui.html import cards
 from ui.runs import Run, Runs
 from ui.view import View
@@ -268,7 +268,7 @@ class Handlers:
                 if soon and isinstance(event, (events.Step, events.Downloading)):
                     continue
                 now = draw(self._parts, view)
-                yield {part: value for part, value in now.items() if value != sent[part]} or gr.skip()
+                yield {part: value for part, value in now.items() if value != sent[part]} or unchanged()
                 sent, sent_at = now, time.monotonic()
         return None
 
@@ -317,7 +317,7 @@ class Handlers:
     def broken(self, values: Updates, http: gr.Request) -> Updates:
         """The run ended with something nobody foresaw, or the queue is full."""
         if isinstance(self._runs.get(http.session_hash), Run):
-            return gr.skip()  # what broke was stopped before, and the next one is under way
+            return unchanged()  # what broke was stopped before, and the next one is under way
         self._runs.pop(http.session_hash, None)
         return self._net(values, words.BROKEN) or self._end(values[self._parts.shown], words.BROKEN)
 
@@ -362,13 +362,13 @@ class Handlers:
         there is nothing, the browser sees that what is shown is of something else, and says so."""
         session, shown = http.session_hash, values[self._parts.shown]
         if not values[self._parts.typed]:  # nothing was set
-            return gr.skip()
+            return unchanged()
         try:
             asked = self._parts.form.request(values)
         except RequestError:
-            return gr.skip()
+            return unchanged()
         if session in self._runs or (shown.request and shown.request.covers(asked)):
-            return gr.skip()
+            return unchanged()
         view = self._found(asked, session)
         return {self._parts.shown: view, **self._end(view, "")} if view else gr.skip()
 
@@ -387,6 +387,15 @@ class Handlers:
         kept[asked] = view
         if len(kept) > KEPT:
             kept.pop(next(iter(kept)))
+
+    def machine(self) -> object:
+        """The header, with what the machine is and runs by now; as it was while nobody can say."""
+        try:
+            machine, support = self._worker.machine, self._worker.support
+            found = self._worker.examine()
+        except TwinframeError:
+            return gr.skip()
+        return cards.header(words.compare.machine(machine.name, support), machine.note, found)
 
     def open_page(self, values: Updates, http: gr.Request) -> Updates:
         """The page was opened: set the form, and show the recording, as the address says, and start nothing."""
@@ -448,7 +457,7 @@ class Handlers:
 
     def restore(self, values: Updates) -> Updates:
         """Set the form to what is shown; apart from showing it, as this may have to wait for the engine."""
-        return self._settings_of(values[self._parts.shown]) or gr.skip()
+        return self._settings_of(values[self._parts.shown]) or unchanged()
 
     def _settings_of(self, view: View | None) -> Updates:
         return {} if view is None or view.request is None or view.foreign else self._controls(view.request)
@@ -509,7 +518,7 @@ class Handlers:
         """A further column was chosen: it becomes a chip."""
         parts, added = self._parts, values[self._parts.further]
         if not added:
-            return gr.skip()
+            return unchanged()
         spec = catalog.model(values[parts.form.model])
         return self._chips(spec, [*(values[parts.form.precisions] or []), added])
 

@@ -62,6 +62,8 @@ class Page:
     worker: Worker
     gone: Callable[[str], None]
     """Told the name of a run whose page goes."""
+    pictures: tuple[str, ...] = ()
+    """Addresses of those of the first screen, relative to the page."""
 
     def serve(
         self,
@@ -99,7 +101,7 @@ class Page:
             auth=doors.auth,
             max_threads=THREADS,
             state_session_capacity=SESSIONS,
-            app_kwargs={"middleware": [doors.middleware(self.worker, self.gone)]},
+            app_kwargs={"middleware": [doors.middleware(self.worker, self.gone, self.pictures)]},
         )
         return str(address)
 
@@ -141,7 +143,7 @@ def build_page(
     handlers = Handlers(worker, shelf, models, bundles, pool)
     first = handlers.first_view()
     with gr.Blocks(title=words.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
-        gr.HTML(
+        header = gr.HTML(
             cards.header(words.compare.machine(worker.machine.name, worker.support), worker.machine.note),
             js_on_load=cards.THEME_JS,
             apply_default_css=False,
@@ -184,6 +186,8 @@ def build_page(
             apply_default_css=False,
             elem_id="tf-warming",
         )
+        # Later than the page: which models there is memory for takes a moment to find out.
+        demo.load(handlers.machine, None, header, queue=False, **PRIVATE)
         handlers.attach(parts)
         _wire(demo, parts, handlers)
         for tab in tabs.children:
@@ -193,7 +197,8 @@ def build_page(
     for event in demo.fns.values():
         if event.api_visibility != "public":
             event.api_name = None
-    return Page(demo, shelf, worker, handlers.gone)
+    pictures = tuple(cards.link(made.files[0]) for made in first.finished)
+    return Page(demo, shelf, worker, handlers.gone, pictures)
 
 
 def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr.blocks.Block) -> Parts:
@@ -255,7 +260,11 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
     notice = gr.HTML(cards.notice(""), apply_default_css=False)
     with gr.Column(elem_id="tf-results"):
         gr.HTML(cards.stale(), apply_default_css=False)
-        headline = gr.HTML(apply_default_css=False, elem_id="tf-headline", js_on_load=cards.script("history"))
+        headline = gr.HTML(
+            apply_default_css=False,
+            elem_id="tf-headline",
+            js_on_load=f"{{\n{cards.script('history')}}}\n{{\n{cards.script('post')}}}\n",
+        )
         gr.HTML(cards.views(), js_on_load=cards.script("toolbar"), apply_default_css=False, elem_id="tf-views")
         stage = gr.HTML(apply_default_css=False, elem_id="tf-stage", js_on_load=cards.script("player"))
         pairs = gr.HTML(

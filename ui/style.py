@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import gradio as gr
 
 from engine.formats import LABELS, REFERENCE, ROWS
+from ui import words
 
 PARTS = (
     *("frame", "form", "prompt", "verdict", "views", "numbers", "pairs", "tables", "clips", "benchmarks", "answers"),
@@ -52,6 +55,26 @@ def theme() -> gr.themes.Base:
         button_primary_text_color="#ffffff",
         button_primary_text_color_dark="#042f2e",
     )
+
+
+def meta(origin: str, pictures: Sequence[str], scripts: Sequence[str]) -> str:
+    """What the page's head holds before any script: what a link to it shows elsewhere, and the scripts and pictures of
+    the first screen, which so come all at once.
+
+    Args:
+        origin: the page's own address, without a slash at the end.
+        pictures, scripts: addresses relative to the page.
+    """
+    told = {
+        "title": words.TITLE,
+        "description": words.post.DESCRIPTION,
+        "type": "website",
+        "image": f"{origin}/preview.png",
+    }
+    tags = "".join(f'<meta property="og:{name}" content="{escape(said)}">' for name, said in told.items())
+    loads = "".join(f'<link rel="preload" as="image" href="{escape(file)}">' for file in pictures)
+    loads += "".join(f'<link rel="modulepreload" href="{escape(file)}">' for file in scripts)
+    return f'{tags}<meta name="twitter:card" content="summary_large_image">{loads}'
 
 
 def head() -> str:

@@ -61,6 +61,13 @@ class View:
     """Column -> the code that makes the same without this project, once the comparison is complete."""
 
     @property
+    def asked(self) -> CompareRequest:
+        """The request of a view of something; only the welcome has none."""
+        if self.request is None:
+            raise ValueError("The welcome is no view of a request.")
+        return self.request
+
+    @property
     def finished(self) -> tuple[Generation, ...]:
         return tuple(c.generation for c in self.cards if c.generation)
 

@@ -275,12 +275,13 @@ class _Bench:
         empty = loading.empty_transformer(self.spec)
         first = {column.format: column for column in reversed(self.columns)}
         for column in self.columns:
+            plan = recipes.plan_of(empty, self.spec, column)
+            self.studio.prove(plan)
             native = self.studio.support[column.format].execution == "native"
             asked = [m for m in METHODS if m in self.settings.methods] if native else [ENGINE]
             if first[column.format] != column:
                 asked = [m for m in asked if m not in POSTS]
             groups.append([(column, method) for method in asked])
-            plan = recipes.plan_of(empty, self.spec, column)
             gigabytes[column] = plan.quantized_bytes / timing.GB
             if len({self._denoiser(column, method) for method in asked}) > 1:
                 shares = ENGINE in asked and column.recipe == self.spec.recipes[0]

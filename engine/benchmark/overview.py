@@ -50,7 +50,7 @@ class Figure:
 
 def figures(results: Sequence[Mapping[str, Any]], post: Mapping[str, Any]) -> list[Figure]:
     """The newest figure of each model, size, device, format and batch size, and each of the post's; by model, batch
-    size, largest size, measured before quoted, and format.
+    size, largest size, measured before quoted, format and device.
 
     A ratio is that of the newest run that has both of its rows, which may be an older one than the rest comes from.
 
@@ -74,7 +74,7 @@ def figures(results: Sequence[Mapping[str, Any]], post: Mapping[str, Any]) -> li
 
 
 def _place(f: Figure) -> tuple[Any, ...]:
-    return f.model, f.batch_size, -f.width * f.height, f.quoted, f.device, PRECISIONS.index(f.precision)
+    return f.model, f.batch_size, -f.width * f.height, f.quoted, PRECISIONS.index(f.precision), f.device
 
 
 def _measured(result: Mapping[str, Any], row: Row, rows: Sequence[Row]) -> Figure:

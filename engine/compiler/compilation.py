@@ -26,14 +26,13 @@ from engine.files import cache_folder
 from engine.machine import Support
 
 EAGER, DEFAULT, GRAPHS, BLOCK_GRAPHS = "eager", "default", "step graph", "reduce-overhead"
-"""Not compiled; compiled; compiled, and recorded as one CUDA graph a step; compiled by torch.compile's mode of that
-name, which records each block as a CUDA graph of its own. The last is no mode of the engine's: the benchmark measures
-it, as the seed post runs it."""
+"""How the blocks run. EAGER: not compiled. DEFAULT: compiled. GRAPHS: compiled, with the whole step as one CUDA graph.
+BLOCK_GRAPHS: compiled with torch.compile's mode of that name, which makes each block a CUDA graph of its own. The
+engine never uses the last one; the benchmark does, because the post does."""
 WARM_UP_STEPS: Mapping[str, int] = {EAGER: 1, DEFAULT: 2, GRAPHS: PLAIN_CALLS + 1, BLOCK_GRAPHS: 5}
-"""Denoising steps until nothing new happens: a second one meets tensors with other strides, and a graph is recorded
-after that. Graphs of blocks come latest: where guidance has two lengths of prompt, the second step runs the first
-length by the second's symbolic code, whose first call is plain, the third records what that left out, and the fourth
-replays."""
+"""Denoising steps until nothing new happens. The second step meets tensors with other strides, and a step graph is
+recorded after that. Graphs of blocks take longest where guidance has prompts of two lengths: step 2 runs the first
+length with the symbolic code of the second, whose first call is not recorded, step 3 records it, step 4 replays it."""
 
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _RECOMPILE_LIMIT = 128
@@ -43,9 +42,9 @@ _RECOMPILE_LIMIT = 128
 PROMPT: Mapping[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]] = {
     "QwenImageTransformerBlock": lambda given: ((given["encoder_hidden_states"], 1), (given["image_rotary_emb"][1], 0)),
 }
-"""Class of a block -> the tensors of its arguments that are as long as the prompt, each with that dimension, for models
-whose prompts are not padded: one graph serves every prompt. Padding would need a mask, which FlashAttention has none
-for, and its pictures are others: on mini-qwen as far away as fused from unfused attention."""
+"""For models whose prompts are not padded: class of a block -> those of its arguments that are as long as the prompt,
+each with the dimension that is. It is made symbolic, so that one graph serves every prompt. Padding instead would need
+a mask. FlashAttention takes none, and on mini-qwen masked pictures differ as much as fused from unfused attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +91,7 @@ class Done:
 def mode(batch_size: int, support: Support, device: torch.device) -> str:
     """How the blocks run: a CUDA graph pays where launching kernels takes a good part of a step, at one picture or
     clip."""
-    if device.type != "cuda" or (support.machine and support.machine.no_compile):
+    if device.type != "cuda" or support.machine.no_compile:
         return EAGER
     recorded = support.execution == "native" and batch_size == 1 and not support.no_graph
     return GRAPHS if recorded else DEFAULT
@@ -116,14 +115,14 @@ def graphs_compiled() -> int:
 
 
 def forget_sizes() -> None:
-    """Let what is compiled next know nothing of the sizes that were compiled before: with `dynamic=None` a dimension
-    that was ever seen to change becomes symbolic, whoever changed it."""
+    """Forget the sizes that were compiled before. With `dynamic=None`, Dynamo makes a dimension symbolic once it has
+    seen it change, in whatever model that was."""
     torch._dynamo.pgo.reset_code_state()
 
 
 def block_graphs_recorded(device: torch.device) -> int:
-    """What this thread's CUDA graphs of blocks have done so far besides replaying: recordings, and the plain call that
-    each compiled function begins with. A difference counts both in between, unless `torch.compiler.reset` was."""
+    """How many calls of blocks in this thread were no replays so far: those that were recorded, and the first one of
+    each compiled function, which is not. Begins again at 0 with `torch.compiler.reset`."""
     from torch._inductor.cudagraph_trees import get_manager  # belongs to the thread that imports it first
 
     trees = get_manager(device.index or 0, create_if_none_exists=False)

@@ -144,7 +144,7 @@ def tile(length: int, loads: int) -> dict[str, int]:
 
 
 def share(graph: Graph) -> int:
-    """Compute what is computed twice once; gives how many nodes that removes.
+    """Let equal nodes be computed once; returns how many nodes that removes.
 
     AOTAutograd does this only for training.
     """
@@ -173,7 +173,7 @@ def _pure(node: Node) -> bool:
 
 
 def flatten_quantized(graph: Graph) -> int:
-    """Where a quantized (B, S, K) activation is viewed as (B * S, K), quantize the view; gives how many.
+    """Where a quantized (B, S, K) activation is viewed as (B * S, K), quantize the view; returns how many.
 
     The layers then take the result of the cast itself, which can be kept in memory once, instead of a view of it, which
     Inductor writes anew for every layer. The scale is computed of the view as well: Triton would not see that row
@@ -261,7 +261,7 @@ def _settle(graph: Graph, node: Node) -> None:
 
 
 def keep_quantized(graph: Graph) -> int:
-    """Write a quantized activation that several layers take to memory once; gives how many there are.
+    """A quantized activation that several layers take is written to memory, once; returns how many there are.
 
     A layer asks for its input's strides, and Inductor answers with a copy for each unless the strides are settled.
     """
@@ -276,7 +276,7 @@ def keep_quantized(graph: Graph) -> int:
 
 
 def sum_vectors(graph: Graph) -> int:
-    """Sums of two vectors that all rows of something large take are written to memory; gives how many.
+    """Sums of two vectors that all rows of something large take are written to memory; returns how many.
 
     Else each row would load both and keep both in registers: of a modulated norm that is more than the row itself.
     """
@@ -351,7 +351,7 @@ def write_rows(graph: Graph) -> int:
 
 
 def multiply_and_saturate(graph: Graph) -> int:
-    """Quantize with one multiplication: x / scale clamped to 448 and cast is x * (1 / scale) cast; gives how many.
+    """Quantize with one multiplication: x / scale clamped to 448 and cast is x * (1 / scale) cast; returns how many.
 
     The quotient passes 448 by a rounding of the scale at most, and what is below 464 is cast to 448. The reciprocal is
     taken once a row; Triton's own division is as far from the exact quotient as the product.
@@ -406,7 +406,7 @@ def _same_rows(node: Node) -> Node:
 
 
 def gelu_in_product(graph: Graph) -> int:
-    """GELU by tanh of a product with a bias is computed by the product's own kernel; gives how many.
+    """GELU by tanh of a product with a bias is computed by the product's own kernel; returns how many.
 
     cuBLASLt has it as an epilogue: the product is not written to be read again, and is not rounded before its GELU.
     """
@@ -451,7 +451,7 @@ def _only_between(first: Node, last: Node) -> bool:
 
 
 def logistic_gelu(graph: Graph) -> int:
-    """GELU by tanh as x / (1 + 2^(x (c + d x^2))), which it is; gives how many.
+    """GELU by tanh as x / (1 + 2^(x (c + d x^2))), which is the same; returns how many.
 
     0.5 (1 + tanh u) = 1 / (1 + exp(-2u)) with u = sqrt(2 / pi) (x + 0.044715 x^3) (PyTorch, `nn.GELU`). CUDA's tanhf
     and what surrounds it take several times the instructions, which is more time than reading and writing x.

@@ -83,7 +83,7 @@ def _part(node: Node, index: int) -> Node | None:
 
 
 def turned_halves(graph: Graph) -> int:
-    """What is added to the halves (a, b) of x * c in place, -s * b and s * a, is (b, a) * s * (-1, 1); gives how many.
+    """What is added to the halves (a, b) of x * c in place, -s * b and s * a, is (b, a) * s * (-1, 1); says how many.
 
     As diffusers writes LTX-2's rotary embedding (`apply_split_rotary_emb`). Inductor computes what is written into a
     half under a mask, and all that it is made of, the norm too, anew for each: 35 loads in a kernel where 10 do.
@@ -147,7 +147,7 @@ def _place(node: object, target: object, first: int, place: int) -> int | None:
 
 
 def real_rotations(graph: Graph) -> int:
-    """(a + bi)(c + di) = (ac - bd) + (bc + ad)i, on real tensors of pairs; gives how many products that were.
+    """(a + bi)(c + di) = (ac - bd) + (bc + ad)i, on real tensors of pairs; returns how many products.
 
     As (a, b) times (c, c) plus (b, a) times (-d, d), so that nothing large is put together from parts. Only for
     products of `view_as_complex` whose result is viewed as real again, as rotary embeddings are written.
@@ -262,7 +262,7 @@ def _of_part(
 
 
 def pairs_in_words(graph: Graph) -> int:
-    """A product whose pairs (a, b) are turned is read and written a pair a word; gives how many results that makes.
+    """A product whose pairs (a, b) are turned is read and written a pair a word; returns how many results.
 
     The two halves of a word are computed one beside the other, so that the other half of a pair is at hand and is not
     loaded again: Triton loads what is found at 1 - i % 2 one by one. Sums along a row add a and b first.

@@ -39,7 +39,7 @@ class StepGraph:
         plain: calls so far that ran as they are, on the way to a recording.
         recorded: recordings made so far.
         replayed: calls so far that were replays.
-        variant: hashable, set by whoever changes what `call` does besides through its arguments: part of the shape.
+        variant: hashable; set it when `call` computes something else for the same arguments. Part of the shape.
     """
 
     def __init__(self, call: Callable[..., Any]):
@@ -49,7 +49,7 @@ class StepGraph:
         self._plain: dict[tuple[Any, ...], int] = {}
         self._recorded: OrderedDict[tuple[Any, ...], _Recording] = OrderedDict()
         self._pool: tuple[Any, ...] | None = None
-        """Of memory, for all recordings: they never run side by side. It ends with the last of them."""
+        """The memory pool of all recordings, which never run at once. It is freed with the last of them."""
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         leaves, nesting = tree_flatten((args, kwargs))

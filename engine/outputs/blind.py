@@ -27,8 +27,9 @@ from engine.columns import POST, Column
 from engine.formats import REFERENCE
 from engine.results import Comparison
 
-WHICH, ABX = "which", "abx"
-"""Two unnamed sides, of which bf16 is to be found; or two, and a third that is one of them again."""
+WHICH, ABX, SAME = "which", "abx", "same"
+"""Two unnamed sides, of which bf16 is to be found; two, and a third that is one of them again; or two that are one and
+the same half of the time."""
 CONFIDENCE = 0.95
 """Of the interval for the chance of a right answer."""
 SLACK = 4096
@@ -68,11 +69,11 @@ class Trial:
     pair: Pair
     mode: str
     answer: str
-    """Where bf16 is, or what X is: A or B."""
+    """Where bf16 is, or what X is: A or B; A too where both sides are the same, and B where they differ."""
     files: dict[str, Path]
     """What is shown as A, B and, in ABX, X."""
     bf16: str
-    """Under which letter bf16 is shown."""
+    """Under which letters bf16 is shown: one, or both or none where the sides are the same."""
     asked_at: float = field(default_factory=monotonic)
 
 
@@ -235,6 +236,11 @@ def trial(pair: Pair, mode: str, folder: Path, dice: random.Random) -> Trial:
     if mode == ABX:
         answer = dice.choice("AB")
         sides["X"] = sides[answer]
+    elif mode == SAME:
+        answer = dice.choice("AB")
+        if answer == "A":
+            shown = dice.choice((pair.reference, pair.other))
+            sides, bf16 = dict.fromkeys("AB", shown), "AB" if shown is pair.reference else ""
     files = dict(zip(sides, disguise(list(sides.values()), folder), strict=True))
     return Trial(pair=pair, mode=mode, answer=answer, files=files, bf16=bf16)
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import TorchAoConfig
@@ -49,11 +50,11 @@ class Written:
     """What was written."""
 
     folder: Path
-    provenance: Mapping[str, object]
+    provenance: Mapping[str, Any]
     notes: tuple[str, ...]
     """What plain diffusers makes of it otherwise than the engine, in sentences."""
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """The command's object."""
         return {"folder": str(self.folder), "plain_diffusers": list(self.notes)} | dict(self.provenance)
 
@@ -133,7 +134,8 @@ def _write_denoiser(denoiser: nn.Module, form: str, origin: Path, target: Path) 
     metadata = {"format": "pt", "tensor_names": stored.tensor_names(state)}
     for name, tensor in state.items():
         metadata |= stored.described(name, tensor)
-    where, total = {}, 0
+    where: dict[str, str] = {}
+    total = 0
     for number, names in enumerate(shards, 1):
         file = f"{_STEM}.safetensors" if len(shards) == 1 else f"{_STEM}-{number:05}-of-{len(shards):05}.safetensors"
         tensors = {key: value for name in names for key, value in stored.taken_apart(name, state[name]).items()}
@@ -148,7 +150,8 @@ def _write_denoiser(denoiser: nn.Module, form: str, origin: Path, target: Path) 
 
 def _shards(state: Mapping[str, Tensor]) -> list[list[str]]:
     """Names in runs of `SHARD_BYTES` at most."""
-    shards, taken = [[]], 0.0
+    shards: list[list[str]] = [[]]
+    taken = 0.0
     for name, tensor in state.items():
         size = stored.size(tensor)
         if shards[-1] and taken + size > SHARD_BYTES:
@@ -167,7 +170,7 @@ def _tuning(plan: Plan) -> Tuning:
     return plan.recipe.tunings.get(plan.precision, Tuning())
 
 
-def _provenance(spec: ModelSpec, plan: Plan, column: Column, source: Source, device: str) -> dict:
+def _provenance(spec: ModelSpec, plan: Plan, column: Column, source: Source, device: str) -> dict[str, Any]:
     counts = plan.counts
     return {
         "made_by": "Twinframe, python -m engine quantize",
@@ -207,7 +210,7 @@ def _notes(plan: Plan) -> Iterator[str]:
         yield f"Plain diffusers: {said[0].lower()}{said[1:]}"
 
 
-def _card(spec: ModelSpec, plan: Plan, said: Mapping[str, object], notes: tuple[str, ...]) -> str:
+def _card(spec: ModelSpec, plan: Plan, said: Mapping[str, Any], notes: tuple[str, ...]) -> str:
     form, counts = FORMATS[plan.precision], plan.counts
     base = "" if spec.bundled else f"base_model: {spec.source}\n"
     used = ", ".join(f"{name} {version}" for name, version in said["versions"].items() if name != "twinframe")

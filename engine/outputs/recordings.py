@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 FOLDER = catalog.ASSETS / "recorded"
 LIST = FOLDER / "list.json"
 """What the bundles that come with the project were recorded from."""
-FIRST = "octopus-rescued"
+FIRST = "raccoon-rescued"
 """What the page opens on, where it is there: a format that loses the picture, and a recipe that brings it back."""
 NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?")
 """Of a bundle: it becomes a folder, and a value in the page's address."""

@@ -19,10 +19,10 @@ from engine.catalog import ModelSpec
 from engine.environment import versions
 from engine.errors import OutputError, RequestError, UnsupportedError, shown
 from engine.files import write_whole
-from engine.formats import NVFP4, PRECISIONS
+from engine.formats import NVFP4
 from engine.metrics import distances
 from engine.quality.prompts import PromptSet
-from engine.quantization import capability, recipes
+from engine.quantization import capability, proof, recipes
 from engine.quantization.recipes import Plan, Recipe
 from engine.quantization.remedies import WeightOnlySteps
 from engine.request import CompareRequest
@@ -47,8 +47,8 @@ class Bench:
     def __init__(self, spec: ModelSpec, device: str, source: Source, say: Say):
         self.spec, self.source, self.say = spec, source, say
         self.device = capability.device_named(device)
-        self.machine = capability.detect(self.device)
-        self.support = {name: capability.support(name, self.machine) for name in PRECISIONS}
+        self.machine = proof.known(capability.detect(self.device))
+        self.support = capability.supports(self.machine)
         self._shared = loading.load_shared(spec, self.device, source)
         self.exact = loading.load_transformer(spec, self.device, source)
         self._references: dict[str, Tensor] = {}
@@ -73,10 +73,16 @@ class Bench:
         if self.support[name].execution == "unavailable":
             raise UnsupportedError(self.support[name].reason)
         plan = recipes.plan(self.exact, recipe, name)
-        place = recipes.quantizer(plan, self.support[name])
+        place = self.quantizer(plan)
         transformer = loading.load_transformer(self.spec, self.device, self.source, place=place)
         recipes.verify(transformer, plan)
         return transformer, plan
+
+    def quantizer(self, plan: Plan) -> Callable[[str, nn.Module], None]:
+        """`recipes.quantizer`, natively where that is proven."""
+        self.machine = proof.prove(self.machine, self.device, plan.shapes)
+        self.support = capability.supports(self.machine)
+        return recipes.quantizer(plan, self.support[plan.precision])
 
     def make(
         self, transformer: nn.Module, prompt: str, weight_only_steps: tuple[int, int] = (0, 0), seed: int | None = None

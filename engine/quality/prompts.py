@@ -176,7 +176,7 @@ def _split_heading(text: str) -> tuple[int, str, str]:
 
 
 def _has_heading(text: str) -> bool:
-    """Whether a text file is a table all the same, such as what Excel calls Unicode text."""
+    """Whether a .txt file holds a table, such as what Excel saves as Unicode text."""
     _, heading, named = _split_heading(text)
     found = [_heads(heading, separator) for separator in ([named] if named else _SEPARATORS)]
     return any(

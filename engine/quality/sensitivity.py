@@ -112,7 +112,7 @@ class Probe:
         """`denoiser_error` and `drift` of the denoiser as it is now: root mean squares over calls and over runs.
 
         Raises:
-            UnsupportedError: one is not a number, as what the denoiser says is none.
+            UnsupportedError: one is not a number, because the denoiser's output is not.
         """
         errors, drifts = [], []
         for run in self._runs:
@@ -161,7 +161,7 @@ def run(bench: Bench, quality: Quality, probes: int, steps: int, lpips_prompts: 
     probe = Probe(bench, search[:probes], steps)
     plan = recipes.plan(bench.exact, everything(searched=True), PRECISION)
     planned = {layer.name: layer for layer in plan.layers if layer.quantized}
-    place = recipes.quantizer(plan, bench.support[PRECISION])
+    place = bench.quantizer(plan)
     found = groups(list(planned))
     roles = [role for role in ROLES if any(group.role == role for group in found)]
     depths = list(dict.fromkeys(group.depth for group in found))
@@ -241,7 +241,7 @@ def _shares(bench: Bench, probe: Probe) -> dict[str, float]:
     for name in (PRECISION, *(other for other in QUANTIZED if other != PRECISION)):
         searching = replace(post, tunings=MappingProxyType({PRECISION: Tuning(searched=True)}))
         plan = recipes.plan(bench.exact, searching, name)
-        place = recipes.quantizer(plan, bench.support[name])
+        place = bench.quantizer(plan)
         with quantized_layers(bench.exact, sorted(plan.names), place):
             drifts[name] = probe.damage()[1]
     return {REFERENCE: 0.0, **{name: (drift / drifts[PRECISION]) ** 2 for name, drift in drifts.items()}}

@@ -28,7 +28,7 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 from torchao.utils import is_mslk_version_at_least
 
 from engine.errors import UnsupportedError
-from engine.formats import FP8, INT8, MXFP8, NVFP4, REFERENCE, Format
+from engine.formats import FORMATS, FP8, INT8, MXFP8, NVFP4, REFERENCE, Format
 from engine.machine import Machine, Support, nvidia_driver, unusable_gpu
 from engine.quantization import int8, nvfp4
 from engine.quantization.emulation import FP8_AMAX_FLOOR, EmulatedFP8Tensor, EmulatedNVFP4Tensor, EmulationConfig
@@ -113,20 +113,45 @@ def support(precision: str, machine: Machine) -> Support:
     if precision != REFERENCE and machine.kind == "cuda":
         if machine.capability is None:
             reason = f"Quantized precisions run on NVIDIA GPUs and on CPUs; the {machine.name} is neither."
-            return Support(precision=precision, execution="unavailable", reason=reason, gemm="")
+            return Support(precision=precision, execution="unavailable", reason=reason, gemm="", machine=machine)
         if machine.capability < AMPERE:
             reason = f"Quantized precisions need bf16 tensor cores (compute capability 8.0); {_has(machine)}."
-            return Support(precision=precision, execution="unavailable", reason=reason, gemm="")
+            return Support(precision=precision, execution="unavailable", reason=reason, gemm="", machine=machine)
     execution, reason, gemm, fused = gates[precision](machine)
+    proof = machine.proof(precision) if execution == "native" else None
+    if disproved := proof is not None and bool(proof.fault):
+        execution, gemm, fused = "emulated", _emulation(precision, machine), False
+        has = reason.removesuffix(".").partition(";")[0]
+        reason = f"{has}, but {proof.fault}, so {FORMATS[precision].label} is emulated."
+    elif proof is not None:
+        reason = f"{reason.removesuffix('.')}; {proof.products} products there agree with the exact emulation."
     return Support(
         precision=precision,
         execution=execution,
         reason=reason,
         gemm=gemm,
         fused_quantizer=fused,
+        disproved=disproved,
         no_graph=_no_graph(precision, machine),
         machine=machine,
     )
+
+
+def supports(machine: Machine) -> dict[str, Support]:
+    """How each precision runs on `machine`."""
+    return {precision: support(precision, machine) for precision in FORMATS}
+
+
+def _emulation(precision: str, machine: Machine) -> str:
+    """What multiplies where a format is emulated, in words."""
+    if precision == FP8.id and machine.kind == "cpu":
+        return "fp32 GEMM on FP8 values"
+    return {
+        FP8.id: "bf16 GEMM on FP8 values, fp32 accumulation",
+        MXFP8.id: "bf16 GEMM on MXFP8 values",
+        NVFP4.id: "bf16 GEMM on NVFP4 values, fp32 accumulation",
+        INT8.id: "fp32 GEMM on INT8 values, in sums that are exact",
+    }[precision]
 
 
 def _no_graph(precision: str, machine: Machine) -> str:
@@ -148,10 +173,10 @@ def _bf16(machine: Machine) -> tuple[str, str, str, bool]:
 
 def _fp8(machine: Machine) -> tuple[str, str, str, bool]:
     if machine.kind == "cpu":
-        return "emulated", "CPUs have no row-wise FP8 GEMM, so FP8 is emulated.", "fp32 GEMM on FP8 values", False
+        return "emulated", "CPUs have no row-wise FP8 GEMM, so FP8 is emulated.", _emulation(FP8.id, machine), False
     if _capability(machine) < ADA:
         reason = f"FP8 tensor cores begin with compute capability 8.9; {_has(machine)}, so FP8 is emulated."
-        return "emulated", reason, "bf16 GEMM on FP8 values, fp32 accumulation", False
+        return "emulated", reason, _emulation(FP8.id, machine), False
     return "native", f"The {machine.name} has FP8 tensor cores.", "torch._scaled_mm, row-wise FP8", False
 
 
@@ -159,7 +184,7 @@ def _mxfp8(machine: Machine) -> tuple[str, str, str, bool]:
     if machine.kind == "cuda" and _capability(machine) >= BLACKWELL:
         reason = f"The {machine.name} has tensor cores for MXFP8."
         return "native", reason, "torch._scaled_mm, FP8 with e8m0 scales of 32", False
-    return "emulated", _no_blackwell(MXFP8, machine), "bf16 GEMM on MXFP8 values", False
+    return "emulated", _no_blackwell(MXFP8, machine), _emulation(MXFP8.id, machine), False
 
 
 def _nvfp4(machine: Machine) -> tuple[str, str, str, bool]:
@@ -172,7 +197,7 @@ def _nvfp4(machine: Machine) -> tuple[str, str, str, bool]:
             "quantized by slower PyTorch operations."
         )
         return "native", reason, gemm, False
-    return "emulated", _no_blackwell(NVFP4, machine), "bf16 GEMM on NVFP4 values, fp32 accumulation", False
+    return "emulated", _no_blackwell(NVFP4, machine), _emulation(NVFP4.id, machine), False
 
 
 def _int8(machine: Machine) -> tuple[str, str, str, bool]:
@@ -185,7 +210,7 @@ def _int8(machine: Machine) -> tuple[str, str, str, bool]:
         f"The {machine.name} has no instructions for INT8 products (VNNI or AMX), so INT8 is emulated: the same sums, "
         "exact, in fp32."
     )
-    return "emulated", reason, "fp32 GEMM on INT8 values, in sums that are exact", False
+    return "emulated", reason, _emulation(INT8.id, machine), False
 
 
 def _no_blackwell(wanted: Format, machine: Machine) -> str:
@@ -374,7 +399,7 @@ def _scale_of_activations(amax: Tensor) -> Tensor:
 def _config(support: Support, packed: nvfp4.Packed | None) -> AOBaseConfig:
     native = support.execution == "native"
     if support.precision == INT8.id:
-        return int8.Int8Config()
+        return int8.Int8Config(native)
     if support.precision == MXFP8.id:
         return MXDynamicActivationMXWeightConfig(
             activation_dtype=torch.float8_e4m3fn,

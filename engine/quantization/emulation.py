@@ -93,7 +93,7 @@ class EmulatedNVFP4Tensor(WeightTensor):
     @classmethod
     def from_packed(cls, codes: Tensor, block_scales: Tensor, tensor_scale: Tensor) -> EmulatedNVFP4Tensor:
         """Take codes and scales as they are."""
-        _scaled_pairs(codes.device)  # built now, lest a CUDA graph's memory pool should come to own it
+        _scaled_pairs(codes.device)  # built now: built while a graph is recorded, it would lie in that graph's memory
         return cls(codes, block_scales, tensor_scale)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -39,19 +39,20 @@ class Int8Tensor(WeightTensor):
     Attributes:
         codes: int8 (N, K), from -127 to 127; torchao's, in a stored checkpoint, from -128.
         row_scales: float32 (N, 1).
+        native: as of `multiply`.
     """
 
     tensor_data_names = ["codes", "row_scales"]  # noqa: RUF012 (torchao copies the list)
-    tensor_attribute_names: list[str] = []  # noqa: RUF012
+    tensor_attribute_names: list[str] = ["native"]  # noqa: RUF012
 
-    def __new__(cls, codes: Tensor, row_scales: Tensor) -> Int8Tensor:
+    def __new__(cls, codes: Tensor, row_scales: Tensor, native: bool = True) -> Int8Tensor:
         return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.bfloat16, device=codes.device)
 
-    def __init__(self, codes: Tensor, row_scales: Tensor) -> None:
-        self.codes, self.row_scales = codes, row_scales
+    def __init__(self, codes: Tensor, row_scales: Tensor, native: bool = True) -> None:
+        self.codes, self.row_scales, self.native = codes, row_scales, native
 
     @classmethod
-    def from_weight(cls, weight: Tensor) -> Int8Tensor:
+    def from_weight(cls, weight: Tensor, native: bool = True) -> Int8Tensor:
         """Quantize a bf16 (N, K) weight by `quantize_rows`.
 
         Raises:
@@ -59,14 +60,14 @@ class Int8Tensor(WeightTensor):
         """
         if weight.dtype != torch.bfloat16 or weight.dim() != 2:
             raise ValueError(f"INT8 takes bf16 (N, K) weights, not {weight.dtype} {tuple(weight.shape)}.")
-        return cls(*quantize_rows(weight))
+        return cls(*quantize_rows(weight), native)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """bf16 (..., K) -> bf16 (..., N)."""
-        return linear(x, self.codes, self.row_scales, bias)
+        return linear(x, self.codes, self.row_scales, bias, self.native)
 
 
-def linear(x: Tensor, codes: Tensor, row_scales: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, codes: Tensor, row_scales: Tensor, bias: Tensor | None, native: bool = True) -> Tensor:
     """x @ weight.T + bias. The exact sum of products is rounded to fp32, times the activation's scale, times the
     weight's, plus the bias, each rounded in fp32; the result is rounded to bf16 once.
 
@@ -74,12 +75,13 @@ def linear(x: Tensor, codes: Tensor, row_scales: Tensor, bias: Tensor | None) ->
         x: bf16 (..., K).
         codes, row_scales: the weight (N, K), as in `Int8Tensor`.
         bias: bf16 (N,) or None.
+        native: as of `multiply`.
 
     Returns:
         bf16 (..., N). Rows of zeros give exactly the bias; rows with what is no number give none.
     """
     x_codes, x_scales = quantize_rows(x.reshape(-1, x.shape[-1]))
-    result = multiply(x_codes, codes).float() * x_scales * row_scales.t()
+    result = multiply(x_codes, codes, native).float() * x_scales * row_scales.t()
     if bias is not None:
         result = result + bias
     return result.to(torch.bfloat16).view(*x.shape[:-1], codes.shape[0])
@@ -104,17 +106,20 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("twinframe::int8_multiply", mutates_args=())
-def multiply(a: Tensor, b: Tensor) -> Tensor:
+def multiply(a: Tensor, b: Tensor, native: bool = True) -> Tensor:
     """a @ b.T of int8 (M, K) within -127 to 127 and (N, K), exact: int32 (M, N).
 
     K is below 2^17, beyond which int32 could overflow; on CUDA, K and N are multiples of 8.
+
+    Args:
+        native: by the device's own INT8 product where it has one, else in fp32.
     """
     rows, width = a.shape
-    if a.is_cuda:
+    if native and a.is_cuda:
         if rows < CUDA_ROWS:
             return torch._int_mm(F.pad(a, (0, 0, 0, CUDA_ROWS - rows)), b.t())[:rows]
         return torch._int_mm(a, b.t())
-    if cpu_has_int8():
+    if native and cpu_has_int8():
         return torch._int_mm(a, b.t())
     # Without such instructions `torch._int_mm` takes three times as long as the bf16 product; fp32 takes an eighth.
     total = torch.zeros((rows, b.shape[0]), dtype=torch.int32, device=a.device)
@@ -125,7 +130,7 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
 
 
 @multiply.register_fake
-def _(a: Tensor, b: Tensor) -> Tensor:
+def _(a: Tensor, b: Tensor, native: bool = True) -> Tensor:
     return a.new_empty((a.shape[0], b.shape[0]), dtype=torch.int32)
 
 
@@ -148,8 +153,11 @@ def cpu_has_int8(flags: Path = Path("/proc/cpuinfo")) -> bool:
 class Int8Config(AOBaseConfig):
     """`torchao.quantization.quantize_` config that replaces a Linear's bf16 weight by an `Int8Tensor`."""
 
+    native: bool = True
+    """As of `multiply`."""
+
 
 @register_quantize_module_handler(Int8Config)
 def _to_int8(module: nn.Linear, config: Int8Config) -> nn.Linear:
-    module.weight = nn.Parameter(Int8Tensor.from_weight(module.weight), requires_grad=False)
+    module.weight = nn.Parameter(Int8Tensor.from_weight(module.weight, config.native), requires_grad=False)
     return module

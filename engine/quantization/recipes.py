@@ -367,6 +367,15 @@ class Plan:
         """The layers to quantize."""
         return frozenset(layer.name for layer in self.layers if layer.quantized)
 
+    @property
+    def shapes(self) -> dict[str, frozenset[tuple[int, int]]]:
+        """Formats -> input and output features of the layers to be stored in them."""
+        quantized = [layer for layer in self.layers if layer.quantized]
+        return {
+            name: frozenset((layer.in_features, layer.out_features) for layer in quantized if layer.precision == name)
+            for name in sorted({layer.precision for layer in quantized})
+        }
+
     def to_json(self) -> dict[str, Any]:
         """The command line's `inspect` object (assets/docs/cli.md)."""
         counts = self.counts
@@ -510,7 +519,7 @@ def quantizer(plan: Plan, support: Support) -> Callable[[str, nn.Module], None]:
 
 
 def _quantize(layer: LayerPlan, module: nn.Linear, support: Support, files: Sequence[Path]) -> None:
-    if layer.precision != support.precision and support.machine is not None:
+    if layer.precision != support.precision:
         support = capability.support(layer.precision, support.machine)
     if layer.four_over_six:
         require_four_over_six(layer, support)

@@ -67,8 +67,7 @@ def denoiser(
     """
     held = plan.recipe.held
     if held is None:
-        place = recipes.quantizer(plan, support)
-        return loading.load_transformer(spec, device, source, place=place, told=told)
+        return loading.load_transformer(spec, device, source, place=recipes.quantizer(plan, support), told=told)
 
     planned = {layer.name: layer for layer in plan.layers if layer.quantized}
 
@@ -108,7 +107,7 @@ def read(packed: Packed, parts: Mapping[str, Tensor], support: Support, where: s
     if form == INT8.id:
         zero_point = parts.get("zero_point")
         _require(torch.ones(()) if zero_point is None else zero_point == 0, where)
-        return Int8Tensor(codes, scale)
+        return Int8Tensor(codes, scale, native)
     swizzled = packed.attributes["is_swizzled_scales"] is True
     if form == MXFP8.id:
         _require(scale.view(torch.uint8) != _NAN_E8M0, where)

@@ -21,12 +21,12 @@ from engine import catalog, events
 from engine.compiler import compilation
 from engine.errors import CancelledRun, FaultError, LoadError, TwinframeError, UnsupportedError, fault
 from engine.events import Stop, Tell
-from engine.machine import Machine, Support
+from engine.machine import Finding, Machine, Support
 from engine.outputs import program
 from engine.quantization import capability, inspection, recipes
 from engine.request import CompareRequest
 from engine.results import Comparison
-from engine.runtime import timing
+from engine.runtime import examination, timing
 from engine.runtime.multi_device import driving, studio_on, studios_of
 from engine.safety import NO_FILTER, Filter
 from engine.weights import loading
@@ -105,6 +105,25 @@ class Device:
             tell(events.Preparing(column.written(request.recipe), index, len(wanted), (height, width)))
             with suppress(UnsupportedError):
                 self.studio.ready(spec, column, asked, tell, stop)
+
+    def prove(self, tell: Tell, stop: Stop) -> None:
+        """Compare the native products of all that there is memory for with the emulation, where that was not done
+        before.
+
+        Raises:
+            TwinframeError, CancelledRun: as `compare`.
+        """
+        self._carry_out(self._prove, tell, stop)
+
+    def _prove(self, tell: Tell, stop: Stop) -> None:
+        for plan in examination.provable(self.studio):
+            if stop():
+                raise CancelledRun
+            self.studio.prove(plan, tell)
+
+    def examine(self) -> tuple[Finding, ...]:
+        """`engine.runtime.examination.examine`."""
+        return examination.examine(self.studio)
 
     def about_weights(self, model_id: str) -> str:
         """What to know before a model is used, in a sentence or two: that its weights are not here, damaged or random,

@@ -30,6 +30,7 @@ from engine.compiler.compilation import EAGER, WarmUp
 from engine.errors import CancelledRun, UnsupportedError
 from engine.events import Stop, Tell
 from engine.formats import PRECISIONS, REFERENCE
+from engine.quantization import proof
 from engine.request import CompareRequest
 from engine.results import Generation
 from engine.runtime.pipeline import Made
@@ -187,7 +188,9 @@ class Studios(_Orderly):
         studio = self._place(spec, column)
         if not isinstance(studio, _Partner):
             return super().ready(spec, column, request, tell, stop)
-        return studio.begin(studio.ready, spec, column, request, tell, stop).result()
+        take = studio.begin(studio.ready, spec, column, request, tell, stop).result()
+        self._learn(proof.known(self.machine))
+        return take
 
     def takes(
         self, spec: ModelSpec, request: CompareRequest, tell: Tell, stop: Stop

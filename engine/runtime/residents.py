@@ -17,8 +17,9 @@ from engine.columns import Column
 from engine.compiler import compilation
 from engine.errors import UnsupportedError
 from engine.events import Tell
-from engine.formats import PRECISIONS, REFERENCE
-from engine.quantization import capability, recipes, stored
+from engine.formats import REFERENCE
+from engine.machine import Machine, Support
+from engine.quantization import capability, proof, recipes, stored
 from engine.quantization.remedies import WeightOnlySteps
 from engine.request import CompareRequest
 from engine.results import LayerCounts
@@ -72,8 +73,8 @@ class Holdings:
     def __init__(self, device: str | torch.device, source: loading.Source = loading.BUNDLED_OR_HUB):
         self.device = capability.device_named(device)
         self.source = source
-        self.machine = capability.detect(self.device)
-        self.support = {p: capability.support(p, self.machine) for p in PRECISIONS}
+        self.machine = proof.known(capability.detect(self.device))
+        self.support = capability.supports(self.machine)
         self._renditions: dict[residency.Key, Rendition] = {}
         self._shared: dict[str, dict[str, object]] = {}
         """Text encoders, VAE and the like, by model."""
@@ -86,7 +87,7 @@ class Holdings:
         """GB and seconds of a part's last way from there to the device."""
 
     def _cold(self, key: residency.Key) -> None:
-        """A part has moved or is gone: what was warm by its addresses is not any more."""
+        """A part has moved or is gone. Graphs that were recorded with its addresses are of no use now."""
 
     def rendition(self, spec: ModelSpec, column: Column, tell: Tell) -> Rendition:
         """The model as one column, on the device: loaded and quantized on first use, then kept there or in host
@@ -106,21 +107,52 @@ class Holdings:
         self._shelf.use(key, shared)
         return self._renditions[key]
 
+    def prove(self, plan: recipes.Plan, tell: Tell = lambda _: None) -> None:
+        """See that the native products of a plan are right, once; a format of which they are not is emulated from then
+        on.
+
+        Raises:
+            RuntimeError: as of `proof.prove`.
+        """
+        if self._learn(proof.prove(self.machine, self.device, plan.shapes)):
+            tell(events.Proved())
+            timing.free(self.device)
+
+    def _learn(self, machine: Machine) -> bool:
+        """How the formats run, by what was found out of the machine; says whether anything was."""
+        if machine.proofs == self.machine.proofs:
+            return False
+        self.machine, self.support = machine, capability.supports(machine)
+        for key, made in list(self._renditions.items()):
+            if made.support.execution == "native" != self.support[made.column.format].execution:
+                self._forget(key)  # it was native while smaller layers were all that had been compared
+        return True
+
+    def _support_of(self, plan: recipes.Plan) -> Support:
+        """How a plan's layers run: natively if all do, whatever formats they are in."""
+        asked = self.support[plan.precision]
+        others = [self.support[name] for name in plan.shapes if self.support[name].execution != "native"]
+        if not others or asked.execution != "native":
+            return asked
+        other = others[0]
+        return replace(asked, execution=other.execution, reason=other.reason, disproved=other.disproved)
+
     def _load(self, spec: ModelSpec, column: Column, tell: Tell) -> Rendition:
-        support = self.support[column.format]
-        if support.execution == "unavailable":
-            raise UnsupportedError(support.reason)
+        if self.support[column.format].execution == "unavailable":
+            raise UnsupportedError(self.support[column.format].reason)
         plan = recipes.plan_of(loading.empty_transformer(spec), spec, column)
         key, gigabytes = key_of(spec, column), plan.quantized_bytes / timing.GB
         residency.require(spec, column.format, gigabytes, self.device)
         self.make_room(spec, key, gigabytes)
+        tell(events.Loading(_called(spec, column)))
+        self.prove(plan, tell)
 
         def told(done: int, total: int) -> None:
             tell(events.Downloading(spec.name, done, total))
 
-        tell(events.Loading(_called(spec, column)))
         shared = self.shared(spec, told)
-        transformer = stored.denoiser(spec, plan, support, self.device, self.source, told)
+        support = self._support_of(plan)
+        transformer = stored.denoiser(spec, plan, self.support[column.format], self.device, self.source, told)
         held = plan.recipe.held
         if held is not None and held.source not in ("", loading.fingerprint(spec, self.source)):
             support = replace(support, reason=f"{support.reason} {OTHER_WEIGHTS}")
@@ -204,7 +236,7 @@ class Holdings:
         key = move.key
         if self._shelf.place(key) == residency.GONE:
             return  # it went with what it shared
-        if key in self._renditions:  # CUDA graphs refer to addresses, so what was warm is not any more
+        if key in self._renditions:  # recorded graphs refer to addresses
             self._renditions[key].blocks.forget()
         if move.to == residency.GONE:
             self._forget(key)

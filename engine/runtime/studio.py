@@ -170,6 +170,7 @@ class Studio(Holdings):
         generation = Generation(
             column=name,
             execution=rendition.support.execution,
+            disproof=rendition.support.reason if rendition.support.disproved else "",
             files=(),
             latency=clock.latency,
             latency_comparable=rendition.support.execution == "native" and not request.previews and not done.delayed,
@@ -198,7 +199,8 @@ class Studio(Holdings):
     ) -> Generation:
         """With files, once the filter has let them pass."""
         self._guard.outputs(spec, made.pixels)
-        return replace(generation, files=self.keep(made, request.column(generation.column), spec, request, out, stem))
+        column, execution = request.column(generation.column), generation.execution
+        return replace(generation, files=self.keep(made, column, spec, request, out, stem, execution=execution))
 
     def keep(
         self,

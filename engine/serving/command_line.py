@@ -14,6 +14,9 @@ from engine import catalog
 from engine.environment import switch
 from engine.errors import RequestError
 
+PORT = 7860
+"""Gradio's own."""
+
 
 class Parser(argparse.ArgumentParser):
     """Raises its complaint, on one line, instead of printing usage and leaving.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.events import Event, Stop, Tell
-from engine.machine import Machine, Support
+from engine.machine import Finding, Machine, Support
 from engine.request import CompareRequest
 from engine.results import Comparison
 from engine.serving.admission import Visitor
@@ -27,6 +27,9 @@ class Informed(Protocol):
     @property
     def support(self) -> Mapping[str, Support]:
         """How this machine runs each precision."""
+
+    def examine(self) -> tuple[Finding, ...]:
+        """What the device is, what it runs and what it has the memory for, a finding each."""
 
     def about_weights(self, model_id: str, /) -> str:
         """What to know of a model's weights before they are used, in a sentence or two; empty if all is well."""
@@ -59,6 +62,9 @@ class Device(Informed, Protocol):
 
     def prepare(self, model_id: str, tell: Tell, stop: Stop, /) -> None:
         """Load and warm a model for its default request. Raises what `compare` raises."""
+
+    def prove(self, tell: Tell, stop: Stop, /) -> None:
+        """Compare native products with the emulation, where that was not done before. Raises what `compare` raises."""
 
     def gauges(self) -> Mapping[str, float]:
         """Numbers for the metrics, by name."""

@@ -33,7 +33,8 @@ from typing import Any
 from engine import events, logs, quantized
 from engine.errors import CancelledRun, FaultError, TwinframeError
 from engine.events import Stop, Tell
-from engine.machine import Machine, Support
+from engine.leaving import HUNG
+from engine.machine import Finding, Machine, Support
 from engine.request import CompareRequest
 from engine.results import Comparison
 from engine.safety import NO_FILTER, Filter
@@ -45,7 +46,7 @@ from engine.weights.source import BUNDLED_OR_HUB, Source
 log = logging.getLogger(__name__)
 
 Gone = Callable[["_Child"], None]
-RUNS = ("compare", "prepare")
+RUNS = ("compare", "prepare", "prove")
 """What takes the device, one at a time; everything else is answered beside it."""
 POLL_SECONDS = 0.02
 """How often it is looked whether what runs is still wanted."""
@@ -131,7 +132,7 @@ class Process:
         self._failures = 0
         """Children in a row that did not even start."""
         self._answers: dict[tuple[object, ...], Any] = {}
-        """What never changes, once it was asked for."""
+        """What seldom changes, once it was asked for."""
         self._child = _Child(*self._make, self._gone)
         atexit.register(self.close)
 
@@ -165,6 +166,12 @@ class Process:
 
     def prepare(self, model_id: str, tell: Tell, stop: Stop) -> None:
         self._run("prepare", (model_id,), tell, stop)
+
+    def prove(self, tell: Tell, stop: Stop) -> None:
+        self._run("prove", (), tell, stop)
+
+    def examine(self) -> tuple[Finding, ...]:
+        return self._always("examine")
 
     def about_weights(self, model_id: str) -> str:
         return self._ask("about_weights", model_id)
@@ -222,6 +229,8 @@ class Process:
             with contextlib.suppress(queue.Empty):
                 message = inbox.get(timeout=POLL_SECONDS)
                 if isinstance(message, Told):
+                    if isinstance(message.event, events.Proved):
+                        self._forget_machine()
                     tell(message.event)
                 else:
                     ended = message
@@ -251,8 +260,14 @@ class Process:
             self._answers[name, *args] = self._ask(name, *args)
         return self._answers[name, *args]
 
+    def _forget_machine(self) -> None:
+        """How it runs its formats may be another than before."""
+        for name in ("machine", "support", "examine"):
+            self._answers.pop((name,), None)
+
     def _gone(self, child: _Child) -> None:
         """A child has ended: start the next one. On the thread that listened to it."""
+        self._forget_machine()
         if child.greeted:
             self._failures = 0
         else:
@@ -372,7 +387,12 @@ class _Child:
 
 def _death(child: _Child) -> FaultError:
     """What to say of a child that has ended."""
-    if child.greeted:
+    if child.why == f"exit {HUNG}":
+        what = (
+            "A product of this device did not return, so the engine is being started again, and emulates that format "
+            "from now on: please retry in a minute."
+        )
+    elif child.greeted:
         what = f"The engine's process ended ({child.why}) and is being started again: please retry in a minute."
     else:
         what = f"The engine's process does not start ({child.why}): its log says more; please retry in some minutes."

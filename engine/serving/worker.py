@@ -34,7 +34,7 @@ from engine.errors import (
     fault,
 )
 from engine.events import Event
-from engine.machine import Machine, Support
+from engine.machine import Finding, Machine, Support
 from engine.request import CompareRequest
 from engine.results import Comparison
 from engine.serving.admission import Door, Visitor
@@ -257,6 +257,10 @@ class Worker:
     def support(self) -> Mapping[str, Support]:
         """How this machine runs each precision."""
         return self.device.support
+
+    def examine(self) -> tuple[Finding, ...]:
+        """What the device is, what it runs and what it has the memory for, a finding each."""
+        return self.device.examine()
 
     def about_weights(self, model_id: str) -> str:
         """What to know of a model's weights before they are used, in one sentence; empty if all is well."""

@@ -98,7 +98,7 @@ class Packed:
 
     kind: str
     """Class of the tensor, such as "NVFP4Tensor"."""
-    attributes: Mapping[str, object]
+    attributes: Mapping[str, Any]
     """What is no tensor of it, as JSON says it."""
     parts: Mapping[str, str]
     """Name of a part, such as "qdata" -> name of the tensor in the files."""

@@ -46,8 +46,11 @@ class Pool:
         return self._taken * self.chunk
 
     def store(self, modules: Sequence[nn.Module]) -> Stored | None:
-        """Move all parameters and buffers of the modules into host memory; None, and nothing has changed, if the host
-        has not the memory."""
+        """Move all parameters and buffers of the modules into host memory.
+
+        Returns:
+            What brings them back; None if the host lacks the memory, and then nothing has moved.
+        """
         size = sum(_span(leaf) * leaf.itemsize for tensor in _tensors(modules) for leaf in _leaves(tensor))
         chunks = self._take(math.ceil(size / self.chunk))
         if chunks is None:

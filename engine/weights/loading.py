@@ -423,11 +423,11 @@ def _hollow(spec: ModelSpec, part: str, folder: Path, chosen: Checkpoint | None 
     return module
 
 
-def _of_config(cls: type, file: Path, remedy: str, overrides: Mapping[str, object] | None = None) -> nn.Module:
+def _of_config(cls: type[ModelMixin], file: Path, remedy: str, overrides: Mapping[str, Any] | None = None) -> nn.Module:
     """A diffusers class made of its configuration, hollow as of `_hollow`."""
     config = {key: value for key, value in checkpoint.read_json(file, remedy).items() if key != "quantization_config"}
     with init_empty_weights(include_buffers=False), _made_of(file):
-        return cls.from_config(config | (overrides or {}))
+        return cls.from_config({**config, **(overrides or {})})
 
 
 @contextmanager
@@ -524,7 +524,7 @@ def _reader(
         if name not in found.tensors:
             raise LoadError(f"{found.folder} lacks {name}: copy the folder again, or {checkpoint.SAVE_AGAIN}.")
         checkpoint.require_shape(name, found.tensors[name], empty.shape)
-        if name in found.packed:
+        if name in found.packed and unpack is not None:
             return unpack(name, found.packed[name], {part: get(at) for part, at in found.packed[name].parts.items()})
         value = get(name)
         if name in found.scales:

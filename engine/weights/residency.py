@@ -117,8 +117,8 @@ def waiting_room(device: torch.device, pooled: float) -> float:
 def run_memory(spec: ModelSpec, request: CompareRequest) -> float:
     """GB that a run of the request allocates beyond all weights, at most.
 
-    In proportion to pictures, frames and pixels from the catalog's figure for the default settings, and what the text
-    leaves there. That bounds the post's peaks at batch 4 and 8, and takes a smaller run for a default one.
+    The catalog's figure for the default settings, times how many more pictures, frames and pixels are asked for, and
+    the text's keys and values. A smaller run counts as a default one. The post's peaks at batch 4 and 8 lie below this.
     """
     if spec.memory_gb is None:
         return 0.0
@@ -241,9 +241,9 @@ class Shelf:
     def plan(self, wanted: Mapping[Key, float], run: float, device: float, host: float) -> tuple[Move, ...]:
         """Moves after which everything wanted is on the device or has room to be loaded there.
 
-        Carried out in their order they never fill either memory beyond its size. What is used most recently stays
-        nearest. A model's denoisers are of no use without what they share, nor the other way round, so neither
-        outlives the other.
+        Carried out in order, they never fill either memory beyond its size. What was used most recently stays on the
+        device if it can, else in host memory. A model's denoisers and what they share need each other: if one side
+        goes, so does the other.
 
         Args:
             wanted: GB of each part that must be on the device; those not loaded yet will be loaded there.
@@ -270,7 +270,7 @@ class Shelf:
             else:
                 gone.add(part.key)
         gone |= {part.key for part in others if self._useless(part, wanted, gone)}
-        # What goes for want of use may leave room for what was to wait.
+        # Parts that go because they are useless may leave room on the device for some that were to wait.
         there = [part for part in others if part.place == DEVICE and part.key not in gone]
         room = device - need - sum(part.gigabytes for part in there if part.key not in leaving)
         leaving -= _spared([part for part in there if part.key in leaving], room)
@@ -305,7 +305,7 @@ class Shelf:
 
 
 def _spared(leaving: list[Part], room: float) -> set[Key]:
-    """Of parts in the order of their last use those for which there is room after all, the last one first."""
+    """Which of these parts fit into `room` GB after all; those used last are tried first."""
     spared = set()
     for part in reversed(leaving):
         if part.gigabytes <= room:

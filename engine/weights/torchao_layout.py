@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from engine import catalog, quantized
 from engine.errors import LoadError
@@ -100,7 +101,7 @@ def _models(config: Mapping[str, object], file: Path) -> tuple[str, ...]:
     return models
 
 
-def _provenance(folder: Path, layers: Mapping[str, str]) -> dict:
+def _provenance(folder: Path, layers: Mapping[str, str]) -> dict[str, Any]:
     """What the folder's maker says, "format", "tuning", "summary" and "source" among it; nothing where it was another
     tool.
 
@@ -121,7 +122,7 @@ def _provenance(folder: Path, layers: Mapping[str, str]) -> dict:
 
 def _most(layers: Mapping[str, str], found: Component) -> str:
     """The format that most quantized weights are in."""
-    weights = Counter()
+    weights: Counter[str] = Counter()
     for layer, name in layers.items():
         rows, width = found.tensors[f"{layer}.weight"].shape
         weights[name] += rows * width
@@ -158,7 +159,7 @@ def _format(name: str, packed: Packed, found: Component) -> str:
     return form
 
 
-def _fp8(packed: Packed, activations: Mapping, shape: tuple[int, int]) -> str:
+def _fp8(packed: Packed, activations: Mapping[str, Any], shape: tuple[int, int]) -> str:
     if packed.attributes.get("block_size") != [1, shape[1]] or _type(activations.get("granularity")) != "PerRow":
         return "with scales that are not one a row"
     if activations.get("float8_dtype") != _dtype("float8_e4m3fn") or activations.get("hp_value_ub") is not None:
@@ -166,7 +167,7 @@ def _fp8(packed: Packed, activations: Mapping, shape: tuple[int, int]) -> str:
     return ""
 
 
-def _mxfp8(packed: Packed, activations: Mapping, shape: tuple[int, int]) -> str:
+def _mxfp8(packed: Packed, activations: Mapping[str, Any], shape: tuple[int, int]) -> str:
     element = _dtype("float8_e4m3fn")
     if packed.attributes.get("elem_dtype") != element or activations.get("elem_dtype") != element:
         return "in another element than e4m3"
@@ -174,7 +175,7 @@ def _mxfp8(packed: Packed, activations: Mapping, shape: tuple[int, int]) -> str:
     return "" if blocks == (32, 32) else "in other blocks than of 32"
 
 
-def _nvfp4(packed: Packed, activations: Mapping, shape: tuple[int, int]) -> str:
+def _nvfp4(packed: Packed, activations: Mapping[str, Any], shape: tuple[int, int]) -> str:
     if "per_tensor_scale" not in packed.parts or activations.get("use_dynamic_per_tensor_scale") is not True:
         return "without a scale a tensor that is found anew for activations"
     if "act_per_tensor_scale" in packed.parts:
@@ -182,7 +183,7 @@ def _nvfp4(packed: Packed, activations: Mapping, shape: tuple[int, int]) -> str:
     return "" if packed.attributes.get("block_size") == 16 else "in other blocks than of 16"
 
 
-def _int8(packed: Packed, activations: Mapping, shape: tuple[int, int]) -> str:
+def _int8(packed: Packed, activations: Mapping[str, Any], shape: tuple[int, int]) -> str:
     if packed.attributes.get("block_size") != [1, shape[1]] or _type(activations.get("granularity")) != "PerRow":
         return "with scales that are not one a row"
     if activations.get("mapping_type") != {"_type": "MappingType", "_data": "SYMMETRIC"}:
@@ -194,7 +195,7 @@ def _int8(packed: Packed, activations: Mapping, shape: tuple[int, int]) -> str:
     return ""
 
 
-_LAYOUTS: Mapping[str, Callable[[Packed, Mapping, tuple[int, int]], str]] = {
+_LAYOUTS: Mapping[str, Callable[[Packed, Mapping[str, Any], tuple[int, int]], str]] = {
     FP8.id: _fp8,
     MXFP8.id: _mxfp8,
     NVFP4.id: _nvfp4,
@@ -207,7 +208,9 @@ def _check_parts(name: str, packed: Packed, found: Component) -> None:
     rows, width = found.tensors[name].shape
     form, swizzled = KINDS[packed.kind], packed.attributes.get("is_swizzled_scales") is True
     codes = (rows, width // 2) if form == NVFP4.id else (rows, width)
-    wanted = {"qdata": ({FP8.id: "F8_E4M3", MXFP8.id: "F8_E4M3", NVFP4.id: "U8", INT8.id: "I8"}[form], codes)}
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {
+        "qdata": ({FP8.id: "F8_E4M3", MXFP8.id: "F8_E4M3", NVFP4.id: "U8", INT8.id: "I8"}[form], codes)
+    }
     if form in (FP8.id, INT8.id):
         wanted["scale"] = ("F32", (rows, 1))
     else:
@@ -222,12 +225,12 @@ def _check_parts(name: str, packed: Packed, found: Component) -> None:
         wanted["zero_point"] = ("I8", (rows, 1))
     if wanted.keys() != packed.parts.keys():
         raise LoadError(f"{name} in {found.folder} has parts that a {packed.kind} has not: {QUANTIZE_AGAIN}.")
-    for part, (dtype, shape) in wanted.items():
+    for part, (dtype, sides) in wanted.items():
         its = found.parts[packed.parts[part]]
-        if (its.dtype, its.shape) != (dtype, shape):
+        if (its.dtype, its.shape) != (dtype, sides):
             raise LoadError(
                 f"{packed.parts[part]} in {its.file} is {its.dtype} of shape {list(its.shape)}, and a {packed.kind} of "
-                f"{rows} x {width} has {dtype} of {list(shape)}: {QUANTIZE_AGAIN}."
+                f"{rows} x {width} has {dtype} of {list(sides)}: {QUANTIZE_AGAIN}."
             )
 
 

@@ -25,6 +25,7 @@ from engine import catalog, events
 from engine.columns import format_of
 from engine.errors import UnsupportedError
 from engine.formats import PRECISIONS, REFERENCE
+from engine.machine import FINE, LIMIT, Finding
 from engine.request import CompareRequest
 from engine.results import Comparison, Generation, Latency, LayerCounts, LpipsMap, Memory, Metrics, Ruler
 from engine.serving.admission import Visitor
@@ -202,6 +203,13 @@ class FakeWorker:
     def earlier(self, request: CompareRequest) -> tuple[Comparison, Path] | None:
         made = [job for job in self.jobs if job.request == request and job.outcome == "completed"]
         return (Comparison.load(made[0].out), made[0].out) if self.share and made else None
+
+    def examine(self) -> tuple[Finding, ...]:
+        formats = [
+            Finding(topic=name, severity=FINE if found.execution == "native" else LIMIT, said=f"{found.reason}.")
+            for name, found in self.support.items()
+        ]
+        return (Finding(topic="Device", severity=FINE, said=f"{self.machine.name}."), *formats)
 
     def about_weights(self, model: str) -> str:
         return "" if catalog.model(model).bundled else f"The weights of {model} are not here."

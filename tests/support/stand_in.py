@@ -10,7 +10,7 @@ from engine import events
 from engine.errors import CancelledRun, FaultError, LoadError, UnsupportedError
 from engine.files import write_whole
 from engine.formats import PRECISIONS
-from engine.machine import Machine, Support
+from engine.machine import FINE, Finding, Machine, Support
 from engine.results import Comparison
 
 STEP_SECONDS = 0.02
@@ -25,7 +25,9 @@ class StandIn:
         if name == "stillborn":
             os._exit(3)
         self.machine = Machine(name=f"stand-in {os.getpid()}", kind="cpu")
-        self.support = {p: Support(precision=p, execution="native", reason="", gemm="") for p in PRECISIONS}
+        self.support = {
+            p: Support(precision=p, execution="native", reason="", gemm="", machine=self.machine) for p in PRECISIONS
+        }
         self._prepared = []
 
     def compare(self, request, out, tell, stop):
@@ -58,6 +60,12 @@ class StandIn:
                 raise LoadError("The file x is missing.")
             case "hang":
                 time.sleep(3600)
+
+    def prove(self, tell, stop):
+        pass
+
+    def examine(self):
+        return (Finding(topic="Device", severity=FINE, said="It is a stand-in."),)
 
     def prepare(self, model_id, tell, stop):
         self._prepared.append(model_id)

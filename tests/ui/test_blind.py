@@ -143,7 +143,7 @@ CHEATS = {
 }
 
 
-@pytest.mark.parametrize("mode", [blind.WHICH, blind.ABX])
+@pytest.mark.parametrize("mode", [blind.WHICH, blind.ABX, blind.SAME])
 def test_whoever_cheats_does_as_well_as_a_coin(sitting, mode):
     """400 questions: a coin lies outside 38 to 62% less than twice in a million times."""
     asked = [(trial.files, trial.answer) for trial in (ask(sitting, mode) for _ in range(400))]

@@ -59,6 +59,8 @@ def test_names_and_badges_under_a_picture_are_explained_where_they_are_pressed(v
             ("recorded", words.explain.BADGES["recorded"]),
         ):
             button = page.locator("#tf-results").get_by_role("button", name=name, exact=True).first
+            button.scroll_into_view_if_needed()
+            page.wait_for_timeout(150)  # a page that scrolls closes what was explained
             button.click()
             assert until(lambda said=said: note.is_visible() and note.inner_text() == said)
             assert button.evaluate("(b) => b.closest('[data-why]').title") == said

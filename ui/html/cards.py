@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from engine import catalog, reference
 from engine.formats import REFERENCE
-from engine.machine import Support
+from engine.machine import FINE, Finding, Support
 from engine.outputs.pool import Seen
 from engine.request import CompareRequest
 from engine.results import Generation, Ruler
@@ -29,7 +29,8 @@ THEME_JS = """
 const paint = (dark) => document.body.classList.toggle('dark', dark);
 const kept = localStorage.getItem('twinframe-theme');
 if (kept) paint(kept === 'dark');
-element.querySelector('button').addEventListener('click', () => {
+element.addEventListener('click', (event) => {
+  if (!event.target.closest('.tf-theme')) return;
   const dark = !document.body.classList.contains('dark');
   paint(dark);
   localStorage.setItem('twinframe-theme', dark ? 'dark' : 'light');
@@ -47,19 +48,36 @@ def link(file: str | Path) -> str:
     return f"gradio_api/file={quote(str(file), safe='/')}"
 
 
-def header(machine: str, note: str = "") -> str:
+def header(machine: str, note: str = "", findings: Sequence[Finding] = ()) -> str:
     """
     Args:
         machine: the device, and what it does natively.
         note: what to know of it before anything else, empty if nothing.
+        findings: all that was found out of it, which the device's name opens; without any it opens nothing.
     """
     said = f'<p class="tf-note" role="note">{escape(note)}</p>' if note else ""
+    device = escape(machine)
+    if findings:
+        device = (
+            f'<button type="button" popovertarget="tf-doctor" title="{words.compare.MACHINE_HINT}">{device}</button>'
+            f'<span id="tf-doctor" popover role="group" aria-label="{words.compare.MACHINE}">'
+            f"{''.join(map(_finding, findings))}</span>"
+        )
     return (
         f'<header class="tf-header"><h1>{words.TITLE}</h1><p class="tf-tagline">{words.TAGLINE}</p>'
-        f'<p class="tf-machine">{escape(machine)}</p>'
+        f'<div class="tf-machine">{device}</div>'
         f'<button type="button" class="tf-theme" aria-label="{words.compare.THEME_TOGGLE}"'
         f' title="{words.compare.THEME_TOGGLE}">'
         f"</button>{said}</header>"
+    )
+
+
+def _finding(found: Finding) -> str:
+    do = f" <em>{escape(found.do)}</em>" if found.do and found.severity != FINE else ""
+    mark = words.compare.SEVERITIES[found.severity]
+    return (
+        f'<span class="tf-finding" data-severity="{found.severity}"><b>{escape(found.topic)}</b>'
+        f'<span><i title="{mark}">{mark}</i> {escape(found.said)}{do}</span></span>'
     )
 
 
@@ -161,8 +179,9 @@ def _way(part: float | None) -> str:
 
 def _quotes(view: View) -> str:
     """What the post measured of those columns that are only emulated here."""
-    asked = view.request
-    emulated = [g.column for g in view.finished if g.execution == "emulated"] if view.folder is not None else []
+    if view.folder is None:
+        return ""
+    asked, emulated = view.asked, [g.column for g in view.finished if g.execution == "emulated"]
     found = {words.name(asked, column): reference.quote(asked, asked.column(column)) for column in emulated}
     said = "; ".join(words.verdict.quoted(name, row["speedup"], row["saving"]) for name, row in found.items() if row)
     if not said:
@@ -196,13 +215,13 @@ def _asked_for(view: View) -> str:
 
 def _made(view: View) -> str:
     """Attributes from which ui/static/history.js remembers a comparison that was made here."""
-    if view.folder is None or view.recorded:
+    if view.folder is None or view.recorded or (made := view.comparison) is None:
         return ""
-    pair = (view.comparison.reference, view.finished[-1])
+    pair = (made.reference, view.finished[-1])
     files = json.dumps([link(g.files[0]) for g in pair])
     return (
-        f' data-made="{escape(view.created)}" data-query="{escape(f"{links.query(view.request)}&{view.address}")}"'
-        f' data-words="{escape(words.gallery.tile(view.comparison))}" data-files="{escape(files)}"'
+        f' data-made="{escape(view.created)}" data-query="{escape(f"{links.query(view.asked)}&{view.address}")}"'
+        f' data-words="{escape(words.gallery.tile(made))}" data-files="{escape(files)}"'
     )
 
 
@@ -215,11 +234,12 @@ def _origin(view: View) -> str:
     badge = _badge("recorded", "recorded", "tf-recorded") if view.recorded else ""
     where = f"{escape(view.device)}, {words.when(view.created)}" if view.recorded else escape(view.device)
     download = ""
-    if view.folder is not None:
+    if view.folder is not None and view.comparison is not None:
         table = f"data:text/csv;charset=utf-8,{quote(view.comparison.to_csv())}"
+        name = words.post.file_name(asked)
         download = (
-            f' · <a href="{link(view.folder / "comparison.json")}" download>comparison.json</a>'
-            f' · <a href="{table}" download="comparison.csv">CSV</a>'
+            f' · <a href="{link(view.folder / "comparison.json")}" download="{name}.json">comparison.json</a>'
+            f' · <a href="{table}" download="{name}.csv">CSV</a>{_post(view)}'
         )
     copy = (
         f' · <button type="button" class="tf-copy" data-copy="{escape(links.query(asked))}"'
@@ -232,13 +252,34 @@ def _origin(view: View) -> str:
     )
 
 
+def _post(view: View) -> str:
+    """The button that makes one file to post; ui/static/post.js draws it from what is told here. Empty until something
+    is finished."""
+    asked, made = view.asked, view.comparison
+    if made is None:
+        return ""
+    told = {
+        "prompt": asked.prompt,
+        "verdict": view.headline,
+        "columns": words.post.columns(made),
+        "settings": words.compare.settings(asked, catalog.model(asked.model).name),
+        "query": links.query(asked),
+        "file": words.post.file_name(asked),
+    }
+    return (
+        f' · <button type="button" class="tf-copy tf-post" data-post="{escape(json.dumps(told))}"'
+        f' data-making="{words.post.MAKING}" data-failed="{words.post.FAILED}"'
+        f' title="{words.post.POST_HINT}">{words.post.POST}</button>'
+    )
+
+
 def net(view: View, asked: CompareRequest) -> str:
     """A recorded run, ready in the browser for when the connection is lost in the middle of another one."""
-    said = words.stage.lost(asked, view.request)
+    said = words.stage.lost(asked, view.asked)
     shown = "".join(_card(view, card) for card in view.cards)
     return (
         f'<p class="tf-verdict">{escape(said)}</p>{_origin(view)}'
-        f'<div class="tf-stage" style="--n:{len(view.cards)};{_shape(view.request)}">{shown}</div>'
+        f'<div class="tf-stage" style="--n:{len(view.cards)};{_shape(view.asked)}">{shown}</div>'
     )
 
 
@@ -286,11 +327,11 @@ def stage(view: View) -> str:
     """All cards side by side; those of clips with one player for all."""
     if not view.cards:
         return ""
-    moving = _moving(view.request)
+    moving = _moving(view.asked)
     cards = "".join(_card(view, card) for card in view.cards)
     controls = _transport(view, view.finished, "side") if moving else ""
-    grid = f'<div class="tf-stage" style="--n:{len(view.cards)};{_shape(view.request)}">{cards}{controls}</div>'
-    return _player(view.request, grid) if moving else grid
+    grid = f'<div class="tf-stage" style="--n:{len(view.cards)};{_shape(view.asked)}">{cards}{controls}</div>'
+    return _player(view.asked, grid) if moving else grid
 
 
 def _shape(asked: CompareRequest) -> str:
@@ -299,29 +340,29 @@ def _shape(asked: CompareRequest) -> str:
 
 
 def _card(view: View, card: Card) -> str:
-    asked, made = view.request, card.generation
+    asked, made = view.asked, card.generation
     if made is None:
-        title = _title(asked, card.column, "")
+        title = _title(asked, card.column, None)
         return f'<figure class="tf-card">{_blank(asked, card)}<figcaption>{title}</figcaption></figure>'
     return (
-        f'<figure class="tf-card">{_pictures(asked, made)}<figcaption>{_title(asked, made.column, made.execution)}'
+        f'<figure class="tf-card">{_pictures(asked, made)}<figcaption>{_title(asked, made.column, made)}'
         f"{_numbers(view, made)}{_downloads(view, made)}</figcaption></figure>"
     )
 
 
-def _title(asked: CompareRequest, column: str, execution: str) -> str:
+def _title(asked: CompareRequest, column: str, made: Generation | None) -> str:
     role = '<span class="tf-role">the reference</span>' if column == REFERENCE else ""
-    badge = _badge(execution, execution) if execution else ""
+    badge = _badge(made.execution, made.execution, why=made.disproof) if made else ""
     said = escape(words.explain.column(asked.column(column)))
     name = _asked(escape(words.name(asked, column)))
     return f'<div class="tf-title"><h2 data-why title="{said}">{name}</h2>{role}{badge}</div>'
 
 
-def _badge(kind: str, text: str, style: str = "") -> str:
-    """A badge that says what it means where it is hovered, pressed or focused."""
+def _badge(kind: str, text: str, style: str = "", why: str = "") -> str:
+    """A badge that says what it means, or why it is there, where it is hovered, pressed or focused."""
     return (
         f'<button type="button" class="{f"tf-badge {style}".rstrip()}"'
-        f' title="{escape(words.explain.BADGES[kind])}" data-why>{escape(text)}</button>'
+        f' title="{escape(why or words.explain.BADGES[kind])}" data-why>{escape(text)}</button>'
     )
 
 
@@ -367,22 +408,23 @@ def _numbers(view: View, made: Generation) -> str:
     comparison = view.comparison
     is_reference = made.precision == REFERENCE
     speedup = comparison.speedup(made) if comparison and not is_reference else None
-    compared = comparison is not None and not is_reference
-    weights = words.change(words.verdict.weights_saving(comparison, made)) if compared else ""
+    compared = None if is_reference else comparison
+    weights = words.change(words.verdict.weights_saving(compared, made)) if compared else ""
     native = made.execution == "native"
-    peak = words.change(comparison.memory_saving(made)) if compared and native else ""
+    peak = words.change(compared.memory_saving(made)) if compared and native else ""
     if made.latency_comparable:
         took = (words.seconds(made.latency.total), "s")
         latency = _stat("Latency", "latency", took, words.factor(speedup) if speedup else "")
         stages = f'<p class="tf-stages" title="{words.WHY["stages"]}">{words.stages(made.latency)}</p>'
     else:
-        why = "previews" if view.request.previews else "shared" if made.at_once else "compiled"
+        why = "previews" if view.asked.previews else "shared" if made.at_once else "compiled"
         latency = _absent("Latency", why, words.NOT_TIMED_SHORT) if native else ""
-        stages = f'<p class="tf-stages">{words.compare.no_latency_note(made, view.request)}</p>'
+        stages = f'<p class="tf-stages">{escape(words.compare.no_latency_note(made, view.asked))}</p>'
     if native:
         peak = _stat("Peak memory", "peak", words.size(made.memory.peak), peak)
     else:
-        peak = _absent("Latency, peak memory", "emulated", words.NOT_COMPARABLE, wide=True)
+        why = "disproved" if made.disproof else "emulated"
+        peak = _absent("Latency, peak memory", why, words.NOT_COMPARABLE, wide=True)
     weights = _stat("Weights", "weights", words.size(made.memory.weights), weights)
     return f'<dl class="tf-stats">{latency}{peak}{weights}</dl>{stages}{_lpips(view, made)}'
 
@@ -410,13 +452,14 @@ def _absent(label: str, why: str, said: str, *, wide: bool = False) -> str:
 
 
 def _lpips(view: View, made: Generation) -> str:
-    asked = view.request
+    asked = view.asked
     if made.precision == REFERENCE:
         return f'<p class="tf-reference tf-small">{words.compare.reference_note(asked)}</p>'
     value, lost = words.verdict.mean_lpips(made), words.verdict.damage(made)
     if value is None:
         return f'<p class="tf-reference tf-small">{escape(lost.capitalize() or "Measuring LPIPS")}</p>'
-    several = f" of {len(made.files) - made.metrics.unscored}" if len(made.files) > 1 else ""
+    unscored = made.metrics.unscored if made.metrics else 0
+    several = f" of {len(made.files) - unscored}" if len(made.files) > 1 else ""
     mean = f" <small>mean{several}</small>" if several or _moving(asked) else ""
     beside = f'<p class="tf-reading">{escape(lost)}</p>' if lost else ""
     return (
@@ -444,8 +487,8 @@ def _ruler(value: float, ruler: Ruler | None, seen: Seen) -> str:
         f'<span class="tf-tick" style="left:{at(ruler.ceiling)}"></span>'
         f'<span class="tf-dot" style="left:{at(value)}"></span>'
         f'<span class="tf-end tf-floor">bf16 noise {words.score(ruler.floor)}</span>'
-        # Ends at its tick, but never so far left that it runs into the other label.
-        f'<span class="tf-end tf-ceiling" style="right:calc(100% - max({at(ruler.ceiling)}, 225px))">'
+        # Ends at its tick, but never so far left that it runs into the other label, nor beyond the scale.
+        f'<span class="tf-end tf-ceiling" style="right:calc(100% - max({at(ruler.ceiling)}, min(225px, 100%)))">'
         f"another seed {words.score(ruler.ceiling)}</span></div>"
         f'<p class="tf-reading">{said}</p>'
     )
@@ -455,7 +498,9 @@ def _downloads(view: View, made: Generation) -> str:
     kind = Path(made.files[0]).suffix.lstrip(".").upper()
     labels = [kind] if len(made.files) == 1 else [f"{kind} {index + 1}" for index in range(len(made.files))]
     files = " ".join(
-        f'<a href="{link(file)}" download>{label}</a>' for label, file in zip(labels, made.files, strict=True)
+        f'<a href="{link(file)}" download="{words.post.file_name(view.asked, Path(file).stem)}{Path(file).suffix}">'
+        f"{label}</a>"
+        for label, file in zip(labels, made.files, strict=True)
     )
     code = ""
     if made.column in view.programs:
@@ -470,9 +515,10 @@ def pairs(view: View) -> str:
 
     A range input makes the split work by keyboard; ui/static/viewer.js does the rest.
     """
-    made, asked = view.finished, view.request
+    made = view.finished
     if len(made) < 2 or view.comparison is None:
-        return f'<p class="tf-empty">{words.compare.pair_empty(asked)}</p>'
+        return f'<p class="tf-empty">{words.compare.pair_empty(view.request)}</p>'
+    asked = view.asked
     first = (view.comparison.reference, max(made[1:], key=lambda g: words.verdict.mean_lpips(g) or 0.0))
     count = len(first[0].files)
     names = [(g.column, words.name(asked, g.column)) for g in made]
@@ -489,7 +535,7 @@ def pairs(view: View) -> str:
         for index in range(count)
     )
     choices += _act("flip", words.compare.FLIP, words.compare.FLIP_HINT)
-    shape = _shape(view.request)
+    shape = _shape(view.asked)
     return f'<div class="tf-overlay" style="{shape}"><div class="tf-choices">{choices}</div>{figures}</div>'
 
 
@@ -504,9 +550,9 @@ def _choices(name: str, label: str, choices: Sequence[tuple[str, str]], chosen: 
 
 
 def _pair(view: View, below: Generation, above: Generation, index: int, *, hidden: bool) -> str:
-    asked = view.request
+    asked = view.asked
     one, other = (escape(words.name(asked, g.column)) for g in (below, above))
-    numbers = "".join(f"{_title(asked, g.column, g.execution)}{_numbers(view, g)}" for g in (below, above))
+    numbers = "".join(f"{_title(asked, g.column, g)}{_numbers(view, g)}" for g in (below, above))
     draw = _clip if _moving(asked) else _img
     layers = (
         '<div class="tf-frame tf-layers" tabindex="0" role="group"'
@@ -540,10 +586,10 @@ def _pair(view: View, below: Generation, above: Generation, index: int, *, hidde
 def _lpips_map(made: Generation, index: int) -> str:
     """Attributes by which ui/static/viewer.js finds the LPIPS map of a picture or clip, and its score, a frame each."""
     found, metrics = made.lpips_maps[index] if made.lpips_maps else None, made.metrics
-    if found is None:
+    if found is None or metrics is None:
         return ""
     scores = metrics.lpips_frames[index] if metrics.lpips_frames else (metrics.lpips[index],)
-    said = ",".join(f"{score:.5f}" for score in scores)
+    said = ",".join(f"{score:.5f}" for score in scores or ())
     return f' data-lpips="{link(found.file)}" data-top="{found.top:.5f}" data-scores="[{said}]"'
 
 
@@ -609,7 +655,7 @@ def _transport(view: View, made: Sequence[Generation], key: str, only: int | Non
     """
     if not made:
         return ""
-    asked = view.request
+    asked = view.asked
     spec = catalog.model(asked.model)
     names = [(g.column, words.name(asked, g.column)) for g in made]
     choices = ""
@@ -635,7 +681,7 @@ def _curve(asked: CompareRequest, made: Sequence[Generation], clips: Sequence[in
     at."""
     if not made:
         return ""
-    known = [values for g in made for values in g.metrics.lpips_frames if values is not None]
+    known = [values for g in made for values in _frames(g) if values is not None]
     if not known:
         return ""
     top = max(max(values) for values in known) or 1.0
@@ -662,8 +708,13 @@ def _drawn_as(made: Generation) -> str:
     return f' data-precision="{made.precision}" data-column="{made.column}"{own}'
 
 
+def _frames(made: Generation) -> tuple[tuple[float, ...] | None, ...]:
+    """LPIPS of each frame of each clip."""
+    return (made.metrics and made.metrics.lpips_frames) or ()
+
+
 def _line(made: Generation, index: int, top: float) -> str:
-    values = made.metrics.lpips_frames[index]
+    values = _frames(made)[index]
     if values is None:
         return ""
     points = " ".join(f"{frame},{100 - 96 * value / top:.2f}" for frame, value in enumerate(values))
@@ -693,7 +744,7 @@ def table(view: View) -> str:
 
 def _licence(view: View) -> str:
     """Beside what was made: whoever takes it along has to know what its model's licence forbids."""
-    spec = catalog.model(view.request.model)
+    spec = catalog.model(view.asked.model)
     if not spec.licence_note:
         return ""
     return f'<p class="tf-small">{escape(spec.licence_note)} {_outside(spec.licence_url, spec.licence)}</p>'
@@ -708,7 +759,7 @@ def _row(view: View, made: Generation) -> str:
         times.append(words.factor(speedup) if speedup else "–")
         latency = "".join(f"<td>{v}</td>" for v in times)
     else:
-        latency = f'<td colspan="5" class="tf-absent">{words.no_latency(made, view.request)}</td>'
+        latency = f'<td colspan="5" class="tf-absent">{words.no_latency(made, view.asked)}</td>'
     peak = " ".join(words.size(made.memory.peak)) if made.execution == "native" else "–"
     lpips = words.verdict.mean_lpips(made)
     psnr = words.psnr(made.metrics.mean_psnr_db if made.metrics else None)
@@ -717,7 +768,7 @@ def _row(view: View, made: Generation) -> str:
     score = f'<td title="{escape(lost)}">{said} <small>{escape(lost)}</small></td>' if lost else f"<td>{said}</td>"
     weights = " ".join(words.size(made.memory.weights))
     cells = f"<td>{weights}</td><td>{peak}</td>{score}<td>{psnr}</td>"
-    name = escape(words.name(view.request, made.column))
+    name = escape(words.name(view.asked, made.column))
     return f'<tr><th scope="row">{name}</th><td class="tf-word">{escape(made.execution)}</td>{latency}{cells}</tr>'
 
 
@@ -726,10 +777,10 @@ def ran(view: View) -> str:
     made = view.finished
     if not made:
         return ""
-    facts = [_facts(g, view.request) for g in made]
+    facts = [_facts(g, view.asked) for g in made]
     labels = dict.fromkeys(label for each in facts for label in each)
     rows = "".join(_fact(label, [each.get(label, "–") for each in facts]) for label in labels)
-    head = "".join(f'<th scope="col">{escape(words.name(view.request, g.column))}</th>' for g in made)
+    head = "".join(f'<th scope="col">{escape(words.name(view.asked, g.column))}</th>' for g in made)
     if view.versions:
         rows += _fact("Versions", [", ".join(f"{name} {v}" for name, v in view.versions.items())] * len(made))
     ruler = f'<p class="tf-small">LPIPS scale: {escape(view.ruler.note)}</p>' if view.ruler else ""
@@ -745,7 +796,7 @@ def programs(view: View) -> str:
     if not view.programs:
         return ""
     each = "".join(
-        f'<section><h3>{escape(words.name(view.request, column))} <button type="button" class="tf-copy"'
+        f'<section><h3>{escape(words.name(view.asked, column))} <button type="button" class="tf-copy"'
         f' data-copy-from="tf-program-{column}">{words.compare.CODE_COPY}</button></h3>'
         f'<pre id="tf-program-{column}" tabindex="0">{escape(program)}</pre></section>'
         for column, program in view.programs.items()

@@ -27,8 +27,10 @@ const copy = async (text) => {
 };
 
 const copied = async (button) => {
-  const { copy: query, copyFrom } = button.dataset;
-  const text = copyFrom ? document.getElementById(copyFrom).textContent : new URL(query, location.href).href;
+  const { copy: query, copyFrom, copyText, copyTab } = button.dataset;
+  const page = location.origin + location.pathname;
+  const text = copyText ? `${copyText} ${page}#${copyTab}`
+    : copyFrom ? document.getElementById(copyFrom).textContent : new URL(query, location.href).href;
   const done = await copy(text);
   button.focus(); // which the field took away
   said.textContent = done ? said.dataset.copied : said.dataset.failed;
@@ -65,11 +67,11 @@ app.addEventListener('focusin', ({ target }) => {
 });
 app.addEventListener('focusout', () => { if (note.matches(':popover-open')) note.hidePopover(); });
 
-results.addEventListener('click', (event) => {
-  const button = event.target.closest('.tf-copy');
+app.addEventListener('click', (event) => {
+  const button = event.target.closest('.tf-copy:is([data-copy], [data-copy-from], [data-copy-text])');
   if (button) copied(button);
 });
-app.append(note); // out of the tab, which hides it together with the rest
+app.append(note, said); // out of the tab, which hides them together with the rest
 app.addEventListener('click', (event) => {
   const what = event.target.closest('[data-why]');
   if (what) explain(what);

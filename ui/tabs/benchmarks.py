@@ -27,14 +27,14 @@ from ui import words
 from ui.fields import Dropdown
 from ui.html import cards
 from ui.html.lengths import Bar, lengths, source
-from ui.html.tables import head, table
+from ui.html.tables import Head, head, table
 
 log = logging.getLogger(__name__)
 
 LATENCY = slice(3, 12)
 """The columns of a table that one sentence takes the place of where nothing was timed."""
 
-Row = Mapping[str, object]
+Row = Mapping[str, Any]
 
 
 EVERY = ""
@@ -76,7 +76,12 @@ def tab(opened: gr.Tab, folder: Path) -> None:
 def _values(found: Sequence[Figure], name: str) -> list[tuple[str, str]]:
     """A filter's choices: what is shown, and its value."""
     values = dict.fromkeys(getattr(figure, FILTERS[name]) for figure in found)
-    said = {"model": _name, "precision": words.NAMES.get, "device": words.benchmarks.device}.get(name, str)
+    shown: Mapping[str, Callable[[Any], str]] = {
+        "model": _name,
+        "precision": words.NAMES.__getitem__,
+        "device": words.benchmarks.device,
+    }
+    said = shown.get(name, str)
     order = PRECISIONS.index if name == "precision" else None
     return [(said(value), str(value)) for value in sorted(values, key=order)]
 
@@ -104,8 +109,8 @@ def _passes(figure: Figure, chosen: Mapping[str, str]) -> bool:
 def answers(found: Sequence[Figure]) -> str:
     """A sentence a model, at its smallest batch size and largest picture."""
     said = []
-    for model, some in groupby(found, key=lambda figure: figure.model):
-        some = list(some)
+    for model, group in groupby(found, key=lambda figure: figure.model):
+        some = list(group)
         first = [figure for figure in some if _shape(figure) == _shape(some[0])]
         if sentence := words.benchmarks.answer(_name(model), first):
             said.append(f"<li>{escape(sentence)}</li>")
@@ -137,6 +142,8 @@ def _chart(found: Sequence[Figure]) -> str:
     """Speedup over bf16 as bars that begin at 1."""
     groups: dict[str, list[Bar]] = {}
     for figure in found:
+        if figure.speedup is None:
+            continue
         bar = Bar(
             label=f"{words.NAMES[figure.precision]}, {words.benchmarks.device(figure.device)}",
             precision=figure.precision,
@@ -149,7 +156,7 @@ def _chart(found: Sequence[Figure]) -> str:
 
 
 def _table_of(found: Sequence[Figure]) -> str:
-    heads = [
+    heads: list[Head] = [
         (words.MODEL_LABEL, None), (words.benchmarks.DEVICE, None), (words.PRECISION_LABEL, None),
         (words.benchmarks.SIZE, ""), (words.benchmarks.BATCH, ""), (words.benchmarks.STEPS, ""),
         (words.benchmarks.EACH, "s", "each"),
@@ -263,7 +270,7 @@ def _measurement(found: Mapping[str, Any], post: Mapping[str, Any], run: int) ->
 
 def _measured_table(rows: Sequence[Row], label: str) -> str:
     batches, used = {row["batch_size"] for row in rows}, {row["method"] for row in rows}
-    heads = [
+    heads: list[Head] = [
         ("Batch", ""), ("Precision", ""), ("Method", ""), ("Text", "s", "stages"), ("Denoise", "s", "stages"),
         ("Decode", "s", "stages"), ("Total", "s", "median"), ("10–90%", "s", "spread"), ("vs bf16", "", "speedup"),
         ("Step", "ms", "step"), ("vs the post's", "", "over the post"),
@@ -285,7 +292,8 @@ def _measured_row(row: Row, rows: Sequence[Row], keep: Sequence[bool]) -> str:
     elif took is None:
         latency = f"{absent}{escape(row['error'] or words.benchmarks.NOT_MEASURED)}</td>"
     else:
-        speedup = against and against["latency_s"] and against["latency_s"]["median"] / took["median"]
+        theirs = against["latency_s"] if against else None
+        speedup = theirs["median"] / took["median"] if theirs else None
         values = [
             *(_or_dash(took[stage], words.seconds) for stage in ("text", "denoise", "decode", "median")),
             f"{words.seconds(took['p10'])}–{words.seconds(took['p90'])}",

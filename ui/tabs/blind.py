@@ -12,7 +12,7 @@ import io
 import json
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, fields
 from html import escape
 from pathlib import Path
@@ -29,6 +29,7 @@ from engine.outputs.pool import Pool
 from engine.request import CompareRequest
 from engine.serving.contracts import Job, Worker
 from ui import words
+from ui.fields import unchanged
 from ui.html import cards
 from ui.web import middleware
 from ui.web.served_files import Shelf
@@ -162,12 +163,12 @@ class BlindTest:
         """The tab was opened: the first time a recorded pair is asked about at once, if there is one."""
         parts = self._parts
         if http.session_hash in self._sittings or values[parts.source] != RECORDED:
-            return gr.skip()
+            return unchanged()
         try:
             trial = self._sitting(http).ask(values[parts.model], values[parts.precision], values[parts.mode])
         except TwinframeError as error:
             return self._idle(str(error))
-        return gr.skip() if trial is None else self._drawn(question(trial), answers=trial.mode)
+        return unchanged() if trial is None else self._drawn(question(trial), answers=trial.mode)
 
     def _sitting(self, http: gr.Request) -> blind.Sitting:
         return self._sittings.setdefault(http.session_hash, blind.Sitting(self._recorded, self._shelf.new))
@@ -195,9 +196,12 @@ class BlindTest:
         except TwinframeError as error:
             yield self._idle(str(error))
             return
-        yield self._drawn(question(sitting.trial), answers=mode)
+        if sitting.trial is not None:
+            yield self._drawn(question(sitting.trial), answers=mode)
 
-    def _make(self, request: CompareRequest, folder: Path, http: gr.Request) -> Iterator[dict[str, Any]]:
+    def _make(
+        self, request: CompareRequest, folder: Path, http: gr.Request
+    ) -> Generator[dict[str, Any], None, blind.Pair | None]:
         """Yield what the page shows meanwhile; returns the pair, None if there is none."""
         job = self._jobs[http.session_hash] = self._worker.submit(request, folder, middleware.visitor(http))
         try:
@@ -238,11 +242,13 @@ class BlindTest:
     def _answer(self, letter: str, http: gr.Request) -> dict[str, Any]:
         """The truth, and the new score."""
         sitting = self._sittings.get(http.session_hash)
-        closed = sitting.answer(letter) if sitting else None
+        if sitting is None:
+            return {self._parts.notice: cards.notice(words.blind.GONE)}
+        closed = sitting.answer(letter)
         if closed is None:
-            return {self._parts.notice: cards.notice("" if sitting else words.blind.GONE)}
+            return {self._parts.notice: cards.notice("")}
         trial, given, first = closed
-        if first and self._pool is not None:
+        if first and self._pool is not None and given.mode != blind.SAME:  # where both are one, no score was judged
             self._pool.add(given)
         return self._drawn(question(trial, given)) | {self._parts.score: score(sitting)}
 
@@ -341,7 +347,7 @@ def _figure(trial: blind.Trial, letter: str, file: Path, told: bool) -> str:
         content = f'<img src="{cards.link(file)}" alt="{label}" {shape}>'
     name = ""
     if told:
-        bf16 = (trial.answer if letter == "X" else letter) == trial.bf16
+        bf16 = (trial.answer if letter == "X" else letter) in trial.bf16
         shown = words.NAMES[REFERENCE] if bf16 else words.of_column(Column(pair.precision, pair.recipe))
         name = f' <span class="tf-badge">{escape(shown)}</span>'
     return (
@@ -377,9 +383,16 @@ def score(sitting: blind.Sitting) -> str:
         f' aria-label="{words.blind.SCORE}"><table class="tf-figures"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
         f'<p class="tf-small">{words.blind.STATISTICS}{skipped}</p>'
-        f'<p class="tf-downloads">Download {_download("json", "application/json", exported(sitting))}'
+        f'<p class="tf-downloads"><button type="button" class="tf-copy" title="{words.blind.SHARE_HINT}"'
+        f' data-copy-text="{escape(words.blind.shared(tallies, _model))}"'
+        f' data-copy-tab="blind-test">{words.blind.SHARE}</button>'
+        f" Download {_download('json', 'application/json', exported(sitting))}"
         f" {_download('csv', 'text/csv', table(sitting))}</p>"
     )
+
+
+def _model(model: str) -> str:
+    return catalog.model(model).name
 
 
 def _row(tally: blind.Tally, several: bool) -> str:

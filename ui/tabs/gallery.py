@@ -60,8 +60,9 @@ def _group(model: str, bundles: Sequence[Bundle]) -> str:
 def _tile(bundle: Bundle, origin: str) -> str:
     """bf16 on the left half, the precision that differs most on the right: the same noise, so one picture."""
     made = bundle.comparison
-    asked, others = made.request, [g for g in made.results if g.metrics and g.metrics.mean_lpips is not None]
-    other = max(others, key=lambda g: g.metrics.mean_lpips, default=made.reference)
+    asked, scores = made.request, [(words.verdict.mean_lpips(g), g) for g in made.results]
+    others = [(score, g) for score, g in scores if score is not None]
+    _, other = max(others, key=lambda each: each[0], default=(0.0, made.reference))
     halves = "".join(_half(made, g, side) for g, side in ((made.reference, "left"), (other, "right")))
     sides = (
         ""

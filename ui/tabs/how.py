@@ -142,7 +142,7 @@ def _selective(plans: Plans, chosen: Sequence[str], name: str) -> str:
     for layer in last["layers"]:
         if layer["precision"] == REFERENCE:
             reasons[layer["reason"]] = reasons.get(layer["reason"], 0) + 1
-    most = max(reasons, key=reasons.get) if reasons else ""
+    most = max(reasons, key=lambda reason: reasons[reason]) if reasons else ""
     said = words.how.selected(last, name, reasons.get(most, 0), most)
     return f'<div class="tf-bytes">{bars}</div><p class="tf-small">{escape(said)}</p>'
 
@@ -174,7 +174,7 @@ def _bar(plan: Mapping[str, Any], whole: int) -> str:
 
 def _lpips(view: View) -> str:
     """The scores on the screen between bf16's own noise and another seed."""
-    scores = ((g, words.name(view.request, g.column), words.verdict.mean_lpips(g)) for g in view.finished)
+    scores = ((g, words.name(view.asked, g.column), words.verdict.mean_lpips(g)) for g in view.finished)
     made = [(g.precision, name, value) for g, name, value in scores if value is not None]
     if view.ruler is None or not made:
         return f'<p class="tf-small">{words.how.HOW_NO_RULER}</p>'

@@ -31,7 +31,7 @@ from ui.html.tables import Head, table
 
 log = logging.getLogger(__name__)
 
-Row = Mapping[str, object]
+Row = Mapping[str, Any]
 """A recipe with its `label`, `parts`, `precision`, `weight_bytes` and scores."""
 Score = Mapping[str, float]
 """A mean with `low`, `high` and `n`."""
@@ -117,7 +117,7 @@ def _overview(read: Sequence[Mapping[str, Any]]) -> str:
 
 def _told(rows: Mapping[tuple[str, str], Row]) -> dict[tuple[str, str], tuple[float, int]]:
     """(Precision, recipe) -> mean LPIPS and bytes of the denoiser."""
-    return {of: (_score(row)["mean"], row["weight_bytes"]) for of, row in rows.items()}
+    return {of: (_scored(row)["mean"], row["weight_bytes"]) for of, row in rows.items()}
 
 
 def _ordered(rows: Mapping[tuple[str, str], Row]) -> list[Row]:
@@ -126,7 +126,7 @@ def _ordered(rows: Mapping[tuple[str, str], Row]) -> list[Row]:
 
 
 def _bar(row: Row) -> Bar:
-    score = _score(row)
+    score = _scored(row)
     recipe = row["recipe"] and recipe_named(row["recipe"])
     return Bar(
         label=f"{words.NAMES[row['precision']]}, {words.quality.SHORT.get(recipe, _name(row))}",
@@ -217,11 +217,20 @@ def _section(found: Mapping[str, Any], models: Sequence[str]) -> str:
     searched = {row["precision"] for row in frontier}
     points = [*frontier, *(row for row in ablation if row["precision"] not in searched)]
     parts = [
-        _part(words.quality.FRONTIER, name, words.quality.FRONTIER_NOTE, _frontier(points, ruler)) if frontier else "",
-        _part(words.quality.ABLATION, name, words.quality.ABLATION_NOTE, _scores(ablation)) if ablation else "",
-        _part(words.quality.REMEDIES, name, words.quality.REMEDIES_NOTE, _remedies(remedies)) if remedies else "",
+        _part(words.quality.FRONTIER, name, words.quality.FRONTIER_NOTE, _frontier(points, ruler, name))
+        if frontier
+        else "",
+        _part(
+            words.quality.ABLATION,
+            name,
+            words.quality.ABLATION_NOTE,
+            _scores(ablation, f"{words.quality.ABLATION}, {name}"),
+        )
+        if ablation
+        else "",
+        _part(words.quality.REMEDIES, name, words.quality.REMEDIES_NOTE, _remedies(remedies, name)) if remedies else "",
         _distributions(list(told.values()), ruler, name),
-        _part(words.quality.WORST, name, words.quality.WORST_NOTE, _worst(model, found, models))
+        _part(words.quality.WORST, name, words.quality.WORST_NOTE, _worst(model, found, models, name))
         if found.get("worst")
         else "",
         f'<p class="tf-small tf-elsewhere">{words.quality.SENSITIVITY_ELSEWHERE}</p>'
@@ -249,7 +258,7 @@ def _part(heading: str, name: str, note: str, content: str) -> str:
 
 def _name(row: Row) -> str:
     """What a recipe is called where it can be chosen, or else by its file."""
-    return words.RECIPES.get(recipe_named(row["recipe"]) if row["recipe"] else None, row["label"])
+    return words.RECIPES.get(recipe_named(row["recipe"]) if row["recipe"] else "", str(row["label"]))
 
 
 def _label(row: Row) -> str:
@@ -264,18 +273,26 @@ def _half(row: Row) -> str:
 
 def _score(row: Row) -> Score | None:
     """None while it has not been scored at all."""
-    return row["lpips"].get(_half(row))
+    score: Score | None = row["lpips"].get(_half(row))
+    return score
+
+
+def _scored(row: Row) -> Score:
+    """Of a row that has been scored."""
+    score: Score = row["lpips"][_half(row)]
+    return score
 
 
 def _each(row: Row) -> Sequence[float]:
     """Its score prompt by prompt, where that was kept."""
-    return row.get("each", {}).get(_half(row), ())
+    each: Sequence[float] = row.get("each", {}).get(_half(row), ())
+    return each
 
 
 # The frontier
 
 
-def _frontier(rows: Sequence[Row], ruler: Mapping[str, Score]) -> str:
+def _frontier(rows: Sequence[Row], ruler: Mapping[str, Score], name: str) -> str:
     floor = (ruler["floor"]["mean"], words.quality.FLOOR) if "floor" in ruler else None
     plots = plot(words.quality.BY_BYTES, [_point(row, row["weight_bytes"] / 1e6) for row in rows], floor)
     if timed := [row for row in rows if row.get("gemm_time_of_bf16")]:
@@ -288,12 +305,12 @@ def _frontier(rows: Sequence[Row], ruler: Mapping[str, Score]) -> str:
         keys += f"<span>{words.quality.FLOOR_KEY}</span>"
     return (
         f'<p class="tf-keys">{keys}<span>{words.quality.OFFERED_KEY}</span></p><div class="tf-two">{plots}</div>'
-        f"<details><summary>{words.quality.every_point(len(rows))}</summary>{_scores(rows)}</details>"
+        f"<details><summary>{words.quality.every_point(len(rows))}</summary>{_scores(rows, name)}</details>"
     )
 
 
 def _point(row: Row, x: float) -> Point:
-    score = _score(row)
+    score = _scored(row)
     return Point(
         x=x,
         y=score["mean"],
@@ -308,22 +325,22 @@ def _point(row: Row, x: float) -> Point:
 # Tables
 
 
-def _scores(rows: Sequence[Row]) -> str:
+def _scores(rows: Sequence[Row], of: str) -> str:
     """A recipe a row; a column that no row fills is left out."""
     columns = [
         ((words.quality.RECIPE_COLUMN, None), lambda row: _word(" + ".join([_name(row), *row.get("parts", ())]))),
         ((words.PRECISION_LABEL, None), lambda row: _word(words.NAMES[row["precision"]])),
         *_lpips(_score),
         ((words.quality.FLICKER, "", "flicker"), lambda row: _optional(row, "temporal_lpips", _mean)),
-        ((words.quality.PROMPTS, None), lambda row: _word(words.quality.over(_score(row), _half(row)))),
+        ((words.quality.PROMPTS, None), lambda row: _word(words.quality.over(_scored(row), _half(row)))),
         ((words.quality.WEIGHTS_OF, "MB", "denoiser"), lambda row: _cell(words.megabytes(row["weight_bytes"]))),
         ((words.quality.OVER_SEED, ""), lambda row: _optional(row, "bytes_over_seed_percent", words.percent)),
         ((words.quality.GEMMS, "", "gemms"), lambda row: _optional(row, "gemm_time_of_bf16", "{:.2f}".format)),
     ]
-    return _filled(columns, rows, words.quality.SCORES)
+    return _filled(columns, rows, f"{words.quality.SCORES}: {of}")
 
 
-def _remedies(rows: Sequence[Row]) -> str:
+def _remedies(rows: Sequence[Row], name: str) -> str:
     columns = [
         ((words.quality.REMEDY, None), lambda row: _word(row["name"])),
         ((words.quality.WHAT, None), lambda row: _word(row["what"]) if row.get("what") else ""),
@@ -333,13 +350,13 @@ def _remedies(rows: Sequence[Row]) -> str:
         ((words.quality.GEMMS, "", "gemms"), lambda row: _optional(row, "added_gemm_time_percent", words.percent)),
         ((words.quality.BASIS, None), lambda row: _word(row["basis"]) if row.get("basis") else ""),
     ]
-    return _filled(columns, rows, words.quality.REMEDIES)
+    return _filled(columns, rows, f"{words.quality.REMEDIES}: {name}")
 
 
 def _lpips(score: Callable[[Row], Score | None]) -> list[Column]:
     return [
-        (("LPIPS", "", "mean_lpips"), lambda row: _cell(words.score(score(row)["mean"])) if score(row) else ""),
-        (("95%", "", "interval"), lambda row: _cell(words.quality.ends(score(row))) if score(row) else ""),
+        (("LPIPS", "", "mean_lpips"), lambda row: _cell(words.score(s["mean"])) if (s := score(row)) else ""),
+        (("95%", "", "interval"), lambda row: _cell(words.quality.ends(s)) if (s := score(row)) else ""),
     ]
 
 
@@ -364,7 +381,7 @@ def _mean(score: Score) -> str:
     return words.score(score["mean"])
 
 
-def _optional(row: Row, key: str, shown: Callable[[object], str]) -> str:
+def _optional(row: Row, key: str, shown: Callable[[Any], str]) -> str:
     return "" if row.get(key) is None else _cell(shown(row[key]))
 
 
@@ -390,7 +407,7 @@ def _distributions(rows: Sequence[Row], ruler: Mapping[str, Score], name: str) -
         f'<svg data-precision="{row["precision"]}" viewBox="0 0 1000 10" preserveAspectRatio="none" role="img"'
         f' aria-label="{escape(words.quality.spread(_each(row)))}">{marks}'
         f'<path class="tf-each" d="{"".join(f"M{at(value)} 5h0" for value in _each(row))}"/>'
-        f'<path class="tf-mean" d="M{at(_score(row)["mean"])} 0v10"/></svg>'
+        f'<path class="tf-mean" d="M{at(_scored(row)["mean"])} 0v10"/></svg>'
         f"<p>{words.quality.spread(_each(row))}</p></div>"
         for row in rows
     )
@@ -402,7 +419,7 @@ def _distributions(rows: Sequence[Row], ruler: Mapping[str, Score], name: str) -
     return _part(words.quality.DISTRIBUTIONS, name, note, f'<div class="tf-spread">{lines}</div>')
 
 
-def _worst(model: str, found: Mapping[str, Any], models: Sequence[str]) -> str:
+def _worst(model: str, found: Mapping[str, Any], models: Sequence[str], name: str) -> str:
     rows = "".join(
         f'<tr><td>{words.score(row["lpips"])}</td><td class="tf-word">{words.NAMES[row["precision"]]}</td>'
         f'<td class="tf-word">{escape(words.RECIPES.get(recipe_named(row["recipe"]), row["recipe"]))}</td>'
@@ -415,7 +432,7 @@ def _worst(model: str, found: Mapping[str, Any], models: Sequence[str]) -> str:
         (words.quality.RECIPE_COLUMN, None),
         (words.compare.PROMPT_LABEL, None),
     ]
-    return table(heads, rows, words.quality.WORST)
+    return table(heads, rows, f"{words.quality.WORST}: {name}")
 
 
 def _opens(model: str, settings: Row, row: Row, models: Sequence[str]) -> str:

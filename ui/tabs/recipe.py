@@ -23,15 +23,15 @@ from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.quantization.roles import role_name
 from engine.serving.contracts import Worker
 from ui import words
-from ui.fields import Radio
+from ui.fields import Radio, unchanged
 from ui.handlers import Form
 from ui.html import cards
-from ui.html.tables import table
+from ui.html.tables import Head, table
 from ui.tabs import quality
 
-Layer = Mapping[str, object]
+Layer = Mapping[str, Any]
 """A layer of a plan: name, in, out, precision, bytes (bf16 and stored) and reason."""
-BYTES = ((words.NAMES[REFERENCE], "MB", "bf16 bytes"), (words.recipe.STORED, "MB", "stored"))
+BYTES: tuple[Head, ...] = ((words.NAMES[REFERENCE], "MB", "bf16 bytes"), (words.recipe.STORED, "MB", "stored"))
 """The heads of two columns."""
 QUICK = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
@@ -86,7 +86,7 @@ def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
         """Show what Compare has chosen, unless that was followed before: a choice made here stays."""
         chosen = (values[compare.model], values[compare.recipe], tuple(values[compare.precisions] or ()))
         if chosen == values[followed]:
-            return gr.skip()
+            return unchanged()
         model_id, recipe_id, names = chosen
         column = Column.of(names[-1] if names else DEFAULTS[-1], recipe_id)
         name, recipe_id = column.format, column.recipe
@@ -147,7 +147,12 @@ def _reasons(planned: Sequence[Layer]) -> str:
         for (precision, reason), some in sorted(groups.items(), key=lambda group: -_bytes(group[1], REFERENCE))
     )
     whole = f'<tr class="tf-whole"><th scope="row">{words.recipe.ALL_LAYERS}</th><td></td>{_totals(planned)}</tr>'
-    heads = [(words.PRECISION_LABEL, None), (words.recipe.REASON, None, "rule"), (words.recipe.LAYERS, ""), *BYTES]
+    heads: list[Head] = [
+        (words.PRECISION_LABEL, None),
+        (words.recipe.REASON, None, "rule"),
+        (words.recipe.LAYERS, ""),
+        *BYTES,
+    ]
     return table(heads, rows + whole, words.recipe.REASONS)
 
 
@@ -208,7 +213,12 @@ def _roles(planned: Sequence[Layer]) -> str:
             f"{_size(list(depths.values()))}</tr>"
             for role, depths in roles.items()
         )
-    heads = [(words.recipe.ROLE, None), (words.recipe.DEPTH, None), (words.recipe.SHAPE, "", "shape"), *BYTES]
+    heads: list[Head] = [
+        (words.recipe.ROLE, None),
+        (words.recipe.DEPTH, None),
+        (words.recipe.SHAPE, "", "shape"),
+        *BYTES,
+    ]
     return table(heads, body, words.recipe.ROLES, "tf-placed")
 
 
@@ -220,7 +230,12 @@ def _outside(planned: Sequence[Layer]) -> str:
         for layer in planned
         if not Place.of(layer["name"]).stack
     )
-    heads = [(words.recipe.LAYER, None), (words.PRECISION_LABEL, None), (words.recipe.SHAPE, "", "shape"), *BYTES]
+    heads: list[Head] = [
+        (words.recipe.LAYER, None),
+        (words.PRECISION_LABEL, None),
+        (words.recipe.SHAPE, "", "shape"),
+        *BYTES,
+    ]
     return table(heads, body, words.recipe.OUTSIDE, "tf-placed")
 
 
@@ -290,7 +305,7 @@ def layers(planned: Sequence[Layer]) -> str:
         f"<td>{escape(_why(layer))}</td></tr>"
         for layer in planned
     )
-    heads = [
+    heads: list[Head] = [
         (words.recipe.LAYER, None),
         (words.recipe.IN, ""),
         (words.recipe.OUT, ""),

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import gzip
 import json
 import logging
 import re
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -29,7 +31,7 @@ from engine import catalog, vocabulary
 from engine.errors import RequestError
 from engine.serving.admission import Visitor
 from engine.serving.contracts import Worker
-from ui import words
+from ui import style, words
 from ui.web import bodies
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,15 @@ CLOSED = re.compile(
 """Gradio's routes that this app has no use for: uploads, proxies, streams, editors, statistics."""
 WARMING = "/warming"
 VOCABULARY = "/vocabulary"
+PREVIEW = catalog.ASSETS / "screenshots" / "first-1440-dark.png"
+GRADIOS = re.compile(rb'<meta\s+(property="og:|name="twitter:)[^>]*>')
+"""What Gradio's own page says of itself elsewhere."""
+SCRIPT = re.compile(r"/assets/[\w.-]+\.js")
+LEARN_SECONDS = 6.0
+"""After the first page was asked for: what it needs at first."""
+MOST = 100
+"""Scripts that are named, at most."""
+HOST = re.compile(r"[\w.-]+(:\d+)?|\[[\da-fA-F:.]+\](:\d+)?")
 GONE = re.compile(r"/gone/(\w{1,64})")
 """Where a page that goes says which run it leaves."""
 """Where the page asks how far the preload is: apart from Gradio, whose events take places in its queue."""
@@ -114,12 +125,14 @@ class Doors:
         }
         return said if self.space else said | {"x-frame-options": "SAMEORIGIN"}
 
-    def middleware(self, worker: Worker, gone: Callable[[str], None] = lambda name: None) -> Middleware:
+    def middleware(
+        self, worker: Worker, gone: Callable[[str], None] = lambda name: None, pictures: Sequence[str] = ()
+    ) -> Middleware:
         """For `launch(app_kwargs={"middleware": [...]})`; `worker` tells its health and metrics, `gone` hears the name
-        of a run whose page goes."""
+        of a run whose page goes, and `pictures` are those of the first screen."""
         # Gradio prints the traceback of a handler that failed; our log is one JSON object a line.
         gr.queueing.traceback = gr.routes.traceback = SimpleNamespace(print_exc=_log_failure)
-        return Middleware(_Gate, doors=self, worker=worker, gone=gone)
+        return Middleware(_Gate, doors=self, worker=worker, gone=gone, pictures=pictures)
 
     def lets_in(self, authorization: str) -> bool:
         """Whether an Authorization header holds the user and password; true where there are none."""
@@ -141,13 +154,20 @@ def visitor(http: gr.Request) -> Visitor:
 class _Gate:
     """The middleware itself."""
 
-    def __init__(self, app: ASGIApp, doors: Doors, worker: Worker, gone: Callable[[str], None]):
+    def __init__(
+        self, app: ASGIApp, doors: Doors, worker: Worker, gone: Callable[[str], None], pictures: Sequence[str]
+    ):
+        self._pictures = pictures
+        self._scripts: dict[str, None] = {}
+        """In the order in which the first page asked for them."""
+        self._learnt_until: float | None = None
         self._app, self._doors, self._worker, self._gone = app, doors, worker, gone
         self._headers = [(name.encode(), value.encode()) for name, value in doors.headers().items()]
         self._own: dict[str, Callable[[Scope], tuple[int, str, bytes]]] = {
             "/health": self._health,
             WARMING: self._warming,
         }
+        self._own |= {"/preview.png": _preview}
         self._own |= {f"{VOCABULARY}/{model}": _vocabulary for model in catalog.BUNDLED}
         if doors.metrics:
             self._own["/metrics"] = self._metrics
@@ -171,6 +191,9 @@ class _Gate:
             await send(message)
 
         content = await _body(receive)
+        page = path == "/" and scope["method"] == "GET"
+        sent = _headed(scope, guarded, self._pictures, tuple(self._scripts)) if page else guarded
+        self._learn(path, page)
         if own := self._own.get(path):
             await _answer(guarded, *await to_thread.run_sync(own, scope))
         elif scope["method"] == "POST" and (named := GONE.fullmatch(path)):
@@ -184,7 +207,7 @@ class _Gate:
             await _refuse(guarded, 422, said)
         else:
             try:
-                await self._app(scope, _replayed(content, receive), guarded)
+                await self._app(scope, _replayed(content, receive), sent)
             except Exception as error:
                 if not started and (refusal := _refusal(error, path)):
                     await _refuse(guarded, *refusal)
@@ -197,6 +220,15 @@ class _Gate:
                     await send({"type": "http.response.body", "body": b""})
                 else:
                     await _refuse(guarded, 500, "The app failed on this request: its log says more.")
+
+    def _learn(self, path: str, page: bool) -> None:
+        """Which scripts a page loads one after another: those after the first name them, so that they come at once.
+        Their names are Gradio's and change with its version."""
+        now = time.monotonic()
+        if page and self._learnt_until is None:
+            self._learnt_until = now + LEARN_SECONDS
+        elif self._learnt_until and now < self._learnt_until and SCRIPT.fullmatch(path) and len(self._scripts) < MOST:
+            self._scripts[path.lstrip("/")] = None
 
     def _health(self, scope: Scope) -> tuple[int, str, bytes]:
         health = self._worker.health()
@@ -216,6 +248,41 @@ class _Gate:
         if not self._doors.lets_in(_header(scope, b"authorization")):
             return 401, "application/json", b'{"detail": "User and password, please."}'
         return 200, "text/plain; version=0.0.4; charset=utf-8", self._worker.metrics().encode()
+
+
+def _preview(scope: Scope) -> tuple[int, str, bytes]:
+    """What a link to the page shows elsewhere."""
+    return 200, "image/png", PREVIEW.read_bytes()
+
+
+def _headed(scope: Scope, send: Send, pictures: Sequence[str], scripts: Sequence[str]) -> Send:
+    """Sends the page with what its head holds before any script, compressed where the browser takes that."""
+    host = _header(scope, b"host")
+    scheme = _header(scope, b"x-forwarded-proto").partition(",")[0].strip() or scope["scheme"]
+    known = HOST.fullmatch(host) and scheme in ("http", "https")
+    origin = f"{scheme}://{host}{scope.get('root_path', '').rstrip('/')}" if known else ""
+    meta = style.meta(origin, pictures if not scope["query_string"] else (), scripts)
+    packs = "gzip" in _header(scope, b"accept-encoding")
+    began: Message = {}
+    parts: list[bytes] = []
+
+    async def whole(message: Message) -> None:
+        nonlocal began
+        if message["type"] == "http.response.start":
+            began = message
+            return
+        parts.append(message.get("body", b""))
+        if message.get("more_body"):
+            return
+        body = GRADIOS.sub(b"", b"".join(parts)).replace(b"<head>", b"<head>" + meta.encode(), 1)
+        kept = [(name, value) for name, value in began["headers"] if name.lower() != b"content-length"]
+        if packs and body:
+            body = gzip.compress(body, 5)
+            kept += [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
+        await send({**began, "headers": [*kept, (b"content-length", str(len(body)).encode())]})
+        await send({"type": "http.response.body", "body": body})
+
+    return whole
 
 
 def _vocabulary(scope: Scope) -> tuple[int, str, bytes]:

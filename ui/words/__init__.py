@@ -11,6 +11,7 @@ from ui.words import (  # noqa: F401
     explain,
     gallery,
     how,
+    post,
     prompt,
     quality,
     recipe,

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from engine.columns import POST, Column
-from engine.outputs.blind import Given
+from engine.outputs.blind import Given, Tally
 from ui.words.common import of_column, score
 
-TITLE = "Which one is bf16?"
+TITLE = "Can you tell?"
 NOTE = (
     "Two from the same noise, one in bf16 and one quantized, in an order that only the server knows until you answer. "
-    "In ABX a third, X, is one of the two again: here the question is whether any difference can be seen at all. "
+    "Whether any difference can be seen at all is asked in two ways: both may be one and the same, or, in ABX, a "
+    "third, X, is one of the two again. "
     "Recorded pairs are shown nowhere else on this page; fresh ones nobody has seen before. Clips are silent."
 )
 POOLED = "This server keeps each answer with its LPIPS, and nothing about you."
-KEYS = "Keys: A and B answer, N shows the next pair, Z or a click zooms all pictures."
+KEYS = "Keys: A and B press the first and the second answer, N shows the next pair, Z or a click zooms all pictures."
 PRECISION, MODE, SOURCE = "bf16 against", "Question", "Pairs"
-MODES = {"which": "Which one is bf16?", "abx": "ABX"}
+MODES = {"which": "Which one is bf16?", "same": "Same or different?", "abx": "ABX"}
 SOURCES = {"recorded": "Recorded", "fresh": "Fresh, made now"}
 PROMPT = "Prompt of the fresh pair; empty takes an example"
 NEXT, SKIP = "Next pair", "Skip"
-ASKED = {"which": "Which one is bf16?", "abx": "X is one of the two again: which?"}
-ANSWERS = {"which": ("A is bf16", "B is bf16"), "abx": ("X is A", "X is B")}
+ASKED = {
+    "which": "Which one is bf16?",
+    "same": "The same picture twice, or two different ones?",
+    "abx": "X is one of the two again: which?",
+}
+ANSWERS = {"which": ("A is bf16", "B is bf16"), "same": ("Same", "Different"), "abx": ("X is A", "X is B")}
 MAKING, MEASURING = "Making a fresh pair", "Measuring the fresh pair"
 STOPPING = "Stopping after this step"
 GONE = "The server has forgotten this question: press Next pair."
 SCORE = "Your score"
+SHARE, SHARE_HINT = "Copy score", "Copy your score in words, with the address of this test"
 HEADS = ("bf16 against", "Question", "Right", "Share, 95% interval", "p", "What it is worth")
 STATISTICS = (
     "p: how often a tossed coin gets at least as many right, by the exact binomial test; the interval is Wilson's. "
@@ -48,6 +56,8 @@ def truth(given: Given) -> str:
     verdict = "Right" if given.right else "Wrong"
     if given.mode == "abx":
         return f"{verdict}: X is {given.asked}."
+    if given.mode == "same":
+        return f"{verdict}: they are {'the same' if given.asked == 'A' else 'different'}."
     return f"{verdict}: {given.bf16} is bf16."
 
 
@@ -70,3 +80,13 @@ def worth(p: float, asked: int) -> str:
     if asked < FEWEST:
         return "too few to say"
     return "you can tell" if p < 0.05 else "no better than a coin so far"
+
+
+def shared(tallies: Sequence[Tally], model: Callable[[str], str]) -> str:
+    """A score in words, for others: what was asked, how many were right, and what that is worth."""
+    told = [
+        f"{of_column(Column(tally.precision, tally.recipe))} against bf16 ({model(tally.model)}, {MODES[tally.mode]}): "
+        f"{tally.right} of {tally.asked} right, p {p_value(tally.p_value)}, {worth(tally.p_value, tally.asked)}."
+        for tally in tallies
+    ]
+    return " ".join(["My blind test of quantized pictures.", *told, "Yours:"])

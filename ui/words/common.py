@@ -52,6 +52,8 @@ WHY = {
     "time it.",
     "emulated": "This machine has no tensor cores or CPU instructions for the format: the same arithmetic runs on "
     "others, so picture, LPIPS and weight bytes are the format's, speed and peak memory are not.",
+    "disproved": "This machine has the format, but its own products of it are not right, so the same arithmetic runs "
+    "on others: picture, LPIPS and weight bytes are the format's, speed and peak memory are not.",
     "stages": "The latency by stage, in seconds: encoding the prompt, all denoising steps, and the VAE's decoding.",
     "lpips": "How far a picture is from bf16's, by AlexNet at full resolution, on the tensors: 0 is equal. "
     "The scale runs from bf16's own noise to bf16 with another seed.",
@@ -107,9 +109,9 @@ SOURCES = {"measured": "measured", "quoted": "quoted"}
 QUOTED_BADGE = "quoted: NVIDIA B200, PyTorch post, not measured here"
 
 
-def of_column(column: Column) -> str:
-    """A column for people: "NVFP4", or with its recipe where that is not the post's, "NVFP4 Tuned"."""
-    return NAMES[column.format] if column.recipe in ("", POST) else of_pair(column)
+def of_column(column: Column, first: str = POST) -> str:
+    """A column for people: "NVFP4", or with its recipe where that is not the first of its model, "NVFP4 Tuned"."""
+    return NAMES[column.format] if column.recipe in ("", first) else of_pair(column)
 
 
 def of_pair(column: Column) -> str:
@@ -119,7 +121,7 @@ def of_pair(column: Column) -> str:
 
 def name(asked: CompareRequest, column: str) -> str:
     """One of a request's columns for people."""
-    return of_column(asked.column(column))
+    return of_column(asked.column(column), catalog.model(asked.model).recipes[0])
 
 
 def thing(asked: CompareRequest) -> str:

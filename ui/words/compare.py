@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from engine.catalog import ModelSpec
 from engine.columns import Column
 from engine.formats import REFERENCE
-from engine.machine import Support
+from engine.machine import FAULT, FINE, LIMIT, Support
 from engine.request import CompareRequest
 from engine.results import Generation
 from ui.words.common import NAMES, RECIPES, name, of_pair, thing
@@ -59,6 +59,8 @@ SHARED_DEVICE_NOTE = "Another precision ran on the same device at the same time.
 COMPILED_NOTE = "Something was compiled during this run: press Generate again for a time."
 PREVIEWS_LABEL, PREVIEWS_HINT = "Live previews", "Shows what is being made after each step; such a run is not timed."
 EMULATED_NOTE = "An emulation's speed and peak are not the format's."
+MACHINE, MACHINE_HINT = "This machine", "What this machine is and runs, and how that is known"
+SEVERITIES = {FINE: "Fine:", LIMIT: "Limit:", FAULT: "Fault:"}
 THEME_TOGGLE = "Switch between light and dark"
 WELCOME = "Type a prompt and press Generate."
 WELCOME_MORE = (
@@ -70,7 +72,7 @@ WELCOME_MORE = (
 def no_latency_note(generation: Generation, asked: CompareRequest) -> str:
     """Why a precision has no latency, in a sentence."""
     if generation.execution == "emulated":
-        return EMULATED_NOTE
+        return generation.disproof or EMULATED_NOTE
     if asked.previews:
         return NOT_TIMED_NOTE
     return SHARED_DEVICE_NOTE if generation.at_once else COMPILED_NOTE

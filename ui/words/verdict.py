@@ -85,6 +85,7 @@ def verdicts(comparison: Comparison, seen: Seen = NOBODY) -> list[tuple[float | 
     say = _on_one if len(others) == 1 else _on_many
     said = [(_way(comparison, generation), say(comparison, generation, seen)) for generation in others]
     further = [_emulated(comparison, emulated, len(others))] if emulated else []
+    further += dict.fromkeys(g.disproof for g in emulated if g.disproof)
     further += [MINIATURE] if catalog.model(comparison.request.model).bundled else []
     further += [PREVIEWED] if comparison.request.previews else []
     return said + [(None, sentence) for sentence in (*further, *_at_once(comparison))]

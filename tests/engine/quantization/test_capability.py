@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.torch_version import TorchVersion
 from torchao.prototype.mx_formats import nvfp4_tensor
-from torchao.prototype.mx_formats.kernels import f4_unpacked_to_f32, unpack_uint4
 from torchao.prototype.mx_formats.mx_tensor import MXTensor
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 from torchao.prototype.mx_formats.utils import from_blocked
@@ -22,6 +21,7 @@ from engine.quantization import capability, nvfp4
 from engine.quantization.capability import Machine, Support, detect, quantize_linear_modules, stored_precision, support
 from engine.quantization.emulation import EmulatedFP8Tensor, EmulatedNVFP4Tensor
 from engine.quantization.int8 import Int8Tensor
+from tests.support import products
 
 B200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
 B200_BARE = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=False)
@@ -102,7 +102,7 @@ PASCAL = (6, 1)
 
 
 @pytest.mark.parametrize(
-    ("modules", "capability", "system", "words"),
+    ("modules", "version", "system", "words"),
     [
         ({}, (9, 0), "Linux", None),
         ({"triton": None, "triton.compiler": None}, (9, 0), "Windows", "pip install triton-windows"),
@@ -111,14 +111,14 @@ PASCAL = (6, 1)
         ({}, PASCAL, "Linux", "7.0, this GPU has 6.1"),
     ],
 )
-def test_without_triton_a_gpu_says_that_nothing_is_compiled(monkeypatch, modules, capability, system, words):
+def test_without_triton_a_gpu_says_that_nothing_is_compiled(monkeypatch, modules, version, system, words):
     if words is None or "triton" in words:
         pytest.importorskip("triton", reason="Triton is for Linux only")
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(capability.platform, "system", lambda: system)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: version)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
     machine = detect("cuda")
     if words is None:
@@ -323,20 +323,8 @@ def test_emulated_and_native_nvfp4_hold_the_same_weights(net):
 
 @pytest.fixture
 def scaled_mm(monkeypatch):
-    """`torch._scaled_mm` of block-scaled operands, in fp32, as a Blackwell has it: no CPU does."""
-
-    def multiply(a, b, scale_a, scale_b, bias=None, out_dtype=None):
-        def values(codes, scale):
-            if codes.dtype == torch.float4_e2m1fn_x2:
-                codes = f4_unpacked_to_f32(unpack_uint4(codes.view(torch.uint8)))
-            blocks = 16 if scale.dtype == torch.float8_e4m3fn else 32
-            scale = from_blocked(scale.flatten(), len(codes), codes.shape[1] // blocks).float()
-            return codes.float() * scale.repeat_interleave(blocks, 1)
-
-        product = values(a, scale_a) @ values(b.t(), scale_b.t().flatten()).t()
-        return (product if bias is None else product + bias.float()).to(out_dtype)
-
-    monkeypatch.setattr(torch, "_scaled_mm", multiply)
+    """As a Blackwell multiplies; no CPU does."""
+    monkeypatch.setattr(torch, "_scaled_mm", products.multiply)
 
 
 EXTREMES = {

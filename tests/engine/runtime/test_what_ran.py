@@ -44,7 +44,7 @@ def take(tmp_path, monkeypatch):
     def made(precision="bf16", spoil=lambda rendition: None):
         rendition = studio.rendition(spec, Column.of(precision, asked.recipe), lambda _: None)
         with torch.inference_mode():
-            timed = studio.ready(spec, precision, asked, lambda _: None, lambda: False)
+            timed = studio.ready(spec, Column.of(precision, asked.recipe), asked, lambda _: None, lambda: False)
             return timed(lambda _: spoil(rendition), lambda: False)[0]
 
     return SimpleNamespace(made=made, asked=asked)
