@@ -48,14 +48,19 @@ def _device(machine: Machine) -> Iterator[Finding]:
     if machine.no_compile:
         why, _, do = machine.no_compile.partition(": ")
         said = f"Nothing is compiled, so bf16 and all others are slower: {why[:1].lower()}{why[1:]}."
-        yield Finding(topic="Triton", severity=FAULT if do else LIMIT, said=said, do=f"{do}." if do else "")
+        yield Finding(
+            topic="Triton",
+            severity=FAULT if do else LIMIT,
+            said=said,
+            do=f"Run {do}." if do.startswith("pip") else f"{do[:1].upper()}{do[1:]}." if do else "",
+        )
     else:
         yield Finding(topic="Triton", severity=FINE, said=f"{_package('triton')}, so denoisers are compiled.")
     if machine.mslk:
         yield Finding(topic="mslk", severity=FINE, said=f"{_package('mslk-cuda')}, which quantizes for NVFP4.")
     elif machine.capability is not None and machine.capability >= capability.BLACKWELL:
         said = "Without mslk 1.1, activations are quantized to NVFP4 by slower PyTorch operations."
-        yield Finding(topic="mslk", severity=LIMIT, said=said, do="pip install mslk-cuda.")
+        yield Finding(topic="mslk", severity=LIMIT, said=said, do="Run pip install mslk-cuda.")
 
 
 def _package(name: str) -> str:
@@ -89,23 +94,17 @@ def _model(spec: ModelSpec, held: Holdings) -> Finding:
     """Which formats there is memory for."""
     if spec.memory_gb is None:
         return Finding(topic=spec.name, severity=FINE, said="It is bundled and needs little memory.")
-    needs = needed(spec.id)
+    needs = {name: f"{need:.1f} GB in {LABELS[name]}" for name, need in needed(spec.id).items()}
     fit = fitting(spec, held.device)
     there = residency.rooms(held.device)[0]
-    with_room, without = (
-        ", ".join(f"{LABELS[name]} {need:.1f}" for name, need in needs.items() if (name in fit) == fits)
-        for fits in (True, False)
-    )
-    room = f"of the {there.total:.1f} GB of {there.what} here"
-    if not without:
-        return Finding(topic=spec.name, severity=FINE, said=f"Its formats need {with_room} {room}.")
+    room = f"{there.total:.1f} GB of {there.what} here"
+    if REFERENCE in fit:
+        return Finding(topic=spec.name, severity=FINE, said=f"It needs {', '.join(needs.values())}, of the {room}.")
     do = "Measure it on a larger machine; the miniatures take the same code."
-    said = f"Its formats need {without} GB, too much {room}"
-    if with_room:
-        said += f"; there is room for {with_room}"
-        said += "" if REFERENCE in fit else f", but not for {REFERENCE}, which every comparison has"
-    said += "."
-    return Finding(topic=spec.name, severity=LIMIT, said=said, do=do)
+    said = f"It needs {needs[REFERENCE]}, which every comparison has, and there are {room}"
+    if fit:
+        said += f"; {', '.join(needs[name] for name in fit)} would fit"
+    return Finding(topic=spec.name, severity=LIMIT, said=f"{said}.", do=do)
 
 
 @cache

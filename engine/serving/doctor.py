@@ -147,7 +147,7 @@ def _reachable(address: str, fetch: Callable[..., Any] = urllib.request.urlopen)
 
 
 def _encoder() -> Finding:
-    mend = {"topic": "Clips", "severity": FAULT, "do": "pip install --force-reinstall av."}
+    mend = {"topic": "Clips", "severity": FAULT, "do": "Run pip install --force-reinstall av."}
     try:
         import av
     except (ImportError, OSError) as error:

@@ -8,9 +8,12 @@ from urllib.parse import unquote
 import pytest
 
 from engine import events
+from engine.formats import PRECISIONS
+from engine.machine import FAULT, FINE, Finding
 from engine.request import CompareRequest
 from tests.support.fake_engine import BLACKWELL, RULER, FakeWorker, served, until
 from tests.support.page import (
+    BEYOND_THE_EDGE,
     HOSTILE,
     PROMPT,
     card,
@@ -136,6 +139,33 @@ def test_what_to_know_of_the_machine_stands_in_the_header():
     assert "tf-note" not in cards.header("Some CPU")
     said = cards.header("Some CPU", "The driver <535> is too old.")
     assert '<p class="tf-note" role="note">The driver &lt;535&gt; is too old.</p>' in said
+
+
+def test_the_device_opens_what_was_found_of_it():
+    assert "popover" not in cards.header("Some CPU")
+    found = (
+        Finding(topic="FP8", severity=FINE, said="It is <right>.", do="Nothing."),
+        Finding(topic="NVFP4", severity=FAULT, said="It is wrong.", do="Mend it."),
+    )
+    said = cards.header("Some CPU", "", found)
+    assert "It is &lt;right&gt;." in said and "Mend it." in said and "Nothing." not in said
+    assert said.count('data-severity="fine"') == said.count('data-severity="fault"') == 1
+
+
+@browser_test
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_header_opens_the_findings_and_the_theme_still_switches(visit, quick, width):
+    page = visit(quick[0], width=width)
+    page.click(".tf-machine button")
+    findings = page.locator("#tf-doctor:popover-open .tf-finding")
+    findings.first.wait_for()
+    assert findings.count() == 1 + len(PRECISIONS)
+    assert page.evaluate(BEYOND_THE_EDGE) == []
+    page.keyboard.press("Escape")
+    assert page.locator("#tf-doctor:popover-open").count() == 0
+    dark = page.evaluate("document.body.classList.contains('dark')")
+    page.click(".tf-theme")
+    assert page.evaluate("document.body.classList.contains('dark')") != dark
 
 
 def test_a_view_never_shows_a_picture_of_an_earlier_run(tmp_path):
