@@ -98,7 +98,8 @@ def same(one, other):
     assert mine.keys() == its.keys()
     for name, tensor in mine.items():
         assert type(tensor) is type(its[name]), name
-        assert str(getattr(tensor, "act_quant_kwargs", None)) == str(getattr(its[name], "act_quant_kwargs", None))
+        for attribute in ("act_quant_kwargs", "native", "four_over_six", "kernel_preference"):
+            assert str(getattr(tensor, attribute, None)) == str(getattr(its[name], attribute, None)), (name, attribute)
         for part, value in bits(tensor).items():
             assert torch.equal(value, bits(its[name])[part]), (name, part)
 
