@@ -22,6 +22,7 @@ from engine.formats import FORMATS, NVFP4, REFERENCE
 from engine.machine import Support
 from engine.quantization import capability, gptq, nvfp4, recipe_files, remedies, rotation
 from engine.quantization.recipe_files import TunedRecipe, Tuning
+from engine.quantization.roles import OF_PICTURES, role_of
 from engine.quantized import Quantized
 from engine.results import LayerCounts
 from engine.weights.torchao_layout import PROVENANCE
@@ -368,13 +369,15 @@ class Plan:
         return frozenset(layer.name for layer in self.layers if layer.quantized)
 
     @property
-    def shapes(self) -> dict[str, frozenset[tuple[int, int]]]:
-        """Formats -> input and output features of the layers to be stored in them."""
-        quantized = [layer for layer in self.layers if layer.quantized]
-        return {
-            name: frozenset((layer.in_features, layer.out_features) for layer in quantized if layer.precision == name)
-            for name in sorted({layer.precision for layer in quantized})
-        }
+    def shapes(self) -> dict[str, frozenset[tuple[int, int, bool]]]:
+        """Formats -> input and output features of the layers to be stored in them, and whether they can multiply one
+        row a picture."""
+        found: dict[str, set[tuple[int, int, bool]]] = {}
+        for layer in self.layers:
+            if layer.quantized:
+                few = role_of(layer.name) in OF_PICTURES
+                found.setdefault(layer.precision, set()).add((layer.in_features, layer.out_features, few))
+        return {name: frozenset(found[name]) for name in sorted(found)}
 
     def to_json(self) -> dict[str, Any]:
         """The command line's `inspect` object (assets/docs/cli.md)."""

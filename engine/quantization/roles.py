@@ -32,6 +32,8 @@ ROLES: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 """Role -> words, and what a layer's name contains; in the order of `_TESTED`, the first that matches decides."""
+OF_PICTURES = frozenset({"text_modulation", "modulation", "time", "pooled_text", "last_norm"})
+"""Roles whose layers can multiply one row a picture; all others have one a token."""
 _TESTED = ("text_mlp_in", "text_mlp_out", "text_modulation", "last", "time", *ROLES)
 
 

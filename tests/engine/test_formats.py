@@ -160,6 +160,9 @@ def test_only_modules_about_one_format_name_its_row():
         "recipe_files.py": "the remedies that a recipe file may have in NVFP4 alone",
         "lab.py": "the lab looks into NVFP4",
         "plots.py": "what FP8 by the post's method is",
+        "torchao_layout.py": "how torchao names and stores each",
+        "stored.py": "and what runs here of each",
+        "export.py": "NVFP4's remedies in a folder of its own",
     }
     rows = {"BF16", *(name.upper() for name in QUANTIZED)}
     found = {

@@ -87,9 +87,7 @@ def test_the_form_follows_the_model(visit, many):
         assert page.locator("#tf-recipe label").all_inner_texts() == labels
         assert page.locator("#tf-examples .gallery-item").count() == len(spec.examples)
         assert page.input_value("#tf-prompt textarea") == spec.examples[0]
-        assert f"up to {limits.prompt_characters} characters" in page.get_attribute(
-            "#tf-prompt textarea", "placeholder"
-        )
+        assert page.get_attribute("#tf-prompt textarea", "placeholder") == words.compare.prompt_hint(spec)
         hints = page.inner_text(".tf-form")
         assert (f"The weights of {spec.id} are not here." in hints) == (not spec.bundled)
         assert ("non-commercial use only" in hints) == (spec is catalog.FLUX_DEV)

@@ -796,8 +796,8 @@ def programs(view: View) -> str:
     if not view.programs:
         return ""
     each = "".join(
-        f'<section><h3>{escape(words.name(view.asked, column))} <button type="button" class="tf-copy"'
-        f' data-copy-from="tf-program-{column}">{words.compare.CODE_COPY}</button></h3>'
+        f'<section><h2>{escape(words.name(view.asked, column))} <button type="button" class="tf-copy"'
+        f' data-copy-from="tf-program-{column}">{words.compare.CODE_COPY}</button></h2>'
         f'<pre id="tf-program-{column}" tabindex="0">{escape(program)}</pre></section>'
         for column, program in view.programs.items()
     )

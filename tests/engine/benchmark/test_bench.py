@@ -159,6 +159,7 @@ def test_where_memory_is_short_one_denoiser_goes_before_the_next_comes(measure, 
 
     def look(self, group, request, deadline):
         yield from original(self, group, request, deadline)
+        group = [(column.format, method) for column, method in group]
         held.append((group, sorted(key[1] for key in self.studio._renditions), sorted(self._posts)))
 
     monkeypatch.setattr(bench, "TOGETHER", 0)
@@ -214,7 +215,7 @@ def test_the_posts_denoiser_takes_memory_for_its_quantized_weights_alone(spec, m
         bench, "quantize_", lambda layers, *a, **k: (held.append(layers["layer"].weight), original(layers, *a, **k))
     )
     with torch.inference_mode():
-        measured = bench._Bench(spec, settings, studio, spec.recipes[0], print)
+        measured = bench._Bench(spec, settings, studio, print)
         engines = studio.rendition(spec, Column.of("mxfp8", spec.recipes[0]), print).pipeline.transformer
         posts = measured._post("mxfp8", engines)[0].transformer
     theirs, both = dict(engines.named_parameters()), dict(posts.named_parameters())

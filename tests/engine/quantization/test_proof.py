@@ -28,7 +28,7 @@ from ui import words
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
 LIED_TO = ("fp8", "mxfp8", "nvfp4")
-SHAPES = frozenset({(64, 128), (320, 64)})
+SHAPES = frozenset({(64, 128, True), (320, 64, True)})
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +64,13 @@ def test_right_products_are_native_and_said_to_be_proven(card, name):
     assert len(made) == found.machine.proof(name).products == each * len(SHAPES)
     assert found.execution == "native" and not found.disproved
     assert f"{each * len(SHAPES)} products there agree with the exact emulation." in found.reason
+
+
+def test_one_row_is_compared_only_where_a_layer_can_have_it(card):
+    made = card(products.multiply)
+    prove("nvfp4", shapes={(64, 128, False), (320, 64, True)})
+    rows = sum(rows <= proof.CPU_ROWS for rows in proof.ROWS)
+    assert len(made) == 2 * rows - 1
 
 
 @pytest.mark.parametrize("kind", [kind for kind in products.LIES if kind != "hang"])
@@ -186,7 +193,7 @@ def test_the_next_start_is_free(card):
     after = proof.known(products.RTX_5090)
     assert after.proofs == before.proofs != ()
     assert prove("nvfp4").proofs == before.proofs and not made
-    bigger = support("nvfp4", prove("nvfp4", shapes=SHAPES | {(128, 64)}))
+    bigger = support("nvfp4", prove("nvfp4", shapes=SHAPES | {(128, 64, True)}))
     assert len(made) == 1 and bigger.disproved, "only what was never compared is"
     assert support("nvfp4", prove("nvfp4")).disproved, "and one wrong product is enough"
 
@@ -356,7 +363,7 @@ def work():
     from tests.support import products
     proof.DEADLINE_SECONDS = 0.5
     torch._scaled_mm = products.hang
-    proof.prove(products.RTX_5090, torch.device("cpu"), {{{name!r}: {{(64, 128)}}}})
+    proof.prove(products.RTX_5090, torch.device("cpu"), {{{name!r}: {{(64, 128, True)}}}})
 
 leave(work, plain)
 """
@@ -403,7 +410,8 @@ def test_gpu_what_it_calls_native_is_proven_in_the_shapes_of_the_large_models(na
     machine, device = detect("cuda"), torch.device("cuda")
     if support(name, machine).execution != "native":
         pytest.skip("not native on this CUDA device")
-    shapes = {(3072, 3072), (3072, 12288), (12288, 3072), (3072, 18432), (15360, 3072), (4096, 16384), (16384, 4096)}
+    each = [(3072, 3072), (3072, 12288), (12288, 3072), (15360, 3072), (4096, 16384), (16384, 4096)]
+    shapes = {(*shape, False) for shape in each} | {(3072, 18432, True), (3072, 9216, True), (256, 3072, True)}
     torch.ones(1, device=device).item()
     began = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     began[0].record()
@@ -432,7 +440,7 @@ def test_gpu_a_lie_is_found_out(name, kind, monkeypatch):
         return made
 
     monkeypatch.setattr(torch, operator, lie)
-    assert prove_on(machine, device, name, {(3072, 3072)}).disproved
+    assert prove_on(machine, device, name, {(3072, 3072, False)}).disproved
 
 
 def prove_on(machine, device, name, shapes):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from torchao.quantization import (
     PerTensor,
 )
 
+import app
 from engine import quantized
 from engine.catalog import MINI_FLUX, MINI_QWEN
 from engine.columns import POST, Column
@@ -36,6 +38,7 @@ from engine.quantization.remedies import WeightOnlySteps
 from engine.request import CompareRequest
 from engine.runtime import pipeline
 from engine.runtime.residents import OTHER_WEIGHTS, Holdings
+from engine.serving.process import Process
 from engine.weights import loading
 from engine.weights import torchao_layout as reading
 from engine.weights.source import BUNDLED_OR_HUB
@@ -45,7 +48,7 @@ CPU = torch.device("cpu")
 HERE = capability.detect(CPU)
 B200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
 COLUMNS = ("fp8", "mxfp8", "nvfp4", "int8", "nvfp4@tuned")
-PROMPT, STEPS = "a cat on a red background", 2
+PROMPT, STEPS, SIDE = "a cat on a red background", 2, 64
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,8 @@ def same(one, other):
     assert mine.keys() == its.keys()
     for name, tensor in mine.items():
         assert type(tensor) is type(its[name]), name
-        assert str(getattr(tensor, "act_quant_kwargs", None)) == str(getattr(its[name], "act_quant_kwargs", None))
+        for attribute in ("act_quant_kwargs", "native", "four_over_six", "kernel_preference"):
+            assert str(getattr(tensor, attribute, None)) == str(getattr(its[name], attribute, None)), (name, attribute)
         for part, value in bits(tensor).items():
             assert torch.equal(value, bits(its[name])[part]), (name, part)
 
@@ -190,7 +194,7 @@ for folder, out in zip(sys.argv[1::2], sys.argv[2::2]):
 def test_plain_diffusers_makes_the_same_pixels(written, tmp_path):
     """In a process without the engine. FP8 by a product of the test's, as PyTorch's CPU has none with a scale a row;
     MXFP8 by torchao's emulation; NVFP4 in the recipe's weight-only steps, by the lines of the model card."""
-    request = CompareRequest.create(PROMPT, num_inference_steps=STEPS)
+    request = replace(CompareRequest.create(PROMPT, num_inference_steps=STEPS), height=SIDE, width=SIDE)
     given_to = {
         **MINI_FLUX.call,
         "height": request.height,
@@ -560,3 +564,23 @@ def test_a_checkpoint_of_other_weights_says_so(written):
         reasons[source] = rendition.support.reason.endswith(OTHER_WEIGHTS)
         assert rendition.layers == planned(Column("nvfp4", "mine")).counts
     assert reasons == {held.source: False, "model_index.json 00000000": True, "": False}
+
+
+def test_the_apps_child_process_knows_the_names_that_it_was_started_with(written):
+    args = app.arguments(["--device", "cpu", "--quantized", f"mine={written['nvfp4'].folder}"])
+    with closing(Process.from_arguments(args)) as process:
+        plan = process.plan("mini-flux", "nvfp4@mine", POST)
+    assert (plan["column"], plan["quantized"]) == ("nvfp4@mine", planned(Column("nvfp4", POST)).counts.quantized)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("mine", "is not NAME=DIR"),
+        ("tuned={folder}", "cannot be called tuned, which is a recipe"),
+        ("mine={folder}/nothing", "There is no folder"),
+    ],
+)
+def test_the_app_refuses_what_it_cannot_offer(given, sentence, written):
+    with pytest.raises((RequestError, LoadError), match=sentence):
+        Process.from_arguments(app.arguments(["--quantized", given.format(folder=written["nvfp4"].folder)]))
