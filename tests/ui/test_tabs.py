@@ -235,7 +235,7 @@ def test_the_quality_tab_draws_what_was_measured(visit, app):
     plots = tab.locator(".tf-scatter")
     assert plots.count() == 2
     assert plots.first.locator("circle").count() == 3
-    assert plots.first.locator("[data-named] text").all_text_contents() == [words.RECIPES["post"]]
+    assert plots.first.locator("[data-named] text").all_text_contents() == [words.quality.SHORT["post"]]
     assert "derived from FLOPs, not measured" in plots.last.inner_text()
     tab.get_by_text(words.quality.every_point(3)).click()
     frontier = tab.get_by_role("region", name=words.quality.SCORES).first.inner_text()
