@@ -429,7 +429,7 @@ class Handlers:
             return before
         name = query.get(link.MADE, "")
         run, view = self._named.named(name), self._kept_as(name, asked)
-        if view is None and run and run.asked.covers(asked):
+        if view is None and run and run.asked.covers(asked) and (self._shelf.root / run.name).is_dir():
             return before | self._controls(asked) | self._reattached(run, session)
         return before | self._controls(asked) | ({parts.shown: view, **self._end(view, "")} if view else {})
 

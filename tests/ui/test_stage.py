@@ -255,7 +255,7 @@ def test_the_worker_is_killed_mid_run_and_the_stage_falls_back(visit, recorded, 
         page = visit(f"{url}/?stage=1")
         page.wait_for_selector("body[data-stage]")
         page.keyboard.press("g")
-        page.wait_for_selector(".tf-blank progress", timeout=60_000)
+        page.wait_for_selector(".tf-blank progress", timeout=240_000)
         (child,) = [process for process in multiprocessing.active_children() if process.name == "engine"]
         os.kill(child.pid, signal.SIGKILL)
         page.wait_for_selector(".tf-notice:not(:empty)")
@@ -266,7 +266,7 @@ def test_the_worker_is_killed_mid_run_and_the_stage_falls_back(visit, recorded, 
         assert loaded(page, "#tf-stage img") == 3
         page.wait_for_selector("#tf-go:not([disabled])", state="attached")  # it may come a moment after the notice
         page.keyboard.press("g")
-        page.wait_for_selector(".tf-blank progress", timeout=60_000)
+        page.wait_for_selector(".tf-blank progress", timeout=240_000)
 
 
 def test_off_stage_a_failed_run_is_not_replaced(visit, recorded):

@@ -11,6 +11,7 @@ import pytest
 
 from engine import catalog, reference
 from engine.errors import RequestError
+from engine.formats import PRECISIONS
 from engine.request import CompareRequest
 from tests.support.fake_engine import RULER, FakeWorker, open_tab, plan, record, served, until
 from tests.support.page import BEYOND_THE_EDGE
@@ -228,12 +229,13 @@ def test_the_layers_of_a_real_plan_explain_its_bytes(model):
 def test_the_quality_tab_draws_what_was_measured(visit, app):
     page = opened(visit, app, words.QUALITY)
     tab = page.locator("#tf-quality")
-    assert "Fake <H100> · 23 Nov 2026 · 256 × 256 · 20 steps · guidance 1" in tab.inner_text()
+    said = "Fake <H100> · 23 Nov 2026 · 256 × 256 · 20 steps · guidance 1"
+    assert until(lambda: said in tab.inner_text()), "it is drawn when it is opened"
     assert words.MEASURED_BADGE in tab.inner_text()
     plots = tab.locator(".tf-scatter")
     assert plots.count() == 2
     assert plots.first.locator("circle").count() == 3
-    assert plots.first.locator("[data-named] text").all_text_contents() == [words.RECIPES["post"]]
+    assert plots.first.locator("[data-named] text").all_text_contents() == [words.quality.SHORT["post"]]
     assert "derived from FLOPs, not measured" in plots.last.inner_text()
     tab.get_by_text(words.quality.every_point(3)).click()
     frontier = tab.get_by_role("region", name=words.quality.SCORES).first.inner_text()
@@ -358,7 +360,7 @@ def test_how_it_works_has_the_figures_of_what_is_on_the_screen(visit, app):
     assert words.how.selected(made, "FLUX miniature", 1, "Its name contains embed.") in tab.inner_text()
     assert f"{words.score(RULER.ceiling)} {words.how.OTHER_SEED}" in tab.inner_text()
     names = [picture.get_attribute("aria-label") for picture in tab.get_by_role("img").all()]
-    assert len(names) == 9 and all(names)
+    assert len(names) == 5 + len(PRECISIONS) and all(names)
 
 
 def test_an_area_is_a_number_of_bits():

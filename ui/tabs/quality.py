@@ -127,9 +127,8 @@ def _ordered(rows: Mapping[tuple[str, str], Row]) -> list[Row]:
 
 def _bar(row: Row) -> Bar:
     score = _scored(row)
-    recipe = row["recipe"] and recipe_named(row["recipe"])
     return Bar(
-        label=f"{words.NAMES[row['precision']]}, {words.quality.SHORT.get(recipe, _name(row))}",
+        label=f"{words.NAMES[row['precision']]}, {_short(row)}",
         precision=row["precision"],
         value=score["mean"],
         shown=words.score(score["mean"]),
@@ -261,6 +260,11 @@ def _name(row: Row) -> str:
     return words.RECIPES.get(recipe_named(row["recipe"]) if row["recipe"] else "", str(row["label"]))
 
 
+def _short(row: Row) -> str:
+    """The same where there is little room."""
+    return words.quality.SHORT.get(recipe_named(row["recipe"]) if row["recipe"] else "", _name(row))
+
+
 def _label(row: Row) -> str:
     """A recipe in words: its name, what was added to it, and its precision."""
     return f"{' + '.join([_name(row), *row.get('parts', ())])}, {words.NAMES[row['precision']]}"
@@ -318,7 +322,7 @@ def _point(row: Row, x: float) -> Point:
         high=score["high"],
         precision=row["precision"],
         said=f"{_label(row)}: LPIPS {words.quality.interval(score)}, {words.quality.over(score, _half(row))}",
-        name=_name(row) if row.get("offered") else "",
+        name=_short(row) if row.get("offered") else "",
     )
 
 

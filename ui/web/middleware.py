@@ -186,7 +186,7 @@ class _Gate:
                 if message["status"] == 500 and _their_mistake.get():
                     message = {**message, "status": 422}
                 ours = {name for name, _ in self._headers}
-                kept = [pair for pair in message["headers"] if pair[0].lower() not in ours]
+                kept = [_unnamed(pair) for pair in message["headers"] if pair[0].lower() not in ours]
                 message = {**message, "headers": [*kept, *self._headers]}
             await send(message)
 
@@ -332,6 +332,12 @@ def _replayed(content: bytes, receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return again
+
+
+def _unnamed(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """Without the file's name in a Content-Disposition: a browser takes it before the telling one that a link gives."""
+    name, value = header
+    return (name, value.partition(b";")[0]) if name.lower() == b"content-disposition" else header
 
 
 def _header(scope: Scope, name: bytes) -> str:
