@@ -177,7 +177,7 @@ def warming(stub, monkeypatch):
             if stop():
                 raise CancelledRun
 
-    monkeypatch.setattr(stub.studio, "rendition", lambda spec, name, recipe, tell: name)
+    monkeypatch.setattr(stub.studio, "rendition", lambda spec, column, tell: column.format)
     monkeypatch.setattr(stub.studio, "warm", warm)
     monkeypatch.setattr(stub.studio, "ruler", lambda *_: log.append("ruler"))
     return SimpleNamespace(go=go, log=log)
