@@ -17,7 +17,7 @@ from torchao.utils import get_model_size_in_bytes
 
 from engine import __main__ as cli
 from engine import catalog, environment, events
-from engine.columns import Column
+from engine.columns import EXACT, Column
 from engine.compiler import compilation
 from engine.metrics import distances
 from engine.metrics.ruler import RulerShelf
@@ -411,6 +411,7 @@ def compiling(monkeypatch, ask):
     blocks = SimpleNamespace(use=lambda mode: None, dropped=0)
     tokenizer = SimpleNamespace(prompt_template_encode="{}", tokenizer=lambda text: SimpleNamespace(input_ids=text))
     rendition = SimpleNamespace(
+        column=EXACT,
         support=studio.support["bf16"],
         blocks=blocks,
         warm_up_steps=lambda mode: 2,
