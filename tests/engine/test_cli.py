@@ -333,7 +333,7 @@ def test_a_wrong_command_exits_2_with_one_line(command, args, words):
     [
         (("--model", "maxi-flux", "--precision", "nvfp4"), ["'maxi-flux'", "mini-flux"]),
         (("--model", "mini-flux", "--precision", "int4"), ["'int4'", *PRECISIONS]),
-        (("--model", "mini-flux", "--precision", "nvfp4", "--recipe", "half"), ["'half'", "seed or full"]),
+        (("--model", "mini-flux", "--precision", "nvfp4", "--recipe", "half"), ["'half'", "post or full or tuned"]),
     ],
 )
 def test_inspecting_what_is_not_there(main, args, words):

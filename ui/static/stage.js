@@ -136,7 +136,7 @@ let lost = false;
 
 const answers = async () => {
   try {
-    await fetch('warming', { signal: AbortSignal.timeout(PATIENCE), cache: 'no-store' });
+    await fetch('warming', { method: 'HEAD', signal: AbortSignal.timeout(PATIENCE), cache: 'no-store' });
     return true;
   } catch (error) {
     if (error instanceof TypeError || error.name === 'TimeoutError') return false;

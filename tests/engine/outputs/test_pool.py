@@ -135,7 +135,7 @@ def texts(file):
 def test_without_answers_no_phrase_about_seeing_appears_anywhere(tmp_path):
     files = sorted((ROOT / "ui" / "words").glob("*.py"))
     said = {text for file in files for text in texts(file) if SEEING.search(text)}
-    question = {text for text in said if "whether any difference can be seen at all" in text}
+    question = {text for text in said if "hether any difference can be seen at all" in text}
     assert len(question) == 1
     assert said - question == set(words.verdict.SEEN.values())
     made = record(tmp_path, precisions=["fp8", "mxfp8", "nvfp4"])

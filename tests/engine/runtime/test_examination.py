@@ -49,7 +49,7 @@ MACHINES = {
     ),
     "Mac with Apple silicon, 32 GB": (Machine(name="Apple M3", kind="cpu"), 32),
 }
-SHAPE = frozenset({(64, 128)})
+SHAPE = frozenset({(64, 128, True)})
 
 
 @pytest.fixture
