@@ -22,7 +22,7 @@ from engine.machine import FAULT, FINE, LIMIT, Finding, Machine, Support, nvidia
 from engine.quantization import capability, recipes
 from engine.runtime import timing
 from engine.runtime.residents import Holdings
-from engine.weights import loading, residency
+from engine.weights import cpu_products, loading, residency
 
 
 def examine(held: Holdings) -> tuple[Finding, ...]:
@@ -47,6 +47,9 @@ def _device(machine: Machine) -> Iterator[Finding]:
     if platform.system() == "Darwin":
         said = "A Mac's GPU is not used: its bf16 was never compared with another's, and no format is native there."
         yield Finding(topic="GPU", severity=LIMIT, said=said)
+    if machine.kind == "cpu" and cpu_products.are_slow():
+        said = "This CPU has no bf16 instructions that PyTorch uses: products are computed in fp32 and rounded once."
+        yield Finding(topic="Products", severity=FINE, said=said)
     if machine.kind != "cuda":
         return
     if machine.no_compile:

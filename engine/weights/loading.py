@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.catalog import MODELS, ModelSpec
 from engine.errors import LoadError
-from engine.weights import checkpoint, hub, schedulers
+from engine.weights import checkpoint, cpu_products, hub, schedulers
 from engine.weights.checkpoint import Checkpoint, Component
 from engine.weights.fingerprint import of_folder
 from engine.weights.source import BUNDLED_OR_HUB, Source
@@ -101,9 +101,11 @@ def load_shared(
     _check_vocabularies(shared, folder)
     for module in (value for value in shared.values() if isinstance(value, nn.Module)):
         module.eval().requires_grad_(False)
-    if device.type == "cpu" and all(parameter.ndim <= 4 for parameter in shared["vae"].parameters()):
-        # Convolutions in channels_last decode faster on CPUs; on an H200 18% slower (assets/figures/ends.json).
-        shared["vae"].to(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        cpu_products.multiply_in_fp32_where_bf16_is_slow()
+        if all(parameter.ndim <= 4 for parameter in shared["vae"].parameters()):
+            # Convolutions in channels_last decode faster on CPUs; on an H200 18% slower (assets/figures/ends.json).
+            shared["vae"].to(memory_format=torch.channels_last)
     if spec.vae_tiling:
         shared["vae"].enable_tiling()
     return shared

@@ -179,7 +179,10 @@ def test_the_page_shows_it_until_it_is_over_and_then_asks_no_more(visit, tmp_pat
     worker.under_way = (running("mini-flux"),)
     with served(worker, tmp_path) as url:
         page = visit(f"{url}?stage=1", width=390)
-        page.on("request", lambda request: asked.append(request.url) if request.method == "GET" and "warming" in request.url else None)
+        page.on(
+            "request",
+            lambda request: asked.append(request.url) if request.method == "GET" and "warming" in request.url else None,
+        )
         page.get_by_text("Warming up FLUX miniature").wait_for()
         assert "loading MXFP8, 2 of 3" in page.inner_text(".tf-warming")
         worker.under_way = (running("mini-flux", doing=events.Measuring(4, 9)),)
