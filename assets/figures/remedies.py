@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 
@@ -30,6 +31,7 @@ from engine.metrics import distances
 from engine.metrics.statistics import estimate
 from engine.quality.lab import Bench
 from engine.quantization import capability, recipe_files, recipes
+from engine.quantization.inspection import inspect
 from engine.quantization.recipe_files import Tuning
 from engine.quantization.remedies import WeightOnlySteps
 from engine.runtime.multi_device import driving
@@ -82,44 +84,79 @@ def lanes(family: str) -> list[Lane]:
 
 def measure(model: str, out: Path, device: str, limit: int, at_once: int) -> dict:
     """Score what is not known yet, some prompts in all lanes after others, so that a run that is ended early has all
-    lanes alike."""
+    lanes alike. What is written is what the Quality tab reads (ui/tabs/quality.py)."""
     spec = catalog.model(model)
     bench = Bench(spec, device, Source(), say=lambda text: print(text, file=sys.stderr))
     prompts = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())["prompts"]["report"][:limit]
     asked = bench.request(prompts[0])
+    execution = {name: support.execution for name, support in bench.support.items()}
     conditions = {
         "model": model,
+        "title": f"{spec.name}, formats and remedies",
         "device": bench.machine.name,
-        "execution": {name: support.execution for name, support in bench.support.items()},
+        "execution": ", ".join(f"{FORMATS[name].label} {how}" for name, how in execution.items() if name != REFERENCE),
         "versions": versions(),
         "weights": loading.fingerprint(spec, bench.source),
         "recipe": spec.recipes[0],
         "at_once": at_once,
         "settings": {k: v for k, v in asked.to_json().items() if k not in ("prompt", "precisions", "recipe", "model")},
     }
-    found = json.loads(out.read_text()) if out.is_file() else {}
-    if any(found.get(name) != value for name, value in conditions.items()):
-        found = conditions | {"lpips": {}}
+    known = _known(out, conditions)
     rules = recipes.recipe(spec.family, spec.recipes[0])
-    chosen = lanes(spec.family)
+    made: dict[str, tuple[nn.Module, tuple[int, int], int]] = {}
     with driving(bench.device):
-        made: dict[str, nn.Module] = {}
-        for lane in chosen:
+        for lane in lanes(spec.family):
             recipe = replace(rules, id=lane.name, tunings=MappingProxyType({lane.precision: lane.tuning}))
-            made[lane.name], _ = bench.quantized(recipe, lane.precision)
+            made[lane.name] = (bench.quantized(recipe, lane.precision)[0], lane.tuning.weight_only_steps, 0)
+        made[ANOTHER_SEED] = (bench.exact, (0, 0), 1)
         for begin in range(0, len(prompts), at_once):
             some = prompts[begin : begin + at_once]
             exact = pictures(bench, bench.exact, some)
-            lanes_of = {lane.name: (made[lane.name], lane.tuning.weight_only_steps, 0) for lane in chosen}
-            for name, lane in (lanes_of | {ANOTHER_SEED: (bench.exact, (0, 0), 1)}).items():
-                known = found["lpips"].setdefault(name, {})
-                if any(prompt not in known for prompt in some):
-                    scores = distances_of(bench, pictures(bench, *lane[:1], some, *lane[1:]), exact)
-                    known |= dict(zip(some, scores, strict=True))
+            for name, (denoiser, steps, later) in made.items():
+                scores = known.setdefault(name, {})
+                if any(prompt not in scores for prompt in some):
+                    found = distances_of(bench, pictures(bench, denoiser, some, steps, later), exact)
+                    scores |= dict(zip(some, found, strict=True))
                     bench.say(name)
-            write_whole(out, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+            done = conditions | rows(spec, prompts[: begin + len(some)], known)
+            write_whole(out, (json.dumps(done, indent=1, ensure_ascii=False) + "\n").encode())
             bench.say(f"{begin + len(some)} of {len(prompts)} prompts")
-    return found
+    return done
+
+
+def _known(out: Path, conditions: Mapping[str, object]) -> dict[str, dict[str, float]]:
+    """Lane -> prompt -> score, of what was measured under the same conditions."""
+    found = json.loads(out.read_text()) if out.is_file() else {}
+    if any(found.get(name) != value for name, value in conditions.items()):
+        return {}
+    each = {row["label"]: row["each"]["report"] for row in found["formats"]} | {ANOTHER_SEED: found[ANOTHER_SEED]}
+    return {name: dict(zip(found["prompts"]["report"], scores, strict=True)) for name, scores in each.items()}
+
+
+def rows(spec: catalog.ModelSpec, prompts: list[str], known: Mapping[str, Mapping[str, float]]) -> dict:
+    """A row a lane, with its scores in the order of the prompts, and those of another seed."""
+    first, made = spec.recipes[0], []
+    for lane in lanes(spec.family):
+        each = [known[lane.name][prompt] for prompt in prompts]
+        made.append(
+            {
+                "recipe": first if lane.tuning == Tuning() else None,
+                "label": lane.name,
+                "remedy": lane.label,
+                "precision": lane.precision,
+                "weight_bytes": inspect(spec.id, lane.precision, first)["bytes"]["quantized"],
+                "lpips": {"report": estimate(each)},
+                "each": {"report": each},
+            }
+        )
+    other = [known[ANOTHER_SEED][prompt] for prompt in prompts]
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "prompts": {"report": prompts},
+        "ruler": {"ceiling": estimate(other)},
+        ANOTHER_SEED: other,
+        "formats": made,
+    }
 
 
 def pictures(
@@ -152,25 +189,24 @@ def distances_of(bench: Bench, made: list[Tensor], exact: list[Tensor]) -> list[
 
 def table(found: Mapping) -> str:
     """Markdown: a row a lane, with what it changes against its format without remedies."""
-    scores = found["lpips"]
-    count = min(map(len, scores.values()))
+    count = len(found["prompts"]["report"])
     lines = [
         f"| {catalog.model(found['model']).name} | LPIPS, {count} prompts | Median | Less than plain, of plain's |",
         "|---|---|---|---|",
     ]
-    plain = {FORMATS[name].label for name in QUANTIZED}
-    for name, known in scores.items():
-        score = estimate([*known.values()])
-        base = name.partition(", ")[0]
-        said = ""
-        if name not in plain and base in plain:
-            mean = estimate([*scores[base].values()])["mean"]
-            less = estimate([(scores[base][prompt] - value) / mean for prompt, value in known.items()])
+    plain = {row["precision"]: row for row in found["formats"] if not row["remedy"]}
+    for row in found["formats"]:
+        said, base = "", plain[row["precision"]]
+        if row["remedy"]:
+            before, mean = base["each"]["report"], base["lpips"]["report"]["mean"]
+            less = estimate([(b - a) / mean for a, b in zip(row["each"]["report"], before, strict=True)])
             said = f"{less['mean']:+.0%} ({less['low']:+.0%} to {less['high']:+.0%})"
-        shown = name if base in plain else f"{REFERENCE}, {name}"
-        interval = f"{score['mean']:.4f} ({score['low']:.4f} to {score['high']:.4f})"
-        lines.append(f"| {shown} | {interval} | {score['median']:.4f} | {said} |")
-    return "\n".join(lines)
+        lines.append(f"| {row['label']} | {_interval(row['lpips']['report'])} | {said} |")
+    return "\n".join([*lines, f"| bf16, {ANOTHER_SEED} | {_interval(found['ruler']['ceiling'])} | |"])
+
+
+def _interval(score: Mapping[str, float]) -> str:
+    return f"{score['mean']:.4f} ({score['low']:.4f} to {score['high']:.4f}) | {score['median']:.4f}"
 
 
 def main() -> None:
