@@ -90,7 +90,7 @@ def visit(chromium):
     for context in opened:
         context.close()
     # The server of a test may be gone before its pages are, and a page before what it asked for has come.
-    leaving = ("ERR_CONNECTION", "Server stopped", "AbortError: signal is aborted")
+    leaving = ("ERR_CONNECTION", "Server stopped", "AbortError: signal is aborted", "Connection errored out")
     assert not [error for error in errors if not any(part in error for part in leaving)]
 
 

@@ -67,9 +67,9 @@ def test_a_signal_ends_the_app_cleanly(number):
             with socket.socket() as client:
                 return client.connect_ex(("127.0.0.1", port)) == 0
 
-        assert until(answers, 30)
+        assert until(answers, 120)
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=15)
+        _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 0

@@ -412,7 +412,7 @@ def served(
         yield page.serve(quiet=True, doors=doors).rstrip("/")
 
 
-def until(holds: Callable[[], object], seconds: float = 10) -> bool:
+def until(holds: Callable[[], object], seconds: float = 60) -> bool:
     """Wait until something holds; False if it does not come to that."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

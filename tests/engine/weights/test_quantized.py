@@ -3,7 +3,6 @@ what is none, damaged or another's is refused in one sentence."""
 
 import json
 import shutil
-import subprocess
 import sys
 import textwrap
 from contextlib import closing
@@ -42,7 +41,7 @@ from engine.serving.process import Process
 from engine.weights import loading
 from engine.weights import torchao_layout as reading
 from engine.weights.source import BUNDLED_OR_HUB
-from tests.support import commands
+from tests.support import commands, plain
 
 CPU = torch.device("cpu")
 HERE = capability.detect(CPU)
@@ -216,7 +215,7 @@ def test_plain_diffusers_makes_the_same_pixels(written, tmp_path):
     )
     columns = ("fp8", "mxfp8", "nvfp4@tuned")
     pairs = [str(part) for c in columns for part in (written[c].folder, tmp_path / f"{c}.npy")]
-    subprocess.run([sys.executable, "-I", "plain.py", *pairs], cwd=tmp_path, check=True, timeout=600)
+    plain.run(tmp_path / "plain.py", *pairs)
     shared = loading.load_shared(MINI_FLUX, CPU)
     for column in columns:
         held = given(written, column)
