@@ -95,8 +95,8 @@ def cover() -> str:
         shade: f"--body-background-fill: {getattr(own, 'body_background_fill' + of)};"
         f" --tf-button: {getattr(own, 'button_primary_background_fill' + of)};"
         f" --tf-on-button: {getattr(own, 'button_primary_text_color' + of)};"
-        f" --tf-input: {getattr(own, 'input_background_fill' + of)};"
-        for shade, of in (("light", ""), ("dark", "_dark"))
+        f" --tf-input: {getattr(own, 'input_background_fill' + of)}; --tf-written: var({written});"
+        for shade, of, written in (("light", "", "--col"), ("dark", "_dark", "--col-dark"))  # of Gradio's own page
     }
     fonts = ", ".join(f'"{font}"' if " " in font else font for font in SANS)
     return (

@@ -33,7 +33,7 @@ def test_the_first_screen_shows_a_recorded_comparison_and_fetches_nothing_elsewh
     page.goto(quick[0])
     page.wait_for_selector("#tf-stage img")
     assert until(lambda: len(pictures(page)) == 3)
-    assert pictures(page) == [f"{name}: {PROMPT}, seed 7" for name in ("bf16", "MXFP8", "NVFP4")]
+    assert pictures(page) == [f"{name}: {PROMPT}, seed 7" for name in ("bf16", "NVFP4", "MXFP8")]
     origin = page.inner_text(".tf-origin")
     assert origin.startswith("recorded")
     assert "Fake recorder 9000" in origin
@@ -63,7 +63,7 @@ def test_an_unavailable_precision_has_no_chip_and_a_reason(visit):
     with served(FakeWorker(support=NO_FP8)) as url:
         page = visit(url)
         offered = page.locator("#tf-precisions label").all_inner_texts()
-        assert offered == ["MXFP8 · emulated", "NVFP4 · emulated", "NVFP4 Tuned", "INT8"]
+        assert offered == ["NVFP4 · emulated", "NVFP4 Tuned · emulated", "MXFP8 · emulated", "INT8"]
         assert "FP8 is unavailable here: FP8 needs an RTX 40 or H100 class device." in page.inner_text(".tf-form")
 
 

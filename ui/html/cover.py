@@ -14,7 +14,6 @@ from ui import style, words
 from ui.html import cards
 from ui.view import View
 
-
 ABOVE = """
 twinframe-cover { position: absolute; inset: 0 0 auto; z-index: 100; }
 twinframe-cover ~ gradio-app { opacity: 0; }
@@ -57,11 +56,19 @@ def cover(view: View, form: Form, header: str, tabs: Sequence[str]) -> Cover | N
     if view.comparison is None or view.asked.num_frames > 1:
         return None
     asked, made = view.asked, view.comparison
+    results = {
+        "headline": cards.headline(view),
+        "views": cards.views(),
+        "stage": cards.stage(view),
+        "pairs": cards.pairs(_pair(view)),
+    }
+    panel = (
+        f'{_block("purpose", cards.purpose())}{_form(view, form)}<div id="tf-results" class="column">'
+        f"{''.join(_block(name, content) for name, content in results.items())}</div>"
+    )
     screen = (
-        f'<div class="gradio-container"><div class="main app"><div class="column">{_block("header", header)}{_tabs(tabs)}'
-        f'<div class="tf-panel">{_block("purpose", cards.purpose())}{_form(view, form)}'
-        f'<div id="tf-results" class="column">{_block("headline", cards.headline(view))}{_block("views", cards.views())}'
-        f"{_block('stage', cards.stage(view))}{_block('pairs', cards.pairs(_pair(view)))}</div></div></div></div></div>"
+        '<div class="gradio-container"><div class="main app"><div class="column">'
+        f'{_block("header", header)}{_tabs(tabs)}<div class="tf-panel">{panel}</div></div></div></div>'
     )
     html = (
         f"<style>{ABOVE}</style>"
@@ -114,7 +121,8 @@ def _form(view: View, form: Form) -> str:
         f'<div id="tf-prompt" class="block"><label><textarea rows="1" aria-label="{words.compare.PROMPT_LABEL}">'
         f"{escape(view.asked.prompt)}</textarea></label></div>"
         f'<button type="button" id="tf-go" style="flex-grow:0" data-press="#tf-go">{words.GENERATE}</button>'
-        f'<button type="button" id="tf-stop" style="flex-grow:0" disabled>{words.STOP}</button></div><div id="tf-known" class="block"></div>'
+        f'<button type="button" id="tf-stop" style="flex-grow:0" disabled>{words.STOP}</button></div>'
+        '<div id="tf-known" class="block"></div>'
         f'<div id="tf-examples" class="block"><div class="label">{words.compare.EXAMPLES_LABEL}</div>'
         f'<div class="gallery">{examples}</div></div>'
         f'<div class="row tf-choose">{model * (form.models > 1)}'

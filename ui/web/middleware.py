@@ -205,7 +205,7 @@ class _Gate:
 
         content = await _body(receive)
         page = path == "/" and scope["method"] == "GET"
-        sent = guarded
+        sent: Send = guarded
         if page:
             cover = await to_thread.run_sync(self._covered, scope["query_string"].decode("latin-1"))
             sent = _headed(scope, guarded, cover, tuple(self._scripts))

@@ -131,7 +131,7 @@ def test_the_table_has_a_row_a_precision(visit, quick):
     page = visit(quick[0])
     page.get_by_label(words.compare.TABLE, exact=True).check()
     rows = page.locator("#tf-table tbody tr").all_inner_texts()
-    assert [row.split()[0] for row in rows] == ["bf16", "MXFP8", "NVFP4"]
+    assert [row.split()[0] for row in rows] == ["bf16", "NVFP4", "MXFP8"]
     assert "27.4" in rows[2]
 
 
