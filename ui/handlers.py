@@ -103,6 +103,7 @@ class Parts:
     pairs: gr.HTML
     table: gr.HTML
     ran: gr.HTML
+    header: gr.HTML
     on_stage: gr.HTML
     """Its value is empty, but for on stage (ui/static/stage.js)."""
     typed: gr.HTML
@@ -428,6 +429,16 @@ class Handlers:
         except TwinframeError:
             return gr.skip()
         return cards.header(words.compare.machine(machine.name, support), machine.note, found)
+
+    def reexamine(self, values: Updates) -> Updates:
+        """A run has ended: what the machine runs natively, where it was found meanwhile that it does not."""
+        if not any(support.disproved for support in self._worker.support.values()):
+            return unchanged()
+        form = self._parts.form
+        return {
+            self._parts.header: self.machine(),
+            **self._chips(catalog.model(values[form.model]), values[form.precisions] or []),
+        }
 
     def open_page(self, values: Updates, http: gr.Request) -> Updates:
         """The page was opened: set the form, and show the recording, as the address says, and start nothing."""

@@ -163,7 +163,7 @@ def build_page(
         )
         with gr.Tabs(elem_id="tf-tabs") as tabs:
             with gr.Tab(words.COMPARE, id=words.COMPARE):
-                parts = _compare(worker, models, first, typed=typed, on_stage=on_stage)
+                parts = _compare(worker, models, first, header=header, typed=typed, on_stage=on_stage)
             with gr.Tab(words.BLIND) as opened:
                 blind.tab(demo, opened, worker, shelf, models, unseen, pool)
             with gr.Tab(words.GALLERY):
@@ -350,6 +350,8 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
         **PRIVATE,
     )
     run.failure(handlers.broken, inputs=kept, outputs=[*drawn, parts.shown], queue=False, **PRIVATE)
+    proven = [parts.header, form.precisions, parts.further]
+    run.then(handlers.reexamine, {form.model, form.precisions}, proven, queue=False, **PRIVATE)
     parts.stop.click(handlers.stop, inputs={parts.shown}, outputs=[*drawn, parts.shown], queue=False, **PRIVATE)
     quick = {"queue": False, **PRIVATE}
     opened = [*drawn, parts.shown]

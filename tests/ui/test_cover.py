@@ -25,6 +25,27 @@ customElements.define = (name, Cover) => {
 """Keeps the first screen where it is until `give()` is called."""
 
 
+PARTS = (
+    *(
+        ".tf-header h1",
+        ".tf-machine",
+        "#tf-tabs [role=tab]",
+        ".tf-purpose",
+        "#tf-prompt textarea",
+        "#tf-go",
+        "#tf-stop",
+    ),
+    *("#tf-precisions label", "#tf-seed input", "#tf-dice", "#tf-more button", ".tf-verdict", ".tf-origin"),
+    *(".tf-segments", "#tf-stage img", ".tf-card .tf-title", ".tf-card .tf-lpips", ".tf-pair .tf-layers"),
+)
+PLACES = f"""(where) => Object.fromEntries({list(PARTS)}.map((selector) => [selector,
+  [...where.querySelectorAll(selector)].filter((e) => e.checkVisibility())
+    .map((e) => e.getBoundingClientRect()).filter((box) => box.top < innerHeight && box.width)
+    .slice(0, selector.includes('tab]') ? 2 : 9)
+    .map(({{ left, top, width }}) => [left, top, width].map((n) => Math.round(n * 2) / 2))]))"""
+"""Where each part of the first screen lies, in half pixels."""
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recorded")
@@ -90,22 +111,13 @@ def test_there_is_none_where_nothing_is_recorded_or_clips_come_first(tmp_path):
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "height", "scheme"), SCREENS)
 def test_nothing_moves_when_the_page_takes_over(visit, app, width, height, scheme):
-    """Where each part lies, and the screen's pixels but for the arrow of the model's choice and the menu of tabs."""
     page = held(visit, f"{app[0]}/?recorded=cat", width, height, scheme)
-    places = """(where) => Object.fromEntries([
-        '.tf-header h1', '.tf-machine', '#tf-tabs [role=tab]', '.tf-purpose', '#tf-prompt textarea', '#tf-go',
-        '#tf-stop', '#tf-precisions label', '#tf-seed input', '#tf-dice', '#tf-more button', '.tf-verdict', '.tf-origin',
-        '.tf-segments', '#tf-stage img', '.tf-card .tf-title', '.tf-card .tf-lpips', '.tf-pair .tf-layers',
-      ].map((selector) => [selector, [...where.querySelectorAll(selector)].filter((e) => e.checkVisibility())
-        .map((e) => e.getBoundingClientRect()).filter((box) => box.top < innerHeight && box.width)
-        .slice(0, selector.includes('tab]') ? 2 : 9)
-        .map(({ left, top, width }) => [left, top, width].map((n) => Math.round(n * 2) / 2))]))"""
-    mine = page.evaluate(f"({places})(window.cover.root)")
+    mine = page.evaluate(f"({PLACES})(window.cover.root)")
     assert any(mine["#tf-stage img"]) != any(mine[".tf-pair .tf-layers"])
-    assert until(lambda: page.evaluate(f"({places})(document.querySelector('gradio-app'))") == mine), mine
+    assert until(lambda: page.evaluate(f"({PLACES})(document.querySelector('gradio-app'))") == mine), mine
     page.evaluate("window.give()")
     page.wait_for_selector("twinframe-cover", state="detached")
-    assert page.evaluate(f"({places})(document)") == mine
+    assert page.evaluate(f"({PLACES})(document)") == mine
 
 
 @pytest.mark.browser
