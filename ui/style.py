@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def head() -> str:
     return f"<style>{_sheet(PARTS)}{SCOPE} {{\n{formats()}}}</style>"
 
 
+@cache
 def cover() -> str:
     """The rules of the first screen before Gradio's are there (ui/html/cover.py), for a shadow root."""
     own = theme()

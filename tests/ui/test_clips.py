@@ -208,7 +208,7 @@ def test_clips_appear_as_each_precision_finishes_and_stay_in_place(visit, tmp_pa
     worker = FakeWorker(step_seconds=0.05)
     with served(worker, models=("ltx-2",)) as url:
         page = visit(url)
-        page.get_by_text(words.compare.MORE).click()
+        page.get_by_text(words.compare.MORE, exact=True).click()
         set_field(page, words.compare.frames_label(catalog.LTX_2), "25")
         generate(page, "waves on a teal background")
         page.wait_for_selector("#tf-stage video")

@@ -145,7 +145,7 @@ def test_closing_the_tab_frees_the_worker(chromium, slow):
 @browser_test
 def test_a_batch_shows_every_picture(visit, quick):
     page = visit(quick[0])
-    page.get_by_text(words.compare.MORE).click()
+    page.get_by_text(words.compare.MORE, exact=True).click()
     label = words.compare.batch_label(catalog.MINI_FLUX)
     number = page.get_by_label(f"number input for {label}")
     # Gradio builds the settings as they unfold, and a value typed into one that is not ready yet is lost.
@@ -172,7 +172,7 @@ def test_the_form_decides_what_is_asked(visit, quick):
     page.click("#tf-dice")
     assert until(lambda: page.input_value("#tf-seed input") != "7")
     seed = int(page.input_value("#tf-seed input"))
-    page.get_by_text(words.compare.MORE).click()
+    page.get_by_text(words.compare.MORE, exact=True).click()
     page.get_by_text(words.RECIPES["full"]).click()
     page.click("#tf-go")
     finished(page)

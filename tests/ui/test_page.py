@@ -70,7 +70,7 @@ def test_an_unavailable_precision_has_no_chip_and_a_reason(visit):
 @browser_test
 def test_the_form_follows_the_model(visit, many):
     page = visit(many[0])
-    page.get_by_text(words.compare.MORE).click()
+    page.get_by_text(words.compare.MORE, exact=True).click()
     for spec in (catalog.FLUX_DEV, catalog.LTX_2, catalog.FLUX_SCHNELL, catalog.MINI_FLUX):
         choose_model(page, spec.name)
         steps = field(page, words.compare.STEPS_LABEL)
@@ -162,7 +162,7 @@ def test_a_phone_needs_no_sideways_scrolling(visit, quick, scheme):
     page = visit(quick[0], width=390, height=844, color_scheme=scheme, has_touch=True, is_mobile=True)
     generate(page, "wide" * 36)
     finished(page)
-    page.get_by_text(words.compare.MORE).click()
+    page.get_by_text(words.compare.MORE, exact=True).click()
     page.get_by_text(words.compare.RAN, exact=True).first.click()
     said = words.compare
     for name in (said.SIDE, said.SLIDER, said.FLICKER, said.DIFFERENCE, said.TABLE):

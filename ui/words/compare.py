@@ -26,7 +26,7 @@ STALE = {
 }
 """What is said where the form asks for something else than is shown; ui/static/address.js fills in the prompt."""
 SEED_LABEL, DICE = "Seed", "Pick a random seed"
-MORE = "More"
+MORE = "Settings"
 STEPS_LABEL = "Steps"
 GUIDANCE_LABEL = "Guidance"
 SIZE_LABEL = "Size"
