@@ -179,7 +179,7 @@ def test_the_curve_is_a_seek_bar_and_the_maps_follow_it(visit, theatre):
 def test_one_clip_of_a_batch_is_compared_at_a_time(visit, theatre):
     page = seated(visit, theatre)
     page.locator("#tf-stage .tf-clip").get_by_label("2", exact=True).check()
-    assert clips(page, "clip.src.split('/').pop()") == ["bf16-2.mp4", "mxfp8-2.mp4", "nvfp4-2.mp4"]
+    assert clips(page, "clip.src.split('/').pop()") == ["bf16-2.mp4", "nvfp4-2.mp4", "mxfp8-2.mp4"]
     assert page.locator("#tf-stage svg:visible").count() == 1
     assert until(lambda: clips(page, "clip.readyState") == [4] * 3)
     with page.expect_download() as download:
