@@ -148,6 +148,25 @@ def test_what_was_typed_and_pressed_meanwhile_is_done(visit, app):
 
 
 @pytest.mark.browser
+def test_a_chip_and_a_view_that_were_pressed_are_chosen(visit, app):
+    page = held(visit, f"{app[0]}/?recorded=cat")
+    chip = page.locator("#tf-precisions label", has_text="MXFP8").locator("input")
+    assert not chip.is_checked()
+    page.evaluate("""[...window.cover.root.querySelectorAll('#tf-precisions label, #tf-views label')]
+      .filter((label) => /MXFP8|Table/.test(label.textContent)).forEach((label) => label.click()); window.give()""")
+    assert until(lambda: chip.is_checked() and page.locator("#tf-table").is_visible())
+
+
+@pytest.mark.browser
+def test_a_tab_that_was_pressed_opens_and_the_address_keeps_its_rest(visit, app):
+    page = held(visit, f"{app[0]}/?recorded=cat")
+    page.evaluate("window.cover.root.querySelectorAll('[role=tab]')[2].click()")
+    page.wait_for_selector("twinframe-cover", state="detached")
+    assert until(lambda: page.get_by_role("tab", name=words.GALLERY).get_attribute("aria-selected") == "true")
+    assert page.url.endswith("/?recorded=cat#gallery")
+
+
+@pytest.mark.browser
 def test_a_recorded_link_never_shows_the_pictures_of_another_prompt(visit, app):
     """From the first frame on, above and below."""
     page = visit(app[0], wait=False)

@@ -59,7 +59,14 @@ class Cover extends HTMLElement {
     if (entry) document.head.append(Object.assign(document.createElement('script'), { type: 'module', src: entry, crossOrigin: '' }));
   }
 
-  press({ target }) {
+  press(event) {
+    const { target } = event;
+    const tab = target.closest('[role=tab]');
+    if (tab) {
+      event.preventDefault(); // the page's base would lose what the address asks for
+      if (!tab.matches('.selected')) location.hash = tab.hash;
+      return;
+    }
     const { press } = target.closest('[data-press]')?.dataset ?? {};
     const view = target.closest('label')?.querySelector('input[name=tf-view]');
     if (press) this.pressed.push(press);
