@@ -65,6 +65,7 @@ class Screen:
     def __init__(self, cdp: CDPSession, families: list[psutil.Process]):
         self.frames: list[tuple[float, bytes, list[float]]] = []
         self.asked: float | None = None
+        self._over = False
         self._cdp, self._families = cdp, families
         cdp.on("Network.requestWillBeSent", self._ask)
         cdp.on("Page.screencastFrame", self._keep)
@@ -75,7 +76,14 @@ class Screen:
         if event.get("type") == "Document" and self.asked is None:
             self.asked = event["wallTime"]
 
+    def end(self) -> None:
+        """Take no more frames: those on their way would meet a browser that closes."""
+        self._over = True
+        self._cdp.send("Page.stopScreencast")
+
     def _keep(self, event: dict) -> None:
+        if self._over:
+            return
         self._cdp.send("Page.screencastFrameAck", {"sessionId": event["sessionId"]})
         spent = [cpu(family) for family in self._families]
         self.frames.append((event["metadata"]["timestamp"], base64.b64decode(event["data"]), spent))
@@ -126,6 +134,7 @@ def visit(browser: Browser, url: str, size: tuple[int, int], families: list[psut
     usable = time.time()
     page.wait_for_timeout(SETTLED_MS)
     boxes = _parts(page)
+    screen.end()
     context.close()
     assert screen.asked is not None
     spent = sum(cpu(family) for family in families) - sum(before)
