@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from threading import Event, Thread
 from urllib.request import urlopen
 
 import numpy
@@ -55,18 +56,27 @@ PARTS = """(pictures) => {
 READY = """() => document.querySelector('#tf-seed input') && document.querySelector('#tf-precisions label')
   && document.querySelector('#tf-go')?.checkVisibility() && document.querySelector('#tf-views input')
   && [...document.querySelectorAll('#tf-stage img')].every((image) => image.complete && image.naturalWidth)"""
+MARKED = """() => {
+  const [mark] = performance.getEntriesByName('twinframe-first-screen');
+  return mark && (performance.timeOrigin + mark.startTime) / 1000;
+}"""
+"""When the first screen's own script had its pictures decoded and a frame for them (ui/static/cover.js)."""
+SAMPLE_SECONDS = 0.1
 SETTLED_MS = 1500
 """After which the page looks as it does in the end."""
 
 
 class Screen:
-    """The frames of a page as it comes up: seconds since the epoch, JPEG, and CPU seconds of browser and app."""
+    """The frames of a page as it comes up: seconds since the epoch, and JPEG.
 
-    def __init__(self, cdp: CDPSession, families: list[psutil.Process]):
-        self.frames: list[tuple[float, bytes, list[float]]] = []
+    The browser leaves out a frame while too many wait for an answer, so nothing else is done in between.
+    """
+
+    def __init__(self, cdp: CDPSession):
+        self.frames: list[tuple[float, str]] = []
         self.asked: float | None = None
         self._over = False
-        self._cdp, self._families = cdp, families
+        self._cdp = cdp
         cdp.on("Network.requestWillBeSent", self._ask)
         cdp.on("Page.screencastFrame", self._keep)
         cdp.send("Network.enable")
@@ -85,8 +95,31 @@ class Screen:
         if self._over:
             return
         self._cdp.send("Page.screencastFrameAck", {"sessionId": event["sessionId"]})
-        spent = [cpu(family) for family in self._families]
-        self.frames.append((event["metadata"]["timestamp"], base64.b64decode(event["data"]), spent))
+        self.frames.append((event["metadata"]["timestamp"], event["data"]))
+
+
+class Spent:
+    """CPU seconds of browser and app, sampled beside."""
+
+    def __init__(self, families: list[psutil.Process]):
+        self.samples: list[tuple[float, list[float]]] = []
+        self._families, self._over = families, Event()
+        self._thread = Thread(target=self._sample)
+        self._thread.start()
+
+    def _sample(self) -> None:
+        while not self._over.is_set():
+            self.samples.append((time.time(), [cpu(family) for family in self._families]))
+            self._over.wait(SAMPLE_SECONDS)
+
+    def end(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def until(self, moment: float) -> list[float]:
+        """From the first sample to the last before a moment."""
+        last = max((sample for sample in self.samples if sample[0] <= moment), default=self.samples[0])
+        return [now - then for now, then in zip(last[1], self.samples[0][1], strict=True)]
 
 
 def device() -> str:
@@ -112,8 +145,8 @@ def busy() -> float:
     return spent.user + spent.system + spent.nice
 
 
-def pixels(frame: bytes) -> numpy.ndarray:
-    return numpy.asarray(Image.open(io.BytesIO(frame)).convert("RGB")).astype(int)
+def pixels(frame: str) -> numpy.ndarray:
+    return numpy.asarray(Image.open(io.BytesIO(base64.b64decode(frame))).convert("RGB")).astype(int)
 
 
 def unlike(a: numpy.ndarray, b: numpy.ndarray, box: list[int]) -> float:
@@ -127,22 +160,26 @@ def visit(browser: Browser, url: str, size: tuple[int, int], families: list[psut
     """Open the page once as somebody new does, and say when each part of it was seen."""
     context = browser.new_context(viewport={"width": size[0], "height": size[1]})
     page = context.new_page()
-    screen = Screen(context.new_cdp_session(page), families)
-    before, all_before = [cpu(family) for family in families], busy()
+    screen = Screen(context.new_cdp_session(page))
+    spending, all_before = Spent(families), busy()
     page.goto(url, wait_until="commit")
     page.wait_for_function(READY, timeout=60_000)
     usable = time.time()
     page.wait_for_timeout(SETTLED_MS)
     boxes = _parts(page)
+    drawn_at = page.evaluate(MARKED)
     screen.end()
+    spending.end()
     context.close()
     assert screen.asked is not None
-    spent = sum(cpu(family) for family in families) - sum(before)
+    spent = sum(spending.until(time.time()))
     found = {"usable_s": usable - screen.asked, "cpu_s": spent, "cpu_others_s": busy() - all_before - spent}
+    if drawn_at:
+        found["marked_s"] = drawn_at - screen.asked
     last = pixels(screen.frames[-1][1])
     height, width, _ = last.shape
     missing = set(boxes)
-    for at, frame, used in screen.frames:
+    for at, frame in screen.frames:
         drawn = pixels(frame)
         if drawn.shape != last.shape:
             continue
@@ -153,9 +190,7 @@ def visit(browser: Browser, url: str, size: tuple[int, int], families: list[psut
             whole = unlike(drawn, last, [0, 0, width, height])
             found |= {
                 "seen_s": at - screen.asked,
-                "cpu_until_seen_s": {
-                    name: now - then for name, now, then in zip(("browser", "app"), used, before, strict=False)
-                },
+                "cpu_until_seen_s": dict(zip(("browser", "app"), spending.until(at), strict=False)),
                 "differs_from_the_end": whole,
             }
             break
