@@ -84,6 +84,7 @@ def visit(chromium):
         # Gradio mounts components one after another.
         for part in ("#tf-go", "#tf-precisions label", "#tf-seed input", ".tf-verdict", "#tf-views input"):
             page.wait_for_selector(part, state="attached")
+        page.wait_for_selector("twinframe-cover", state="detached")
         return page
 
     yield open_page

@@ -32,7 +32,8 @@ from engine.serving.contracts import Worker
 from ui import link, words
 from ui import view as views
 from ui.fields import FOLLOWING, columns_of, fitting, unchanged
-from ui.html import cards
+from ui.html import cards, cover
+from ui.html.cover import Cover
 from ui.runs import Run, Runs
 from ui.view import View
 from ui.web import middleware
@@ -40,6 +41,8 @@ from ui.web.served_files import Shelf
 
 TYPED = ("prompt", "seed")
 """Fields of the form that are typed into."""
+OURS = {*link.NAMES, link.RECORDED, link.MADE, "stage"}
+"""Names in the page's address that say what it shows."""
 KEPT = 24
 """Results of a browser session that are found again, at most."""
 LOOK_SECONDS = 0.2
@@ -100,6 +103,7 @@ class Parts:
     pairs: gr.HTML
     table: gr.HTML
     ran: gr.HTML
+    header: gr.HTML
     on_stage: gr.HTML
     """Its value is empty, but for on stage (ui/static/stage.js)."""
     typed: gr.HTML
@@ -152,6 +156,35 @@ class Handlers:
         asked, spec = self._bundles[name].comparison.request, catalog.model(self._models[0])
         default = CompareRequest.create(spec.examples[0], model=spec.id) if spec.examples else None
         return asked.model != spec.id, name != recordings.FIRST, asked != default
+
+    def covered(self, query: str, tabs: Sequence[str]) -> Cover | None:
+        """The first screen of a page that is opened by a query: of what is shown at first, or of the recording that it
+        names; None if it asks for anything else, or is opened on stage.
+
+        Args:
+            tabs: their names.
+        """
+        asked = {name: value for name, value in parse_qsl(query, keep_blank_values=True) if name in OURS}
+        if not asked:
+            view = self.first_view()
+        elif asked.keys() == {link.RECORDED} and asked[link.RECORDED] in self._bundles:
+            view = self._recording(asked[link.RECORDED])
+        else:
+            return None
+        if view.request is None or view.foreign:
+            return None
+        spec, worker = catalog.model(view.request.model), self._worker
+        columns, _ = chips(spec, worker, view.request.precisions)
+        form = cover.Form(
+            model=spec.name,
+            models=len(self._models),
+            examples=spec.examples,
+            chips=[(label, column, column in columns["value"]) for label, column in columns["choices"]],
+            hints=cards.hints(spec, worker.support, worker.about_weights(spec.id)),
+        )
+        machine = worker.machine
+        header = cards.header(words.compare.machine(machine.name, worker.support), machine.note)
+        return cover.cover(view, form, header, tabs)
 
     def attach(self, parts: Parts) -> None:
         """Tell the handlers which components to write to."""
@@ -397,6 +430,16 @@ class Handlers:
             return gr.skip()
         return cards.header(words.compare.machine(machine.name, support), machine.note, found)
 
+    def reexamine(self, values: Updates) -> Updates:
+        """A run has ended: what the machine runs natively, where it was found meanwhile that it does not."""
+        if not any(support.disproved for support in self._worker.support.values()):
+            return unchanged()
+        form = self._parts.form
+        return {
+            self._parts.header: self.machine(),
+            **self._chips(catalog.model(values[form.model]), values[form.precisions] or []),
+        }
+
     def open_page(self, values: Updates, http: gr.Request) -> Updates:
         """The page was opened: set the form, and show the recording, as the address says, and start nothing."""
         return self._opened(http.query_params, values, http.session_hash)
@@ -572,7 +615,7 @@ def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tup
     Args:
         chosen: columns; what this machine or the model does not have is left out.
     """
-    formats = [name for name in QUANTIZED if worker.support[name].execution != "unavailable"]
+    formats = views.told(name for name in QUANTIZED if worker.support[name].execution != "unavailable")
     made = {file.id: file.tunings for file in recipe_files.read(spec.family)}
     stored = [Column(one.format, one.name) for one in quantized.of_model(spec.id) if one.format in formats]
     every = {c.written(""): c for c in (*(Column(name, by) for name in formats for by in ("", *spec.recipes)), *stored)}

@@ -21,6 +21,7 @@ from ui import api, style, words
 from ui.fields import CheckboxGroup, Dropdown, Radio, Slider
 from ui.handlers import Form, Handlers, Parts, chips, draw, settings
 from ui.html import cards
+from ui.html.cover import Cover
 from ui.tabs import benchmarks, blind, gallery, how, quality, recipe
 from ui.view import View
 from ui.web.middleware import Doors
@@ -62,8 +63,8 @@ class Page:
     worker: Worker
     gone: Callable[[str], None]
     """Told the name of a run whose page goes."""
-    pictures: tuple[str, ...] = ()
-    """Addresses of those of the first screen, relative to the page."""
+    covered: Callable[[str], Cover | None]
+    """The first screen of a page that is opened by a query, if it has one."""
 
     def serve(
         self,
@@ -101,7 +102,7 @@ class Page:
             auth=doors.auth,
             max_threads=THREADS,
             state_session_capacity=SESSIONS,
-            app_kwargs={"middleware": [doors.middleware(self.worker, self.gone, self.pictures)]},
+            app_kwargs={"middleware": [doors.middleware(self.worker, self.gone, self.covered)]},
         )
         return str(address)
 
@@ -162,7 +163,7 @@ def build_page(
         )
         with gr.Tabs(elem_id="tf-tabs") as tabs:
             with gr.Tab(words.COMPARE, id=words.COMPARE):
-                parts = _compare(worker, models, first, typed=typed, on_stage=on_stage)
+                parts = _compare(worker, models, first, header=header, typed=typed, on_stage=on_stage)
             with gr.Tab(words.BLIND) as opened:
                 blind.tab(demo, opened, worker, shelf, models, unseen, pool)
             with gr.Tab(words.GALLERY):
@@ -197,8 +198,8 @@ def build_page(
     for event in demo.fns.values():
         if event.api_visibility != "public":
             event.api_name = None
-    pictures = tuple(cards.link(made.files[0]) for made in first.finished)
-    return Page(demo, shelf, worker, handlers.gone, pictures)
+    names = [str(tab.label) for tab in tabs.children]
+    return Page(demo, shelf, worker, handlers.gone, lambda query: handlers.covered(query, names))
 
 
 def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr.blocks.Block) -> Parts:
@@ -349,6 +350,8 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
         **PRIVATE,
     )
     run.failure(handlers.broken, inputs=kept, outputs=[*drawn, parts.shown], queue=False, **PRIVATE)
+    proven = [parts.header, form.precisions, parts.further]
+    run.then(handlers.reexamine, {form.model, form.precisions}, proven, queue=False, **PRIVATE)
     parts.stop.click(handlers.stop, inputs={parts.shown}, outputs=[*drawn, parts.shown], queue=False, **PRIVATE)
     quick = {"queue": False, **PRIVATE}
     opened = [*drawn, parts.shown]

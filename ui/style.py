@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -16,6 +17,8 @@ PARTS = (
     *("narrow", "gallery", "stage", "warming", "tabs", "recipe", "quality", "how", "scatter", "blind", "previews"),
 )
 """The files in ui/css/, in the order in which their rules win over one another."""
+COVER = ("cover", "frame", "form", "prompt", "verdict", "views", "numbers", "pairs", "tables", "narrow")
+"""Those that the first screen needs before Gradio's own are there."""
 SCOPE = ".gradio-container.gradio-container.gradio-container"
 """Thrice, so that our rules win over Gradio's own without `!important`."""
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
@@ -72,7 +75,7 @@ def meta(origin: str, pictures: Sequence[str], scripts: Sequence[str]) -> str:
         "image": f"{origin}/preview.png",
     }
     tags = "".join(f'<meta property="og:{name}" content="{escape(said)}">' for name, said in told.items())
-    loads = "".join(f'<link rel="preload" as="image" href="{escape(file)}">' for file in pictures)
+    loads = "".join(f'<link rel="preload" as="image" fetchpriority="high" href="{escape(file)}">' for file in pictures)
     loads += "".join(f'<link rel="modulepreload" href="{escape(file)}">' for file in scripts)
     return f'{tags}<meta name="twitter:card" content="summary_large_image">{loads}'
 
@@ -83,9 +86,31 @@ def head() -> str:
     Not as `launch(css_paths=...)`: Gradio rewrites selectors there, splits `:is(a, b)` at the comma and moves what
     is inside `@media` below an element that it does not mean.
     """
+    return f"<style>{_sheet(PARTS)}{SCOPE} {{\n{formats()}}}</style>"
+
+
+@cache
+def cover() -> str:
+    """The rules of the first screen before Gradio's are there (ui/html/cover.py), for a shadow root."""
+    own = theme()
+    colours = {
+        shade: f"--body-background-fill: {getattr(own, 'body_background_fill' + of)};"
+        f" --tf-button: {getattr(own, 'button_primary_background_fill' + of)};"
+        f" --tf-on-button: {getattr(own, 'button_primary_text_color' + of)};"
+        f" --tf-input: {getattr(own, 'input_background_fill' + of)}; --tf-written: var({written});"
+        for shade, of, written in (("light", "", "--col"), ("dark", "_dark", "--col-dark"))  # of Gradio's own page
+    }
+    fonts = ", ".join(f'"{font}"' if " " in font else font for font in SANS)
+    return (
+        f'{_sheet(COVER)}{SCOPE} {{ {colours["light"]} font-family: {fonts}; --tf-reference: "{LABELS[REFERENCE]}"; }}'
+        f" .dark {SCOPE} {{ {colours['dark']} }}"
+    )
+
+
+def _sheet(parts: Sequence[str]) -> str:
     folder = Path(__file__).with_name("css")
-    rules = "\n".join((folder / f"{part}.css").read_text(encoding="utf-8") for part in PARTS)
-    return f"<style>{SCOPE} {{\n{rules}{formats()}}}</style>"
+    rules = "\n".join((folder / f"{part}.css").read_text(encoding="utf-8") for part in parts)
+    return f"{SCOPE} {{\n{rules}}}\n"
 
 
 def formats() -> str:

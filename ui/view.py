@@ -6,13 +6,14 @@ browser. Knows neither HTML nor Gradio.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from engine import events
-from engine.formats import REFERENCE
+from engine.columns import format_of
+from engine.formats import FORMATS, REFERENCE
 from engine.outputs.pool import Seen
 from engine.request import CompareRequest
 from engine.results import Comparison, Generation, Ruler
@@ -86,11 +87,23 @@ class View:
         )
 
 
+def told(columns: Iterable[str]) -> list[str]:
+    """Columns in the order in which the page tells of them: the reference, then the fewest bits first, which cost the
+    most. Those of equally many bits stay in their order."""
+    return sorted(columns, key=lambda column: (format_of(column) != REFERENCE, FORMATS[format_of(column)].bits))
+
+
+def in_order(comparison: Comparison) -> Comparison:
+    """A comparison with its results in that order."""
+    made = {generation.column: generation for generation in comparison.results}
+    return replace(comparison, results=tuple(made[column] for column in told(made)))
+
+
 def begin(request: CompareRequest, device: str, seen: Seen = words.verdict.NOBODY) -> View:
     """The view of a comparison that has just been submitted: placeholders, no picture of an earlier one."""
     return View(
         request=request,
-        cards=tuple(Card(column=column) for column in request.precisions),
+        cards=tuple(Card(column=column) for column in told(request.precisions)),
         headline=words.STARTING,
         detail="",
         busy=True,
@@ -111,6 +124,7 @@ def of(
     foreign: bool = False,
 ) -> View:
     """The view of a finished comparison whose comparison.json lies in `folder`."""
+    comparison = in_order(comparison)
     return View(
         request=comparison.request,
         cards=tuple(Card(column=g.column, generation=g) for g in comparison.results),
@@ -173,10 +187,9 @@ def stopped(view: View, headline: str) -> View:
 
 
 def _working(view: View, column: str, note: str, progress: float | None) -> View:
-    order, asked = [c.column for c in view.cards], view.request
-    if asked is None:  # nothing is shown that an event could be of
+    if (asked := view.request) is None:  # nothing is shown that an event could be of
         return view
-    name, made = words.name(asked, column), words.thing(asked)
+    name, made, order = words.name(asked, column), words.thing(asked), asked.precisions
     said = words.run.making(name, made, order.index(column) + 1, len(order))
     view = _with(view, column, note=note, progress=progress)
     at_once = [words.name(asked, c.column) for c in view.cards if c.progress is not None]

@@ -62,6 +62,7 @@ class Support:
     execution: str
     reason: str
     gemm: str
+    disproved: bool = False
 
 
 LAPTOP = {

@@ -135,7 +135,7 @@ def test_what_is_typed_dims_what_is_shown_until_it_fits_again(visit, app, field)
         page.get_by_label("FP8", exact=True).uncheck()
         page.get_by_label("MXFP8 · emulated").uncheck()
     else:
-        page.get_by_text(words.compare.MORE).click()
+        page.get_by_text(words.compare.MORE, exact=True).click()
         steps = page.get_by_label(f"number input for {words.compare.STEPS_LABEL}")
         steps.wait_for()
         page.wait_for_timeout(500)

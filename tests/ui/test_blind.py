@@ -227,15 +227,15 @@ def answered(page):
 @browser_test
 def test_a_question_is_asked_answered_and_counted(visit, booth):
     page = enter(visit, booth[0])  # the first question is there at once
-    assert page.inner_text(".tf-blind-said") == words.blind.ASKED["which"]
+    assert page.inner_text(".tf-blind-said") == words.blind.ASKED["same"]
     assert page.locator(".tf-blind figcaption").all_inner_texts() == ["A", "B"]
-    page.get_by_role("button", name="A is bf16").click()
-    said = answered(page)
-    bf16 = re.fullmatch(r"(Right|Wrong): ([AB]) is bf16\.", said)
-    assert (bf16[1] == "Right") == (bf16[2] == "A")
-    captions = [caption.split() for caption in page.locator(".tf-blind figcaption").all_inner_texts()]
-    assert dict(captions) == {bf16[2]: "bf16", "B" if bf16[2] == "A" else "A": "NVFP4"}
-    right = int(bf16[1] == "Right")
+    page.get_by_role("button", name="Same", exact=True).click()
+    told = re.fullmatch(r"(Right|Wrong): they are (the same|different)\.", answered(page))
+    assert (told[1] == "Right") == (told[2] == "the same")
+    captions = dict(caption.split() for caption in page.locator(".tf-blind figcaption").all_inner_texts())
+    assert list(captions) == ["A", "B"] and set(captions.values()) <= {"bf16", "NVFP4"}
+    assert len(set(captions.values())) == (1 if told[2] == "the same" else 2)
+    right = int(told[1] == "Right")
     row = page.locator("#tf-blind-score tbody tr").inner_text()
     for part in ("NVFP4", f"{right} of 1", words.blind.p_value(0.5 if right else 1), words.blind.worth(0.5, 1)):
         assert part in row
@@ -251,7 +251,7 @@ def test_a_question_is_asked_answered_and_counted(visit, booth):
     with page.expect_download() as download:
         page.locator("#tf-blind-score").get_by_text("JSON", exact=True).click()
     saved = json.loads(Path(download.value.path()).read_text())
-    assert [(answer["mode"], answer["given"]) for answer in saved["answers"]] == [("which", "A"), ("abx", "B")]
+    assert [(answer["mode"], answer["given"]) for answer in saved["answers"]] == [("same", "A"), ("abx", "B")]
     assert [tally["asked"] for tally in saved["score"]] == [1, 1]
     assert saved["score"][0]["p_value"] == (0.5 if right else 1)
     with page.expect_download() as download:
@@ -266,7 +266,7 @@ def test_the_first_question_stays_when_the_tab_is_left_and_is_not_asked_where_no
     before = page.inner_html("#tf-blind-question")
     page.get_by_role("tab", name=words.GALLERY).click()
     page.get_by_role("tab", name=words.BLIND).click()
-    page.get_by_role("button", name="A is bf16").click()
+    page.get_by_role("button", name="Same", exact=True).click()
     answered(page)
     page.wait_for_selector("#tf-blind-score tbody tr")
     assert page.inner_text("#tf-blind-score tbody tr").count("of 1") == 1
@@ -331,7 +331,7 @@ def test_a_fresh_pair_is_made_for_the_question_and_its_files_stay_on_the_server(
     assert not job.out.exists()
     assert page.inner_text(".tf-blind .tf-origin q") == "a green cactus"
     assert str(job.request.seed) not in page.content(), "whoever knows the seed can make the pair again"
-    page.get_by_role("button", name="B is bf16").click()
+    page.get_by_role("button", name="Different", exact=True).click()
     answered(page)
     assert f"fresh · seed {job.request.seed} · MXFP8 emulated" in page.inner_text(".tf-blind .tf-origin")
 

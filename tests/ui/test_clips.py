@@ -179,7 +179,7 @@ def test_the_curve_is_a_seek_bar_and_the_maps_follow_it(visit, theatre):
 def test_one_clip_of_a_batch_is_compared_at_a_time(visit, theatre):
     page = seated(visit, theatre)
     page.locator("#tf-stage .tf-clip").get_by_label("2", exact=True).check()
-    assert clips(page, "clip.src.split('/').pop()") == ["bf16-2.mp4", "mxfp8-2.mp4", "nvfp4-2.mp4"]
+    assert clips(page, "clip.src.split('/').pop()") == ["bf16-2.mp4", "nvfp4-2.mp4", "mxfp8-2.mp4"]
     assert page.locator("#tf-stage svg:visible").count() == 1
     assert until(lambda: clips(page, "clip.readyState") == [4] * 3)
     with page.expect_download() as download:
@@ -208,7 +208,7 @@ def test_clips_appear_as_each_precision_finishes_and_stay_in_place(visit, tmp_pa
     worker = FakeWorker(step_seconds=0.05)
     with served(worker, models=("ltx-2",)) as url:
         page = visit(url)
-        page.get_by_text(words.compare.MORE).click()
+        page.get_by_text(words.compare.MORE, exact=True).click()
         set_field(page, words.compare.frames_label(catalog.LTX_2), "25")
         generate(page, "waves on a teal background")
         page.wait_for_selector("#tf-stage video")

@@ -77,7 +77,7 @@ def test_neither_has_what_opens_and_what_goes_wrong(visit, everything, axe):
 
     page.click("#tf-go")
     page.wait_for_selector("#tf-headline:not(:has(.tf-recorded)):not(:has(.tf-pulse))")
-    page.get_by_text(words.compare.MORE).click()
+    page.get_by_text(words.compare.MORE, exact=True).click()
     page.get_by_text(words.compare.RAN, exact=True).first.click()
     page.get_by_text(words.compare.CODE_SUMMARY, exact=True).click()
     for view in (words.compare.SIDE, words.compare.DIFFERENCE, words.compare.TABLE):
@@ -112,7 +112,7 @@ def test_clips_and_their_player_have_no_violation_either(visit, tmp_path, axe):
 @browser_test
 def test_the_tab_key_reaches_whatever_can_be_used(visit, everything):
     page = visit(everything[0])
-    page.get_by_text(words.compare.MORE).click()
+    page.get_by_text(words.compare.MORE, exact=True).click()
     page.wait_for_timeout(500)
     page.evaluate("document.body.tabIndex = -1; document.body.focus()")
     count = page.evaluate(f"({REACHABLE})().forEach((e) => {{ e.wanted = true; }}); ({REACHABLE})().length")

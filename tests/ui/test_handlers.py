@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from engine import catalog
 from engine.request import CompareRequest
-from tests.support.fake_engine import FakeWorker, served, until
+from tests.support.fake_engine import BLACKWELL, FakeWorker, served, until
 from tests.support.page import (
     PROMPT,
     finished,
@@ -143,7 +145,7 @@ def test_closing_the_tab_frees_the_worker(chromium, slow):
 @browser_test
 def test_a_batch_shows_every_picture(visit, quick):
     page = visit(quick[0])
-    page.get_by_text(words.compare.MORE).click()
+    page.get_by_text(words.compare.MORE, exact=True).click()
     label = words.compare.batch_label(catalog.MINI_FLUX)
     number = page.get_by_label(f"number input for {label}")
     # Gradio builds the settings as they unfold, and a value typed into one that is not ready yet is lost.
@@ -170,7 +172,7 @@ def test_the_form_decides_what_is_asked(visit, quick):
     page.click("#tf-dice")
     assert until(lambda: page.input_value("#tf-seed input") != "7")
     seed = int(page.input_value("#tf-seed input"))
-    page.get_by_text(words.compare.MORE).click()
+    page.get_by_text(words.compare.MORE, exact=True).click()
     page.get_by_text(words.RECIPES["full"]).click()
     page.click("#tf-go")
     finished(page)
@@ -243,3 +245,17 @@ def test_a_crash_of_the_worker_leaves_a_usable_page(visit, recorded):
         del worker.submit
         generate(page)
         finished(page)
+
+
+@browser_test
+def test_a_format_that_a_run_disproves_is_called_emulated_without_a_reload(visit, recorded):
+    worker = FakeWorker(support=BLACKWELL)
+    with served(worker, recorded) as url:
+        page = visit(url)
+        assert "NVFP4, INT8 native" in page.inner_text(".tf-machine")
+        assert "NVFP4" in page.locator("#tf-precisions label").all_inner_texts()
+        worker.support["nvfp4"] = replace(BLACKWELL["nvfp4"], execution="emulated", disproved=True)
+        generate(page, "a cat on a red background")
+        finished(page)
+        assert until(lambda: "NVFP4 emulated" in page.inner_text(".tf-machine"))
+        assert until(lambda: "NVFP4 · emulated" in page.locator("#tf-precisions label").all_inner_texts())

@@ -33,7 +33,7 @@ def test_the_first_screen_shows_a_recorded_comparison_and_fetches_nothing_elsewh
     page.goto(quick[0])
     page.wait_for_selector("#tf-stage img")
     assert until(lambda: len(pictures(page)) == 3)
-    assert pictures(page) == [f"{name}: {PROMPT}, seed 7" for name in ("bf16", "MXFP8", "NVFP4")]
+    assert pictures(page) == [f"{name}: {PROMPT}, seed 7" for name in ("bf16", "NVFP4", "MXFP8")]
     origin = page.inner_text(".tf-origin")
     assert origin.startswith("recorded")
     assert "Fake recorder 9000" in origin
@@ -63,14 +63,14 @@ def test_an_unavailable_precision_has_no_chip_and_a_reason(visit):
     with served(FakeWorker(support=NO_FP8)) as url:
         page = visit(url)
         offered = page.locator("#tf-precisions label").all_inner_texts()
-        assert offered == ["MXFP8 · emulated", "NVFP4 · emulated", "NVFP4 Tuned", "INT8"]
+        assert offered == ["NVFP4 · emulated", "NVFP4 Tuned · emulated", "MXFP8 · emulated", "INT8"]
         assert "FP8 is unavailable here: FP8 needs an RTX 40 or H100 class device." in page.inner_text(".tf-form")
 
 
 @browser_test
 def test_the_form_follows_the_model(visit, many):
     page = visit(many[0])
-    page.get_by_text(words.compare.MORE).click()
+    page.get_by_text(words.compare.MORE, exact=True).click()
     for spec in (catalog.FLUX_DEV, catalog.LTX_2, catalog.FLUX_SCHNELL, catalog.MINI_FLUX):
         choose_model(page, spec.name)
         steps = field(page, words.compare.STEPS_LABEL)
@@ -162,7 +162,7 @@ def test_a_phone_needs_no_sideways_scrolling(visit, quick, scheme):
     page = visit(quick[0], width=390, height=844, color_scheme=scheme, has_touch=True, is_mobile=True)
     generate(page, "wide" * 36)
     finished(page)
-    page.get_by_text(words.compare.MORE).click()
+    page.get_by_text(words.compare.MORE, exact=True).click()
     page.get_by_text(words.compare.RAN, exact=True).first.click()
     said = words.compare
     for name in (said.SIDE, said.SLIDER, said.FLICKER, said.DIFFERENCE, said.TABLE):

@@ -93,7 +93,7 @@ def test_the_gallery_shows_every_recording_and_opening_one_restores_every_contro
     assert until(lambda: loaded(page, "#tf-stage img") == 6)
     assert until(lambda: page.input_value("#tf-prompt textarea") == CAT)
     assert page.input_value("#tf-seed input") == "3"
-    page.get_by_text(words.compare.MORE).click()
+    page.get_by_text(words.compare.MORE, exact=True).click()
     assert until(lambda: value(page, words.compare.STEPS_LABEL) == "8")
     assert value(page, words.compare.GUIDANCE_LABEL) == "2.5"
     assert page.get_by_role("radio", name=words.RECIPES["full"]).is_checked()

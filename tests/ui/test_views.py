@@ -51,10 +51,10 @@ def test_any_two_columns_are_a_pair(visit, tmp_path):
         assert said in pair.locator(".tf-worst").inner_text()
         assert page.get_by_label(words.compare.MAPS["lpips"], exact=True).is_disabled()
         above_of(page, "FP8").check()
-        assert shown_pair() == "bf16/fp8"
-        assert below.and_(page.get_by_role("radio", name="bf16", exact=True)).is_checked()
+        assert shown_pair() == "nvfp4/fp8"
         above_of(page, "NVFP4").check()
         assert shown_pair() == "bf16/nvfp4"
+        assert below.and_(page.get_by_role("radio", name="bf16", exact=True)).is_checked()
         assert page.get_by_label(words.compare.MAPS["lpips"], exact=True).is_checked()
         assert until(lambda: "the LPIPS of NVFP4 is" in pair.locator(".tf-worst").inner_text())
 

@@ -20,7 +20,7 @@ from engine.formats import REFERENCE
 from engine.machine import FINE, Finding, Support
 from engine.outputs.pool import Seen
 from engine.request import CompareRequest
-from engine.results import SCORES, Generation, Ruler
+from engine.results import SCORES, Comparison, Generation, Ruler
 from ui import link as links
 from ui import words
 from ui.view import Card, View
@@ -217,7 +217,7 @@ def _made(view: View) -> str:
     """Attributes from which ui/static/history.js remembers a comparison that was made here."""
     if view.folder is None or view.recorded or (made := view.comparison) is None:
         return ""
-    pair = (made.reference, view.finished[-1])
+    pair = (made.reference, farthest(made))
     files = json.dumps([link(g.files[0]) for g in pair])
     return (
         f' data-made="{escape(view.created)}" data-query="{escape(f"{links.query(view.asked)}&{view.address}")}"'
@@ -519,6 +519,12 @@ def _downloads(view: View, made: Generation) -> str:
     return f'<p class="tf-downloads">Download {files}{code}</p>'
 
 
+def farthest(made: Comparison) -> Generation:
+    """The column that is farthest from the reference, or that itself if there is no other."""
+    others = [g for g in made.results if g.precision != REFERENCE]
+    return max(others, key=lambda g: words.verdict.mean_lpips(g) or 0.0, default=made.reference)
+
+
 def pairs(view: View) -> str:
     """Any column under any later one: split where the visitor drags, one or the other, or where they differ. bf16 and
     what is farthest from it are shown first.
@@ -529,7 +535,7 @@ def pairs(view: View) -> str:
     if len(made) < 2 or view.comparison is None:
         return f'<p class="tf-empty">{words.compare.pair_empty(view.request)}</p>'
     asked = view.asked
-    first = (view.comparison.reference, max(made[1:], key=lambda g: words.verdict.mean_lpips(g) or 0.0))
+    first = (view.comparison.reference, farthest(view.comparison))
     count = len(first[0].files)
     names = [(g.column, words.name(asked, g.column)) for g in made]
     below, above = words.compare.PAIR_LABELS

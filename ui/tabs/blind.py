@@ -100,7 +100,7 @@ def tab(
             )
             mode = gr.Radio(
                 [(said, key) for key, said in words.blind.MODES.items()],
-                value=blind.WHICH,
+                value=blind.SAME,
                 label=words.blind.MODE,
                 elem_id="tf-blind-mode",
                 elem_classes="tf-chips",

@@ -18,6 +18,7 @@ from engine.outputs import recordings
 from engine.outputs.recordings import Bundle
 from engine.results import Comparison, Generation
 from ui import link, words
+from ui import view as views
 from ui.html import cards
 from ui.web.served_files import Shelf
 
@@ -59,7 +60,7 @@ def _group(model: str, bundles: Sequence[Bundle]) -> str:
 
 def _tile(bundle: Bundle, origin: str) -> str:
     """bf16 on the left half, the precision that differs most on the right: the same noise, so one picture."""
-    made = bundle.comparison
+    made = views.in_order(bundle.comparison)
     asked, scores = made.request, [(words.verdict.mean_lpips(g), g) for g in made.results]
     others = [(score, g) for score, g in scores if score is not None]
     _, other = max(others, key=lambda each: each[0], default=(0.0, made.reference))

@@ -22,6 +22,7 @@ from engine.errors import TwinframeError
 from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.quantization.roles import role_name
 from engine.serving.contracts import Worker
+from ui import view as views
 from ui import words
 from ui.fields import Radio, unchanged
 from ui.handlers import Form
@@ -88,7 +89,7 @@ def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
         if chosen == values[followed]:
             return unchanged()
         model_id, recipe_id, names = chosen
-        column = Column.of(names[-1] if names else DEFAULTS[-1], recipe_id)
+        column = Column.of(views.told(names or DEFAULTS[1:])[0], recipe_id)
         name, recipe_id = column.format, column.recipe
         recipes = gr.Radio(**(_choices(worker, model_id) | {"value": recipe_id}))
         updates = {followed: chosen, model: model_id, precision: name, recipe: recipes}

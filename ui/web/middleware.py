@@ -32,6 +32,7 @@ from engine.errors import RequestError
 from engine.serving.admission import Visitor
 from engine.serving.contracts import Worker
 from ui import style, words
+from ui.html.cover import Cover
 from ui.web import bodies
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,10 @@ VOCABULARY = "/vocabulary"
 PREVIEW = catalog.ASSETS / "screenshots" / "first-1440-dark.png"
 GRADIOS = re.compile(rb'<meta\s+(property="og:|name="twitter:)[^>]*>')
 """What Gradio's own page says of itself elsewhere."""
+ENTRY = re.compile(rb'<script type="module" crossorigin src="([\w./-]+)"></script>')
+"""Gradio's own script."""
+LOGIN = b'"auth_required":true'
+"""In a page that asks for user and password."""
 SCRIPT = re.compile(r"/assets/[\w.-]+\.js")
 LEARN_SECONDS = 6.0
 """After the first page was asked for: what it needs at first."""
@@ -126,13 +131,16 @@ class Doors:
         return said if self.space else said | {"x-frame-options": "SAMEORIGIN"}
 
     def middleware(
-        self, worker: Worker, gone: Callable[[str], None] = lambda name: None, pictures: Sequence[str] = ()
+        self,
+        worker: Worker,
+        gone: Callable[[str], None] = lambda name: None,
+        covered: Callable[[str], Cover | None] = lambda query: None,
     ) -> Middleware:
         """For `launch(app_kwargs={"middleware": [...]})`; `worker` tells its health and metrics, `gone` hears the name
-        of a run whose page goes, and `pictures` are those of the first screen."""
+        of a run whose page goes, and `covered` gives the first screen of a page that is opened by a query."""
         # Gradio prints the traceback of a handler that failed; our log is one JSON object a line.
         gr.queueing.traceback = gr.routes.traceback = SimpleNamespace(print_exc=_log_failure)
-        return Middleware(_Gate, doors=self, worker=worker, gone=gone, pictures=pictures)
+        return Middleware(_Gate, doors=self, worker=worker, gone=gone, covered=covered)
 
     def lets_in(self, authorization: str) -> bool:
         """Whether an Authorization header holds the user and password; true where there are none."""
@@ -155,9 +163,14 @@ class _Gate:
     """The middleware itself."""
 
     def __init__(
-        self, app: ASGIApp, doors: Doors, worker: Worker, gone: Callable[[str], None], pictures: Sequence[str]
+        self,
+        app: ASGIApp,
+        doors: Doors,
+        worker: Worker,
+        gone: Callable[[str], None],
+        covered: Callable[[str], Cover | None],
     ):
-        self._pictures = pictures
+        self._covered = covered
         self._scripts: dict[str, None] = {}
         """In the order in which the first page asked for them."""
         self._learnt_until: float | None = None
@@ -192,7 +205,10 @@ class _Gate:
 
         content = await _body(receive)
         page = path == "/" and scope["method"] == "GET"
-        sent = _headed(scope, guarded, self._pictures, tuple(self._scripts)) if page else guarded
+        sent: Send = guarded
+        if page:
+            cover = await to_thread.run_sync(self._covered, scope["query_string"].decode("latin-1"))
+            sent = _headed(scope, guarded, cover, tuple(self._scripts))
         self._learn(path, page)
         if own := self._own.get(path):
             await _answer(guarded, *await to_thread.run_sync(own, scope))
@@ -255,13 +271,13 @@ def _preview(scope: Scope) -> tuple[int, str, bytes]:
     return 200, "image/png", PREVIEW.read_bytes()
 
 
-def _headed(scope: Scope, send: Send, pictures: Sequence[str], scripts: Sequence[str]) -> Send:
-    """Sends the page with what its head holds before any script, compressed where the browser takes that."""
+def _headed(scope: Scope, send: Send, cover: Cover | None, scripts: Sequence[str]) -> Send:
+    """Sends the page with what its head holds before any script, and its first screen if it has one, compressed where
+    the browser takes that."""
     host = _header(scope, b"host")
     scheme = _header(scope, b"x-forwarded-proto").partition(",")[0].strip() or scope["scheme"]
     known = HOST.fullmatch(host) and scheme in ("http", "https")
     origin = f"{scheme}://{host}{scope.get('root_path', '').rstrip('/')}" if known else ""
-    meta = style.meta(origin, pictures if not scope["query_string"] else (), scripts)
     packs = "gzip" in _header(scope, b"accept-encoding")
     began: Message = {}
     parts: list[bytes] = []
@@ -274,7 +290,12 @@ def _headed(scope: Scope, send: Send, pictures: Sequence[str], scripts: Sequence
         parts.append(message.get("body", b""))
         if message.get("more_body"):
             return
-        body = GRADIOS.sub(b"", b"".join(parts)).replace(b"<head>", b"<head>" + meta.encode(), 1)
+        body = GRADIOS.sub(b"", b"".join(parts))
+        shown = None if LOGIN in body else cover
+        meta = style.meta(origin, shown.pictures if shown else (), scripts)
+        body = body.replace(b"<head>", b"<head>" + meta.encode(), 1)
+        if shown:
+            body = _covered(body, shown)
         kept = [(name, value) for name, value in began["headers"] if name.lower() != b"content-length"]
         if packs and body:
             body = gzip.compress(body, 5)
@@ -283,6 +304,16 @@ def _headed(scope: Scope, send: Send, pictures: Sequence[str], scripts: Sequence
         await send({"type": "http.response.body", "body": body})
 
     return whole
+
+
+def _covered(body: bytes, cover: Cover) -> bytes:
+    """The page with its first screen, which Gradio's own script waits for."""
+    html, begins = cover.html.encode(), ENTRY.search(body)
+    if begins:
+        entry = begins[1]
+        body = body.replace(begins[0], b'<link rel="modulepreload" crossorigin href="' + entry + b'">', 1)
+        html = html.replace(b"<twinframe-cover", b'<twinframe-cover data-entry="' + entry + b'"', 1)
+    return body.replace(b"<gradio-app", html + b"<gradio-app", 1)
 
 
 def _vocabulary(scope: Scope) -> tuple[int, str, bytes]:

@@ -10,15 +10,14 @@ from ui.words.common import of_column, score
 
 TITLE = "Can you tell?"
 NOTE = (
-    "Two from the same noise, one in bf16 and one quantized, in an order that only the server knows until you answer. "
-    "Whether any difference can be seen at all is asked in two ways: both may be one and the same, or, in ABX, a "
-    "third, X, is one of the two again. "
+    "Two from the same noise: the same one twice, or one in bf16 and one quantized, which only the server knows until "
+    "you answer. In ABX they always differ, and a third, X, is one of the two again. "
     "Recorded pairs are shown nowhere else on this page; fresh ones nobody has seen before. Clips are silent."
 )
 POOLED = "This server keeps each answer with its LPIPS, and nothing about you."
 KEYS = "Keys: A and B press the first and the second answer, N shows the next pair, Z or a click zooms all pictures."
 PRECISION, MODE, SOURCE = "bf16 against", "Question", "Pairs"
-MODES = {"which": "Which one is bf16?", "same": "Same or different?", "abx": "ABX"}
+MODES = {"same": "Same or different?", "abx": "ABX", "which": "Which one is bf16?"}
 SOURCES = {"recorded": "Recorded", "fresh": "Fresh, made now"}
 PROMPT = "Prompt of the fresh pair; empty takes an example"
 NEXT, SKIP = "Next pair", "Skip"

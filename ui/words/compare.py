@@ -26,7 +26,7 @@ STALE = {
 }
 """What is said where the form asks for something else than is shown; ui/static/address.js fills in the prompt."""
 SEED_LABEL, DICE = "Seed", "Pick a random seed"
-MORE = "More settings"
+MORE = "Settings"
 STEPS_LABEL = "Steps"
 GUIDANCE_LABEL = "Guidance"
 SIZE_LABEL = "Size"
@@ -163,10 +163,9 @@ def machine(name: str, support: Mapping[str, Support]) -> str:
 
 
 def chip(column: Column, execution: str) -> str:
-    """A column to be chosen: the format, with how it runs here, or where it is by a recipe of its own with that."""
-    if column.recipe:
-        return of_pair(column)
-    return NAMES[column.format] + (" · emulated" if execution == "emulated" else "")
+    """A column to be chosen: the format, where it is by a recipe of its own with that, and how it runs here."""
+    shown = of_pair(column) if column.recipe else NAMES[column.format]
+    return shown + (" · emulated" if execution == "emulated" else "")
 
 
 def unavailable(precision: str, reason: str) -> str:

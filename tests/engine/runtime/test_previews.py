@@ -138,7 +138,7 @@ def test_a_run_with_previews_is_not_timed_and_one_without_has_none(seen):
 
 def with_previews(page):
     """Press Generate with live previews on; gives the page back."""
-    page.get_by_text(words.compare.MORE).click()
+    page.get_by_text(words.compare.MORE, exact=True).click()
     page.get_by_label(words.compare.PREVIEWS_LABEL).check()
     page.click("#tf-go")
     return page
