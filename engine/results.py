@@ -43,6 +43,9 @@ class Memory:
     """The denoiser's weights alone, as stored (packed, for quantized layers)."""
     peak: float
     """`weights` plus the most its run allocates beyond them."""
+    device: float | None = None
+    """The most that was allocated on the device at once, where weights were streamed; None where they were not, and on
+    a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,9 @@ class Generation:
     """None for the reference itself, and until compared."""
     disproof: str = ""
     """Why it is emulated although the hardware has the format, in a sentence; mostly empty."""
+    streamed: tuple[str, ...] = ()
+    """What came from host memory a block at a time, in words, for want of room on the device; with the denoiser among
+    it, the latency is the bus's and is not comparable."""
     at_once: tuple[str, ...] = ()
     """Columns that ran at the same time, each on a device of its own, and all on one host."""
     lpips_maps: tuple[LpipsMap | None, ...] = ()
@@ -142,7 +148,7 @@ class Generation:
             "files": list(self.files),
             "latency_s": asdict(self.latency),
             "latency_comparable": self.latency_comparable,
-            "memory_gb": asdict(self.memory),
+            "memory_gb": {kind: value for kind, value in asdict(self.memory).items() if value is not None},
             "layers": asdict(self.layers),
             "lpips": metrics.mean_lpips if metrics else None,
             "psnr_db": _finite(metrics.mean_psnr_db) if metrics else None,
@@ -155,6 +161,7 @@ class Generation:
             "lpips_maps": [m and asdict(m) for m in self.lpips_maps],
             "ran": dict(self.ran),
             **({"disproof": self.disproof} if self.disproof else {}),
+            **({"streamed": list(self.streamed)} if self.streamed else {}),
             **({"at_once": list(self.at_once)} if self.at_once else {}),
         }
 
@@ -184,6 +191,7 @@ class Generation:
             ran=values["ran"],
             metrics=metrics,
             disproof=values.get("disproof", ""),
+            streamed=tuple(values.get("streamed", ())),
             at_once=tuple(values.get("at_once", ())),
             # absent from comparisons recorded before there were maps
             lpips_maps=tuple(m and LpipsMap(**m) for m in values.get("lpips_maps", ())),
@@ -228,11 +236,11 @@ class Comparison:
         return self.request.column(generation.column)
 
     def speedup(self, generation: Generation) -> float | None:
-        """bf16's latency over this one's; None where either is emulated, or where one ran beside others and the other
-        alone."""
+        """bf16's latency over this one's; None where either is emulated or streams its denoiser, where only one streams
+        its text encoders, or where one ran beside others and the other alone."""
         if not (generation.latency_comparable and self.reference.latency_comparable):
             return None
-        if bool(generation.at_once) != bool(self.reference.at_once):
+        if bool(generation.at_once) != bool(self.reference.at_once) or generation.streamed != self.reference.streamed:
             return None
         return self.reference.latency.total / generation.latency.total
 
@@ -258,13 +266,14 @@ class Comparison:
         rows = []
         for g in self.results:
             latency = {f"latency_{part}_s": v if g.latency_comparable else "" for part, v in asdict(g.latency).items()}
-            memory = {f"memory_{kind}_gb": v for kind, v in asdict(g.memory).items()}
+            memory = {f"memory_{kind}_gb": v for kind, v in asdict(g.memory).items() if kind != "device"}
             memory["memory_peak_gb"] = g.memory.peak if g.execution == "native" else ""
             scores: dict[str, object] = {"lpips": "", "psnr_db": "", "unscored": ""}
             if g.metrics:  # None is written as nothing
                 scores["lpips"], scores["psnr_db"] = g.metrics.mean_lpips, g.metrics.mean_psnr_db
                 scores["unscored"] = g.metrics.unscored
             ran = {"precision": g.precision, "execution": g.execution, "device": self.device, "created": self.created}
+            ran |= {"streamed": ", ".join(g.streamed)} if any(other.streamed for other in self.results) else {}
             ran |= {"at_once": " ".join(g.at_once)} if any(other.at_once for other in self.results) else {}
             column = {"recipe": self.column(g).recipe or self.request.recipe, "column": g.column}
             rows.append(ran | latency | memory | scores | asked | column)

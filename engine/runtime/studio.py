@@ -167,17 +167,23 @@ class Studio(Holdings):
             output = call(rendition.pipeline, spec, request, request.seed, progress, steps)
         done = compilation.Done.so_far(rendition.blocks).since(before)
         made = finished(rendition.pipeline, spec, output)
+        streamed = self.streaming(key_of(spec, rendition.column))
+        native = rendition.support.execution == "native"
         generation = Generation(
             column=name,
             execution=rendition.support.execution,
             disproof=rendition.support.reason if rendition.support.disproved else "",
             files=(),
             latency=clock.latency,
-            latency_comparable=rendition.support.execution == "native" and not request.previews and not done.delayed,
+            latency_comparable=(
+                native and not request.previews and not done.delayed and residency.DENOISER not in streamed
+            ),
+            streamed=streamed,
             memory=Memory(
                 weights=rendition.weights,
                 transformer=rendition.transformer,
                 peak=rendition.weights + warm.added / timing.GB,
+                device=None if warm.most is None else warm.most / timing.GB,
             ),
             layers=rendition.layers,
             ran=what_ran.described(
@@ -187,6 +193,7 @@ class Studio(Holdings):
                 machine=self.machine,
                 weights=loading.described(spec, self.source),
                 residency=self.where(key_of(spec, rendition.column)),
+                streamed=streamed,
                 warm=warm,
                 done=done,
                 not_numbers=sum(made.not_numbers),
@@ -256,6 +263,8 @@ class Studio(Holdings):
             self.make_room(spec, key, rendition.transformer, request)
             self._shelf.use(key, residency.shared_key(spec.id))
         mode = self.mode(column.format, spec, request)
+        if mode == compilation.GRAPHS and residency.DENOISER in self.streaming(key):
+            mode = compilation.DEFAULT  # the same kernels, launched one by one: recordings refer to addresses
         rendition.blocks.use(mode)
         compiled = (*key, request.height, request.width, request.num_frames, request.batch_size)
         shape: tuple[object, ...] = (*compiled, request.guidance_scale > 1)
@@ -277,11 +286,20 @@ class Studio(Holdings):
         quiet = Progress(rendition.column.format, lambda _: None, stop)
         gc.collect()
         began, graphs = timing.now(self.device), compilation.graphs_compiled()
-        added = timing.added_bytes(lambda: call(rendition.pipeline, spec, few, few.seed, quiet, steps), self.device)
+        most = None
+
+        def run() -> None:
+            call(rendition.pipeline, spec, few, few.seed, quiet, steps)
+
+        if self.device.type == "cuda" and self.streaming(key_of(spec, rendition.column)):
+            added, most = self._traffic.weigh(run)
+        else:
+            added = timing.added_bytes(run, self.device)
         return compilation.WarmUp(
             seconds=timing.now(self.device) - began,
             graphs=compilation.graphs_compiled() - graphs,
             added=added,
+            most=most,
             dropped=rendition.blocks.dropped,
         )
 
