@@ -19,6 +19,8 @@ from engine.files import write_whole
 from engine.formats import REFERENCE
 from engine.request import CompareRequest
 
+TEXT, DENOISER = "text encoders", "denoiser"
+"""What can be streamed (engine/weights/streaming.py), in words."""
 NO_SCORE = "no score: values are not numbers"
 """Of a pair of which either side has NaN or infinite values."""
 
@@ -135,6 +137,11 @@ class Generation:
     complete."""
 
     @property
+    def is_streamed(self) -> bool:
+        """Its denoiser came from host memory a block at a time."""
+        return DENOISER in self.streamed
+
+    @property
     def precision(self) -> str:
         """The column's format."""
         return format_of(self.column)
@@ -226,9 +233,13 @@ class Comparison:
     ruler: Ruler | None
     created: str
     """UTC time of the run, ISO 8601."""
+    lacks: str = ""
+    """Why there is no reference, in a sentence: this machine has not the memory for it. Mostly empty; otherwise nothing
+    has metrics, and there is no ruler."""
 
     @property
     def reference(self) -> Generation:
+        """Only of a comparison that lacks nothing."""
         return next(g for g in self.results if g.precision == REFERENCE)
 
     def column(self, generation: Generation) -> Column:
@@ -237,7 +248,9 @@ class Comparison:
 
     def speedup(self, generation: Generation) -> float | None:
         """bf16's latency over this one's; None where either is emulated or streams its denoiser, where only one streams
-        its text encoders, or where one ran beside others and the other alone."""
+        its text encoders, where one ran beside others and the other alone, or where there is no reference."""
+        if self.lacks:
+            return None
         if not (generation.latency_comparable and self.reference.latency_comparable):
             return None
         if bool(generation.at_once) != bool(self.reference.at_once) or generation.streamed != self.reference.streamed:
@@ -258,6 +271,7 @@ class Comparison:
             "request": self.request.to_json(),
             "results": [g.to_json() for g in self.results],
             "ruler": asdict(self.ruler) if self.ruler else None,
+            **({"lacks": self.lacks} if self.lacks else {}),
         }
 
     def to_csv(self) -> str:
@@ -292,6 +306,7 @@ class Comparison:
             results=tuple(Generation.from_json(g) for g in values["results"]),
             ruler=Ruler(**values["ruler"]) if values["ruler"] else None,
             created=values["created"],
+            lacks=values.get("lacks", ""),
         )
 
     def save(self, folder: Path) -> Path:

@@ -22,7 +22,7 @@ from engine.machine import Machine, Support
 from engine.quantization import capability, proof, recipes, stored
 from engine.quantization.remedies import WeightOnlySteps
 from engine.request import CompareRequest
-from engine.results import LayerCounts
+from engine.results import DENOISER, TEXT, LayerCounts
 from engine.runtime import timing
 from engine.weights import host_memory, loading, residency, schedulers, streaming
 
@@ -87,7 +87,7 @@ class Holdings:
         """Of the weights in host memory those that are used from there."""
         self._streamed: frozenset[residency.Key] = frozenset()
         """What is used from host memory, as was decided last, loaded or not."""
-        self._traffic = streaming.Traffic(self.device)
+        self.traffic = streaming.Traffic(self.device)
         self._arrived: dict[residency.Key, tuple[float, float]] = {}
         """GB and seconds of a part's last way from there to the device."""
 
@@ -270,12 +270,12 @@ class Holdings:
         install: Callable[[streaming.Around | None], None] | None = None,
     ) -> None:
         stored = self._waiting[key]
-        self._streams[key] = streaming.Stream(stored, modules, self.device, self._traffic, install)
+        self._streams[key] = streaming.Stream(stored, modules, self.device, self.traffic, install)
         self._cold(key)
 
     def streaming(self, key: residency.Key) -> tuple[str, ...]:
-        """What is streamed while a denoiser runs: `residency.TEXT`, `residency.DENOISER`, both or nothing."""
-        parts = {residency.shared_key(key[0]): residency.TEXT, key: residency.DENOISER}
+        """What is streamed while a denoiser runs: `TEXT`, `DENOISER`, both or nothing."""
+        parts = {residency.shared_key(key[0]): TEXT, key: DENOISER}
         return tuple(words for part, words in parts.items() if part in self._streams)
 
     def _capacity(self) -> float:
@@ -371,11 +371,11 @@ class Holdings:
         streamed = self.streaming(key)
         if self.device.type == "cpu" and not streamed:
             return "all weights in host memory, which is the device's own"
-        there = [part for part in (residency.DENOISER, residency.TEXT, "VAE") if part not in streamed]
+        there = [part for part in (DENOISER, TEXT, "VAE") if part not in streamed]
         said = f"{in_words(there)} on the device before the clock started"
         if streamed:
             said = f"{in_words(streamed)} streamed from pinned host memory, a block at a time; {said}"
-        if residency.DENOISER in streamed:
+        if DENOISER in streamed:
             pass
         elif key in self._arrived:
             gigabytes, seconds = self._arrived[key]

@@ -15,9 +15,9 @@ from engine.compiler import compilation
 from engine.machine import Machine
 from engine.quantization import recipe_files, recipes
 from engine.request import CompareRequest
+from engine.results import DENOISER, TEXT
 from engine.runtime.pipeline import read
 from engine.runtime.residents import Rendition
-from engine.weights.residency import DENOISER, TEXT
 
 ATTENTION = "native"
 """diffusers' name for PyTorch's scaled_dot_product_attention, which picks a fused kernel."""

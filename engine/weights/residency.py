@@ -25,6 +25,7 @@ from engine.catalog import ModelSpec
 from engine.environment import positive
 from engine.errors import NoRoomError
 from engine.request import CompareRequest
+from engine.results import DENOISER, TEXT
 
 GB = 1e9
 RESERVE = 2.0
@@ -129,10 +130,6 @@ def run_memory(spec: ModelSpec, request: CompareRequest) -> float:
     usual = default.height * default.width * default.num_frames * default.batch_size
     asked = request.height * request.width * request.num_frames * request.batch_size
     return spec.memory_gb.run * max(1.0, asked / usual) + spec.memory_gb.text_kv
-
-
-TEXT, DENOISER = "text encoders", "denoiser"
-"""What can be streamed (engine/weights/streaming.py), in words."""
 
 
 def usable(device: torch.device) -> float:

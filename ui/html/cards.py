@@ -417,7 +417,8 @@ def _numbers(view: View, made: Generation) -> str:
         latency = _stat("Latency", "latency", took, words.factor(speedup) if speedup else "")
         stages = f'<p class="tf-stages" title="{words.WHY["stages"]}">{words.stages(made.latency)}</p>'
     else:
-        why = "previews" if view.asked.previews else "shared" if made.at_once else "compiled"
+        run = "previews" if view.asked.previews else "shared" if made.at_once else "compiled"
+        why = "streamed" if made.is_streamed else run
         latency = _absent("Latency", why, words.NOT_TIMED_SHORT) if native else ""
         stages = f'<p class="tf-stages">{escape(words.compare.no_latency_note(made, view.asked))}</p>'
     if native:
@@ -457,7 +458,8 @@ def _lpips(view: View, made: Generation) -> str:
         return f'<p class="tf-reference tf-small">{words.compare.reference_note(asked)}</p>'
     value, lost = words.verdict.mean_lpips(made), words.verdict.damage(made)
     if value is None:
-        return f'<p class="tf-reference tf-small">{escape(lost.capitalize() or "Measuring LPIPS")}</p>'
+        waiting = words.compare.MEASURING_LPIPS if view.folder is None else words.compare.NO_REFERENCE
+        return f'<p class="tf-reference tf-small">{escape(lost.capitalize() or waiting)}</p>'
     unscored = made.metrics.unscored if made.metrics else 0
     several = f" of {len(made.files) - unscored}" if len(made.files) > 1 else ""
     mean = f" <small>mean{several}</small>" if several or _moving(asked) else ""
