@@ -126,6 +126,19 @@ def test_tied_weights_stay_tied_and_are_stored_once():
     assert second.weight is first.weight and pool.bytes == 64 * 32 * 4
 
 
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_a_block_comes_alone_bit_for_bit(kind):
+    model = nn.Module()
+    model.many = nn.ModuleList([holding(QUANTIZED[kind](weight()))])
+    block, before = model.many[0], [plain(t) for t in model.parameters()]
+    stored = Pool(pinned=False, chunk=1000).store([model])
+    stored.copy(block, stored.bring(block, CPU))
+    for old, new in zip(before, model.parameters(), strict=True):
+        same(old, plain(new))
+    stored.leave(block)
+    assert all(t.is_meta for t in model.parameters())
+
+
 def test_using_what_waits_fails():
     module = nn.Linear(4, 4)
     Pool(pinned=False, chunk=64).store([module])

@@ -31,6 +31,15 @@ def never():
 # Blocks
 
 
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(x).relu()
+
+
 class Model(nn.Module):
     """Two lists of blocks, of which one has lists inside, beside layers of its own."""
 
@@ -38,7 +47,7 @@ class Model(nn.Module):
         super().__init__()
         self.first = nn.Linear(4, 4)
         self.many = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ModuleList([nn.Linear(4, 4)])[0]) for _ in range(3))
-        self.few = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.few = nn.ModuleList([Block(), Block()])
         self.none = nn.ModuleList([nn.ReLU()])
         self.tied = nn.ModuleList([nn.Linear(4, 4)])
         self.tied[0].weight = self.first.weight
@@ -80,6 +89,31 @@ def test_blocks_come_two_at_a_time_and_go():
     assert torch.equal(model(x), before)
 
 
+def test_compiled_code_is_shared_by_blocks_that_come_and_go():
+    graphs, model, x = [], Model(), torch.randn(2, 4)
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    with torch.inference_mode():
+        before = model(x)
+        compiled = {
+            block: torch.compile(block._call_impl, backend=backend, fullgraph=True, dynamic=False)
+            for block in model.few
+        }
+
+        def install(around):
+            for block in blocks(model).values():
+                block._compiled_call_impl = around and around(block, compiled.get(block, block._call_impl))
+
+        stream, _ = streamed(model, install)
+        for _ in range(2):
+            assert torch.equal(model(x), before)
+        stream.end()
+    assert len(graphs) == 1
+
+
 def test_what_fails_halfway_leaves_nothing_there():
     model, x = Model(), torch.randn(2, 4)
     before, failing = model(x), model.many[1].register_forward_hook(lambda *_: 1 / 0)
@@ -99,9 +133,9 @@ def test_while_loading_a_block_leaves_before_the_next_is_there():
             place(name, part)
         stored = arriving.stored([model])
     assert there[0] == 12 and there[-1] == 0 and sorted(there, reverse=True) == there
-    assert not model.first.weight.is_meta and model.few[1].weight.is_meta
+    assert not model.first.weight.is_meta and model.few[1].layer.weight.is_meta
     stored.restore(CPU)
-    assert not model.few[1].weight.is_meta
+    assert not model.few[1].layer.weight.is_meta
 
 
 def test_host_memory_that_cannot_be_had_is_one_sentence_and_is_given_back(monkeypatch):
