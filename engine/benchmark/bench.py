@@ -382,7 +382,8 @@ class _Bench:
         self._rest()  # `Blocks` remembers its denoiser's parts as it finds them
         name = column.format
         support, error = self.studio.support[name], None
-        rendition, streamed = None, ()
+        rendition = None
+        streamed: tuple[str, ...] = ()
         if self._denoiser(column, method) == ENGINE:
             began = time.monotonic()
             rendition = self._rendition(column)
