@@ -398,7 +398,7 @@ LTX_2 = ModelSpec(
     bundled=False,
     revision="47da56e2ad66ce4125a9922b4a8826bf407f9d0a",
     configs="ltx-2",
-    memory_gb=Memory(transformer=37.75, shared=29.90, run=5.1, host=8, text_kv=2.42, kept=6.07, footprint=2.23),
+    memory_gb=Memory(transformer=37.75, shared=29.90, run=5.1, host=8, text_kv=2.42, kept=6.14, footprint=2.23),
     licence="LTX-2 Community License",
     licence_url="https://huggingface.co/Lightricks/LTX-2/blob/main/LICENSE",
     licence_note="LTX-2 needs a paid licence from Lightricks where an entity with annual revenues of $10 million or "

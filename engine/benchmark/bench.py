@@ -389,6 +389,7 @@ class _Bench:
             rendition = self._rendition(column)
             self._load_s.setdefault(column, time.monotonic() - began)
             pipeline, load_s = rendition.pipeline, self._load_s[column]
+            streamed = self.studio.streaming(key_of(self.spec, column))
         else:
             if name not in self._posts:
                 beside = self.studio.rendition(self.spec, column, self._loading) if column in self._load_s else None
@@ -399,8 +400,8 @@ class _Bench:
             rendition, mode = None, compilation.BLOCK_GRAPHS if graphs else compilation.DEFAULT
             blocks = compilation.Blocks(pipeline.transformer, dynamic=None, options=POST_OPTIONS.get(name, {}))
             error = self.studio.machine.no_compile or (support.no_graph if graphs else "") or None
+            error = "it does not fit on this device, and only the engine streams" if DENOISER in streamed else error
         else:
-            streamed = self.studio.streaming(key_of(self.spec, column))
             mode = compilation.mode(request.batch_size, support, self.device)
             if mode == compilation.GRAPHS and DENOISER in streamed:
                 mode = compilation.DEFAULT
