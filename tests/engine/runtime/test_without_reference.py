@@ -52,7 +52,8 @@ def test_the_others_are_made_and_it_is_said_what_is_missing(small, tmp_path, cap
     assert "no LPIPS, no saving and no speedup" in said and said.endswith(WHY)
     view = views.of(saved, tmp_path, recorded=False)
     shown = "".join((cards.stage(view), cards.headline(view), cards.pairs(view), cards.table(view), cards.ran(view)))
-    assert WHY in shown and "nvfp4" in shown
+    assert WHY in shown and "nvfp4" in shown and "comparison.json" in shown
+    assert "No LPIPS: there is no bf16 to compare with" in shown and "Measuring LPIPS" not in shown
     _print(found)
     assert f"no reference, so no LPIPS, saving or speedup: {WHY}" in capsys.readouterr().out
 
