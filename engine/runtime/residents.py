@@ -107,7 +107,8 @@ class Holdings:
             self._renditions[key] = self._load(spec, column, tell)
             self._stream_some()
         else:
-            if self._shelf.place(key) == residency.HOST or self._shelf.place(shared) == residency.HOST:
+            waiting = [part for part in (key, shared) if self._shelf.place(part) == residency.HOST]
+            if any(part not in self._streams for part in waiting):
                 tell(events.Loading(_called(spec, column)))
             self.make_room(spec, key, self._shelf.gigabytes(key) or 0.0)
         self._shelf.use(key, shared)

@@ -147,8 +147,11 @@ class Stored:
             False if the host lacks the memory, and then nothing more is here than was before.
         """
         units, size, within = {}, self._size, set()
+        times = {id(tensor): len(places) for tensor, places in _tensors(modules)}
         for block in (block for module in modules for block in blocks(module).values()):
-            tensors = list(_tensors([block]))
+            tensors = _tensors([block])
+            if any(times[id(tensor)] != len(places) for tensor, places in tensors):
+                continue  # another of the modules has a part of it
             within |= {id(tensor) for tensor, _ in tensors}
             if block not in self._blocks:
                 units[block] = (_Unit(_aligned(size), tensors), tensors)
@@ -165,7 +168,7 @@ class Stored:
 
     def take_block(self, block: nn.Module) -> bool:
         """Move a block's tensors here; False if the host lacks the memory, and then they have not moved."""
-        tensors = list(_tensors([block]))
+        tensors = _tensors([block])
         unit = _Unit(_aligned(self._size), tensors)
         if not self._grow(unit.begin + unit.size):
             return False
@@ -173,6 +176,10 @@ class Stored:
         self._blocks[block] = unit
         self.leave(block)
         return True
+
+    def __contains__(self, block: nn.Module) -> bool:
+        """Whether it is here as a block, which can come alone."""
+        return block in self._blocks
 
     def size(self, block: nn.Module) -> int:
         """Bytes of a block on the device."""

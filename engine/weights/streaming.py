@@ -32,22 +32,6 @@ NO_HOST_MEMORY = (
 )
 
 
-def footprint(module: nn.Module) -> int:
-    """Bytes on the device, at most, while a module is streamed as it is stored: all outside of blocks, and the two
-    largest blocks."""
-    of = {name: _bytes(block) for name, block in blocks(module).items()}
-    return outside(module) + sum(sorted(of.values())[-2:])
-
-
-def outside(module: nn.Module) -> int:
-    """Bytes outside of blocks."""
-    return _bytes(module) - sum(_bytes(block) for block in blocks(module).values())
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
-
-
 class Traffic:
     """What of one device is taken by blocks that are streamed, and what else is allocated meanwhile.
 
@@ -163,7 +147,7 @@ class Stream:
         install: Callable[[Around | None], None] | None = None,
     ):
         self._stored, self._device, self._traffic = stored, device, traffic
-        self._following = _following(modules)
+        self._following = _following(modules, stored)
         self._there: dict[nn.Module, tuple[Tensor, torch.cuda.Event | None]] = {}
         """Blocks on the device or on their way, each with its bytes and what happens when they are filled."""
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -243,11 +227,11 @@ class Stream:
             self._leave(block)
 
 
-def _following(modules: Sequence[nn.Module]) -> dict[nn.Module, nn.Module | None]:
+def _following(modules: Sequence[nn.Module], stored: Stored) -> dict[nn.Module, nn.Module | None]:
     """Every block of the modules -> the one after it in its list, if there is one."""
     lists: dict[tuple[int, str], list[nn.Module]] = {}
     for index, module in enumerate(modules):
-        for name, block in blocks(module).items():
+        for name, block in ((name, block) for name, block in blocks(module).items() if block in stored):
             lists.setdefault((index, name.rpartition(".")[0]), []).append(block)
     found: dict[nn.Module, nn.Module | None] = {}
     for one in lists.values():

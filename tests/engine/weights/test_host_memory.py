@@ -139,6 +139,16 @@ def test_a_block_comes_alone_bit_for_bit(kind):
     assert all(t.is_meta for t in model.parameters())
 
 
+def test_a_block_that_shares_with_another_module_does_not_come_alone():
+    one, other = nn.Module(), nn.Linear(4, 4)
+    one.many = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    one.many[0].weight = other.weight
+    stored = Pool(pinned=False, chunk=64).store([one, other])
+    assert one.many[0] not in stored and one.many[1] in stored and other.weight.is_meta
+    stored.restore(CPU)
+    assert one.many[0].weight is other.weight and not other.weight.is_meta
+
+
 def test_using_what_waits_fails():
     module = nn.Linear(4, 4)
     Pool(pinned=False, chunk=64).store([module])

@@ -15,7 +15,7 @@ from engine.request import CompareRequest
 from engine.results import DENOISER, TEXT, Comparison
 from engine.runtime.studio import Studio
 from engine.runtime.timing import weight_bytes
-from engine.weights import host_memory, loading, residency, streaming
+from engine.weights import loading, residency, streaming
 from engine.weights.host_memory import Pool, blocks
 from engine.weights.residency import HOST
 from tests.support import tiny
@@ -82,7 +82,6 @@ def test_blocks_come_two_at_a_time_and_go():
         assert traffic.here == 0 and model.many[2][0].weight.is_meta
     large, small = (stream._stored.size(block) for block in (model.many[0], model.few[0]))
     assert most == [2 * large, 2 * large, large, 2 * small, small] * 2
-    assert streaming.footprint(model) <= streaming.outside(model) + 2 * large
     stream.end()
     assert all(t.is_meta for t in (*model.parameters(), *model.buffers()))
     stream._stored.restore(CPU)
@@ -326,4 +325,4 @@ def test_without_host_memory_a_reference_is_refused_and_nothing_stays_behind(sma
     with pytest.raises(NoRoomError, match="page-locked memory"):
         studio.rendition(spec, Column.of("bf16", "post"), print)
     assert studio._shelf.parts == () and not studio._streams
-    assert host_memory.CHUNK and studio._pool.bytes == 0
+    assert studio._pool.bytes == 0
