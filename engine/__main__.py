@@ -568,13 +568,15 @@ def _print(comparison: Comparison) -> None:
     print(f"  weights: {comparison.results[0].ran['Weights']}")
     wide = max(6, *(len(g.column) for g in comparison.results))
     for g in comparison.results:
-        untimed = "emulated" if g.execution == "emulated" else "not timed"
+        untimed = "emulated" if g.execution == "emulated" else "streamed" if g.is_streamed else "not timed"
         speed = f"{g.latency.total:6.2f} s" if g.latency_comparable else untimed
-        distance = _distance(g.metrics) if g.metrics else "reference"
+        distance = _distance(g.metrics) if g.metrics else "no reference" if comparison.lacks else "reference"
         beside = f"  at once with {' and '.join(g.at_once)}" if g.at_once else ""
         scores = "".join(f"  {SCORES[name]} {g.mean_score(name):.0%}" for name in g.scores)
         files_made = ", ".join(g.files)
         print(f"  {g.column:{wide}} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}{scores}  {files_made}{beside}")
+    if comparison.lacks:
+        print(f"  no reference, so no LPIPS, saving or speedup: {comparison.lacks}")
     if comparison.ruler:
         print(f"  ruler: floor {comparison.ruler.floor:.4f}, ceiling {comparison.ruler.ceiling:.4f}")
 

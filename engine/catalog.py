@@ -73,6 +73,11 @@ class Memory:
     text_kv: float = 0.0
     """Keys and values of the text that the recorded step of one clip reads, with guidance
     (engine/compiler/text_kv.py)."""
+    kept: float = 0.0
+    """Of `shared` what stays on a device that streams text encoders: VAE, embeddings and all else outside of the blocks
+    (engine/weights/streaming.py)."""
+    footprint: float = 0.0
+    """What the bf16 denoiser takes of a device that streams it: two of its largest blocks, and all outside of them."""
 
     @property
     def one_run(self) -> float:
@@ -278,7 +283,7 @@ MINI_LTX2 = ModelSpec(
 SIGN = "A cat holding a sign that says hello world"
 """The post's prompt for both picture models."""
 
-FLUX_MEMORY = Memory(transformer=23.80, shared=9.94, run=4.6, host=8)
+FLUX_MEMORY = Memory(transformer=23.80, shared=9.94, run=4.6, host=8, kept=0.51, footprint=1.49)
 FLUX_LIMITS = Limits(
     sizes=((1024, 1024), (768, 1360), (1360, 768), (832, 1216), (1216, 832), (512, 512)),
     num_inference_steps=(1, 100),
@@ -335,7 +340,7 @@ FLUX_SCHNELL = replace(
             "scheduler": {"shift": 1.0, "use_dynamic_shifting": False},
         }
     ),
-    memory_gb=replace(FLUX_MEMORY, transformer=23.78),
+    memory_gb=replace(FLUX_MEMORY, transformer=23.78, footprint=1.47),
     licence="Apache-2.0",
     licence_url="https://www.apache.org/licenses/LICENSE-2.0",
     licence_note="",
@@ -355,7 +360,7 @@ QWEN_IMAGE = ModelSpec(
     bundled=False,
     revision="75e0b4be04f60ec59a75f475837eced720f823b6",
     configs="qwen-image",
-    memory_gb=Memory(transformer=40.86, shared=16.84, run=4.5, host=8),
+    memory_gb=Memory(transformer=40.86, shared=16.84, run=4.5, host=8, kept=2.53, footprint=1.44),
     licence="Apache-2.0",
     licence_url="https://www.apache.org/licenses/LICENSE-2.0",
     defaults=Settings(height=1024, width=1024, num_inference_steps=50, guidance_scale=4.0),
@@ -393,7 +398,7 @@ LTX_2 = ModelSpec(
     bundled=False,
     revision="47da56e2ad66ce4125a9922b4a8826bf407f9d0a",
     configs="ltx-2",
-    memory_gb=Memory(transformer=37.75, shared=29.90, run=5.1, host=8, text_kv=2.42),
+    memory_gb=Memory(transformer=37.75, shared=29.90, run=5.1, host=8, text_kv=2.42, kept=6.14, footprint=2.23),
     licence="LTX-2 Community License",
     licence_url="https://huggingface.co/Lightricks/LTX-2/blob/main/LICENSE",
     licence_note="LTX-2 needs a paid licence from Lightricks where an entity with annual revenues of $10 million or "

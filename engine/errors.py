@@ -20,6 +20,10 @@ class UnsupportedError(TwinframeError, RuntimeError):
     """This machine cannot run the precision that was asked for."""
 
 
+class NoRoomError(UnsupportedError):
+    """This machine has not the memory for it."""
+
+
 class OutputError(TwinframeError, OSError):
     """Results cannot be written where they were asked for."""
 

@@ -19,6 +19,8 @@ from engine.files import write_whole
 from engine.formats import REFERENCE
 from engine.request import CompareRequest
 
+TEXT, DENOISER = "text encoders", "denoiser"
+"""What can be streamed (engine/weights/streaming.py), in words."""
 NO_SCORE = "no score: values are not numbers"
 """Of a pair of which either side has NaN or infinite values."""
 
@@ -43,6 +45,9 @@ class Memory:
     """The denoiser's weights alone, as stored (packed, for quantized layers)."""
     peak: float
     """`weights` plus the most its run allocates beyond them."""
+    device: float | None = None
+    """The most that was allocated on the device at once, where weights were streamed; None where they were not, and on
+    a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +133,19 @@ class Generation:
     """What knows the prompt (engine/metrics/scores.py), as name -> one value a picture, from 0 to 1; mostly empty."""
     disproof: str = ""
     """Why it is emulated although the hardware has the format, in a sentence; mostly empty."""
+    streamed: tuple[str, ...] = ()
+    """What came from host memory a block at a time, in words, for want of room on the device; with the denoiser among
+    it, the latency is the bus's and is not comparable."""
     at_once: tuple[str, ...] = ()
     """Columns that ran at the same time, each on a device of its own, and all on one host."""
     lpips_maps: tuple[LpipsMap | None, ...] = ()
     """One a picture or clip, None where that has no score; none for the reference itself, and until the comparison is
     complete."""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Its denoiser came from host memory a block at a time."""
+        return DENOISER in self.streamed
 
     @property
     def precision(self) -> str:
@@ -148,7 +161,7 @@ class Generation:
             "files": list(self.files),
             "latency_s": asdict(self.latency),
             "latency_comparable": self.latency_comparable,
-            "memory_gb": asdict(self.memory),
+            "memory_gb": {kind: value for kind, value in asdict(self.memory).items() if value is not None},
             "layers": asdict(self.layers),
             "lpips": metrics.mean_lpips if metrics else None,
             "psnr_db": _finite(metrics.mean_psnr_db) if metrics else None,
@@ -162,6 +175,7 @@ class Generation:
             "ran": dict(self.ran),
             **({"scores": {name: list(each) for name, each in self.scores.items()}} if self.scores else {}),
             **({"disproof": self.disproof} if self.disproof else {}),
+            **({"streamed": list(self.streamed)} if self.streamed else {}),
             **({"at_once": list(self.at_once)} if self.at_once else {}),
         }
 
@@ -192,6 +206,7 @@ class Generation:
             metrics=metrics,
             scores={name: tuple(each) for name, each in values.get("scores", {}).items()},
             disproof=values.get("disproof", ""),
+            streamed=tuple(values.get("streamed", ())),
             at_once=tuple(values.get("at_once", ())),
             # absent from comparisons recorded before there were maps
             lpips_maps=tuple(m and LpipsMap(**m) for m in values.get("lpips_maps", ())),
@@ -230,9 +245,13 @@ class Comparison:
     ruler: Ruler | None
     created: str
     """UTC time of the run, ISO 8601."""
+    lacks: str = ""
+    """Why there is no reference, in a sentence: this machine has not the memory for it. Mostly empty; otherwise nothing
+    has metrics, and there is no ruler."""
 
     @property
     def reference(self) -> Generation:
+        """Only of a comparison that lacks nothing."""
         return next(g for g in self.results if g.precision == REFERENCE)
 
     def column(self, generation: Generation) -> Column:
@@ -240,11 +259,13 @@ class Comparison:
         return self.request.column(generation.column)
 
     def speedup(self, generation: Generation) -> float | None:
-        """bf16's latency over this one's; None where either is emulated, or where one ran beside others and the other
-        alone."""
+        """bf16's latency over this one's; None where either is emulated or streams its denoiser, where only one streams
+        its text encoders, where one ran beside others and the other alone, or where there is no reference."""
+        if self.lacks:
+            return None
         if not (generation.latency_comparable and self.reference.latency_comparable):
             return None
-        if bool(generation.at_once) != bool(self.reference.at_once):
+        if bool(generation.at_once) != bool(self.reference.at_once) or generation.streamed != self.reference.streamed:
             return None
         return self.reference.latency.total / generation.latency.total
 
@@ -262,6 +283,7 @@ class Comparison:
             "request": self.request.to_json(),
             "results": [g.to_json() for g in self.results],
             "ruler": asdict(self.ruler) if self.ruler else None,
+            **({"lacks": self.lacks} if self.lacks else {}),
         }
 
     @property
@@ -275,7 +297,7 @@ class Comparison:
         rows = []
         for g in self.results:
             latency = {f"latency_{part}_s": v if g.latency_comparable else "" for part, v in asdict(g.latency).items()}
-            memory = {f"memory_{kind}_gb": v for kind, v in asdict(g.memory).items()}
+            memory = {f"memory_{kind}_gb": v for kind, v in asdict(g.memory).items() if kind != "device"}
             memory["memory_peak_gb"] = g.memory.peak if g.execution == "native" else ""
             scores: dict[str, object] = {"lpips": "", "psnr_db": "", "unscored": ""}
             if g.metrics:  # None is written as nothing
@@ -283,6 +305,7 @@ class Comparison:
                 scores["unscored"] = g.metrics.unscored
             scores |= {name: g.mean_score(name) for name in self.scores}
             ran = {"precision": g.precision, "execution": g.execution, "device": self.device, "created": self.created}
+            ran |= {"streamed": ", ".join(g.streamed)} if any(other.streamed for other in self.results) else {}
             ran |= {"at_once": " ".join(g.at_once)} if any(other.at_once for other in self.results) else {}
             column = {"recipe": self.column(g).recipe or self.request.recipe, "column": g.column}
             rows.append(ran | latency | memory | scores | asked | column)
@@ -301,6 +324,7 @@ class Comparison:
             results=tuple(Generation.from_json(g) for g in values["results"]),
             ruler=Ruler(**values["ruler"]) if values["ruler"] else None,
             created=values["created"],
+            lacks=values.get("lacks", ""),
         )
 
     def save(self, folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 One run measures everything it compares in one process, in turns (A B A B), so that a slow minute hits all sides
 alike. Random weights serve as well as real ones: what the model makes is only compared between methods. An emulated
-precision is never timed: its rows carry memory alone.
+precision is never timed, nor is one whose denoiser is streamed: their rows carry memory alone.
 
 Methods are those of engine/benchmark/methods.py. The post's two have torchao's configurations with their defaults, put
 in by `quantize_`, and everything else as it is by default; FP8, which the post has not, is torchao's configuration in
@@ -39,17 +39,17 @@ from engine.catalog import ModelSpec
 from engine.columns import Column
 from engine.compiler import compilation
 from engine.environment import versions
-from engine.errors import RequestError, UnsupportedError
+from engine.errors import NoRoomError, RequestError, UnsupportedError
 from engine.files import check_target, writable, write_whole
 from engine.formats import FP8, LABELS, MXFP8, NVFP4, QUANTIZED, REFERENCE
 from engine.metrics.statistics import spread
 from engine.quantization import recipes
 from engine.request import CompareRequest
-from engine.results import Latency
+from engine.results import DENOISER, Latency
 from engine.runtime import timing
 from engine.runtime.multi_device import driving
 from engine.runtime.pipeline import Made, Progress, call, finished
-from engine.runtime.residents import Rendition
+from engine.runtime.residents import Rendition, key_of
 from engine.runtime.studio import Studio
 from engine.weights import loading, residency
 
@@ -154,6 +154,8 @@ class _Lane:
     """The engine's; the post's methods have none."""
     also: tuple[str, ...] = ()
     """Methods that are this one at this batch size."""
+    streamed: tuple[str, ...] = ()
+    """What comes from host memory a block at a time; with the denoiser among it, the lane is not timed."""
     error: str | None = None
     first_call_s: float | None = None
     done: compilation.Done = field(default_factory=compilation.Done)
@@ -181,6 +183,10 @@ class _Lane:
     @property
     def precision(self) -> str:
         return self.column.format
+
+    @property
+    def is_timed(self) -> bool:
+        return self.execution == "native" and DENOISER not in self.streamed
 
     def is_method(self, precision: str, method: str) -> bool:
         return self.precision == precision and method in (self.method, *self.also)
@@ -321,7 +327,7 @@ class _Bench:
             self.say(f"{lane.name} {lane.method}, batch {request.batch_size}: first call")
             self._guarded(lane, partial(self._warm_up, lane, request))
             yield [self._row(lane, request) for lane in lanes]
-        timed = [lane for lane in lanes if lane.execution == "native"]
+        timed = [lane for lane in lanes if lane.is_timed]
         for lane in timed:  # the allocator has been emptied for each lane's own figure: fill it again, untimed
             self._guarded(lane, partial(self._few, lane, request))
         for done in range(self.settings.repeats):
@@ -377,11 +383,13 @@ class _Bench:
         name = column.format
         support, error = self.studio.support[name], None
         rendition = None
+        streamed: tuple[str, ...] = ()
         if self._denoiser(column, method) == ENGINE:
             began = time.monotonic()
-            rendition = self.studio.rendition(self.spec, column, self._loading)
+            rendition = self._rendition(column)
             self._load_s.setdefault(column, time.monotonic() - began)
             pipeline, load_s = rendition.pipeline, self._load_s[column]
+            streamed = self.studio.streaming(key_of(self.spec, column))
         else:
             if name not in self._posts:
                 beside = self.studio.rendition(self.spec, column, self._loading) if column in self._load_s else None
@@ -392,8 +400,11 @@ class _Bench:
             rendition, mode = None, compilation.BLOCK_GRAPHS if graphs else compilation.DEFAULT
             blocks = compilation.Blocks(pipeline.transformer, dynamic=None, options=POST_OPTIONS.get(name, {}))
             error = self.studio.machine.no_compile or (support.no_graph if graphs else "") or None
+            error = "it does not fit on this device, and only the engine streams" if DENOISER in streamed else error
         else:
             mode = compilation.mode(request.batch_size, support, self.device)
+            if mode == compilation.GRAPHS and DENOISER in streamed:
+                mode = compilation.DEFAULT
             blocks = rendition.blocks
         modules = [m for m in pipeline.components.values() if isinstance(m, nn.Module)]
         return _Lane(
@@ -408,8 +419,20 @@ class _Bench:
             blocks=blocks,
             mode=mode,
             rendition=rendition,
+            streamed=streamed,
             error=error,
         )
+
+    def _rendition(self, column: Column) -> Rendition:
+        """Raises NoRoomError: in a sentence that says to measure the columns apart, where there are several."""
+        try:
+            return self.studio.rendition(self.spec, column, self._loading)
+        except NoRoomError as error:
+            if len(self.columns) == 1:
+                raise
+            reason = str(error).partition(": ")[0]
+            apart = ", then ".join(f"--precision {other.written(self.recipe)}" for other in self.columns)
+            raise NoRoomError(f"{reason}: run the precisions apart, each as a command of its own ({apart}).") from error
 
     def _loading(self, event: events.Event) -> None:
         if isinstance(event, events.Loading):
@@ -464,13 +487,15 @@ class _Bench:
             timing.free(self.device)
 
     def _warm_up(self, lane: _Lane, request: CompareRequest) -> None:
-        native = lane.execution == "native"
         timing.free(self.device)
         compilation.forget_sizes()  # as in a process of its own
         self._use(lane)
         before, skipped = compilation.Done.so_far(lane.blocks), compilation.block_graphs_skipped()
         began = timing.now(self.device)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and lane.streamed and not lane.is_timed:
+            lane.warm_peak, _ = self.studio.traffic.weigh(partial(self._few, lane, request))
+            lane.first_call_s = timing.now(self.device) - began
+        elif self.device.type == "cuda":
             held, reserved = residency.held_bytes(self.device), torch.cuda.memory_reserved(self.device)
             allocated = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -486,7 +511,7 @@ class _Bench:
             self._few(lane, request)
             lane.first_call_s = timing.now(self.device) - began
             lane.warm_peak = timing.added_bytes(lambda: self._few(lane, request), self.device)
-        lane.peak = lane.warm_peak if not native else 0
+        lane.peak = 0 if lane.is_timed else lane.warm_peak
         lane.done = compilation.Done.so_far(lane.blocks).since(before)
         lane.gave_up = compilation.block_graphs_skipped() - skipped
 
@@ -579,16 +604,17 @@ class _Bench:
             "method": lane.method,
             "also": list(lane.also),
             "execution": lane.execution,
+            **({"streamed": list(lane.streamed)} if lane.streamed else {}),
             "latency_s": latency,
             "step_ms": step_ms,
             "memory_gb": {
                 "weights": lane.weights,
                 "peak_allocated": lane.weights + (lane.peak or lane.warm_peak) / timing.GB if ran else None,
                 "warm_up_peak_allocated": lane.weights + lane.warm_peak / timing.GB if ran else None,
-                "peak_reserved": lane.weights + lane.reserved / timing.GB if on_cuda else None,
+                "peak_reserved": lane.weights + lane.reserved / timing.GB if on_cuda and lane.reserved else None,
             },
             "load_s": lane.load_s,
-            "first_call_s": lane.first_call_s if lane.execution == "native" else None,
+            "first_call_s": lane.first_call_s if lane.is_timed else None,
             "compile": {
                 "mode": lane.mode,
                 "graphs": lane.done.compiled,
@@ -683,7 +709,8 @@ def line(row: Mapping[str, Any]) -> str:
     seconds = f"{latency['median']:.3f}" if latency else "-"
     step = f"{row['step_ms']:.1f}" if row["step_ms"] else "-"
     peak = f"{memory['peak_allocated']:.2f}" if memory["peak_allocated"] else "-"
-    note = row["error"] or ("emulated: not timed" if row["execution"] == "emulated" else "")
+    untimed = "emulated: not timed" if row["execution"] == "emulated" else ""
+    note = row["error"] or ("streamed: not timed" if DENOISER in row.get("streamed", ()) else untimed)
     return (
         f"{methods.column_of(row):9} {row['method']:12} {row['batch_size']:5} {seconds:>9} {step:>9} "
         f"{memory['weights']:8.2f} {peak:>8}  {note}"

@@ -56,7 +56,10 @@ class WarmUp:
     graphs: int
     """Graphs that were compiled."""
     added: int
-    """The most bytes it allocated beyond what was there when it began."""
+    """The most bytes it allocated beyond what was there when it began, weights that came and went left out."""
+    most: int | None = None
+    """The most bytes that were allocated on the device at once, with everything; None where no weights came and went,
+    and on a CPU."""
     dropped: int = 0
     """Recordings that had been given up by then (`Blocks.dropped`)."""
 
@@ -160,6 +163,7 @@ class Blocks:
         self._options = dict(fusion.options() if options is None else options)
         self._blocks = [m for m in denoiser.modules() if type(m).__name__ in denoiser._repeated_blocks]
         self.mode = EAGER
+        self._around: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None = None
         self._calls: dict[str, list[Callable[..., Any] | None]] = {EAGER: [None] * len(self._blocks)}
         """By mode; `GRAPHS` records the calls of `DEFAULT`."""
         self._step = StepGraph(denoiser._call_impl)
@@ -180,9 +184,20 @@ class Blocks:
             if mode == GRAPHS:
                 calls = [call and self._text_kv.instead(call, number) for number, call in enumerate(calls)]
                 whole = self._text_kv.before(self._step, self._key_value)
+        if self._around is not None:
+            calls = [
+                self._around(block, call or block._call_impl) for block, call in zip(self._blocks, calls, strict=True)
+            ]
         for block, call in zip(self._blocks, calls, strict=True):
             block._compiled_call_impl = call  # where nn.Module.compile() keeps it
         self._denoiser._compiled_call_impl = whole
+
+    def surround(self, around: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None) -> None:
+        """Wrap the calls of blocks from now on, compiled or not, by block and call; None unwraps them. Use no recorded
+        mode meanwhile. Runs eager until the next `use`."""
+        self.forget()
+        self._around = around
+        self.use(EAGER)
 
     def vary(self, variant: object) -> None:
         """The blocks compute something else from now on, which this hashable names: it gets recordings of its own."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import catalog
-from engine.errors import OutputError, RequestError, shown
+from engine.errors import OutputError, RequestError, UnsupportedError, shown
 from engine.request import CompareRequest
 from engine.results import Comparison
 
@@ -134,13 +134,15 @@ def record(
 
     Raises:
         OutputError: the folder cannot be written; bundles appear whole or not at all.
+        UnsupportedError: the machine has not the memory for the reference, without which nothing is worth keeping.
         TwinframeError: what `compare` raises; bundles made before stay.
     """
     for name, request in wanted.items():
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as work:
             made, target = Path(work) / "new", folder / name
             made.mkdir()
-            compare(request, made)
+            if lacks := compare(request, made).lacks:
+                raise UnsupportedError(lacks)
             try:
                 if target.exists():
                     target.rename(Path(work) / "old")

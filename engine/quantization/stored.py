@@ -8,7 +8,7 @@ engine/weights/torchao_layout.py's; knows no recipe's rules.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -58,8 +58,12 @@ def denoiser(
     device: torch.device,
     source: Source,
     told: loading.Told | None = None,
+    leaving: Callable[[loading.Place], loading.Place] | None = None,
 ) -> nn.Module:
     """A planned denoiser on `device`: stored quantized, or quantized layer by layer as it arrives in bf16.
+
+    Args:
+        leaving: makes of what is done with each layer what is done with it before it leaves the device again.
 
     Raises:
         LoadError: the weights cannot be had, or a file of them is bad.
@@ -67,7 +71,8 @@ def denoiser(
     """
     held = plan.recipe.held
     if held is None:
-        return loading.load_transformer(spec, device, source, place=recipes.quantizer(plan, support), told=told)
+        quantize = recipes.quantizer(plan, support)
+        return loading.load_transformer(spec, device, source, leaving(quantize) if leaving else quantize, told)
 
     planned = {layer.name: layer for layer in plan.layers if layer.quantized}
 
@@ -78,7 +83,7 @@ def denoiser(
         if name in planned:
             _complete(planned[name], module, support, held)
 
-    return loading.load_quantized(spec, held.folder, device, unpack, place)
+    return loading.load_quantized(spec, held.folder, device, unpack, leaving(place) if leaving else place)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

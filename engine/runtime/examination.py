@@ -16,12 +16,13 @@ import torch
 from engine import catalog
 from engine.catalog import ModelSpec
 from engine.columns import Column
-from engine.errors import UnsupportedError
+from engine.errors import NoRoomError
 from engine.formats import LABELS, PRECISIONS, QUANTIZED, REFERENCE
 from engine.machine import FAULT, FINE, LIMIT, Finding, Machine, Support, nvidia_driver
 from engine.quantization import capability, recipes
+from engine.results import DENOISER
 from engine.runtime import timing
-from engine.runtime.residents import Holdings
+from engine.runtime.residents import Holdings, in_words
 from engine.weights import cpu_products, loading, residency
 
 
@@ -103,14 +104,21 @@ def _model(spec: ModelSpec, held: Holdings) -> Finding:
         return Finding(topic=spec.name, severity=FINE, said="It is bundled and needs little memory.")
     needs = {name: f"{need:.1f} GB in {LABELS[name]}" for name, need in needed(spec.id).items()}
     fit = fitting(spec, held.device)
+    streamed = [LABELS[name] for name, parts in fit.items() if DENOISER in parts]
     there = residency.rooms(held.device)[0]
     room = f"{there.total:.1f} GB of {there.what} here"
+    said = f"It needs {', '.join(needs.values())}, of the {room}"
+    if streamed and REFERENCE in fit:
+        said += f": {in_words(streamed)} {'is' if len(streamed) == 1 else 'are'} streamed from host memory, not timed."
+        do = "Nothing for pictures, LPIPS and memory, which are the same; for speedups run it on a larger machine."
+        return Finding(topic=spec.name, severity=LIMIT, said=said, do=do)
     if REFERENCE in fit:
-        return Finding(topic=spec.name, severity=FINE, said=f"It needs {', '.join(needs.values())}, of the {room}.")
+        said += ": its text encoders are streamed from host memory." if fit[REFERENCE] else "."
+        return Finding(topic=spec.name, severity=FINE, said=said)
     do = "Measure it on a larger machine; the miniatures take the same code."
-    said = f"It needs {needs[REFERENCE]}, which every comparison has, and there are {room}"
+    said = f"It needs {needs[REFERENCE]}, to which all else is compared, and there are {room}"
     if fit:
-        said += f"; {', '.join(needs[name] for name in fit)} would fit"
+        said += f"; {', '.join(needs[name] for name in fit)} can be made, without a reference"
     return Finding(topic=spec.name, severity=LIMIT, said=f"{said}.", do=do)
 
 
@@ -132,13 +140,13 @@ def _plans(model_id: str) -> dict[str, recipes.Plan]:
     return {name: recipes.plan_of(empty, spec, Column.of(name, spec.recipes[0])) for name in PRECISIONS}
 
 
-def fitting(spec: ModelSpec, device: torch.device) -> list[str]:
-    """The formats in which a device has the memory for a model, where nothing else is loaded."""
-    found = []
+def fitting(spec: ModelSpec, device: torch.device) -> dict[str, tuple[str, ...]]:
+    """The formats in which a device has the memory for a model, where nothing else is loaded, each with what is then
+    streamed (`residency.require`)."""
+    found = {}
     for name, plan in _plans(spec.id).items():
-        with suppress(UnsupportedError):
-            residency.require(spec, name, plan.quantized_bytes / timing.GB, device)
-            found.append(name)
+        with suppress(NoRoomError):
+            found[name] = residency.require(spec, name, plan.quantized_bytes / timing.GB, device)
     return found
 
 

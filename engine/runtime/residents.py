@@ -1,11 +1,11 @@
 """What is loaded on one device: models in their precisions, kept there, in host memory, or let go.
 
-engine/weights/residency.py plans what stays, engine/weights/loading.py reads, engine/weights/host_memory.py moves; this
-owns it. Knows nothing of what is made."""
+engine/weights/residency.py plans what stays, engine/weights/loading.py reads, engine/weights/host_memory.py moves and
+engine/weights/streaming.py streams; this owns it. Knows nothing of what is made."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,16 +15,16 @@ from engine import events
 from engine.catalog import ModelSpec
 from engine.columns import Column
 from engine.compiler import compilation
-from engine.errors import UnsupportedError
+from engine.errors import NoRoomError, UnsupportedError
 from engine.events import Tell
 from engine.formats import REFERENCE
 from engine.machine import Machine, Support
 from engine.quantization import capability, proof, recipes, stored
 from engine.quantization.remedies import WeightOnlySteps
 from engine.request import CompareRequest
-from engine.results import LayerCounts
+from engine.results import DENOISER, TEXT, LayerCounts
 from engine.runtime import timing
-from engine.weights import host_memory, loading, residency, schedulers
+from engine.weights import host_memory, loading, residency, schedulers, streaming
 
 OTHER_WEIGHTS = (
     "It was quantized from other bf16 weights than the reference's, so what differs is not quantization's alone."
@@ -83,6 +83,11 @@ class Holdings:
         self._pool = host_memory.Pool(pinned=self.device.type == "cuda")
         self._waiting: dict[residency.Key, host_memory.Stored] = {}
         """The weights that are in host memory."""
+        self._streams: dict[residency.Key, streaming.Stream] = {}
+        """Of the weights in host memory those that are used from there."""
+        self._streamed: frozenset[residency.Key] = frozenset()
+        """What is used from host memory, as was decided last, loaded or not."""
+        self.traffic = streaming.Traffic(self.device)
         self._arrived: dict[residency.Key, tuple[float, float]] = {}
         """GB and seconds of a part's last way from there to the device."""
 
@@ -100,8 +105,10 @@ class Holdings:
         key, shared = key_of(spec, column), residency.shared_key(spec.id)
         if key not in self._renditions:
             self._renditions[key] = self._load(spec, column, tell)
+            self._stream_some()
         else:
-            if self._shelf.place(key) == residency.HOST or self._shelf.place(shared) == residency.HOST:
+            waiting = [part for part in (key, shared) if self._shelf.place(part) == residency.HOST]
+            if any(part not in self._streams for part in waiting):
                 tell(events.Loading(_called(spec, column)))
             self.make_room(spec, key, self._shelf.gigabytes(key) or 0.0)
         self._shelf.use(key, shared)
@@ -152,13 +159,20 @@ class Holdings:
 
         shared = self.shared(spec, told)
         support = self._support_of(plan)
-        transformer = stored.denoiser(spec, plan, self.support[column.format], self.device, self.source, told)
+        streamed = key in self._streamed
+        with streaming.Arriving(self._pool) as arriving:
+            leaving = arriving.place if streamed else None
+            transformer = stored.denoiser(
+                spec, plan, self.support[column.format], self.device, self.source, told, leaving
+            )
+            if streamed:
+                self._waiting[key] = arriving.stored([transformer])
         held = plan.recipe.held
         if held is not None and held.source not in ("", loading.fingerprint(spec, self.source)):
             support = replace(support, reason=f"{support.reason} {OTHER_WEIGHTS}")
         pipeline = loading.assemble(spec, shared, transformer)
         gigabytes = timing.weight_bytes(transformer) / timing.GB
-        self._shelf.put(key, gigabytes)
+        self._shelf.put(key, gigabytes, residency.HOST if streamed else residency.DEVICE)
         return Rendition(
             column=column,
             pipeline=pipeline,
@@ -179,11 +193,23 @@ class Holdings:
         """
         key = residency.shared_key(spec.id)
         if spec.id not in self._shared:
-            self._shared[spec.id] = loading.load_shared(spec, self.device, self.source, told)
-            self._shelf.put(key, timing.weight_bytes(*_modules(self._shared[spec.id])) / timing.GB)
-        elif self._shelf.place(key) == residency.HOST:
+            self._shared[spec.id] = self._load_shared(spec, told)
+        elif self._shelf.place(key) == residency.HOST and key not in self._streams:
             self.make_room(spec, key, self._shelf.gigabytes(key) or 0.0)
         return self._shared[spec.id]
+
+    def _load_shared(self, spec: ModelSpec, told: loading.Told | None) -> dict[str, object]:
+        key = residency.shared_key(spec.id)
+        if not residency.streams_text(spec, self.device):
+            shared = loading.load_shared(spec, self.device, self.source, told)
+            self._shelf.put(key, timing.weight_bytes(*_modules(shared)) / timing.GB)
+            return shared
+        with streaming.Arriving(self._pool) as arriving:
+            shared = loading.load_shared(spec, self.device, self.source, told, arriving.place())
+            self._waiting[key] = arriving.stored(_modules(shared))
+        self._shelf.put(key, timing.weight_bytes(*_modules(shared)) / timing.GB, residency.HOST)
+        self._stream(key, loading.text_parts(shared))
+        return shared
 
     def make_room(
         self, spec: ModelSpec, key: residency.Key, gigabytes: float, request: CompareRequest | None = None
@@ -194,32 +220,68 @@ class Holdings:
         Raises:
             UnsupportedError: it does not fit even if everything else leaves.
         """
-        shared = residency.shared_key(spec.id)
+        shared, memory = residency.shared_key(spec.id), spec.memory_gb
         known = self._shelf.gigabytes(shared)
-        memory = spec.memory_gb
-        wanted = {shared: known if known is not None else memory.shared if memory else 0.0, key: gigabytes}
-        need, run = sum(wanted.values()), memory.one_run if memory else 0.0
-        there = all(self._shelf.place(part) == residency.DEVICE for part in wanted)
-        device = self._capacity()
+        sizes = {shared: known if known is not None else memory.shared if memory else 0.0, key: gigabytes}
+        text = residency.streams_text(spec, self.device)
+        kept = memory.kept if memory and text else sizes[shared]
+        need, run = kept + (gigabytes if key != shared else 0.0), memory.one_run if memory else 0.0
+        settled = self._shelf.place(key) == residency.DEVICE or (request is not None and key in self._streams)
+        there = settled and (shared in self._streams if text else self._shelf.place(shared) == residency.DEVICE)
+        device, host = self._capacity(), residency.waiting_room(self.device, self._pool.bytes / timing.GB)
         if need + run > device and not there and self._forget_recordings():
             device = self._capacity()
+        streamed = {shared: sizes[shared]} if text else {}
+        short = need + run > device and sum(streamed.values()) + gigabytes <= host
+        if key in self._streams if there else memory is not None and key != shared and short:
+            streamed[key] = gigabytes
+            need = kept + (memory.footprint if memory else 0.0)
         if memory is None:  # a miniature is never refused
             device = max(device, need)
         run = run if request is None else residency.run_memory(spec, request)
         if request is not None or there:  # an estimate from above empties the device, but refuses nothing
             run = min(run, device - need)
-        host = residency.waiting_room(self.device, self._pool.bytes / timing.GB)
+        wanted = {part: size for part, size in sizes.items() if part not in streamed}
         try:
-            moves = self._shelf.plan(wanted, run, device, host)
+            moves = self._shelf.plan(wanted, run + need - sum(wanted.values()), device, host, streamed)
         except residency.NoRoom as error:
-            raise UnsupportedError(
-                residency.refusal(spec, key[1] or REFERENCE, error.need, device, self.device)
+            raise NoRoomError(
+                residency.refusal(spec, key[1] or REFERENCE, error, device, host, self.device, bool(streamed))
             ) from error
+        self._streamed = frozenset(streamed)
+        for part in self._streams.keys() - streamed.keys():
+            self._streams.pop(part).end()
+            self._cold(part)
         for move in moves:
             self._move(move)
+        self._stream_some()
+
+    def _stream_some(self) -> None:
+        """Stream what is to be used from host memory and is there."""
+        for key in self._streamed & self._waiting.keys() - self._streams.keys():
+            if key == residency.shared_key(key[0]):
+                self._stream(key, loading.text_parts(self._shared[key[0]]))
+            elif key in self._renditions:
+                self._stream(key, self._parts(key), self._renditions[key].blocks.surround)
+
+    def _stream(
+        self,
+        key: residency.Key,
+        modules: list[torch.nn.Module],
+        install: Callable[[streaming.Around | None], None] | None = None,
+    ) -> None:
+        stored = self._waiting[key]
+        self._streams[key] = streaming.Stream(stored, modules, self.device, self.traffic, install)
+        self._cold(key)
+
+    def streaming(self, key: residency.Key) -> tuple[str, ...]:
+        """What is streamed while a denoiser runs: `TEXT`, `DENOISER`, both or nothing."""
+        parts = {residency.shared_key(key[0]): TEXT, key: DENOISER}
+        return tuple(words for part, words in parts.items() if part in self._streams)
 
     def _capacity(self) -> float:
-        return residency.capacity(self.device, self._shelf.held(residency.DEVICE), self._limit)
+        held = self._shelf.held(residency.DEVICE) + sum(stream.kept for stream in self._streams.values()) / timing.GB
+        return residency.capacity(self.device, held, self._limit)
 
     def _forget_recordings(self) -> bool:
         """Give back what recorded graphs hold, which nothing else can use; says whether anything could be held.
@@ -244,6 +306,8 @@ class Holdings:
             stored = self._pool.store(self._parts(key))
             if stored is None:
                 self._forget(key)
+                if key in self._streamed:
+                    raise NoRoomError(streaming.NO_HOST_MEMORY)
                 return
             self._waiting[key] = stored
             self._shelf.done(move)
@@ -269,6 +333,8 @@ class Holdings:
                 self._forget(other)
         self._renditions.pop(key, None)
         self._arrived.pop(key, None)
+        if key in self._streams:
+            self._streams.pop(key).end()
         if key in self._waiting:
             self._waiting.pop(key).discard()
         self._cold(key)
@@ -303,10 +369,16 @@ class Holdings:
 
     def where(self, key: residency.Key) -> str:
         """Where weights are while a precision runs, in words."""
-        if self.device.type == "cpu":
+        streamed = self.streaming(key)
+        if self.device.type == "cpu" and not streamed:
             return "all weights in host memory, which is the device's own"
-        said = "denoiser, text encoders and VAE on the device before the clock started"
-        if key in self._arrived:
+        there = [part for part in (DENOISER, TEXT, "VAE") if part not in streamed]
+        said = f"{in_words(there)} on the device before the clock started"
+        if streamed:
+            said = f"{in_words(streamed)} streamed from pinned host memory, a block at a time; {said}"
+        if DENOISER in streamed:
+            pass
+        elif key in self._arrived:
             gigabytes, seconds = self._arrived[key]
             said += f" (denoiser back from pinned host memory, {gigabytes:.1f} GB in {seconds:.2f} s, before warm-up)"
         else:
@@ -321,6 +393,11 @@ class Holdings:
 def key_of(spec: ModelSpec, column: Column) -> residency.Key:
     """Of a model's denoiser as one column."""
     return (spec.id, column.format, column.recipe)
+
+
+def in_words(parts: Sequence[str]) -> str:
+    """A list as it is said."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 def _called(spec: ModelSpec, column: Column) -> str:

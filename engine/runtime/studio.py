@@ -19,16 +19,17 @@ from torch import Tensor
 
 from engine import catalog, events, safety
 from engine.catalog import ModelSpec
-from engine.columns import EXACT, Column
+from engine.columns import EXACT, Column, format_of
 from engine.compiler import compilation
 from engine.environment import versions
+from engine.errors import NoRoomError
 from engine.events import Stop, Tell
 from engine.formats import REFERENCE
 from engine.metrics import distances, scores
 from engine.metrics.ruler import RulerShelf
 from engine.outputs import media
 from engine.request import CompareRequest
-from engine.results import Comparison, Generation, Memory, Metrics, Ruler
+from engine.results import DENOISER, Comparison, Generation, Memory, Metrics, Ruler
 from engine.runtime import timing, what_ran
 from engine.runtime.pipeline import Made, Progress, call, finished, seed_of, tokens
 from engine.runtime.previews import Previewer
@@ -73,7 +74,8 @@ class Studio(Holdings):
         self._warm = {warm: value for warm, value in self._warm.items() if warm[:3] != key}
 
     def compare(self, request: CompareRequest, out: Path, tell: Tell, stop: Stop) -> Comparison:
-        """Carry out a request; pictures or clips and `comparison.json` go into `out`.
+        """Carry out a request; pictures or clips and `comparison.json` go into `out`. Where the machine has not the
+        memory for the reference, the others are made without it.
 
         Raises:
             UnsupportedError, LoadError, OutputError: in one sentence.
@@ -82,17 +84,20 @@ class Studio(Holdings):
         spec = catalog.model(request.model)
         self._guard.prompt(spec, request.prompt)
         reference, results = None, []
-        for generation, made in self.takes(spec, request, tell, stop):
+        lacks = self._lacks(spec, request)
+        others = tuple(name for name in request.precisions if format_of(name) != REFERENCE)
+        asked = replace(request, precisions=others) if lacks else request
+        for generation, made in self.takes(spec, asked, tell, stop):
             generation = self._kept(generation, made, spec, request, out, generation.column)
             tell(events.Finished(generation.column, generation))
             if reference is None:
-                reference = made
+                reference = None if lacks else made
             else:
                 distance, maps = self.distance(made, reference)
                 tell(events.Compared(generation.column, distance))
                 generation = replace(generation, metrics=distance, lpips_maps=media.save_maps(maps, generation.files))
             results.append(generation)
-        ruler = self.ruler(spec, request, tell, stop)
+        ruler = None if lacks else self.ruler(spec, request, tell, stop)
         comparison = Comparison(
             request=request,
             device=self.machine.name,
@@ -100,9 +105,20 @@ class Studio(Holdings):
             results=tuple(results),
             ruler=ruler,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
+            lacks=lacks,
         )
         comparison.save(out)
         return comparison
+
+    def _lacks(self, spec: ModelSpec, request: CompareRequest) -> str:
+        """Why the reference cannot be made beside what else is asked for, in a sentence; empty if it can."""
+        if spec.memory_gb is None or len(request.columns) == 1:
+            return ""
+        try:
+            residency.require(spec, REFERENCE, spec.memory_gb.transformer, self.device)
+        except NoRoomError as error:
+            return str(error)
+        return ""
 
     def takes(
         self, spec: ModelSpec, request: CompareRequest, tell: Tell, stop: Stop
@@ -167,17 +183,21 @@ class Studio(Holdings):
             output = call(rendition.pipeline, spec, request, request.seed, progress, steps)
         done = compilation.Done.so_far(rendition.blocks).since(before)
         made = finished(rendition.pipeline, spec, output)
+        streamed = self.streaming(key_of(spec, rendition.column))
+        native = rendition.support.execution == "native"
         generation = Generation(
             column=name,
             execution=rendition.support.execution,
             disproof=rendition.support.reason if rendition.support.disproved else "",
             files=(),
             latency=clock.latency,
-            latency_comparable=rendition.support.execution == "native" and not request.previews and not done.delayed,
+            latency_comparable=(native and not request.previews and not done.delayed and DENOISER not in streamed),
+            streamed=streamed,
             memory=Memory(
                 weights=rendition.weights,
                 transformer=rendition.transformer,
                 peak=rendition.weights + warm.added / timing.GB,
+                device=None if warm.most is None else warm.most / timing.GB,
             ),
             layers=rendition.layers,
             ran=what_ran.described(
@@ -187,6 +207,7 @@ class Studio(Holdings):
                 machine=self.machine,
                 weights=loading.described(spec, self.source),
                 residency=self.where(key_of(spec, rendition.column)),
+                streamed=streamed,
                 warm=warm,
                 done=done,
                 not_numbers=sum(made.not_numbers),
@@ -258,6 +279,8 @@ class Studio(Holdings):
             self.make_room(spec, key, rendition.transformer, request)
             self._shelf.use(key, residency.shared_key(spec.id))
         mode = self.mode(column.format, spec, request)
+        if mode == compilation.GRAPHS and DENOISER in self.streaming(key):
+            mode = compilation.DEFAULT  # the same kernels, launched one by one: recordings refer to addresses
         rendition.blocks.use(mode)
         compiled = (*key, request.height, request.width, request.num_frames, request.batch_size)
         shape: tuple[object, ...] = (*compiled, request.guidance_scale > 1)
@@ -279,11 +302,20 @@ class Studio(Holdings):
         quiet = Progress(rendition.column.format, lambda _: None, stop)
         gc.collect()
         began, graphs = timing.now(self.device), compilation.graphs_compiled()
-        added = timing.added_bytes(lambda: call(rendition.pipeline, spec, few, few.seed, quiet, steps), self.device)
+        most = None
+
+        def run() -> None:
+            call(rendition.pipeline, spec, few, few.seed, quiet, steps)
+
+        if self.device.type == "cuda" and self.streaming(key_of(spec, rendition.column)):
+            added, most = self.traffic.weigh(run)
+        else:
+            added = timing.added_bytes(run, self.device)
         return compilation.WarmUp(
             seconds=timing.now(self.device) - began,
             graphs=compilation.graphs_compiled() - graphs,
             added=added,
+            most=most,
             dropped=rendition.blocks.dropped,
         )
 

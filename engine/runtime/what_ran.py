@@ -6,6 +6,7 @@ Says what it is given, and finds out only which kinds of weights a denoiser hold
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from engine.compiler import compilation
 from engine.machine import Machine
 from engine.quantization import recipe_files, recipes
 from engine.request import CompareRequest
+from engine.results import DENOISER, TEXT
 from engine.runtime.pipeline import read
 from engine.runtime.residents import Rendition
 
@@ -29,6 +31,7 @@ def described(
     machine: Machine,
     weights: str,
     residency: str,
+    streamed: Sequence[str],
     warm: compilation.WarmUp,
     done: compilation.Done,
     not_numbers: int,
@@ -38,6 +41,7 @@ def described(
     Args:
         weights: where they come from, in words.
         residency: where what the rendition needs is, in words.
+        streamed: what of it comes from host memory a block at a time, in words.
         warm: what the first run of the shape took.
         done: what the timed call compiled, recorded and replayed.
         not_numbers: values of what was made that are none.
@@ -60,12 +64,15 @@ def described(
         if mode == compilation.GRAPHS:
             compiled += f"; {done.replayed} of its steps replayed from a CUDA graph, {done.recorded} recorded"
             compiled += ", the text's keys and values computed once" if rendition.blocks.text_once else ""
-    if request.previews:
+    if DENOISER in streamed:
+        timed = "not timed: the denoiser was streamed from host memory, whose bus sets the pace"
+    elif request.previews:
         timed = "not timed: previews were drawn between the steps"
     elif done.delayed:
         timed = "not timed: something was compiled or recorded in the call; make it again"
     else:
         timed = f"one pipeline call between device synchronisations, after {warm_up} of the same shape"
+        timed += "; encoding the prompt includes streaming the text encoders" if TEXT in streamed else ""
     spoilt = f"{not_numbers} values are not numbers and are shown as 0: do not trust this output, it has no score"
     return (
         {
@@ -89,11 +96,18 @@ def described(
             "Memory": (
                 "weights as stored, plus the peak that the warm-up, with decoding, allocates"
                 + (" through PyTorch's CPU allocator" if machine.kind == "cpu" else " on the device")
+                + _held(warm)
             ),
         }
         | ({"Damage": spoilt} if not_numbers else {})
         | _activations(rendition)
     )
+
+
+def _held(warm: compilation.WarmUp) -> str:
+    if warm.most is None:
+        return ""
+    return f" besides weights that come and go; with those, {warm.most / 1e9:.2f} GB were allocated there at most"
 
 
 def paths(mode: str) -> str:

@@ -6,6 +6,7 @@ after the other, and put together again from them. Meanwhile a module's tensors 
 one fails instead of computing nonsense. Compiled code goes on working; a recorded CUDA graph refers to addresses, and
 PyTorch records it again when they have changed.
 
+What belongs to one block of a model lies together, so that it can also come alone (engine/weights/streaming.py).
 Chunks have a size that PyTorch's pinned allocator does not round up, as it would a tensor's (to a power of two), and
 are used again, since pinning memory takes longer than filling it. Knows nothing of models or of who must leave.
 """
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +27,22 @@ log = logging.getLogger(__name__)
 
 CHUNK = 2**28
 """Bytes of a chunk."""
+ALIGNED = 256
+"""Bytes to a multiple of which every plain tensor begins in its unit, as PyTorch's CUDA allocator has it at least."""
+
+
+def blocks(module: nn.Module) -> dict[str, nn.Module]:
+    """The elements of a module's outermost lists, by name: what its `forward` calls one after the other. Those without
+    weights, and those that share some with the rest, are left out."""
+    found: dict[str, nn.Module] = {}
+    for name, child in module.named_modules():
+        if isinstance(child, nn.ModuleList) and not any(f"{name}.".startswith(f"{outer}.") for outer in found):
+            found |= {f"{name}.{index}" if name else index: block for index, block in child.named_children()}
+    times = Counter(id(tensor) for tensor, places in _tensors([module]) for _ in places)
+    owned = {name: [(id(tensor), len(places)) for tensor, places in _tensors([block])] for name, block in found.items()}
+    return {
+        name: block for name, block in found.items() if owned[name] and all(times[of] == n for of, n in owned[name])
+    }
 
 
 class Pool:
@@ -51,19 +70,14 @@ class Pool:
         Returns:
             What brings them back; None if the host lacks the memory, and then nothing has moved.
         """
-        size = sum(_span(leaf) * leaf.itemsize for tensor in _tensors(modules) for leaf in _leaves(tensor))
-        chunks = self._take(math.ceil(size / self.chunk))
-        if chunks is None:
+        stored = Stored(self)
+        if not stored.take(modules):
             return None
-        stored = Stored(self, modules, chunks)
-        stored.fill()
+        stored.empty()
         return stored
 
-    def give_back(self, chunks: list[Tensor]) -> None:
-        """For `Stored` alone."""
-        self._spare += chunks
-
-    def _take(self, count: int) -> list[Tensor] | None:
+    def take(self, count: int) -> list[Tensor] | None:
+        """For `Stored` alone: so many chunks."""
         try:
             while len(self._spare) < count:
                 self._spare.append(torch.empty(self.chunk, dtype=torch.uint8, pin_memory=self._pinned))
@@ -74,74 +88,221 @@ class Pool:
         taken, self._spare = self._spare[:count], self._spare[count:]
         return taken
 
+    def give_back(self, chunks: list[Tensor]) -> None:
+        """For `Stored` alone."""
+        self._spare += chunks
+
+
+Places = list[tuple[dict[str, Tensor | None], str]]
+"""Where modules hold a tensor: in which of their dictionaries, and by which name."""
+
+
+@dataclass
+class _Held:
+    """A tensor that waits."""
+
+    places: Places
+    empty: Tensor
+    """The same with its plain tensors on the meta device."""
+    starts: list[int]
+    """Where each of these begins, in bytes from the unit's beginning."""
+
+    def put(self, tensor: Tensor) -> None:
+        for holder, name in self.places:
+            holder[name] = tensor
+
+
+class _Unit:
+    """Tensors that lie together: those of a block, or those outside of all blocks.
+
+    Args:
+        begin: byte of the chunks at which they begin.
+    """
+
+    def __init__(self, begin: int, tensors: Sequence[tuple[Tensor, Places]]):
+        self.begin, self.size, self.held = begin, 0, []
+        for tensor, places in tensors:
+            starts = []
+            for leaf in _leaves(tensor):
+                starts.append(_aligned(self.size))
+                self.size = starts[-1] + _span(leaf) * leaf.itemsize
+            self.held.append(_Held(places, _like(tensor, _mapped(tensor, _emptied)), starts))
+
 
 class Stored:
-    """Weights that wait; made by `Pool.store`."""
+    """Weights in host memory, and, while they are used, on the device besides."""
 
-    def __init__(self, pool: Pool, modules: Sequence[nn.Module], chunks: list[Tensor]):
-        self._pool, self._modules, self._chunks = pool, tuple(modules), chunks
-        self._at = 0
+    def __init__(self, pool: Pool):
+        self._pool = pool
+        self._chunks: list[Tensor] = []
+        self._size = 0
+        self._blocks: dict[nn.Module, _Unit] = {}
+        self._rest: list[_Unit] = []
+        """What is outside of blocks."""
 
-    def fill(self) -> None:
-        """For `Pool.store` alone: copy everything, and let go of it on the device."""
-        self._replace(self._write)
+    def take(self, modules: Sequence[nn.Module]) -> bool:
+        """Copy all tensors of the modules that are not here yet; they also stay where they are.
+
+        Returns:
+            False if the host lacks the memory, and then nothing more is here than was before.
+        """
+        units, size, within = {}, self._size, set()
+        times = {id(tensor): len(places) for tensor, places in _tensors(modules)}
+        for block in (block for module in modules for block in blocks(module).values()):
+            tensors = _tensors([block])
+            if any(times[id(tensor)] != len(places) for tensor, places in tensors):
+                continue  # another of the modules has a part of it
+            within |= {id(tensor) for tensor, _ in tensors}
+            if block not in self._blocks:
+                units[block] = (_Unit(_aligned(size), tensors), tensors)
+                size = units[block][0].begin + units[block][0].size
+        others = [held for held in _tensors(modules) if id(held[0]) not in within]
+        rest = _Unit(_aligned(size), others)
+        if not self._grow(rest.begin + rest.size):
+            return False
+        for unit, tensors in (*units.values(), (rest, others)):
+            self._write(unit, tensors)
+        self._blocks |= {block: unit for block, (unit, _) in units.items()}
+        self._rest.append(rest)
+        return True
+
+    def take_block(self, block: nn.Module) -> bool:
+        """Move a block's tensors here; False if the host lacks the memory, and then they have not moved."""
+        tensors = _tensors([block])
+        unit = _Unit(_aligned(self._size), tensors)
+        if not self._grow(unit.begin + unit.size):
+            return False
+        self._write(unit, tensors)
+        self._blocks[block] = unit
+        self.leave(block)
+        return True
+
+    def __contains__(self, block: nn.Module) -> bool:
+        """Whether it is here as a block, which can come alone."""
+        return block in self._blocks
+
+    def size(self, block: nn.Module) -> int:
+        """Bytes of a block on the device."""
+        return self._blocks[block].size
+
+    def bring(self, block: nn.Module, device: torch.device) -> Tensor:
+        """Give a block tensors on the device, which have to be filled yet.
+
+        Returns:
+            The bytes in which all of them lie.
+        """
+        unit = self._blocks[block]
+        whole = torch.empty(unit.size, dtype=torch.uint8, device=device)
+        for held in unit.held:
+            starts = iter(held.starts)
+
+            def cut(empty: Tensor, starts: Iterator[int] = starts) -> Tensor:
+                start = next(starts)
+                span = whole[start : start + _span(empty) * empty.itemsize].view(empty.dtype)
+                return span.as_strided(empty.shape, empty.stride())
+
+            held.put(_like(held.empty, _mapped(held.empty, cut)))
+        return whole
+
+    def copy(self, block: nn.Module, whole: Tensor) -> None:
+        """Fill what `bring` gave, asynchronously, by the current stream."""
+        for chunk, piece in self._pieces(self._blocks[block].begin, whole):
+            piece.copy_(chunk, non_blocking=True)
+
+    def leave(self, block: nn.Module) -> None:
+        """Let go of a block on the device."""
+        for held in self._blocks[block].held:
+            held.put(held.empty)
+
+    def empty(self) -> None:
+        """Let go of everything on the device."""
+        for held in (held for unit in self._units(()) for held in unit.held):
+            held.put(held.empty)
+
+    def outside(self, away: Collection[nn.Module]) -> int:
+        """Bytes of everything but these blocks."""
+        return sum(unit.size for unit in self._units(away))
+
+    def keep(self, device: torch.device, away: Collection[nn.Module]) -> None:
+        """Put everything on the device besides, except for these blocks."""
+        for unit in self._units(away):
+            self._read(unit, device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the chunks are written anew only when they have been read
 
     def restore(self, device: torch.device) -> None:
         """Put everything back into its modules, on `device`, and free the host memory."""
-        self._at = 0
-        self._replace(lambda leaf: self._read(leaf, device))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # the chunks are written anew only when they have been read
+        self.keep(device, ())
         self.discard()
 
     def discard(self) -> None:
-        """Free the host memory; what was not restored is lost."""
+        """Free the host memory; what is not on the device is lost."""
         self._pool.give_back(self._chunks)
         self._chunks = []
 
-    def _replace(self, change: Callable[[Tensor], Tensor]) -> None:
-        made: dict[int, Tensor] = {}
-        for tensor in _tensors(self._modules):
-            fresh = _mapped(tensor, change)
-            if isinstance(tensor, nn.Parameter):
-                fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad)
-            made[id(tensor)] = fresh
-        for module in self._modules:
-            for child in module.modules():
-                for held in (child._parameters, child._buffers):
-                    held.update({name: made[id(tensor)] for name, tensor in held.items() if tensor is not None})
+    def _units(self, away: Collection[nn.Module]) -> Iterator[_Unit]:
+        yield from self._rest
+        yield from (unit for block, unit in self._blocks.items() if block not in away)
 
-    def _write(self, leaf: Tensor) -> Tensor:
-        for chunk, piece in self._pieces(_flat(leaf)):
-            chunk.copy_(piece, non_blocking=True)
-        return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
+    def _grow(self, size: int) -> bool:
+        """Have room for so many bytes."""
+        chunks = self._pool.take(max(0, math.ceil(size / self._pool.chunk) - len(self._chunks)))
+        if chunks is None:
+            return False
+        self._chunks += chunks
+        self._size = size
+        return True
 
-    def _read(self, leaf: Tensor, device: torch.device) -> Tensor:
-        fresh = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=device)
-        for chunk, piece in self._pieces(_flat(fresh)):
-            piece.copy_(chunk, non_blocking=True)
-        return fresh
+    def _write(self, unit: _Unit, tensors: Sequence[tuple[Tensor, Places]]) -> None:
+        for held, (tensor, _) in zip(unit.held, tensors, strict=True):
+            for start, leaf in zip(held.starts, _leaves(tensor), strict=True):
+                for chunk, piece in self._pieces(unit.begin + start, _flat(leaf)):
+                    chunk.copy_(piece, non_blocking=True)
 
-    def _pieces(self, flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The next bytes of the chunks and the bytes of a tensor that belong there, chunk by chunk."""
+    def _read(self, unit: _Unit, device: torch.device) -> None:
+        for held in unit.held:
+            starts = iter(held.starts)
+
+            def read(empty: Tensor, starts: Iterator[int] = starts) -> Tensor:
+                fresh = torch.empty_strided(empty.shape, empty.stride(), dtype=empty.dtype, device=device)
+                for chunk, piece in self._pieces(unit.begin + next(starts), _flat(fresh)):
+                    piece.copy_(chunk, non_blocking=True)
+                return fresh
+
+            held.put(_like(held.empty, _mapped(held.empty, read)))
+
+    def _pieces(self, at: int, flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The bytes of the chunks from `at` on and the bytes of a tensor that belong there, chunk by chunk."""
         done = 0
         while done < len(flat):
-            index, begin = divmod(self._at, self._pool.chunk)
+            index, begin = divmod(at + done, self._pool.chunk)
             count = min(len(flat) - done, self._pool.chunk - begin)
             yield self._chunks[index][begin : begin + count], flat[done : done + count]
             done += count
-            self._at += count
 
 
-def _tensors(modules: Sequence[nn.Module]) -> Iterator[Tensor]:
-    """Every parameter and buffer once."""
-    seen = set()
-    for module in modules:
-        for child in module.modules():
-            for tensor in (*child._parameters.values(), *child._buffers.values()):
-                if tensor is not None and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    yield tensor
+def _aligned(size: int) -> int:
+    return math.ceil(size / ALIGNED) * ALIGNED
+
+
+def _tensors(modules: Sequence[nn.Module]) -> list[tuple[Tensor, Places]]:
+    """Every parameter and buffer once, with all places that hold it."""
+    found: dict[int, tuple[Tensor, Places]] = {}
+    for child in dict.fromkeys(child for module in modules for child in module.modules()):
+        for holder in (child._parameters, child._buffers):
+            for name, tensor in holder.items():
+                if tensor is not None:
+                    found.setdefault(id(tensor), (tensor, []))[1].append((holder, name))
+    return list(found.values())
+
+
+def _like(tensor: Tensor, fresh: Tensor) -> Tensor:
+    """A parameter if `tensor` is one."""
+    return nn.Parameter(fresh, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fresh
+
+
+def _emptied(leaf: Tensor) -> Tensor:
+    return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
 
 
 def _mapped(tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:

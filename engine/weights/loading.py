@@ -69,9 +69,16 @@ def assemble(spec: ModelSpec, shared: Mapping[str, Any], transformer: nn.Module)
 
 
 def load_shared(
-    spec: ModelSpec, device: torch.device, source: Source = BUNDLED_OR_HUB, told: Told | None = None
+    spec: ModelSpec,
+    device: torch.device,
+    source: Source = BUNDLED_OR_HUB,
+    told: Told | None = None,
+    place: Place | None = None,
 ) -> dict[str, Any]:
     """All components but the denoiser, modules in bf16 on `device`; for `assemble`.
+
+    Args:
+        place: what to do with each part of the `text_parts` as soon as its weights are there.
 
     Raises:
         LoadError: the weights cannot be had, or a file of them is missing or cut short.
@@ -90,14 +97,17 @@ def load_shared(
             elif "Tokenizer" in kind:
                 shared[part] = _tokenizer(kind, folder / part, source.random)
             elif chosen is None:
-                shared[part] = _fill(_hollow(spec, part, folder), device, _random(device), None)
+                shared[part] = _fill(_hollow(spec, part, folder), device, _random(device), _of_text(part, place))
+            elif library == "transformers" and place is not None:
+                shared[part] = _sent(_from_transformers(kind, chosen, part, torch.device("cpu")), device, place)
             elif library == "transformers":
                 shared[part] = _from_transformers(kind, chosen, part, device)
             else:
                 with _in_bf16():  # buffers too, as `from_pretrained(dtype=torch.bfloat16)` makes them
                     hollow = _hollow(spec, part, folder, chosen)
                 found = checkpoint.component(folder / part, library, chosen.remedy)
-                shared[part] = _fill(hollow, device, _reader(hollow, found, device, opened), None, stored=True)
+                read = _reader(hollow, found, device, opened)
+                shared[part] = _fill(hollow, device, read, _of_text(part, place), stored=True)
     _check_vocabularies(shared, folder)
     for module in (value for value in shared.values() if isinstance(value, nn.Module)):
         module.eval().requires_grad_(False)
@@ -109,6 +119,19 @@ def load_shared(
     if spec.vae_tiling:
         shared["vae"].enable_tiling()
     return shared
+
+
+def text_parts(shared: Mapping[str, Any]) -> list[nn.Module]:
+    """Of all components but the denoiser those that turn a prompt into what the denoiser is given."""
+    return [module for part, module in shared.items() if _is_text(part)]
+
+
+def _is_text(part: str) -> bool:
+    return part.startswith("text_encoder") or part == "connectors"
+
+
+def _of_text(part: str, place: Place | None) -> Place | None:
+    return place if _is_text(part) else None
 
 
 def load_transformer(
@@ -498,6 +521,26 @@ def _fill(module: nn.Module, device: torch.device, read: Read, place: Place | No
             child._buffers[key] = read(f"{prefix}{key}", buffer) if kept else buffer.to(device)
         if place is not None:
             place(name, child)
+    return module
+
+
+def _sent(module: nn.Module, device: torch.device, place: Place) -> nn.Module:
+    """Move what was read into host memory to the device, one submodule after the other; returns the same module."""
+    times = Counter(id(p) for child in module.modules() for p in child._parameters.values() if p is not None)
+    tied: dict[int, nn.Parameter] = {}
+    for name, child in list(module.named_modules()):
+        for key, held in list(child._parameters.items()):
+            if held is None:
+                continue
+            moved = tied.get(id(held))
+            if moved is None:
+                moved = nn.Parameter(held.to(device), requires_grad=False)
+            if times[id(held)] > 1:
+                tied[id(held)] = moved
+            child._parameters[key] = moved
+        for key, buffer in child._buffers.items():
+            child._buffers[key] = None if buffer is None else buffer.to(device)
+        place(name, child)
     return module
 
 

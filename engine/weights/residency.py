@@ -1,8 +1,10 @@
 """What is on the device, what waits in host memory and what gives way, planned before anything is loaded or moved.
 
-What is used must be on the device whole: the running denoiser, its text encoders and VAE, and what a run allocates.
-Whatever else is loaded stays there while there is room; beyond that the parts used longest ago wait in pinned host
-memory, and those for which there is no room either are forgotten. The rules are the same for every precision.
+What is used should be on the device whole: the running denoiser, its text encoders and VAE, and what a run allocates.
+Where that is too much, the text encoders are streamed from host memory, and then the denoiser too
+(engine/weights/streaming.py). Whatever else is loaded stays there while there is room; beyond that the parts used
+longest ago wait in pinned host memory, and those for which there is no room either are forgotten. The rules are the
+same for every precision.
 
 GB are 1e9 bytes. Plans only: engine/weights/host_memory.py moves weights, engine/runtime/residents.py owns them.
 """
@@ -11,17 +13,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import torch
 
 from engine.catalog import ModelSpec
 from engine.environment import positive
-from engine.errors import UnsupportedError
+from engine.errors import NoRoomError
 from engine.request import CompareRequest
+from engine.results import DENOISER, TEXT
 
 GB = 1e9
 RESERVE = 2.0
@@ -128,35 +132,69 @@ def run_memory(spec: ModelSpec, request: CompareRequest) -> float:
     return spec.memory_gb.run * max(1.0, asked / usual) + spec.memory_gb.text_kv
 
 
-def require(spec: ModelSpec, precision: str, transformer: float, device: torch.device) -> None:
-    """Refuse what does not fit even where nothing else is loaded.
+def usable(device: torch.device) -> float:
+    """GB of the device that weights and runs may fill where nothing else is there."""
+    here, _ = rooms(device)
+    return here.total if device.type == "cpu" else min(limit(), here.total - RESERVE)
+
+
+def streams_text(spec: ModelSpec, device: torch.device) -> bool:
+    """Whether the text encoders are streamed, of all precisions alike, so that these can be compared: the device has no
+    room for them beside the bf16 denoiser, and the host has."""
+    memory = spec.memory_gb
+    if memory is None or device.type == "cpu" or memory.download + memory.one_run <= usable(device):
+        return False
+    return memory.shared - memory.kept <= rooms(device)[1].total - HOST_RESERVE
+
+
+def require(spec: ModelSpec, precision: str, transformer: float, device: torch.device) -> tuple[str, ...]:
+    """What has to be streamed where nothing else is loaded: nothing, `TEXT`, or `TEXT` and `DENOISER`.
 
     Args:
         transformer: GB of the denoiser in this precision, as its plan says.
 
     Raises:
-        UnsupportedError: in one sentence with the numbers.
+        NoRoomError: even so it does not fit; in one sentence with the numbers.
     """
-    if spec.memory_gb is None:
-        return
+    memory = spec.memory_gb
+    if memory is None:
+        return ()
     here, host = rooms(device)
-    need = transformer + spec.memory_gb.shared + spec.memory_gb.one_run
-    usable = here.total if device.type == "cpu" else min(limit(), here.total - RESERVE)
-    if need > usable:
-        raise UnsupportedError(_refusal(spec, precision, need, here, usable))
-    if device.type != "cpu" and spec.memory_gb.host > host.total:
-        raise UnsupportedError(_refusal(spec, precision, spec.memory_gb.host, host, host.total))
+    if device.type != "cpu" and memory.host > host.total:
+        raise NoRoomError(_refusal(spec, precision, memory.host, host, host.total))
+    room, text = usable(device), streams_text(spec, device)
+    need = transformer + (memory.kept if text else memory.shared) + memory.one_run
+    if need <= room:
+        return (TEXT,) if text else ()
+    if not text:
+        raise NoRoomError(_refusal(spec, precision, need, here, room))
+    if (need := memory.footprint + memory.kept + memory.run) > room:
+        raise NoRoomError(_refusal(spec, precision, need, here, room, streamed=True))
+    if (waiting := memory.shared - memory.kept + transformer) > host.total - HOST_RESERVE:
+        raise NoRoomError(_refusal(spec, precision, waiting, host, host.total - HOST_RESERVE, streamed=True))
+    return (TEXT, DENOISER)
 
 
-def refusal(spec: ModelSpec, precision: str, need: float, usable: float, device: torch.device) -> str:
-    """Why `need` GB do not fit on the device at this moment, in one sentence with the numbers."""
-    return _refusal(spec, precision, need, rooms(device)[0], usable)
+def refusal(
+    spec: ModelSpec, precision: str, error: NoRoom, usable: float, waiting: float, device: torch.device, streamed: bool
+) -> str:
+    """Why there is no room at this moment, in one sentence with the numbers.
+
+    Args:
+        usable, waiting: GB that may be filled on the device and in host memory.
+        streamed: the numbers are those of a run in which weights are streamed.
+    """
+    here, host = rooms(device)
+    if error.place == HOST:
+        return _refusal(spec, precision, error.need, host, waiting, streamed)
+    return _refusal(spec, precision, error.need, here, usable, streamed)
 
 
-def _refusal(spec: ModelSpec, precision: str, need: float, room: Room, usable: float) -> str:
+def _refusal(spec: ModelSpec, precision: str, need: float, room: Room, usable: float, streamed: bool = False) -> str:
+    how = ", streamed," if streamed else ""
     return (
-        f"{spec.name} in {precision} needs {need:.1f} GB of {room.what}, and this machine has {room.total:.1f} GB, "
-        f"{max(0.0, usable):.1f} GB of them to use here: choose a smaller model or a larger machine."
+        f"{spec.name} in {precision} needs{how} {need:.1f} GB of {room.what}, and this machine has {room.total:.1f} "
+        f"GB, {max(0.0, usable):.1f} GB of them to use here: choose a smaller model or a larger machine."
     )
 
 
@@ -184,11 +222,16 @@ class Move:
 
 
 class NoRoom(Exception):
-    """What is wanted does not fit even if everything else leaves."""
+    """What is wanted does not fit even if everything else leaves.
 
-    def __init__(self, need: float):
+    Attributes:
+        need: GB that it takes.
+        place: `DEVICE` or `HOST`, whose memory is too small.
+    """
+
+    def __init__(self, need: float, place: str = DEVICE):
         super().__init__(f"{need:.1f} GB are needed")
-        self.need = need
+        self.need, self.place = need, place
 
 
 class Shelf:
@@ -220,10 +263,10 @@ class Shelf:
         """GB of all parts in a place."""
         return sum(part.gigabytes for part in self._parts.values() if part.place == place)
 
-    def put(self, key: Key, gigabytes: float) -> None:
-        """A part was loaded onto the device."""
+    def put(self, key: Key, gigabytes: float, place: str = DEVICE) -> None:
+        """A part was loaded."""
         self._parts.pop(key, None)
-        self._parts[key] = Part(key=key, gigabytes=gigabytes, place=DEVICE)
+        self._parts[key] = Part(key=key, gigabytes=gigabytes, place=place)
 
     def use(self, *keys: Key) -> None:
         """Parts are used now, the last of them last; those that are not loaded are passed over."""
@@ -238,7 +281,14 @@ class Shelf:
         else:
             self._parts[move.key] = replace(self._parts[move.key], place=move.to)
 
-    def plan(self, wanted: Mapping[Key, float], run: float, device: float, host: float) -> tuple[Move, ...]:
+    def plan(
+        self,
+        wanted: Mapping[Key, float],
+        run: float,
+        device: float,
+        host: float,
+        streamed: Mapping[Key, float] = MappingProxyType({}),
+    ) -> tuple[Move, ...]:
         """Moves after which everything wanted is on the device or has room to be loaded there.
 
         Carried out in order, they never fill either memory beyond its size. What was used most recently stays on the
@@ -249,18 +299,23 @@ class Shelf:
             wanted: GB of each part that must be on the device; those not loaded yet will be loaded there.
             run: GB that must be free besides.
             device, host: GB that may be filled on the device and in host memory.
+            streamed: GB of each part that is used from host memory, where it will be or has room to be loaded; what it
+                takes of the device meanwhile is part of `run`.
 
         Raises:
-            NoRoom: wanted and run alone are more than `device`.
+            NoRoom: wanted and run alone are more than `device`, or what is streamed is more than `host`.
         """
         need = sum(wanted.values()) + run
         if need > device:
             raise NoRoom(need)
-        others = [part for part in self._parts.values() if part.key not in wanted]
+        others = [part for part in self._parts.values() if part.key not in wanted and part.key not in streamed]
         leaving = self._leaving([part for part in others if part.place == DEVICE], device - need)
         waiting = [key for key in wanted if self.place(key) == HOST]
         # The wanted stay in host memory until those that leave are there.
-        free = host - sum(self._stored(self._parts[key].gigabytes) for key in waiting)
+        taken = [self._parts[key].gigabytes for key in waiting] + list(streamed.values())
+        free = host - sum(map(self._stored, taken))
+        if streamed and free < 0:
+            raise NoRoom(sum(streamed.values()), HOST)
         gone: set[Key] = set()
         for part in reversed(others):
             if part.place == DEVICE and part.key not in leaving:
@@ -269,13 +324,14 @@ class Shelf:
                 free -= self._stored(part.gigabytes)
             else:
                 gone.add(part.key)
-        gone |= {part.key for part in others if self._useless(part, wanted, gone)}
+        gone |= {part.key for part in others if self._useless(part, (*wanted, *streamed), gone)}
         # Parts that go because they are useless may leave room on the device for some that were to wait.
         there = [part for part in others if part.place == DEVICE and part.key not in gone]
         room = device - need - sum(part.gigabytes for part in there if part.key not in leaving)
         leaving -= _spared([part for part in there if part.key in leaving], room)
         return (
             *(Move(key=part.key, to=GONE) for part in others if part.key in gone),
+            *(Move(key=key, to=HOST) for key in streamed if self.place(key) == DEVICE),
             *(Move(key=part.key, to=HOST) for part in others if part.key in leaving and part.key not in gone),
             *(Move(key=key, to=DEVICE) for key in waiting),
         )
@@ -292,7 +348,7 @@ class Shelf:
         # A small one need not leave if a large one does.
         return {part.key for part in chosen} - _spared(chosen, room)
 
-    def _useless(self, part: Part, wanted: Mapping[Key, float], gone: set[Key]) -> bool:
+    def _useless(self, part: Part, wanted: Collection[Key], gone: set[Key]) -> bool:
         """Whether a part has lost what it needs to be used."""
         model, shared = part.key[0], shared_key(part.key[0])
         if part.key != shared:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from engine import catalog
 from engine.catalog import MODELS
-from engine.weights import loading
+from engine.weights import host_memory, loading
 from engine.weights.checkpoint import parts
 from engine.weights.loading import _hollow
 
@@ -24,15 +24,24 @@ PUBLISHED = {
 
 
 @pytest.fixture(scope="module")
-def sizes():
-    """GB of each module of each large model, built without weights."""
+def modules():
+    """Each module of each large model, built without weights."""
 
-    def gigabytes(spec):
+    def made(spec):
         names = [part for part, (_, kind) in parts(spec.folder).items() if _is_module(kind)]
-        modules = {part: _hollow(spec, part, spec.folder) for part in names}
-        return {part: 2 * sum(p.numel() for p in module.parameters()) / 1e9 for part, module in modules.items()}
+        return {part: _hollow(spec, part, spec.folder) for part in names}
 
-    return {spec.id: gigabytes(spec) for spec in LARGE}
+    return {spec.id: made(spec) for spec in LARGE}
+
+
+@pytest.fixture(scope="module")
+def sizes(modules):
+    """GB of these."""
+    return {model: {part: gigabytes(module) for part, module in made.items()} for model, made in modules.items()}
+
+
+def gigabytes(module):
+    return 2 * sum(p.numel() for p in module.parameters()) / 1e9
 
 
 def _is_module(kind):
@@ -50,6 +59,19 @@ def test_memory_is_what_the_configurations_add_up_to(sizes, spec):
     held = dict(sizes[spec.id])
     assert spec.memory_gb.transformer == pytest.approx(held.pop("transformer"), abs=0.006)
     assert spec.memory_gb.shared == pytest.approx(sum(held.values()), abs=0.006)
+
+
+@pytest.mark.parametrize("spec", LARGE, ids=lambda spec: spec.id)
+def test_what_streaming_leaves_on_the_device_is_what_the_configurations_add_up_to(modules, sizes, spec):
+    made, held = dict(modules[spec.id]), sizes[spec.id]
+    denoiser = made.pop("transformer")
+    text = [block for module in loading.text_parts(made) for block in host_memory.blocks(module).values()]
+    kept = sum(held[part] for part in made) - sum(map(gigabytes, text))
+    assert spec.memory_gb.kept == pytest.approx(kept, abs=0.006)
+    of = sorted(map(gigabytes, host_memory.blocks(denoiser).values()))
+    footprint = held["transformer"] - sum(of) + sum(of[-2:])
+    assert spec.memory_gb.footprint == pytest.approx(footprint, abs=0.006)
+    assert max(map(gigabytes, text)) * 2 < spec.memory_gb.run, "no more than a run takes"
 
 
 @pytest.mark.parametrize("model", ["flux.1-dev", "qwen-image", "ltx-2"])

@@ -233,14 +233,12 @@ def _origin(view: View) -> str:
     model = catalog.model(asked.model).name
     badge = _badge("recorded", "recorded", "tf-recorded") if view.recorded else ""
     where = f"{escape(view.device)}, {words.when(view.created)}" if view.recorded else escape(view.device)
-    download = ""
+    download, name = "", words.post.file_name(asked)
+    if view.folder is not None:
+        download = f' · <a href="{link(view.folder / "comparison.json")}" download="{name}.json">comparison.json</a>'
     if view.folder is not None and view.comparison is not None:
         table = f"data:text/csv;charset=utf-8,{quote(view.comparison.to_csv())}"
-        name = words.post.file_name(asked)
-        download = (
-            f' · <a href="{link(view.folder / "comparison.json")}" download="{name}.json">comparison.json</a>'
-            f' · <a href="{table}" download="{name}.csv">CSV</a>{_post(view)}'
-        )
+        download += f' · <a href="{table}" download="{name}.csv">CSV</a>{_post(view)}'
     copy = (
         f' · <button type="button" class="tf-copy" data-copy="{escape(links.query(asked))}"'
         f' title="{words.compare.LINK_HINT}">{words.compare.LINK}</button>'
@@ -353,6 +351,8 @@ def _card(view: View, card: Card) -> str:
 def _title(asked: CompareRequest, column: str, made: Generation | None) -> str:
     role = '<span class="tf-role">the reference</span>' if column == REFERENCE else ""
     badge = _badge(made.execution, made.execution, why=made.disproof) if made else ""
+    if made and made.is_streamed:
+        badge = _badge(made.execution, f"{made.execution}, streamed", why=made.disproof or words.WHY["streamed"])
     said = escape(words.explain.column(asked.column(column)))
     name = _asked(escape(words.name(asked, column)))
     return f'<div class="tf-title"><h2 data-why title="{said}">{name}</h2>{role}{badge}</div>'
@@ -417,7 +417,8 @@ def _numbers(view: View, made: Generation) -> str:
         latency = _stat("Latency", "latency", took, words.factor(speedup) if speedup else "")
         stages = f'<p class="tf-stages" title="{words.WHY["stages"]}">{words.stages(made.latency)}</p>'
     else:
-        why = "previews" if view.asked.previews else "shared" if made.at_once else "compiled"
+        run = "previews" if view.asked.previews else "shared" if made.at_once else "compiled"
+        why = "streamed" if made.is_streamed else run
         latency = _absent("Latency", why, words.NOT_TIMED_SHORT) if native else ""
         stages = f'<p class="tf-stages">{escape(words.compare.no_latency_note(made, view.asked))}</p>'
     if native:
@@ -467,7 +468,8 @@ def _lpips(view: View, made: Generation) -> str:
         return f'<p class="tf-reference tf-small">{words.compare.reference_note(asked)}</p>'
     value, lost = words.verdict.mean_lpips(made), words.verdict.damage(made)
     if value is None:
-        return f'<p class="tf-reference tf-small">{escape(lost.capitalize() or "Measuring LPIPS")}</p>'
+        waiting = words.compare.MEASURING_LPIPS if view.folder is None else words.compare.NO_REFERENCE
+        return f'<p class="tf-reference tf-small">{escape(lost.capitalize() or waiting)}</p>'
     unscored = made.metrics.unscored if made.metrics else 0
     several = f" of {len(made.files) - unscored}" if len(made.files) > 1 else ""
     mean = f" <small>mean{several}</small>" if several or _moving(asked) else ""

@@ -59,15 +59,17 @@ def _group(model: str, bundles: Sequence[Bundle]) -> str:
 
 
 def _tile(bundle: Bundle, origin: str) -> str:
-    """bf16 on the left half, the precision that differs most on the right: the same noise, so one picture."""
+    """bf16, or what is first without it, on the left half, the precision that differs most on the right: the same
+    noise, so one picture."""
     made = views.in_order(bundle.comparison)
     asked, scores = made.request, [(words.verdict.mean_lpips(g), g) for g in made.results]
+    first = made.results[0]
     others = [(score, g) for score, g in scores if score is not None]
-    _, other = max(others, key=lambda each: each[0], default=(0.0, made.reference))
-    halves = "".join(_half(made, g, side) for g, side in ((made.reference, "left"), (other, "right")))
+    _, other = max(others, key=lambda each: each[0], default=(0.0, first))
+    halves = "".join(_half(made, g, side) for g, side in ((first, "left"), (other, "right")))
     sides = (
         ""
-        if other is made.reference
+        if other is first
         else (
             f'<span class="tf-side">{words.NAMES[REFERENCE]}</span>'
             f'<span class="tf-side">{words.name(asked, other.column)}</span>'

@@ -46,6 +46,8 @@ WHY = {
     "percentage is against bf16.",
     "previews": "The previews that you asked for were decoded between the steps of this very run, so its time says "
     "nothing. Switch them off to time it.",
+    "streamed": "This device has not the memory for it: each of its blocks came from host memory when it was used and "
+    "left again, so its time is the bus's. Picture, LPIPS and memory are those of weights that stay.",
     "shared": "Another precision ran on the same device at the same time, so its time says nothing. Give each its own "
     "device, or all of them one, to time it.",
     "compiled": "Something was compiled or recorded during this very run, so its time says nothing. Generate again to "
@@ -102,6 +104,7 @@ PLAYER_HINT = "Space plays, the arrow keys go frame by frame."
 NOT_COMPARABLE = "emulated, not comparable"
 NOT_TIMED, NOT_TIMED_SHORT = "not timed: previews were drawn", "not timed"
 SHARED_DEVICE = "not timed: it shared its device"
+STREAMED = "not timed: it was streamed"
 COMPILED = "not timed: something was compiled meanwhile"
 STARTING = "Starting"
 BUSY = "A comparison is already running: wait for it, or press Stop."
@@ -135,6 +138,8 @@ def no_latency(generation: Generation, asked: CompareRequest) -> str:
     """Why a precision has no latency, in a few words."""
     if generation.execution == "emulated":
         return NOT_COMPARABLE
+    if generation.is_streamed:
+        return STREAMED
     if asked.previews:
         return NOT_TIMED
     return SHARED_DEVICE if generation.at_once else COMPILED

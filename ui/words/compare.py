@@ -56,6 +56,8 @@ CURVE = "LPIPS of each frame"
 RAN = "What really ran"
 NOT_TIMED_NOTE = "Previews were drawn between the steps."
 SHARED_DEVICE_NOTE = "Another precision ran on the same device at the same time."
+MEASURING_LPIPS, NO_REFERENCE = "Measuring LPIPS", "No LPIPS: there is no bf16 to compare with"
+STREAMED_NOTE = "It does not fit on this device, so it was streamed from host memory, block by block."
 COMPILED_NOTE = "Something was compiled during this run: press Generate again for a time."
 PREVIEWS_LABEL, PREVIEWS_HINT = "Live previews", "Shows what is being made after each step; such a run is not timed."
 EMULATED_NOTE = "An emulation's speed and peak are not the format's."
@@ -73,6 +75,8 @@ def no_latency_note(generation: Generation, asked: CompareRequest) -> str:
     """Why a precision has no latency, in a sentence."""
     if generation.execution == "emulated":
         return generation.disproof or EMULATED_NOTE
+    if generation.is_streamed:
+        return STREAMED_NOTE
     if asked.previews:
         return NOT_TIMED_NOTE
     return SHARED_DEVICE_NOTE if generation.at_once else COMPILED_NOTE

@@ -18,6 +18,7 @@ from ui.words.prompt import not_of_the_prompt
 
 NOBODY = Seen()
 PREVIEWED = "This run showed previews, so nothing in it was timed."
+WITHOUT_REFERENCE = "There is no bf16 to compare with, so no LPIPS, no saving and no speedup."
 NO_RULER = "its scale has not been measured"
 QUOTED_HERE = "With these settings the post measured"
 MINIATURE = "Made by a miniature: a full-size model can lose more or less."
@@ -76,6 +77,8 @@ def verdict(comparison: Comparison, seen: Seen = NOBODY) -> str:
 def verdicts(comparison: Comparison, seen: Seen = NOBODY) -> list[tuple[float | None, str]]:
     """The same sentence by sentence, each with how far from the floor to the ceiling the score of its precision lies;
     None where it has none, or speaks of no precision."""
+    if comparison.lacks:
+        return [(None, f"{WITHOUT_REFERENCE} {comparison.lacks}")]
     others = [g for g in comparison.results if g.precision != REFERENCE and g.metrics]
     if not others:
         return [(None, f"{NAMES[REFERENCE]} alone: choose another precision to compare it with.")]
@@ -87,6 +90,7 @@ def verdicts(comparison: Comparison, seen: Seen = NOBODY) -> list[tuple[float | 
     further = [_emulated(comparison, emulated, len(others))] if emulated else []
     further += dict.fromkeys(g.disproof for g in emulated if g.disproof)
     further += [MINIATURE] if catalog.model(comparison.request.model).bundled else []
+    further += _streamed(comparison)
     further += [PREVIEWED] if comparison.request.previews else []
     return said + [(None, sentence) for sentence in (*further, *_at_once(comparison))]
 
@@ -179,6 +183,15 @@ def _emulated(comparison: Comparison, emulated: Sequence[Generation], compared: 
     if len(names) == 1:
         return f"{names[0]} is emulated, so its speed is not compared."
     return f"{listed(names)} are emulated, so their speed is not compared."
+
+
+def _streamed(comparison: Comparison) -> list[str]:
+    """What did not fit on the device."""
+    names = [name(comparison.request, g.column) for g in comparison.results if g.is_streamed]
+    if not names:
+        return []
+    verb, said = ("does", "was") if len(names) == 1 else ("do", "were")
+    return [f"{listed(names)} {verb} not fit on this device and {said} streamed from host memory, so not timed."]
 
 
 def _at_once(comparison: Comparison) -> list[str]:

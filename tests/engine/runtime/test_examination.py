@@ -13,6 +13,7 @@ from engine.catalog import FLUX_DEV
 from engine.formats import LABELS, QUANTIZED, REFERENCE
 from engine.machine import FAULT, FINE, LIMIT, Machine, Proof, unusable_gpu
 from engine.quantization import capability, proof
+from engine.results import DENOISER
 from engine.runtime import examination
 from engine.weights import residency
 from tests.support import products
@@ -79,7 +80,14 @@ def row(title, found):
     said = {"native": "native, once proven", "emulated": "emulated", "unavailable": "refused"}
     cells += [said[found.support[name].execution] for name in QUANTIZED]
     fit = examination.fitting(FLUX_DEV, found.device)
-    cells.append("runs" if REFERENCE in fit else "refused, no room for bf16")
+    can = [name for name in fit if name == REFERENCE or found.support[name].execution != "unavailable"]
+    streamed = [LABELS[name] for name in can if DENOISER in fit[name]]
+    if REFERENCE not in fit:
+        cells.append("without bf16" if can else "refused")
+    elif streamed:
+        cells.append(f"{', '.join(streamed)} streamed")
+    else:
+        cells.append("runs, text encoders streamed" if fit[REFERENCE] else "runs")
     why = machine.note or next(
         (found.support[name].reason for name in QUANTIZED if found.support[name].execution != "native"), ""
     )

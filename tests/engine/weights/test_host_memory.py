@@ -126,6 +126,29 @@ def test_tied_weights_stay_tied_and_are_stored_once():
     assert second.weight is first.weight and pool.bytes == 64 * 32 * 4
 
 
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_a_block_comes_alone_bit_for_bit(kind):
+    model = nn.Module()
+    model.many = nn.ModuleList([holding(QUANTIZED[kind](weight()))])
+    block, before = model.many[0], [plain(t) for t in model.parameters()]
+    stored = Pool(pinned=False, chunk=1000).store([model])
+    stored.copy(block, stored.bring(block, CPU))
+    for old, new in zip(before, model.parameters(), strict=True):
+        same(old, plain(new))
+    stored.leave(block)
+    assert all(t.is_meta for t in model.parameters())
+
+
+def test_a_block_that_shares_with_another_module_does_not_come_alone():
+    one, other = nn.Module(), nn.Linear(4, 4)
+    one.many = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    one.many[0].weight = other.weight
+    stored = Pool(pinned=False, chunk=64).store([one, other])
+    assert one.many[0] not in stored and one.many[1] in stored and other.weight.is_meta
+    stored.restore(CPU)
+    assert one.many[0].weight is other.weight and not other.weight.is_meta
+
+
 def test_using_what_waits_fails():
     module = nn.Linear(4, 4)
     Pool(pinned=False, chunk=64).store([module])

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from engine import catalog
 from engine.catalog import FLUX_DEV, LTX_2, MINI_FLUX, QWEN_IMAGE, Memory
 from engine.columns import Column
-from engine.errors import RequestError, UnsupportedError
+from engine.errors import NoRoomError, RequestError, UnsupportedError
 from engine.quantization import recipes
 from engine.request import CompareRequest
+from engine.results import TEXT
 from engine.runtime.studio import Studio
 from engine.runtime.timing import weight_bytes
 from engine.weights import loading, residency
@@ -240,7 +241,7 @@ def machine(monkeypatch):
     ("gpu", "host", "words"),
     [
         (79.2, 128, None),
-        (37.9, 128, ["38.3 GB of GPU memory", "37.9 GB", "35.9 GB of them"]),
+        (8.1, 128, ["6.6 GB of GPU memory", "8.1 GB", "6.1 GB of them"]),
         (79.2, 6, ["8.0 GB of host memory", "6.0 GB"]),
     ],
 )
@@ -294,9 +295,10 @@ def test_a_limit_counts_like_a_smaller_card(machine, monkeypatch):
     device = machine(80, 64)
     monkeypatch.setenv(residency.LIMIT_VARIABLE, "30.5")
     assert residency.limit() == 30.5
-    with pytest.raises(UnsupportedError, match=r"30\.5 GB of them"):
+    assert residency.usable(device) == 30.5 and residency.require(FLUX_DEV, "bf16", 23.8, device) == (TEXT,)
+    monkeypatch.setenv(residency.LIMIT_VARIABLE, "6.5")
+    with pytest.raises(NoRoomError, match=r"6\.5 GB of them"):
         residency.require(FLUX_DEV, "bf16", 23.8, device)
-    residency.require(FLUX_DEV, "nvfp4", 6.8, device)
 
 
 @pytest.mark.parametrize("said", ["", None])
@@ -443,7 +445,7 @@ def test_if_host_memory_cannot_be_had_after_all_it_is_forgotten(crowded, spec, m
 
 def test_what_fits_by_no_means_is_refused_with_the_numbers(crowded, spec):
     with pytest.raises(UnsupportedError, match=r"FLUX\.1-dev in bf16 needs 0\.0 GB of host memory"):
-        crowded(0.9).rendition(spec, Column.of("bf16", "full"), print)
+        crowded(0.9, host=0.0).rendition(spec, Column.of("bf16", "full"), print)
 
 
 def test_a_rendition_that_is_used_again_is_brought_back_by_warming(crowded, spec):

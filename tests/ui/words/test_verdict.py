@@ -62,3 +62,18 @@ def test_a_score_is_put_into_words_by_its_place_on_the_ruler(lpips, place):
 def test_a_score_too_small_for_four_digits_does_not_read_as_zero():
     assert words.score(0.00003) == "<0.0001"
     assert words.score(0.0) == "0.0000"
+
+
+def test_what_was_streamed_is_said_and_has_no_speedup(tmp_path):
+    made = comparison(tmp_path, BLACKWELL, precisions=["nvfp4"])
+    bf16, nvfp4 = made.results
+    slow = replace(bf16, streamed=("text encoders", "denoiser"), latency_comparable=False)
+    fast = replace(nvfp4, streamed=("text encoders",))
+    said = words.verdict.verdict(replace(made, results=(slow, fast)))
+    assert "faster" not in said and "slower" not in said
+    assert "bf16 does not fit on this device and was streamed from host memory, so not timed." in said
+    assert words.no_latency(slow, made.request) == words.STREAMED
+    assert words.compare.no_latency_note(slow, made.request) == words.compare.STREAMED_NOTE
+    alike = replace(made, results=(replace(bf16, streamed=("text encoders",)), fast))
+    assert "1.44× faster" in words.verdict.verdict(alike)
+    assert "faster" not in words.verdict.verdict(replace(made, results=(bf16, fast)))
