@@ -27,6 +27,18 @@ QUALITY = 82
 """WebP's; the copies are for looking, the scores come from tensors."""
 
 
+def templates(*folders: Path) -> Environment:
+    """Jinja over the templates of these folders and this one's, whose style every report includes."""
+    return Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
 def page(summary: Mapping[str, Any], folder: Path) -> str:
     """The report.
 
@@ -34,36 +46,32 @@ def page(summary: Mapping[str, Any], folder: Path) -> str:
         summary: what `evaluate.run` gives back.
         folder: what its file names are relative to.
     """
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     results, ruler, prompts = summary["results"], summary["ruler"], summary["prompts"]
     scores = [row["lpips"] for row in (ruler["ceiling"], *results) if row["lpips"]]
     recipes = {recipe_named(row["recipe"]) for row in results}
-    return templates.get_template("report.html").render(
-        summary,
-        REFERENCE=REFERENCE,
-        POST=POST,
-        labels=LABELS,
-        number=lambda value, digits: f"{value:.{digits}f}",
-        zip=zip,
-        embedded=lambda file: _embedded(folder / file),
-        title=f"{summary['name']}: {', '.join(dict.fromkeys(LABELS[row['precision']] for row in results))}",
-        kept=_kept(prompts),
-        note=_note(summary["interval"], ruler["note"]),
-        names=[f"{LABELS[row['precision']]} {row['recipe']}" for row in results],
-        clips=any(row["temporal_lpips"] is not None for row in (ruler["floor"], *results)),
-        top=max([0, *(max(score["mean"], score["high"] or 0) for score in scores)]),
-        damage=_damage(summary),
-        quoted=reference.read()
-        if {"full", POST} <= recipes
-        else None,  # an evaluation of both has the post's beside it
-        facts=_facts(summary),
+    return (
+        templates()
+        .get_template("report.html")
+        .render(
+            summary,
+            REFERENCE=REFERENCE,
+            POST=POST,
+            labels=LABELS,
+            number=lambda value, digits: f"{value:.{digits}f}",
+            zip=zip,
+            embedded=lambda file: _embedded(folder / file),
+            title=f"{summary['name']}: {', '.join(dict.fromkeys(LABELS[row['precision']] for row in results))}",
+            kept=_kept(prompts),
+            note=_note(summary["interval"], ruler["note"]),
+            names=[f"{LABELS[row['precision']]} {row['recipe']}" for row in results],
+            clips=any(row["temporal_lpips"] is not None for row in (ruler["floor"], *results)),
+            top=max([0, *(max(score["mean"], score["high"] or 0) for score in scores)]),
+            damage=_damage(summary),
+            quoted=reference.read()
+            if {"full", POST} <= recipes
+            else None,  # an evaluation of both has the post's beside it
+            facts=_facts(summary),
+        )
     )
 
 
