@@ -221,6 +221,7 @@ def test_on_a_hopper_the_report_says_what_stands_in(tmp_path):
     html = (tmp_path / "out" / "report.html").read_text()
     assert "FP8 in the place of MXFP8 and NVFP4, which need a Blackwell GPU" in html
     assert "FP8 in the place of NVFP4, which needs a Blackwell GPU." in html
+    assert '<th scope="row">FP8<small>, for NVFP4</small></th>' in html
     assert result["stands_in"] == "fp8" and result["weights"] == "random"
 
 
