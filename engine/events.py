@@ -13,6 +13,8 @@ from engine.results import Comparison, Generation, Metrics, Ruler
 
 @dataclass(frozen=True)
 class Queued:
+    """The job waits for others before it."""
+
     position: int
     """Jobs ahead of this one; 0 when it is next."""
     seconds: float | None = None
@@ -21,6 +23,8 @@ class Queued:
 
 @dataclass(frozen=True)
 class Loading:
+    """Something is brought to the device, which takes a moment."""
+
     what: str
     """What is being loaded or quantized, in words."""
 
@@ -32,6 +36,8 @@ class Proved:
 
 @dataclass(frozen=True)
 class Downloading:
+    """A model comes from the hub, in bytes."""
+
     what: str
     """The model's name."""
     done: int
@@ -64,6 +70,8 @@ class Warming:
 
 @dataclass(frozen=True)
 class Step:
+    """A denoising step of a column has ended."""
+
     column: str
     index: int
     """Steps done, 1 to `total`."""
@@ -76,18 +84,24 @@ class Step:
 
 @dataclass(frozen=True)
 class Finished:
+    """A column's output is there, with its files and figures but without scores."""
+
     column: str
     generation: Generation
 
 
 @dataclass(frozen=True)
 class Compared:
+    """The scores of a column against the reference."""
+
     column: str
     metrics: Metrics
 
 
 @dataclass(frozen=True)
 class Measuring:
+    """The ruler is being measured: how far apart other noise is."""
+
     index: int
     total: int
     """Runs of the ruler done, of how many."""
@@ -95,11 +109,15 @@ class Measuring:
 
 @dataclass(frozen=True)
 class RulerReady:
+    """The ruler has been measured, or was kept from before."""
+
     ruler: Ruler
 
 
 @dataclass(frozen=True)
 class Completed:
+    """The last event of a comparison that succeeded."""
+
     comparison: Comparison
 
 
@@ -112,13 +130,15 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Failed:
+    """The last event of a comparison that failed."""
+
     reason: str
     """One sentence for the user."""
 
 
 @dataclass(frozen=True)
 class Cancelled:
-    pass
+    """The last event of a comparison that was stopped."""
 
 
 Event = (

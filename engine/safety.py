@@ -63,6 +63,7 @@ class Filter:
         return chosen
 
     def applies(self, spec: ModelSpec) -> bool:
+        """Whether this model is filtered; the bundled miniatures can draw nothing that has to be."""
         return self.on and not spec.bundled
 
     def about(self, spec: ModelSpec) -> str:

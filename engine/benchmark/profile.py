@@ -61,10 +61,12 @@ class Work:
 
     @property
     def gemm_flops(self) -> int:
+        """Of all linear layers: 2 M K N each."""
         return sum(2 * p.m * p.k * p.n * times for p, times in self.products.items())
 
     @property
     def attention_flops(self) -> int:
+        """Of both products of attention: 4 batch heads queries keys width each."""
         return sum(4 * b * h * q * k * d * times for (b, h, q, k, d), times in self.attentions.items())
 
 

@@ -80,6 +80,7 @@ class Done:
         return cls(compiled=graphs_compiled(), **steps)
 
     def since(self, before: Done) -> Done:
+        """What was done after `before`."""
         return Done(**{name: value - getattr(before, name) for name, value in asdict(self).items()})
 
     @property

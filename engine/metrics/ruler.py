@@ -22,11 +22,13 @@ class RulerShelf:
         self._kept: dict[str, Ruler] = {}
 
     def get(self, key: str) -> Ruler | None:
+        """The ruler kept under this key; None if there is none."""
         if key not in self._kept:
             self._kept |= self._read()
         return self._kept.get(key)
 
     def put(self, key: str, ruler: Ruler) -> None:
+        """Keep it, on disk too where that can be written."""
         self._kept |= self._read() | {key: ruler}  # another process may have added some since
         kept = {name: asdict(value) for name, value in self._kept.items()}
         with contextlib.suppress(OSError):

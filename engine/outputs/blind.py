@@ -115,10 +115,12 @@ class Tally:
 
     @property
     def p_value(self) -> float:
+        """By the exact binomial test against a tossed coin, one-sided."""
         return p_value(self.right, self.asked)
 
     @property
     def interval(self) -> tuple[float, float]:
+        """Wilson's 95% interval of the share of right answers."""
         return wilson(self.right, self.asked)
 
 

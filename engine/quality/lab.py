@@ -62,6 +62,7 @@ class Bench:
         return CompareRequest.create(prompt, model=self.spec.id, precisions=(PRECISION,), batch_size=1)
 
     def pipeline(self, transformer: nn.Module) -> DiffusionPipeline:
+        """A pipeline with this denoiser around the components that all share."""
         return loading.assemble(self.spec, self._shared, transformer)
 
     def quantized(self, recipe: Recipe, name: str) -> tuple[nn.Module, Plan]:

@@ -321,6 +321,7 @@ class LayerPlan:
 
     @property
     def quantized(self) -> bool:
+        """Whether the layer leaves bf16."""
         return self.precision != REFERENCE
 
     @property

@@ -59,6 +59,7 @@ class Progress:
         self._first: datetime | None = None
 
     def check(self) -> None:
+        """Raises CancelledRun if nobody wants the run any more."""
         if self._stop():
             raise CancelledRun
 

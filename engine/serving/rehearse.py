@@ -41,6 +41,7 @@ class Act:
 
     @property
     def go(self) -> bool:
+        """Whether the talk can begin."""
         return not self.problem
 
 

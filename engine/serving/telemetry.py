@@ -66,12 +66,14 @@ class Histogram:
         self.count, self.sum = 0, 0.0
 
     def observe(self, seconds: float) -> None:
+        """Count one more duration, in seconds."""
         for i, bound in enumerate(BUCKETS):
             self.buckets[i] += seconds <= bound
         self.count += 1
         self.sum += seconds
 
     def lines(self, name: str, labels: Mapping[str, str]) -> Iterator[str]:
+        """As Prometheus writes a histogram."""
         for bound, count in zip((*BUCKETS, "+Inf"), (*self.buckets, self.count), strict=True):
             yield sample(f"{name}_bucket", {**labels, "le": str(bound)}, count)
         yield sample(f"{name}_sum", labels, self.sum)

@@ -98,10 +98,12 @@ def no_copy(spec: ModelSpec) -> str:
 
 
 def unreachable(spec: ModelSpec) -> str:
+    """The sentence for a hub that does not answer."""
     return f"The hub cannot be reached for {spec.name} ({spec.url}): check the connection, {INSTEAD}."
 
 
 def gated(spec: ModelSpec) -> str:
+    """The sentence for a model whose licence has to be accepted first."""
     steps = f"accept its licence at {spec.url}, make an access token at {TOKENS} and set HF_TOKEN to it"
     return f"{spec.name} is gated: {steps}."
 
