@@ -616,6 +616,7 @@ def _print(comparison: Comparison) -> None:
         speed = f"{g.latency.total:6.2f} s" if g.latency_comparable else untimed
         distance = _distance(g.metrics) if g.metrics else "reference"
         beside = f"  at once with {' and '.join(g.at_once)}" if g.at_once else ""
+        beside += "  shared card, not to quote" if g.shared_card and g.latency_comparable else ""
         print(f"  {g.column:{wide}} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}  {', '.join(g.files)}{beside}")
     if comparison.ruler:
         print(f"  ruler: floor {comparison.ruler.floor:.4f}, ceiling {comparison.ruler.ceiling:.4f}")

@@ -124,6 +124,8 @@ class Generation:
     """Why it is emulated although the hardware has the format, in a sentence; mostly empty."""
     at_once: tuple[str, ...] = ()
     """Columns that ran at the same time, each on a device of its own, and all on one host."""
+    shared_card: bool = False
+    """Others' work ran on the card too, so that the latency is not to quote."""
     lpips_maps: tuple[LpipsMap | None, ...] = ()
     """One a picture or clip, None where that has no score; none for the reference itself, and until the comparison is
     complete."""
@@ -156,6 +158,7 @@ class Generation:
             "ran": dict(self.ran),
             **({"disproof": self.disproof} if self.disproof else {}),
             **({"at_once": list(self.at_once)} if self.at_once else {}),
+            **({"shared_card": True} if self.shared_card else {}),
         }
 
     @classmethod
@@ -185,6 +188,7 @@ class Generation:
             metrics=metrics,
             disproof=values.get("disproof", ""),
             at_once=tuple(values.get("at_once", ())),
+            shared_card=values.get("shared_card", False),
             # absent from comparisons recorded before there were maps
             lpips_maps=tuple(m and LpipsMap(**m) for m in values.get("lpips_maps", ())),
         )

@@ -66,6 +66,8 @@ def described(
         timed = "not timed: something was compiled or recorded in the call; make it again"
     else:
         timed = f"one pipeline call between device synchronisations, after {warm_up} of the same shape"
+    if machine.shared:
+        timed += "; a shared card, not to quote"
     spoilt = f"{not_numbers} values are not numbers and are shown as 0: do not trust this output, it has no score"
     return (
         {

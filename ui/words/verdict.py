@@ -20,6 +20,7 @@ NOBODY = Seen()
 PREVIEWED = "This run showed previews, so nothing in it was timed."
 NO_RULER = "its scale has not been measured"
 QUOTED_HERE = "With these settings the post measured"
+ON_SHARED_CARD = "Others used the card too, so these latencies are not to quote."
 MINIATURE = "Made by a miniature: a full-size model can lose more or less."
 WITHIN_NOISE = "within bf16's own noise"
 SEEN = {"alike": "hard to tell from bf16 in blind tests", "apart": "different to the eye in blind tests"}
@@ -88,6 +89,7 @@ def verdicts(comparison: Comparison, seen: Seen = NOBODY) -> list[tuple[float | 
     further += dict.fromkeys(g.disproof for g in emulated if g.disproof)
     further += [MINIATURE] if catalog.model(comparison.request.model).bundled else []
     further += [PREVIEWED] if comparison.request.previews else []
+    further += [ON_SHARED_CARD] if any(g.shared_card and g.latency_comparable for g in comparison.results) else []
     return said + [(None, sentence) for sentence in (*further, *_at_once(comparison))]
 
 
