@@ -38,6 +38,8 @@ BATCH_SIZES = (1, 4, 8)
 """The post's."""
 RECIPES = (POSTS_RECIPE, "full")
 """Of the last table."""
+CHECK = "self-check"
+"""How the name of the first part begins."""
 _CHECK_STEPS = 4
 """Of the self-check's one prompt."""
 _PROMPTS = 200
@@ -198,14 +200,15 @@ class Machine:
         return 1.0 if kind is None else B200.bf16 / kind.bf16
 
 
-def check(machine: Machine, more: Sequence[str]) -> Part:
-    """The part that comes first: pictures of the smallest bundled model in every format that is measured later."""
+def check(tables: Sequence[str], machine: Machine, more: Sequence[str]) -> Part:
+    """The part that comes first: pictures of a bundled model in every format that these tables are measured in."""
+    formats = machine.timed if set(tables) <= PERFORMANCE.keys() else machine.scored
     return Part(
-        name="self-check",
+        name="-".join((CHECK, *formats)),
         tables=(),
         model=catalog.MINI_FLUX.id,
         arguments=(
-            *_evaluate(catalog.MINI_FLUX.id, machine.scored, RECIPES[:1], DRAWBENCH, 1),
+            *_evaluate(catalog.MINI_FLUX.id, formats, RECIPES[:1], DRAWBENCH, 1),
             *("--steps", str(_CHECK_STEPS), *more),
         ),
         file="summary.json",

@@ -43,6 +43,13 @@ def test_on_a_hopper_fp8_is_timed_in_the_place_of_both_and_their_pictures_are_em
     assert all("--methods engine" in part.shown for part in parts if part.to_file)
 
 
+def test_the_self_check_makes_what_is_measured_later_and_no_more():
+    assert tables.check(("flux-performance",), H100, []).name == "self-check-fp8"
+    assert columns(tables.check(TABLES, H100, [])) == ("fp8", "mxfp8", "nvfp4")
+    assert columns(tables.check(TABLES, B200, [])) == ("mxfp8", "nvfp4")
+    assert tables.check(TABLES, B200, []).bundled
+
+
 def test_a_slower_card_takes_longer():
     def took(machine):
         return sum(part.seconds for part in tables.plan(("flux-performance",), Scale(), machine, []))

@@ -22,6 +22,7 @@ from tests.support import tiny
 FORMATS = {name: {"execution": "emulated", "proof": None} for name in ("fp8", "mxfp8", "nvfp4", "int8")}
 FORMATS["bf16"] = {"execution": "native", "proof": None}
 CPU = {"status": 0, "device": "AMD EPYC", "versions": versions(), "formats": FORMATS, "findings": []}
+CHECK = "self-check-mxfp8-nvfp4"
 PARTS = 5
 """Of a rehearsal."""
 
@@ -160,10 +161,10 @@ def test_a_part_that_fails_leaves_the_others_and_is_made_again(tmp_path):
 
 def test_a_self_check_that_fails_ends_it_before_anything_long(tmp_path):
     here = Written()
-    here.broken = {"self-check"}
+    here.broken = {CHECK}
     with pytest.raises(FaultError, match=r"self-check failed, so nothing else was begun\. The device ran out"):
         reproduction(tmp_path / "out", here).run()
-    assert here.ran == {"self-check": 1}
+    assert here.ran == {CHECK: 1}
 
 
 def test_pictures_that_cannot_be_end_it_too(tmp_path, monkeypatch):
@@ -180,7 +181,7 @@ def plausible(*faults):
 def test_after_its_time_nothing_is_begun_and_the_next_run_goes_on(tmp_path):
     here = Written()
     result = reproduction(tmp_path / "out", here).run(time_limit=1e-9)
-    assert here.ran == {"self-check": 1} and "time limit" in result["stopped"]
+    assert here.ran == {CHECK: 1} and "time limit" in result["stopped"]
     assert "Not measured." in (tmp_path / "out" / "report.html").read_text()
     assert reproduction(tmp_path / "out", here).run()["stopped"] == ""
     assert sum(here.ran.values()) == PARTS + 1
@@ -210,7 +211,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 def test_planning_writes_nothing(tmp_path):
     said = reproduction(tmp_path / "out", Written(), ["flux-performance"]).plan()
     assert "a rehearsal with miniatures; MXFP8 and NVFP4 are emulated here" in said[0]
-    assert [line.split()[0] for line in said[1:-1]] == ["self-check", "flux-performance-batch-1"]
+    assert [line.split()[0] for line in said[1:-1]] == [CHECK, "flux-performance-batch-1"]
     assert said[-1].startswith("About ") and not (tmp_path / "out").exists()
 
 
