@@ -27,7 +27,7 @@ from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.leaving import leave
 from engine.reproduction.tables import TABLES
 from engine.request import CompareRequest
-from engine.results import Comparison, Metrics
+from engine.results import SCORES, Comparison, Metrics
 from engine.serving.command_line import Parser, add_engine, add_source
 from engine.weights import torchao_layout
 from engine.weights.source import Source
@@ -535,6 +535,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     if args.plan:
         print("\n".join(reproduction.plan()))
         return 0
+    run.end_at_sigterm()
     _say("\n".join(reproduction.plan()))
     result = reproduction.run(args.time_limit)
     if args.json:
@@ -617,7 +618,9 @@ def _print(comparison: Comparison) -> None:
         distance = _distance(g.metrics) if g.metrics else "reference"
         beside = f"  at once with {' and '.join(g.at_once)}" if g.at_once else ""
         beside += "  shared card, not to quote" if g.shared_card and g.latency_comparable else ""
-        print(f"  {g.column:{wide}} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}  {', '.join(g.files)}{beside}")
+        scores = "".join(f"  {SCORES[name]} {g.mean_score(name):.0%}" for name in g.scores)
+        files_made = ", ".join(g.files)
+        print(f"  {g.column:{wide}} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}{scores}  {files_made}{beside}")
     if comparison.ruler:
         print(f"  ruler: floor {comparison.ruler.floor:.4f}, ceiling {comparison.ruler.ceiling:.4f}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,8 +50,13 @@ Execute = Callable[[Sequence[str], bool, Callable[[str], None]], Ended]
 Say = Callable[[str], None]
 
 
+def end_at_sigterm() -> None:
+    """Have SIGTERM end this process as Ctrl-C does, so that the command that runs ends with it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def execute(arguments: Sequence[str], bundled: bool, say: Say) -> Ended:
-    """In a process of its own, which ends with this one's Ctrl-C."""
+    """In a process of its own, which ends with whatever interrupts this one."""
     environment = dict(os.environ)
     if bundled:
         environment.pop("TWINFRAME_WEIGHTS", None)

@@ -364,7 +364,7 @@ def _remedies(rows: Sequence[Row], name: str) -> str:
 def _formats(rows: Sequence[Row], name: str) -> str:
     columns = [
         ((words.PRECISION_LABEL, None), lambda row: _word(words.NAMES[row["precision"]])),
-        ((words.quality.REMEDY, None), lambda row: _word(row["remedy"]) if row["remedy"] else ""),
+        ((words.quality.REMEDY, None), lambda row: _word(row["remedy"] or words.quality.PLAIN)),
         *_lpips(_score),
         ((words.quality.WEIGHTS_OF, "MB", "denoiser"), lambda row: _cell(words.megabytes(row["weight_bytes"]))),
     ]

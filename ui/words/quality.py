@@ -44,6 +44,7 @@ FORMATS_NOTE = (
     "By the selective recipe, over prompts that nothing was chosen on. A remedy stands with its own format; where "
     "intervals overlap, so many prompts do not tell them apart."
 )
+PLAIN = "none"
 DISTRIBUTIONS = "Prompt by prompt"
 DISTRIBUTIONS_NOTE = "A dot a prompt; the stroke is the mean."
 DISTRIBUTIONS_ENDS = "Dashed: bf16's own noise, and another seed where that fits."

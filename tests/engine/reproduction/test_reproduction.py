@@ -1,8 +1,10 @@
 """A rehearsal from the doctor to the report with tiny models, and what becomes of it when something goes wrong."""
 
 import json
+import os
 import re
 import signal
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -18,6 +20,7 @@ from engine.errors import FaultError, OutputError, TwinframeError
 from engine.reproduction import report, run, tables
 from engine.reproduction.run import Ended, Reproduction
 from tests.support import tiny
+from tests.support.running import ROOT
 
 FORMATS = {name: {"execution": "emulated", "proof": None} for name in ("fp8", "mxfp8", "nvfp4", "int8")}
 FORMATS["bf16"] = {"execution": "native", "proof": None}
@@ -264,6 +267,23 @@ def test_weights_that_are_meant_for_a_large_model_are_not_taken_for_a_bundled_on
     monkeypatch.setenv("TWINFRAME_WEIGHTS", "/weights")
     program("echo ${TWINFRAME_WEIGHTS:-none}")
     assert run.execute(("bench",), bundled, lambda line: None).out == f"{weights}\n"
+
+
+def test_what_ends_a_reproduction_ends_its_command(tmp_path):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho $$ >&2\nexec sleep 600\n")
+    program.chmod(0o755)
+    code = (
+        "import sys; from engine.reproduction import run; run.end_at_sigterm(); sys.executable = sys.argv[1];"
+        "run.execute(('bench',), False, lambda line: print(line, flush=True))"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code, str(program)], cwd=ROOT, **pipes) as reproduction:
+        command = int(reproduction.stdout.readline())
+        reproduction.send_signal(signal.SIGTERM)
+        reproduction.wait()
+    with pytest.raises(ProcessLookupError):
+        os.kill(command, 0)
 
 
 def test_a_process_that_is_killed_is_a_part_that_failed(program):
