@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 
 from engine import catalog, logs
-from engine.environment import positive
+from engine.environment import lends_cards, positive
 from engine.errors import RequestError
 from engine.leaving import leave
 from engine.outputs import recordings
 from engine.serving import command_line, rehearse
 from engine.serving.admission import Door, Limits
+from engine.serving.contracts import Device
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,7 +31,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--host", help="address to listen on (default: GRADIO_SERVER_NAME, or this machine only)")
     parser.add_argument("--port", type=int, help="port to listen on (default: GRADIO_SERVER_PORT or 7860)")
     several = partial(parser.add_argument, type=command_line.names, metavar="A,B")
-    several("--models", default=",".join(catalog.BUNDLED), help="to offer (default: %(default)s)")
+    offered = os.environ.get("TWINFRAME_MODELS") or ",".join(catalog.BUNDLED)
+    several("--models", default=offered, help="to offer (default: TWINFRAME_MODELS, else %(default)s)")
     several("--preload", help="models to load at once, or none (default: the first offered)")
     parser.add_argument(
         "--quantized",
@@ -75,10 +77,16 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(number, lambda number, _: signals.put(number))
 
     # Imported late: a wrong argument is answered at once, and --offline is set before the hub's library looks.
-    from engine.serving.process import Process
-    from engine.serving.worker import Worker
+    device: Device
+    if lends_cards(os.environ):
+        from engine.serving.lent import Lent  # before torch and Gradio, which its package changes
 
-    device = Process.from_arguments(args)
+        device = Lent.from_arguments(args)
+    else:
+        from engine.serving.process import Process
+
+        device = Process.from_arguments(args)
+    from engine.serving.worker import Worker
     from ui.page import build_page
     from ui.web.middleware import Doors  # while the device's process imports torch
 

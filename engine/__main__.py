@@ -1,5 +1,5 @@
-"""The command line, `python -m engine COMMAND`: models, doctor, inspect, compare, bench, evaluate, record, quantize and
-more.
+"""The command line, `python -m engine COMMAND`: models, doctor, inspect, compare, bench, evaluate, reproduce, record,
+quantize and more.
 
 A user's mistake exits 2 with one sentence on stderr, a fault of ours 1 (engine/leaving.py). With `--json`, stdout holds
 one JSON object and nothing else.
@@ -25,6 +25,7 @@ from engine.columns import Column
 from engine.errors import FaultError, LoadError, OutputError, RequestError, TwinframeError, UnsupportedError
 from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.leaving import leave
+from engine.reproduction.tables import TABLES
 from engine.request import CompareRequest
 from engine.results import SCORES, Comparison, Metrics
 from engine.serving.command_line import Parser, add_engine, add_source
@@ -111,6 +112,22 @@ def _parser() -> argparse.ArgumentParser:
         "--out", required=True, type=Path, help="folder for scores, report and pictures; the same again goes on with it"
     )
 
+    reproduce = commands.add_parser("reproduce", help="measure the post's tables here, and put them beside the post's")
+    reproduce.set_defaults(run=_reproduce)
+    reproduce.add_argument("--table", nargs="+", metavar="NAME", help=f"of {', '.join(TABLES)} (default: all)")
+    reproduce.add_argument("--batch-size", nargs="+", type=int, metavar="B", help="of 1, 4 and 8 (default: all)")
+    reproduce.add_argument(
+        "--rehearse", action="store_true", help="with the miniatures, or --random-weights, and few steps: minutes"
+    )
+    reproduce.add_argument("--plan", action="store_true", help="say what would run and how long it takes, and no more")
+    reproduce.add_argument("--time-limit", type=float, metavar="SECONDS", help="begin nothing new after that")
+    reproduce.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        help="folder for JSON, report and all results; the same again goes on with it",
+    )
+
     recordings = commands.add_parser("record", help="keep comparisons for the page's gallery and stage, a folder each")
     recordings.set_defaults(run=_record)
     what = recordings.add_mutually_exclusive_group(required=True)
@@ -146,9 +163,11 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder, which must not be there yet")
 
     add_source(models)
-    for command in (compare, bench, evaluate, recordings, measure, tune, quantize):
+    for command in (compare, bench, evaluate, reproduce, recordings, measure, tune, quantize):
         add_engine(command)
-    for command in (models, doctor, inspect, compare, bench, evaluate, recordings, measure, tune, quantize):
+    for command in (
+        *(models, doctor, inspect, compare, bench, evaluate, reproduce, recordings, measure, tune, quantize),
+    ):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else")
     return parser
 
@@ -394,7 +413,7 @@ def _bench_table(given: Sequence[Path]) -> None:
     results = []
     for file in given:
         try:
-            results.append(methods.read(file))
+            results += methods.read_all(file)
             plots.section(results)
         except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise RequestError(f"{file} is no result of a benchmark: give what bench --out wrote.") from error
@@ -500,6 +519,32 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(f"{evaluate.ruler(summary)}\n{args.out / 'report.html'}")
 
 
+def _reproduce(args: argparse.Namespace) -> int:
+    from engine.reproduction import run, tables
+
+    asked = tables.scale(args.rehearse, args.random_weights, args.batch_size)
+    if asked.models and args.weights:
+        raise RequestError("A rehearsal takes the bundled miniatures, or --random-weights: leave out --weights.")
+    filled = tables.chosen(args.table, asked)
+    if not asked.models:
+        _source(args, *dict.fromkeys(tables.model_of(name) for name in filled))
+    device = [f"--device={_one_device(args)}"] if args.device else []
+    device += ["--offline"] * args.offline
+    more = [*([f"--weights={args.weights}"] if args.weights else []), *device]
+    reproduction = run.Reproduction(filled, asked, more, device, args.out, _say)
+    if args.plan:
+        print("\n".join(reproduction.plan()))
+        return 0
+    run.end_at_sigterm()
+    _say("\n".join(reproduction.plan()))
+    result = reproduction.run(args.time_limit)
+    if args.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print("\n".join([reproduction.heading, *run.summary(result), str(args.out / run.PAGE)]))
+    return run.status(result)
+
+
 def _say(text: str) -> None:
     """Progress, a line each. What is being loaded only where somebody watches: elsewhere it would stand before the one
     sentence with which loading fails."""
@@ -572,6 +617,7 @@ def _print(comparison: Comparison) -> None:
         speed = f"{g.latency.total:6.2f} s" if g.latency_comparable else untimed
         distance = _distance(g.metrics) if g.metrics else "no reference" if comparison.lacks else "reference"
         beside = f"  at once with {' and '.join(g.at_once)}" if g.at_once else ""
+        beside += "  shared card, not to quote" if g.shared_card and g.latency_comparable else ""
         scores = "".join(f"  {SCORES[name]} {g.mean_score(name):.0%}" for name in g.scores)
         files_made = ", ".join(g.files)
         print(f"  {g.column:{wide}} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}{scores}  {files_made}{beside}")
@@ -589,7 +635,7 @@ def _tentative(args: argparse.Namespace) -> AbstractContextManager[None]:
     if args.run is _evaluate:
         rows = "pictures/*/*.json"
         return files.tentative(out, "manifest.json", "pictures", worth_keeping=lambda: any(out.glob(rows)))
-    return files.tentative(out if args.run in (_compare, _record) else out.parent)
+    return files.tentative(out if args.run in (_compare, _record, _reproduce) else out.parent)
 
 
 def _distance(metrics: Metrics) -> str:

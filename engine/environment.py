@@ -51,6 +51,11 @@ def positive(environment: Mapping[str, str], name: str, default: Default) -> flo
     return value
 
 
+def lends_cards(environment: Mapping[str, str]) -> bool:
+    """Whether this is a ZeroGPU Space, whose card is lent for one call at a time, as its `spaces` package tells."""
+    return environment.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+
 def switch(environment: Mapping[str, str], name: str, default: bool) -> bool:
     """A variable that is on or off; `default` where it is unset or empty.
 

@@ -47,6 +47,8 @@ class Machine:
     """Of a CPU: whether it has instructions that multiply int8 into int32 (VNNI, AMX)."""
     no_compile: str = ""
     """Why nothing can be compiled for a GPU, beginning with what is missing; empty where it can."""
+    shared: bool = False
+    """Others' work runs on the card too, so that latencies are not to quote."""
     note: str = ""
     """What a user should know before anything else, in a sentence or two; mostly empty."""
     proofs: tuple[Proof, ...] = field(default=(), compare=False)

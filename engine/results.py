@@ -138,6 +138,8 @@ class Generation:
     it, the latency is the bus's and is not comparable."""
     at_once: tuple[str, ...] = ()
     """Columns that ran at the same time, each on a device of its own, and all on one host."""
+    shared_card: bool = False
+    """Others' work ran on the card too, so that the latency is not to quote."""
     lpips_maps: tuple[LpipsMap | None, ...] = ()
     """One a picture or clip, None where that has no score; none for the reference itself, and until the comparison is
     complete."""
@@ -177,6 +179,7 @@ class Generation:
             **({"disproof": self.disproof} if self.disproof else {}),
             **({"streamed": list(self.streamed)} if self.streamed else {}),
             **({"at_once": list(self.at_once)} if self.at_once else {}),
+            **({"shared_card": True} if self.shared_card else {}),
         }
 
     @classmethod
@@ -208,6 +211,7 @@ class Generation:
             disproof=values.get("disproof", ""),
             streamed=tuple(values.get("streamed", ())),
             at_once=tuple(values.get("at_once", ())),
+            shared_card=values.get("shared_card", False),
             # absent from comparisons recorded before there were maps
             lpips_maps=tuple(m and LpipsMap(**m) for m in values.get("lpips_maps", ())),
         )

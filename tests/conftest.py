@@ -33,6 +33,8 @@ LONGEST = (
     "test_multi_device.py",
     "test_stage.py",
     "test_everyone.py",
+    "test_reproduction.py",
+    "test_lent.py",
 )
 """Files that take a minute of a core or about that, the longest first."""
 

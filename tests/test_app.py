@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -42,6 +43,12 @@ def test_a_wrong_argument_exits_2_with_one_line(arguments, sentence):
     process = start(*arguments)
     _, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (2, sentence + "\n")
+
+
+def test_what_a_space_offers_is_said_by_a_variable():
+    environment = os.environ | {"TWINFRAME_MODELS": "mini-qwen,flux.9"}
+    _, stderr = start(env=environment).communicate(timeout=30)
+    assert stderr.startswith("There is no model 'flux.9'")
 
 
 def test_a_port_in_use_exits_2_with_one_line():

@@ -57,7 +57,25 @@ def read(file: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError, KeyError, TypeError, AttributeError: it is no result of a benchmark.
     """
-    result = json.loads(file.read_text(encoding="utf-8"))
+    return _with_names_of_today(json.loads(file.read_text(encoding="utf-8")))
+
+
+def read_all(file: Path) -> list[dict[str, Any]]:
+    """The results in a file that a benchmark wrote, or `python -m engine reproduce`, each as `read` gives it.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError, KeyError, TypeError, AttributeError: it is neither, or a rehearsal's, whose figures are none.
+    """
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if "reproduction" not in content:
+        return [_with_names_of_today(content)]
+    if content["rehearsal"]:
+        raise ValueError(f"{file} is a rehearsal")
+    return [_with_names_of_today(result) for result in content["results"]]
+
+
+def _with_names_of_today(result: dict[str, Any]) -> dict[str, Any]:
     settings = result["settings"] | {"recipe": recipe_named(result["settings"]["recipe"])}
     return result | {"settings": settings, "rows": [_current(row, result["model"]) for row in result["rows"]]}
 

@@ -27,6 +27,18 @@ QUALITY = 82
 """WebP's; the copies are for looking, the scores come from tensors."""
 
 
+def templates(*folders: Path) -> Environment:
+    """Jinja over the templates of these folders and this one's, whose style every report includes."""
+    return Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
 def page(summary: Mapping[str, Any], folder: Path) -> str:
     """The report.
 
@@ -34,18 +46,11 @@ def page(summary: Mapping[str, Any], folder: Path) -> str:
         summary: what `evaluate.run` gives back.
         folder: what its file names are relative to.
     """
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     results, ruler, prompts = summary["results"], summary["ruler"], summary["prompts"]
     scores = [row["lpips"] for row in (ruler["ceiling"], *results) if row["lpips"]]
     recipes = {recipe_named(row["recipe"]) for row in results}
-    return templates.get_template("report.html").render(
+    template = templates().get_template("report.html")
+    return template.render(
         summary,
         REFERENCE=REFERENCE,
         POST=POST,

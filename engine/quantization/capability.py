@@ -29,6 +29,7 @@ from torchao.quantization.quantize_.workflows import QuantizeTensorToFloat8Kwarg
 from torchao.quantization.transform_module import register_quantize_module_handler
 from torchao.utils import is_mslk_version_at_least
 
+from engine.environment import lends_cards
 from engine.errors import UnsupportedError
 from engine.formats import FORMATS, FP8, INT8, MXFP8, NVFP4, REFERENCE, Format
 from engine.machine import Machine, Support, nvidia_driver, unusable_gpu
@@ -40,6 +41,11 @@ log = logging.getLogger(__name__)
 VOLTA, AMPERE, ADA, BLACKWELL = (7, 0), (8, 0), (8, 9), (10, 0)
 """Compute capabilities with the first kernels by Triton, and the first bf16, FP8 and block-scaled FP8/FP4 tensor
 cores."""
+
+
+LENT = "ZeroGPU lends its card too briefly"
+"""Why nothing is compiled there: what is compiled ends with the call."""
+SHARED_CARD = "This card is shared with others: its latencies are not to quote."
 
 
 def default_device() -> str:
@@ -80,14 +86,17 @@ def detect(device: str | torch.device) -> Machine:
             _unusable_gpu() or f"There is no {device} here that PyTorch can use: choose cpu, or check the driver."
         )
     capability = torch.cuda.get_device_capability(device) if torch.version.cuda else None
-    name, no_compile = torch.cuda.get_device_name(device), _no_compile(capability)
+    name, lent = torch.cuda.get_device_name(device), lends_cards(os.environ)
+    no_compile = LENT if lent else _no_compile(capability)
+    notes = [SHARED_CARD] if lent else []
     return Machine(
         name=name,
         kind="cuda",
         capability=capability,
         mslk=_mslk_usable(),
         no_compile=no_compile,
-        note=f"Nothing is compiled: {no_compile}." if no_compile else "",
+        shared=lent,
+        note=" ".join([*notes, f"Nothing is compiled: {no_compile}."] if no_compile else notes),
     )
 
 

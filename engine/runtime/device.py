@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from engine import catalog, events
+from engine.columns import EXACT
 from engine.compiler import compilation
 from engine.errors import CancelledRun, FaultError, LoadError, TwinframeError, UnsupportedError, fault
 from engine.events import Stop, Tell
@@ -85,6 +86,19 @@ class Device:
             TwinframeError, CancelledRun: as `compare`.
         """
         self._carry_out(self._prepare, model_id, _ending_downloads(tell, stop), stop)
+
+    def place(self, model_id: str) -> None:
+        """Load a model's reference and what all columns share, and run nothing.
+
+        Raises:
+            TwinframeError: as `compare`.
+        """
+        self._carry_out(self.studio.rendition, catalog.model(model_id), EXACT, lambda event: None)
+
+    def recall(self) -> None:
+        """Learn what another process has found out of this machine's formats."""
+        for studio in studios_of(self.studio):
+            studio.recall()
 
     def _prepare(self, model_id: str, tell: Tell, stop: Stop) -> None:
         spec, request = catalog.model(model_id), CompareRequest.create("warm-up", model=model_id)

@@ -125,6 +125,10 @@ class Holdings:
             tell(events.Proved())
             timing.free(self.device)
 
+    def recall(self) -> None:
+        """Learn what another process has found out of this machine."""
+        self._learn(proof.known(self.machine))
+
     def _learn(self, machine: Machine) -> bool:
         """How the formats run, by what was found out of the machine; says whether anything was."""
         if machine.proofs == self.machine.proofs:

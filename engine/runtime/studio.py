@@ -189,6 +189,7 @@ class Studio(Holdings):
             column=name,
             execution=rendition.support.execution,
             disproof=rendition.support.reason if rendition.support.disproved else "",
+            shared_card=self.machine.shared,
             files=(),
             latency=clock.latency,
             latency_comparable=(native and not request.previews and not done.delayed and DENOISER not in streamed),

@@ -73,6 +73,8 @@ def described(
     else:
         timed = f"one pipeline call between device synchronisations, after {warm_up} of the same shape"
         timed += "; encoding the prompt includes streaming the text encoders" if TEXT in streamed else ""
+    if machine.shared:
+        timed += "; a shared card, not to quote"
     spoilt = f"{not_numbers} values are not numbers and are shown as 0: do not trust this output, it has no score"
     return (
         {

@@ -415,7 +415,7 @@ def _numbers(view: View, made: Generation) -> str:
     if made.latency_comparable:
         took = (words.seconds(made.latency.total), "s")
         latency = _stat("Latency", "latency", took, words.factor(speedup) if speedup else "")
-        stages = f'<p class="tf-stages" title="{words.WHY["stages"]}">{words.stages(made.latency)}</p>'
+        stages = f'<p class="tf-stages" title="{words.WHY["stages"]}">{words.stages(made)}</p>'
     else:
         run = "previews" if view.asked.previews else "shared" if made.at_once else "compiled"
         why = "streamed" if made.is_streamed else run
@@ -858,7 +858,7 @@ def _layers(made: Generation) -> str:
 
 
 def _measured(made: Generation, asked: CompareRequest) -> str:
-    said = f"{words.seconds(made.latency.total)} s ({words.stages(made.latency)})"
+    said = f"{words.seconds(made.latency.total)} s ({words.stages(made)})"
     return said if made.latency_comparable else f"{said}, {words.no_latency(made, asked)}"
 
 

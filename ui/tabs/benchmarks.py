@@ -1,8 +1,8 @@
 """The Benchmarks tab: an answer a model, one chart and one table of all figures with each source named, and every run.
 
-Reads assets/reference/b200.json and the files that `python -m engine bench` writes, and makes HTML of them; of the
-engine it knows what belongs together in such a file (engine/benchmark/plots.py) and over all of them (overview.py). GB
-are 1e9 bytes, latencies seconds.
+Reads assets/reference/b200.json and the files that `python -m engine bench` and `reproduce` write, and makes HTML of
+them; of the engine it knows what belongs together in such a file (engine/benchmark/plots.py) and over all of them
+(overview.py). GB are 1e9 bytes, latencies seconds.
 """
 
 from __future__ import annotations
@@ -192,9 +192,9 @@ def _read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     unreadable: list[str] = []
     for file in sorted(folder.glob("*.json")):
         with _told(file, unreadable):
-            found = methods.read(file)
-            overview.figures([found], reference.read())  # all that is needed of it is there
-            read.append(found | {"file": file})
+            found = methods.read_all(file)
+            overview.figures(found, reference.read())  # all that is needed of it is there
+            read += [result | {"file": file} for result in found]
     return sorted(read, key=lambda found: str(found["date"]), reverse=True), unreadable
 
 

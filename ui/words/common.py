@@ -10,7 +10,7 @@ from engine import catalog
 from engine.columns import POST, Column
 from engine.formats import FORMATS, LABELS, QUANTIZED, REFERENCE
 from engine.request import CompareRequest
-from engine.results import Generation, Latency
+from engine.results import Generation
 
 
 def listed(names: Iterable[str]) -> str:
@@ -105,6 +105,7 @@ NOT_COMPARABLE = "emulated, not comparable"
 NOT_TIMED, NOT_TIMED_SHORT = "not timed: previews were drawn", "not timed"
 SHARED_DEVICE = "not timed: it shared its device"
 STREAMED = "not timed: it was streamed"
+SHARED_CARD = "shared card, not to quote"
 COMPILED = "not timed: something was compiled meanwhile"
 STARTING = "Starting"
 BUSY = "A comparison is already running: wait for it, or press Stop."
@@ -150,10 +151,12 @@ def seconds(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def stages(latency: Latency) -> str:
-    """A latency by stage: "text 0.02 · denoise 1.94 · decode 0.14 s"."""
+def stages(generation: Generation) -> str:
+    """A latency by stage, and what to know of it: "text 0.02 · denoise 1.94 · decode 0.14 s"."""
+    latency = generation.latency
     parts = (("text", latency.text), ("denoise", latency.denoise), ("decode", latency.decode))
-    return " · ".join(f"{name} {seconds(value)}" for name, value in parts) + " s"
+    said = " · ".join(f"{name} {seconds(value)}" for name, value in parts) + " s"
+    return f"{said} · {SHARED_CARD}" if generation.shared_card else said
 
 
 def size(gigabytes: float) -> tuple[str, str]:

@@ -21,6 +21,7 @@ PREVIEWED = "This run showed previews, so nothing in it was timed."
 WITHOUT_REFERENCE = "There is no bf16 to compare with, so no LPIPS, no saving and no speedup."
 NO_RULER = "its scale has not been measured"
 QUOTED_HERE = "With these settings the post measured"
+ON_SHARED_CARD = "Others used the card too, so these latencies are not to quote."
 MINIATURE = "Made by a miniature: a full-size model can lose more or less."
 WITHIN_NOISE = "within bf16's own noise"
 SEEN = {"alike": "hard to tell from bf16 in blind tests", "apart": "different to the eye in blind tests"}
@@ -92,6 +93,7 @@ def verdicts(comparison: Comparison, seen: Seen = NOBODY) -> list[tuple[float | 
     further += [MINIATURE] if catalog.model(comparison.request.model).bundled else []
     further += _streamed(comparison)
     further += [PREVIEWED] if comparison.request.previews else []
+    further += [ON_SHARED_CARD] if any(g.shared_card and g.latency_comparable for g in comparison.results) else []
     return said + [(None, sentence) for sentence in (*further, *_at_once(comparison))]
 
 

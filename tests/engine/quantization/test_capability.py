@@ -14,6 +14,7 @@ from torchao.prototype.mx_formats.utils import from_blocked
 from torchao.quantization import Float8Tensor
 from torchao.quantization.quantize_.common import KernelPreference
 
+from engine.compiler.compilation import EAGER, GRAPHS, mode
 from engine.errors import UnsupportedError
 from engine.formats import PRECISIONS
 from engine.machine import nvidia_driver, unusable_gpu
@@ -125,6 +126,19 @@ def test_without_triton_a_gpu_says_that_nothing_is_compiled(monkeypatch, modules
         assert (machine.no_compile, machine.note) == ("", "")
     else:
         assert words in machine.no_compile and machine.no_compile in machine.note
+
+
+@pytest.mark.parametrize("lent", [True, False])
+def test_a_card_that_is_lent_is_shared_and_nothing_is_compiled_on_it(monkeypatch, lent):
+    pytest.importorskip("triton", reason="Triton is for Linux only")
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true" if lent else "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (12, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA RTX PRO 6000 Blackwell Server Edition")
+    machine = detect("cuda")
+    assert machine.shared == lent and bool(machine.no_compile) == lent
+    assert machine.note == (f"{capability.SHARED_CARD} Nothing is compiled: {capability.LENT}." if lent else "")
+    assert mode(1, support("nvfp4", machine), torch.device("cuda")) == (EAGER if lent else GRAPHS)
 
 
 def proc(tmp_path, version):

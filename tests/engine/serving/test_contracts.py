@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from engine.runtime.device import Device
-from engine.serving import contracts, worker
+from engine.serving import contracts, lent, worker
+from engine.serving.lent import Lent
 from engine.serving.process import Process
 from tests.support import fake_engine
 
@@ -30,6 +31,8 @@ def positions(function: object) -> int:
     [
         (contracts.Device, Device),
         (contracts.Device, Process),
+        (contracts.Device, Lent),
+        (lent.Placing, Device),
         (contracts.Worker, worker.Worker),
         (contracts.Worker, fake_engine.FakeWorker),
         (contracts.Job, worker.Job),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from engine.request import CompareRequest
+from engine.results import Comparison
 from tests.support.fake_engine import BLACKWELL, RULER
 from tests.support.page import (
     PROMPT,
@@ -44,6 +45,18 @@ def test_only_a_miniature_is_called_one(tmp_path):
     large = replace(made, request=CompareRequest.create(PROMPT, model="flux.1-dev"))
     assert words.verdict.MINIATURE in words.verdict.verdict(made)
     assert words.verdict.MINIATURE not in words.verdict.verdict(large)
+
+
+def test_a_shared_cards_latencies_are_not_to_quote(tmp_path):
+    made = comparison(tmp_path, BLACKWELL, precisions=["nvfp4"])
+    shared = replace(made, results=tuple(replace(g, shared_card=True) for g in made.results))
+    assert words.verdict.ON_SHARED_CARD in words.verdict.verdict(shared)
+    assert words.verdict.ON_SHARED_CARD not in words.verdict.verdict(made)
+    for one, other in zip(made.results, shared.results, strict=True):
+        assert words.stages(other) == f"{words.stages(one)} · shared card, not to quote"
+    again = Comparison.from_json(shared.to_json())
+    assert all(g.shared_card for g in again.results)
+    assert not any(g.shared_card for g in Comparison.from_json(made.to_json()).results)
 
 
 @pytest.mark.parametrize(
