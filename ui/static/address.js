@@ -82,7 +82,7 @@ const say = (made, fresh) => {
 
 /* The address */
 
-let settled = false; // whether the address is that of something finished, which Back is to bring back
+let settled = !location.search; // whether the address is that of something finished, which Back is to bring back
 
 const wanted = (made, fresh) => {
   const exact = fresh && made.request.recipe === form.recipe
