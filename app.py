@@ -67,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
     command_line.check_app(args)
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    if args.lora:
+        args.models = (command_line.with_loras(args, args.models[0]),)
+        args.preload = args.models if args.preload else ()
     if args.rehearse:
         return rehearse.run(args)
     grace: dict[int, float] = {signal.SIGINT: 0.0, signal.SIGTERM: positive(os.environ, "TWINFRAME_GRACE", 20.0)}

@@ -27,7 +27,7 @@ from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.leaving import leave
 from engine.request import CompareRequest
 from engine.results import Comparison, Metrics
-from engine.serving.command_line import Parser, add_engine, add_source
+from engine.serving.command_line import Parser, add_engine, add_source, with_loras
 from engine.weights import torchao_layout
 from engine.weights.source import Source
 
@@ -619,6 +619,8 @@ def _run() -> int | None:
     args = _parser().parse_args()
     if hasattr(args, "precision"):
         args.precision = _with_folders(args.precision)
+    if getattr(args, "lora", None):
+        args.model = with_loras(args, args.model)
     with _tentative(args):
         return args.run(args)
 

@@ -2,7 +2,8 @@
 
 Knows nothing of devices or weights in memory. What differs between pipeline classes (the name of the guidance
 argument, fixed arguments of the call, the tokenizer that counts) is data of the spec, so adding a model of a known
-class is one entry in `MODELS`.
+class is one entry in `MODELS`. A process may be given further ones when it starts (`give`): those of the command line's
+`--lora`.
 """
 
 from __future__ import annotations
@@ -86,6 +87,41 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora:
+    """A low-rank adapter that is fused into a model's bf16 denoiser; engine/weights/lora.py finds it."""
+
+    name: str
+    """Short, as the model's id has it."""
+    scale: float
+    """What its product is multiplied with, besides what its file says."""
+    file: Path
+    """On this machine."""
+    path: str
+    """The file's name, in its repository where it has one."""
+    repository: str = ""
+    """Its id on the hub; empty for a file that was given."""
+    revision: str = ""
+    """Commit on the hub."""
+    digest: str
+    """SHA-256 of the file."""
+
+    @property
+    def source(self) -> str:
+        """Where it is from: the file's name, with its repository and revision where it has them."""
+        return f"{self.repository}@{self.revision}/{self.path}" if self.repository else self.path
+
+    @property
+    def written(self) -> str:
+        """In a model's id."""
+        return self.name if self.scale == 1 else f"{self.name}:{self.scale:g}"
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """As a file that was made with it says."""
+        return {"name": self.name, "scale": self.scale, "source": self.source, "sha256": self.digest}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """One model that can be compared."""
 
@@ -138,6 +174,31 @@ class ModelSpec:
     call: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Further fixed keyword arguments of the pipeline call; `max_sequence_length`, in tokens, is always among them."""
     examples: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
+    """Fused into its denoiser, one after the other, before anything is quantized."""
+    base: str = ""
+    """Id of the model that it is with LoRAs; empty for any other."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process (engine/serving/process.py): what cannot be changed cannot be sent either."""
+        return {name: dict(kept) if isinstance(kept, Mapping) else kept for name, kept in vars(self).items()}
+
+    def with_loras(self, loras: tuple[Lora, ...]) -> ModelSpec:
+        """The model with these LoRAs, as a model of its own."""
+        said = " and ".join(lora.name if lora.scale == 1 else f"{lora.name} at {lora.scale:g}" for lora in loras)
+        return replace(
+            self,
+            id="+".join([self.id, *(lora.written for lora in loras)]),
+            name=f"{self.name} with {said}",
+            summary=f"{self.summary} With LoRA: {said}, fused in bf16 before quantizing.",
+            loras=loras,
+            base=self.id,
+        )
+
+    @property
+    def stored_as(self) -> str:
+        """Name of its folder among other checkpoints' folders."""
+        return self.base or self.id
 
     @property
     def folder(self) -> Path:
@@ -437,12 +498,23 @@ LTX_2 = ModelSpec(
     ),
 )
 
-MODELS: Mapping[str, ModelSpec] = MappingProxyType(
-    {spec.id: spec for spec in (MINI_FLUX, MINI_QWEN, MINI_LTX2, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
-)
+_models = {spec.id: spec for spec in (MINI_FLUX, MINI_QWEN, MINI_LTX2, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
+MODELS: Mapping[str, ModelSpec] = MappingProxyType(_models)
+"""What there is, and what this process was given."""
 DEFAULT = MINI_FLUX.id
 """What is asked for where no model is named: bundled, and small enough for any machine."""
 BUNDLED = tuple(spec.id for spec in MODELS.values() if spec.bundled)
+_given: dict[str, ModelSpec] = {}
+
+
+def give(spec: ModelSpec) -> None:
+    """Have a further model from now on; one of the same id gives way."""
+    _given[spec.id] = _models[spec.id] = spec
+
+
+def given() -> tuple[ModelSpec, ...]:
+    """The further ones."""
+    return tuple(_given.values())
 
 
 def model(model_id: object) -> ModelSpec:
@@ -453,4 +525,5 @@ def model(model_id: object) -> ModelSpec:
     """
     if isinstance(model_id, str) and model_id in MODELS:
         return MODELS[model_id]
-    raise RequestError(f"There is no model {model_id!r}: choose one of {', '.join(MODELS)}.")
+    hint = "; one with a LoRA is there where it was started with --lora" if "+" in str(model_id) else ""
+    raise RequestError(f"There is no model {model_id!r}: choose one of {', '.join(MODELS)}{hint}.")

@@ -77,6 +77,8 @@ def write(
     """
     if column.format == REFERENCE:
         raise RequestError(f"{REFERENCE} is not quantized: give --column a format, such as {NVFP4.id}.")
+    if not column.adapted:
+        raise RequestError("A checkpoint without the LoRA is that of the model alone: leave out --lora.")
     recipe = recipes.recipe(spec.family, column.recipe)
     if recipe.held is not None:
         raise RequestError(f"{column.recipe} is stored quantized already: give --column a recipe.")

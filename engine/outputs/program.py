@@ -12,7 +12,7 @@ from collections.abc import Collection
 from typing import Any
 
 from engine import catalog
-from engine.catalog import ModelSpec
+from engine.catalog import Lora, ModelSpec
 from engine.columns import Column
 from engine.formats import FORMATS, FP8, INT8, MXFP8, NVFP4, REFERENCE
 from engine.quantization import recipes
@@ -93,9 +93,9 @@ def code(request: CompareRequest, column: str, execution: str) -> str:
     Raises:
         RequestError: the model has no such recipe.
     """
-    spec = catalog.model(request.model)
     asked = request.column(column)
-    precision, recipe = asked.format, recipes.recipe(spec.family, asked.recipe or request.recipe)
+    spec = asked.weights(catalog.model(request.model))
+    precision, recipe = asked.format, recipes.recipe(spec.family, asked.rules or request.recipe)
     blocks = [_head(spec, asked, execution, recipe), _load(spec, recipe)]
     if precision != REFERENCE and recipe.held is None:
         blocks += [chooser(recipe, precision), _quantize(precision, _others(recipe, precision))]
@@ -145,6 +145,7 @@ def _head(spec: ModelSpec, column: Column, execution: str, recipe: recipes.Recip
     precision = column.format
     own = dict.fromkeys(line for name in (precision, *_others(recipe, precision)) for line in _IMPORTS.get(name, ()))
     needs = ["torch", "diffusers", "transformers", *(["torchao"] if own or recipe.held else [])]
+    needs += ["peft"] if spec.loras else []
     own = {} if recipe.held else own
     said = [f"# {spec.name} in {column.written(spec.recipes[0])}, as Twinframe runs it. Needs {', '.join(needs)}."]
     if execution != "native" and FORMATS[precision].hardware:
@@ -215,11 +216,22 @@ def _load(spec: ModelSpec, recipe: recipes.Recipe) -> str:
         f"    model, {options}",
         ").to(device)",
     ]
+    if spec.loras and recipe.held is None:
+        lines += [_fused(lora) for lora in spec.loras]
+        names, scales = ([getattr(lora, of) for lora in spec.loras] for of in ("name", "scale"))
+        lines += [f"pipe.set_adapters({names!r}, {scales!r})", "pipe.fuse_lora()", "pipe.unload_lora_weights()"]
     if json.loads((spec.folder / "model_index.json").read_text())["vae"][1] == "AutoencoderKL":
         lines += ['if device == "cpu":', "    pipe.vae.to(memory_format=torch.channels_last)"]
     if spec.vae_tiling:
         lines.append("pipe.vae.enable_tiling()")
     return "\n".join(lines)
+
+
+def _fused(lora: Lora) -> str:
+    source, note = (lora.repository, "") if lora.repository else (".", "  # the LoRA's file, in this folder")
+    revision = f', revision="{lora.revision}"' if lora.revision else ""
+    named = f'"{source}", weight_name="{lora.path}", adapter_name="{lora.name}"{revision}'
+    return f"pipe.load_lora_weights(\n    {named}{note}\n)"
 
 
 def _quantize(precision: str, others: list[str]) -> str:

@@ -284,6 +284,15 @@ def tuned_recipe(family: str, found: TunedRecipe) -> Recipe:
     return replace(RECIPES[family, found.base], id=found.id, summary=found.summary, tunings=found.tunings)
 
 
+def uncalibrated(found: Recipe) -> Recipe:
+    """A recipe for other weights than those that its files were calibrated for."""
+    tunings = {
+        name: replace(tuning, calibrated=(), searched=tuning.searched or bool(tuning.calibrated))
+        for name, tuning in found.tunings.items()
+    }
+    return replace(found, tunings=MappingProxyType(tunings))
+
+
 def stored_recipe(held: Quantized) -> Recipe:
     """What a quantized checkpoint's layers are.
 
@@ -438,12 +447,16 @@ def plan(transformer: nn.Module, recipe: Recipe, precision: str) -> Plan:
 
 
 def plan_of(transformer: nn.Module, spec: ModelSpec, column: Column) -> Plan:
-    """The plan of a model's column; of the reference's layers none is quantized.
+    """The plan of a model's column; of the reference's layers none is quantized. Weights that a LoRA has changed are
+    not those that a recipe's calibrated weights were made of: their block scales are searched instead.
 
     Raises:
         RequestError, LoadError: as `recipe` and `plan`.
     """
-    return plan(transformer, recipe(spec.family, column.recipe or spec.recipes[0]), column.format)
+    rules = recipe(spec.family, column.rules or spec.recipes[0])
+    if spec.loras and column.adapted and rules.held is None:
+        rules = uncalibrated(rules)
+    return plan(transformer, rules, column.format)
 
 
 def _check_names(tuning: Tuning, linears: Set[str], kind: str) -> None:

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from engine import events
 from engine.catalog import ModelSpec
-from engine.columns import Column
+from engine.columns import EXACT, Column
 from engine.compiler import compilation
 from engine.errors import UnsupportedError
 from engine.events import Tell
@@ -24,7 +24,7 @@ from engine.quantization.remedies import WeightOnlySteps
 from engine.request import CompareRequest
 from engine.results import LayerCounts
 from engine.runtime import timing
-from engine.weights import host_memory, loading, residency, schedulers
+from engine.weights import fusing, host_memory, loading, residency, schedulers
 
 OTHER_WEIGHTS = (
     "It was quantized from other bf16 weights than the reference's, so what differs is not quantization's alone."
@@ -140,7 +140,9 @@ class Holdings:
     def _load(self, spec: ModelSpec, column: Column, tell: Tell) -> Rendition:
         if self.support[column.format].execution == "unavailable":
             raise UnsupportedError(self.support[column.format].reason)
-        plan = recipes.plan_of(loading.empty_transformer(spec), spec, column)
+        empty = loading.empty_transformer(spec)
+        fusing.check(spec, empty)
+        plan = recipes.plan_of(empty, spec, column)
         key, gigabytes = key_of(spec, column), plan.quantized_bytes / timing.GB
         residency.require(spec, column.format, gigabytes, self.device)
         self.make_room(spec, key, gigabytes)
@@ -151,10 +153,10 @@ class Holdings:
             tell(events.Downloading(spec.name, done, total))
 
         shared = self.shared(spec, told)
-        support = self._support_of(plan)
-        transformer = stored.denoiser(spec, plan, self.support[column.format], self.device, self.source, told)
+        support, adapted = self._support_of(plan), column.weights(spec)
+        transformer = stored.denoiser(adapted, plan, self.support[column.format], self.device, self.source, told)
         held = plan.recipe.held
-        if held is not None and held.source not in ("", loading.fingerprint(spec, self.source)):
+        if held is not None and held.source not in ("", loading.fingerprint(adapted, self.source)):
             support = replace(support, reason=f"{support.reason} {OTHER_WEIGHTS}")
         pipeline = loading.assemble(spec, shared, transformer)
         gigabytes = timing.weight_bytes(transformer) / timing.GB
@@ -325,7 +327,7 @@ def key_of(spec: ModelSpec, column: Column) -> residency.Key:
 
 def _called(spec: ModelSpec, column: Column) -> str:
     """A denoiser in words, while it is loaded."""
-    return spec.name if column.format == REFERENCE else f"{spec.name} in {column.written(spec.recipes[0])}"
+    return spec.name if column == EXACT else f"{spec.name} in {column.written(spec.recipes[0])}"
 
 
 def _part_name(key: residency.Key) -> str:

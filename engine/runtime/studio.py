@@ -185,7 +185,7 @@ class Studio(Holdings):
                 spec,
                 request,
                 machine=self.machine,
-                weights=loading.described(spec, self.source),
+                weights=loading.described(rendition.column.weights(spec), self.source),
                 residency=self.where(key_of(spec, rendition.column)),
                 warm=warm,
                 done=done,
@@ -220,7 +220,8 @@ class Studio(Holdings):
         Raises:
             OutputError: they cannot be written.
         """
-        asked = request.to_json() | {"recipe": column.recipe or request.recipe}
+        asked = request.to_json() | {"recipe": column.rules or request.recipe}
+        loras = column.weights(spec).loras
         del asked["precisions"], asked["previews"]  # a picture's bytes must not depend on what else was asked for
         recipe = {
             "request": asked,
@@ -229,6 +230,7 @@ class Studio(Holdings):
             "device": self.machine.name,
             "versions": versions(),
             "model_licence": spec.licence,
+            **({"loras": [lora.provenance for lora in loras]} if loras else {}),
             **further,
         }
         inside = [recipe | {"picture": i, "seed": seed_of(request.seed, i)} for i in range(len(made.pixels))]

@@ -51,8 +51,15 @@ def devices(text: str) -> str | None:
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    """Where to run, and the arguments of `add_source`."""
+    """Where to run, and the arguments of `add_source` and of `with_loras`."""
     add_source(parser)
+    parser.add_argument(
+        "--lora",
+        nargs="+",
+        default=[],
+        metavar="FILE_OR_REPO[:SCALE]",
+        help="fuse these into the model before anything is quantized; nvfp4+no-lora is a column without them",
+    )
     parser.add_argument(
         "--device",
         "--devices",
@@ -74,6 +81,17 @@ def named_folder(text: str) -> tuple[str, Path]:
     if not (name and equals and folder):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR, as in mine=out/nvfp4")
     return name, Path(folder)
+
+
+def with_loras(args: argparse.Namespace, model: str) -> str:
+    """The model's id, or that of the model with the LoRAs that were asked for.
+
+    Raises:
+        RequestError, LoadError: there is no such model, or one is no LoRA.
+    """
+    from engine.weights import lora  # late: it imports the hub's library, which looks at once whether it is offline
+
+    return lora.given(args.lora, model, args.offline) if args.lora else model
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -106,6 +124,8 @@ def check_app(args: argparse.Namespace) -> None:
     for name in args.preload:
         if name not in args.models:
             raise RequestError(f"--preload {name} is not among --models {','.join(args.models)}.")
+    if args.lora and len(args.models) != 1:
+        raise RequestError("--lora is for one model: name it alone with --models.")
     if args.mcp and importlib.util.find_spec("mcp") is None:
         raise RequestError('--mcp needs a package that is missing: run pip install "gradio[mcp]" and start again.')
     if args.mcp and os.environ.get("TWINFRAME_AUTH"):

@@ -18,6 +18,7 @@ import huggingface_hub
 from huggingface_hub import DryRunFileInfo, constants
 from huggingface_hub.errors import (
     DryRunError,
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HTTPError,
@@ -80,6 +81,64 @@ def download(spec: ModelSpec, patterns: list[str], told: Callable[[int, int], No
                 "retry, what is there already is kept."
             ) from error
         raise
+
+
+def lora(
+    repository: str, revision: str | None, name: str | None, usual: tuple[str, ...], offline: bool
+) -> tuple[Path, str, str]:
+    """A LoRA's file, fetched if need be, the commit that it is from, and its name in the repository.
+
+    Args:
+        revision: a branch, tag or commit; None for the main branch.
+        name: of the file in the repository; None for one of the `usual` names, or the only safetensors file.
+
+    Raises:
+        LoadError: it cannot be had, or there are several, in one sentence.
+    """
+    local = offline or constants.HF_HUB_OFFLINE
+    try:
+        if name is None:
+            names = _lora_names(repository, revision, local)
+            chosen = [one for one in names if one in usual] or names
+            if len(chosen) != 1:
+                found = f"holds several, {', '.join(chosen[:3])}" if chosen else "holds no safetensors file"
+                raise LoadError(
+                    f"The repository {repository} {found}: name one as --lora {repository}/FILE.safetensors."
+                )
+            name = chosen[0]
+        file = Path(huggingface_hub.hf_hub_download(repository, name, revision=revision, local_files_only=local))
+    except GatedRepoError as error:
+        raise LoadError(
+            f"The LoRA {repository} is gated: accept its licence at https://huggingface.co/{repository}, make an "
+            f"access token at {TOKENS} and set HF_TOKEN to it."
+        ) from error
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise LoadError(_no_lora(repository, local)) from error
+        raise LoadError(f"The repository {repository} has no file {name}: look at its page for the LoRA's.") from error
+    except HfHubHTTPError as error:
+        raise LoadError(
+            f"The hub gives no access to {repository} ({error.response.status_code}): give a LoRA's file, or a "
+            "repository as owner/name."
+        ) from error
+    except (HTTPError, OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
+        raise LoadError(_no_lora(repository, local)) from error
+    commit = file.parts[file.parts.index("snapshots") + 1] if "snapshots" in file.parts else revision or "main"
+    return file, commit, name
+
+
+def _lora_names(repository: str, revision: str | None, local: bool) -> list[str]:
+    if local:
+        folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
+        return sorted(str(file.relative_to(folder)) for file in folder.rglob("*.safetensors"))
+    files = huggingface_hub.list_repo_files(repository, revision=revision)
+    return sorted(file for file in files if file.endswith(".safetensors"))
+
+
+def _no_lora(repository: str, local: bool) -> str:
+    if local:
+        return f"There is no LoRA {repository} on this machine, and nothing may be fetched offline: give its file."
+    return f"The hub cannot be reached for the LoRA {repository}: check the connection, or give its file."
 
 
 def _missing_bytes(fetch: Callable[..., Any]) -> int:

@@ -26,13 +26,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.catalog import MODELS, ModelSpec
 from engine.errors import LoadError
-from engine.weights import checkpoint, cpu_products, hub, schedulers
+from engine.weights import checkpoint, cpu_products, fusing, hub, schedulers
 from engine.weights.checkpoint import Checkpoint, Component
 from engine.weights.fingerprint import of_folder
+from engine.weights.fusing import Place
 from engine.weights.source import BUNDLED_OR_HUB, Source
 
-Place = Callable[[str, nn.Module], None]
-"""Called with each submodule's fully qualified name and itself once its weights are on the device; may change it."""
 Told = Callable[[int, int], None]
 """Called with bytes downloaded and bytes in all."""
 Read = Callable[[str, Tensor], Tensor]
@@ -122,10 +121,10 @@ def load_transformer(
 
     Args:
         place: what to do with each module as soon as its weights are there. Quantizing here keeps the peak at the
-            quantized denoiser and one bf16 layer.
+            quantized denoiser and one bf16 layer. The model's LoRAs are fused before.
 
     Raises:
-        LoadError: the weights cannot be had, or a file of them is missing or cut short.
+        LoadError: the weights cannot be had, a file of them is missing or cut short, or a LoRA is not for this model.
     """
     chosen = _checkpoint(spec, source, told)
     folder = chosen.folder if chosen else spec.folder
@@ -136,6 +135,8 @@ def load_transformer(
         else:
             found = checkpoint.component(folder / "transformer", "diffusers", chosen.remedy)
             read = _reader(hollow, found, device, opened)
+        if spec.loras:
+            place = fusing.before(place, spec, hollow)
         transformer = _fill(hollow, device, read, place, stored=chosen is not None)
     return _to_be_called(transformer)
 
@@ -218,13 +219,14 @@ def described(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
     if source.random:
         return "random, in the real architecture: what is made means nothing, its cost does"
     chosen = _here(spec, source)
+    fused = "".join(f", with the LoRA {lora.source} at {lora.scale:g} fused in bf16" for lora in spec.loras)
     if chosen is not None and spec.bundled and chosen.folder == spec.folder:
-        return "the bundled checkpoint"
+        return f"the bundled checkpoint{fused}"
     stored = stored_as(spec, source)
     stored = f", stored in {stored} and run in bf16" if stored else ""
     if chosen is not None and source.folder is not None:
-        return f"the local folder {chosen.folder.name}{stored}"
-    return f"{spec.source} at revision {spec.revision}{stored}"
+        return f"the local folder {chosen.folder.name}{stored}{fused}"
+    return f"{spec.source} at revision {spec.revision}{stored}{fused}"
 
 
 def folder(spec: ModelSpec, source: Source = BUNDLED_OR_HUB, told: Told | None = None) -> Path:
@@ -254,14 +256,16 @@ def stored_as(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
 def fingerprint(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
     """What tells these weights from others: a figure kept for one checkpoint must not serve another.
 
-    Of a folder what `fingerprint.of_folder` says, configurations included; the revision on the hub; or "random".
+    Of a folder what `fingerprint.of_folder` says, configurations included; the revision on the hub; or "random". LoRAs
+    that are fused into them follow.
     """
+    fused = "".join(f", lora-{lora.written} {lora.digest[:8]}" for lora in spec.loras)
     if source.random:
-        return "random"
+        return f"random{fused}"
     chosen = _here(spec, source)
     if chosen is None or (not spec.bundled and source.folder is None):
-        return f"{spec.source}@{spec.revision}"
-    return of_folder(chosen.folder)
+        return f"{spec.source}@{spec.revision}{fused}"
+    return f"{of_folder(chosen.folder)}{fused}"
 
 
 def _checkpoint(spec: ModelSpec, source: Source, told: Told | None) -> Checkpoint | None:
@@ -284,7 +288,7 @@ def _checkpoint(spec: ModelSpec, source: Source, told: Told | None) -> Checkpoin
 def _here(spec: ModelSpec, source: Source) -> Checkpoint | None:
     """The model's folder on this machine, whole or not; None if it would have to be fetched."""
     if source.folder is not None:
-        own = source.folder / spec.id
+        own = source.folder / spec.stored_as
         if own.is_dir():
             return Checkpoint(folder=own, remedy=source.remedy)
         if _is_meant(spec, source, source.folder):

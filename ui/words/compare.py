@@ -10,7 +10,7 @@ from engine.formats import REFERENCE
 from engine.machine import FAULT, FINE, LIMIT, Support
 from engine.request import CompareRequest
 from engine.results import Generation
-from ui.words.common import NAMES, RECIPES, name, of_pair, thing
+from ui.words.common import NAMES, RECIPES, name, of_column, of_pair, thing
 from ui.words.prompt import can
 
 PROMPT_LABEL = "Prompt"
@@ -164,9 +164,9 @@ def machine(name: str, support: Mapping[str, Support]) -> str:
 
 def chip(column: Column, execution: str) -> str:
     """A column to be chosen: the format, with how it runs here, or where it is by a recipe of its own with that."""
-    if column.recipe:
+    if column.rules:
         return of_pair(column)
-    return NAMES[column.format] + (" · emulated" if execution == "emulated" else "")
+    return of_column(column) + (" · emulated" if execution == "emulated" else "")
 
 
 def unavailable(precision: str, reason: str) -> str:
