@@ -1,12 +1,12 @@
 """Every format, and every remedy alone and together, on prompts that nothing was chosen on: mean LPIPS from bf16.
 
-python -m assets.figures.remedies MODEL OUT [--device D] [--limit N]
-python -m assets.figures.remedies --table OUT
+python -m assets.figures.remedies MODEL OUT [--device D] [--limit N] [--share I/N]
+python -m assets.figures.remedies --join OUT SHARE...
 
 MODEL is a miniature with a tuned recipe. Its prompts are those that report in assets/quality/MODEL.json, and its
 calibrated weights those of its recipe file. A remedy is compared with the same format without it, prompt by prompt:
 the mean difference with its interval. OUT is written after every picture, and gone on with where it is for the same
-machine, versions and weights.
+machine, versions and weights. Several processes share the prompts of a model; what they found is joined.
 """
 
 from __future__ import annotations
@@ -77,11 +77,16 @@ def lanes(family: str) -> list[Lane]:
     return made + [Lane(NVFP4.id, label, Tuning(**said)) for label, said in remedies.items()]
 
 
-def measure(model: str, out: Path, device: str, limit: int) -> dict:
-    """Score what is not known yet, prompt after prompt, so that a run that is ended early has all lanes alike."""
+def measure(model: str, out: Path, device: str, limit: int, share: tuple[int, int] = (0, 1)) -> dict:
+    """Score what is not known yet, prompt after prompt, so that a run that is ended early has all lanes alike.
+
+    Args:
+        share: (i, n) takes every n-th prompt from the i-th on, counted from 0.
+    """
     spec = catalog.model(model)
     bench = Bench(spec, device, Source(), say=lambda text: print(text, file=sys.stderr))
-    prompts = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())["prompts"]["report"][:limit]
+    prompts = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())["prompts"]["report"]
+    prompts = prompts[:limit][share[0] :: share[1]]
     asked = bench.request(prompts[0])
     conditions = {
         "model": model,
@@ -116,6 +121,20 @@ def measure(model: str, out: Path, device: str, limit: int) -> dict:
     return found
 
 
+def join(shares: list[dict]) -> dict:
+    """What several processes found, as if one had; prompts that lack a lane are left out.
+
+    Raises:
+        ValueError: they were not measured alike.
+    """
+    first, *rest = shares
+    if any({**share, "lpips": None} != {**first, "lpips": None} for share in rest):
+        raise ValueError("These were not measured on the same machine with the same versions, weights and settings.")
+    lanes = {name: {p: v for share in shares for p, v in share["lpips"][name].items()} for name in first["lpips"]}
+    whole = set.intersection(*(set(known) for known in lanes.values()))
+    return first | {"lpips": {name: {p: v for p, v in known.items() if p in whole} for name, known in lanes.items()}}
+
+
 def other_seed(bench: Bench, prompt: str) -> float:
     """The ceiling: bf16 with the next seed, from bf16."""
     made = bench.make(bench.exact, prompt, seed=bench.request(prompt).seed + 1)
@@ -148,15 +167,19 @@ def table(found: Mapping) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("out", type=Path)
     parser.add_argument("--device", default=None)
     parser.add_argument("--limit", type=int, default=64)
-    parser.add_argument("--table", action="store_true")
-    args = parser.parse_args(["-", *sys.argv[1:]] if sys.argv[1:2] == ["--table"] else None)
-    if args.table:
-        print(table(json.loads(args.out.read_text())))
-        return
-    print(table(measure(args.model, args.out, args.device or capability.default_device(), args.limit)))
+    parser.add_argument("--share", default="0/1")
+    if sys.argv[1:2] == ["--join"]:
+        out, *shares = map(Path, sys.argv[2:])
+        found = join([json.loads(share.read_text()) for share in shares])
+        write_whole(out, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    else:
+        args = parser.parse_args()
+        share = int(args.share.partition("/")[0]), int(args.share.partition("/")[2])
+        found = measure(args.model, args.out, args.device or capability.default_device(), args.limit, share)
+    print(table(found))
 
 
 if __name__ == "__main__":
