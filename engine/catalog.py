@@ -3,7 +3,7 @@
 Knows nothing of devices or weights in memory. What differs between pipeline classes (the name of the guidance
 argument, fixed arguments of the call, the tokenizer that counts) is data of the spec, so adding a model of a known
 class is one entry in `MODELS`. A process may be given further ones when it starts (`give`): those of the command line's
-`--lora`.
+`--lora`, and checkpoints of somebody's own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 from engine.errors import RequestError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
+UNKNOWN = "unknown"
+"""Family of a denoiser of a class that no recipe was written for, in a pipeline of a known kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +180,10 @@ class ModelSpec:
     """Fused into its denoiser, one after the other, before anything is quantized."""
     base: str = ""
     """Id of the model that it is with LoRAs; empty for any other."""
+    like: str = ""
+    """Id of the model of whose kind a checkpoint of somebody's own is (engine/weights/own.py); empty for ours."""
+    place: Path | None = None
+    """Folder of such a checkpoint, if it was given by that."""
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process (engine/serving/process.py): what cannot be changed cannot be sent either."""
@@ -196,6 +202,11 @@ class ModelSpec:
         )
 
     @property
+    def retrained(self) -> bool:
+        """Its weights need not be those that the recipes of its family were calibrated for."""
+        return bool(self.loras or self.like)
+
+    @property
     def stored_as(self) -> str:
         """Name of its folder among other checkpoints' folders."""
         return self.base or self.id
@@ -203,6 +214,8 @@ class ModelSpec:
     @property
     def folder(self) -> Path:
         """Where a bundled model lies with its weights, and any other with its configurations alone."""
+        if self.place is not None:
+            return self.place
         return ASSETS / self.source if self.bundled else ASSETS / "configs" / self.configs
 
     @property
@@ -218,8 +231,8 @@ class ModelSpec:
 
     @property
     def url(self) -> str:
-        """The model's page on the hub; for a bundled model its licence."""
-        return self.licence_url if self.bundled else f"https://huggingface.co/{self.source}"
+        """The model's page on the hub; for a bundled model, and one in a folder, its licence."""
+        return self.licence_url if self.bundled or self.place is not None else f"https://huggingface.co/{self.source}"
 
 
 MINI_FLUX = ModelSpec(

@@ -17,7 +17,7 @@ results safety vocabulary benchmark benchmark.methods benchmark.overview benchma
 metrics.statistics outputs outputs.blind outputs.pool outputs.recordings quality quality.prompts quality.report
 quantization quantization.recipe_files quantization.roles runtime serving serving.admission serving.contracts
 serving.command_line serving.doctor serving.process serving.rehearse serving.telemetry serving.worker weights
-weights.checkpoint weights.fingerprint weights.hub weights.lora weights.source weights.torchao_layout
+weights.checkpoint weights.fingerprint weights.hub weights.lora weights.own weights.source weights.torchao_layout
 """
 """Modules of engine/ that may be imported where torch must not be."""
 WITHOUT = {f"engine.{name}" for name in TORCH_FREE.split()}

@@ -214,7 +214,7 @@ def _notes(plan: Plan) -> Iterator[str]:
 
 def _card(spec: ModelSpec, plan: Plan, said: Mapping[str, Any], notes: tuple[str, ...]) -> str:
     form, counts = FORMATS[plan.precision], plan.counts
-    base = "" if spec.bundled else f"base_model: {spec.source}\n"
+    base = "" if spec.bundled or spec.place is not None else f"base_model: {spec.source}\n"
     used = ", ".join(f"{name} {version}" for name, version in said["versions"].items() if name != "twinframe")
     needs = f"It runs on {form.hardware}." if form.hardware else ""
     if plan.precision == NVFP4.id:

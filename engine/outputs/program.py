@@ -191,7 +191,10 @@ def _denoiser(spec: ModelSpec) -> str:
 
 
 def _load(spec: ModelSpec, recipe: recipes.Recipe) -> str:
-    if spec.bundled:
+    if spec.place is not None:
+        source, where = f'"{spec.place.name}"', "  # the checkpoint's folder, beside this program"
+        options = "torch_dtype=torch.bfloat16, local_files_only=True"
+    elif spec.bundled:
         source = f'"assets/{spec.source}"'
         where = "  # in a copy of Twinframe's repository"
         options = "torch_dtype=torch.bfloat16, local_files_only=True"

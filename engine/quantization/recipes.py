@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from engine import quantized
-from engine.catalog import ModelSpec
+from engine.catalog import UNKNOWN, ModelSpec
 from engine.columns import POST, Column, recipe_named
 from engine.errors import LoadError, RequestError, TwinframeError, UnsupportedError
 from engine.formats import FORMATS, NVFP4, REFERENCE
@@ -244,6 +244,17 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
         _strict(_LTX2_SKIPS, _LTX2_ROWS),
         _FULL,
     ),
+    UNKNOWN: (
+        Recipe(
+            id="strict",
+            summary="For a class that no recipe was written for: nothing narrower than 1024; embedders, norms and "
+            "modulations, which multiply a row a picture, and the first and last layer stay bf16 by their names.",
+            min_features=NARROWEST,
+            skip_containing=("embed", "norm", "modulation", "_mod.", "time_", "guidance", "final_layer"),
+            skip_exact=("proj_in", "proj_out", "x_in", "img_in", "txt_in"),
+        ),
+        _FULL,
+    ),
 }
 RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
     {(family, recipe.id): recipe for family, recipes in _FAMILIES.items() for recipe in recipes}
@@ -447,14 +458,14 @@ def plan(transformer: nn.Module, recipe: Recipe, precision: str) -> Plan:
 
 
 def plan_of(transformer: nn.Module, spec: ModelSpec, column: Column) -> Plan:
-    """The plan of a model's column; of the reference's layers none is quantized. Weights that a LoRA has changed are
-    not those that a recipe's calibrated weights were made of: their block scales are searched instead.
+    """The plan of a model's column; of the reference's layers none is quantized. Weights of somebody's own, or with a
+    LoRA, are not those that a recipe's calibrated weights were made of: their block scales are searched instead.
 
     Raises:
         RequestError, LoadError: as `recipe` and `plan`.
     """
     rules = recipe(spec.family, column.rules or spec.recipes[0])
-    if spec.loras and column.adapted and rules.held is None:
+    if column.weights(spec).retrained and rules.held is None:
         rules = uncalibrated(rules)
     return plan(transformer, rules, column.format)
 

@@ -83,6 +83,17 @@ def named_folder(text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
+def model(text: str, offline: bool) -> str:
+    """Id of a model of the catalog, or of a checkpoint of somebody's own, which the catalog has from now on.
+
+    Raises:
+        RequestError, LoadError: as `own.model`.
+    """
+    from engine.weights import own  # late, as below
+
+    return own.model(text, offline)
+
+
 def with_loras(args: argparse.Namespace, model: str) -> str:
     """The model's id, or that of the model with the LoRAs that were asked for.
 
@@ -111,6 +122,11 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="never fetch anything from the Hugging Face hub")
 
 
+def is_own(name: str) -> bool:
+    """Whether a model's name is that of a folder or of a repository on the hub."""
+    return name not in catalog.MODELS and ("/" in name or os.sep in name or Path(name).is_dir())
+
+
 def check_app(args: argparse.Namespace) -> None:
     """What can be wrong with app.py's arguments, before anything slow is started.
 
@@ -120,7 +136,8 @@ def check_app(args: argparse.Namespace) -> None:
     if not args.models:
         raise RequestError(f"--models names no model: choose from {', '.join(catalog.MODELS)}.")
     for name in args.models:
-        catalog.model(name)
+        if not is_own(name):
+            catalog.model(name)
     for name in args.preload:
         if name not in args.models:
             raise RequestError(f"--preload {name} is not among --models {','.join(args.models)}.")

@@ -31,6 +31,8 @@ from engine.catalog import ModelSpec
 from engine.errors import LoadError
 
 TOKENS = "https://huggingface.co/settings/tokens"
+DESCRIPTIONS = ["model_index.json", "*/config.json", "*/scheduler_config.json", "README.md"]
+"""Files that tell what a checkpoint is."""
 INSTEAD = "use --weights DIR with a copy of it, or --random-weights to measure without"
 
 
@@ -81,6 +83,52 @@ def download(spec: ModelSpec, patterns: list[str], told: Callable[[int, int], No
                 "retry, what is there already is kept."
             ) from error
         raise
+
+
+def described(repository: str, revision: str | None, offline: bool) -> tuple[Path, str]:
+    """What a repository's JSON files and card say, without weights, fetched if need be; and the commit it is from.
+
+    Args:
+        revision: a branch, tag or commit; None for the main branch.
+
+    Raises:
+        LoadError: they cannot be had, in one sentence.
+    """
+    local = offline or constants.HF_HUB_OFFLINE
+    page = f"https://huggingface.co/{repository}"
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=DESCRIPTIONS, local_files_only=local
+            )
+        )
+    except GatedRepoError as error:
+        steps = f"accept its licence at {page}, make an access token at {TOKENS} and set HF_TOKEN to it"
+        raise LoadError(f"{repository} is gated: {steps}.") from error
+    except HfHubHTTPError as error:
+        raise LoadError(
+            f"The hub gives no access to {page} ({error.response.status_code}): check the name, or give a folder."
+        ) from error
+    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
+        what = (
+            "is not on this machine and nothing may be fetched offline" if local else "cannot be fetched from the hub"
+        )
+        raise LoadError(f"{repository} {what}: give a folder with a checkpoint, or check the connection.") from error
+    return folder, folder.name
+
+
+def weight_bytes(repository: str, revision: str) -> dict[str, int]:
+    """Bytes of a repository's safetensors files by the folder they are in; nothing where the hub cannot be asked."""
+    try:
+        files = huggingface_hub.HfApi().model_info(repository, revision=revision, files_metadata=True).siblings or []
+    except (HTTPError, HfHubHTTPError, OfflineModeIsEnabled, ConnectionError, TimeoutError):
+        return {}
+    found: dict[str, int] = {}
+    for file in files:
+        part, _, name = file.rfilename.rpartition("/")
+        if name.endswith(".safetensors"):
+            found[part] = found.get(part, 0) + (file.size or 0)
+    return found
 
 
 def lora(

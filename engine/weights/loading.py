@@ -191,9 +191,14 @@ def transformer_class(spec: ModelSpec) -> type[ModelMixin]:
     """The diffusers class of the model's denoiser, as its checkpoint names it.
 
     Raises:
-        LoadError: the checkpoint's index is missing or damaged.
+        LoadError: the checkpoint's index is missing or damaged, or diffusers has no such class.
     """
-    return getattr(diffusers, checkpoint.parts(spec.folder)["transformer"][1])
+    kind = checkpoint.parts(spec.folder)["transformer"][1]
+    if not hasattr(diffusers, kind):
+        raise LoadError(
+            f"diffusers {diffusers.__version__} has no class {kind}, which {spec.name} needs: update diffusers."
+        )
+    return getattr(diffusers, kind)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -224,7 +229,7 @@ def described(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
         return f"the bundled checkpoint{fused}"
     stored = stored_as(spec, source)
     stored = f", stored in {stored} and run in bf16" if stored else ""
-    if chosen is not None and source.folder is not None:
+    if chosen is not None and (source.folder is not None or spec.place is not None):
         return f"the local folder {chosen.folder.name}{stored}{fused}"
     return f"{spec.source} at revision {spec.revision}{stored}{fused}"
 
@@ -263,7 +268,7 @@ def fingerprint(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
     if source.random:
         return f"random{fused}"
     chosen = _here(spec, source)
-    if chosen is None or (not spec.bundled and source.folder is None):
+    if chosen is None or (not spec.bundled and spec.place is None and source.folder is None):
         return f"{spec.source}@{spec.revision}{fused}"
     return f"{of_folder(chosen.folder)}{fused}"
 
@@ -293,6 +298,8 @@ def _here(spec: ModelSpec, source: Source) -> Checkpoint | None:
             return Checkpoint(folder=own, remedy=source.remedy)
         if _is_meant(spec, source, source.folder):
             return Checkpoint(folder=source.folder, remedy=source.remedy)
+    if spec.place is not None:
+        return Checkpoint(folder=spec.place, remedy=f"copy it into {spec.place} again")
     if spec.bundled:
         return Checkpoint(folder=spec.folder, remedy=checkpoint.RESTORE)
     folder = hub.cached(spec, _patterns(spec))
@@ -323,7 +330,7 @@ def _fetched(folder: Path) -> Checkpoint:
 def _patterns(spec: ModelSpec) -> list[str]:
     """Globs of the files that diffusers reads: a repository may hold the same weights in other layouts as well."""
     patterns = ["model_index.json"]
-    for part, (_, kind) in checkpoint.parts(spec.folder).items():
+    for part, (_, kind) in _needed(spec, spec.folder).items():
         patterns += [f"{part}/*"] if "Tokenizer" in kind else [f"{part}/*.json", f"{part}/*.safetensors"]
     return patterns
 
@@ -380,8 +387,8 @@ def _state(folder: Path) -> tuple[object, ...]:
 def _needed(spec: ModelSpec, folder: Path, remedy: str = checkpoint.RESTORE) -> dict[str, tuple[str, str]]:
     """The components that the model uses: name -> (library, class name). What a pipeline may have besides, such as the
     encoder of a picture that is given with the prompt, nothing here calls."""
-    its = checkpoint.parts(folder, remedy)
-    return {name: its[name] for name in checkpoint.parts(spec.folder)}
+    its, used = checkpoint.parts(folder, remedy), MODELS[spec.like].folder if spec.like else spec.folder
+    return {name: its[name] for name in checkpoint.parts(used)}
 
 
 def _check_tokenizer(folder: Path, remedy: str) -> None:
