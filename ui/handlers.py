@@ -566,9 +566,8 @@ def programs(worker: Worker, comparison: Comparison) -> dict[str, str]:
 def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the columns' chips have to be for a model, and the choice of further ones.
 
-    bf16 has no chip, because it always takes part. A format by the form's recipe has one, with the model's LoRAs and
-    without, bf16 without them too, and so has one that a recipe file was made for, a quantized checkpoint, and whatever
-    is chosen.
+    bf16 has no chip, because it always takes part, but without the model's LoRAs it has one. A format by the form's
+    recipe has one, and so has one that a recipe file was made for, a quantized checkpoint, and whatever is chosen.
 
     Args:
         chosen: columns; what this machine or the model does not have is left out.
@@ -588,11 +587,11 @@ def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tup
 
     def has_chip(written: str, column: Column) -> bool:
         made_for = column in stored or column.format in made.get(column.recipe, ())
-        return not column.rules or written in wanted or made_for
+        return column.format == REFERENCE or not column.recipe or written in wanted or made_for
 
     def further(written: str, column: Column) -> bool:
         # A file's recipe leaves other formats to the model's first, which those that name none can have.
-        return not has_chip(written, column) and column.recipe not in (spec.recipes[0], *made)
+        return not has_chip(written, column) and column.rules not in (spec.recipes[0], *made)
 
     return {"choices": choices(has_chip), "value": wanted}, {"choices": choices(further), "value": None}
 
