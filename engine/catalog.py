@@ -167,8 +167,13 @@ class ModelSpec:
     """The component whose tokens fill the prompt."""
     template_tokens: int = 0
     """Tokens of the pipeline's own prompt template, which do not count against `max_sequence_length`."""
+    chat: Mapping[str, Any] | None = None
+    """Further arguments of the tokenizer's chat template, into which the pipeline puts the prompt; None without one.
+    Unlike `template_tokens` its tokens count against `max_sequence_length`."""
     text_padded: bool = True
     """Prompts are padded to `max_sequence_length`; otherwise a prompt of another length is another shape."""
+    recordable: bool = True
+    """A step may be recorded as a CUDA graph: its denoiser does not wait for the GPU."""
     sound: bool = False
     """Its clips have a sound track."""
     vae_tiling: bool = False
@@ -512,11 +517,61 @@ LTX_2 = ModelSpec(
 )
 
 _models = {spec.id: spec for spec in (MINI_FLUX, MINI_QWEN, MINI_LTX2, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
+Z_IMAGE = ModelSpec(
+    id="z-image-turbo",
+    name="Z-Image-Turbo",
+    summary="A 6-billion-parameter single-stream transformer for pictures, distilled to eight steps without guidance.",
+    family="z-image",
+    pipeline="ZImagePipeline",
+    modality="image",
+    source="Tongyi-MAI/Z-Image-Turbo",
+    bundled=False,
+    configs="z-image-turbo",
+    # What a run allocates is FLUX.1's: the same VAE decodes a picture of the same size.
+    memory_gb=Memory(transformer=12.31, shared=8.21, run=4.6, host=8),
+    licence="Apache-2.0",
+    licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+    # As the example of diffusers' pipeline has it.
+    defaults=Settings(height=1024, width=1024, num_inference_steps=8, guidance_scale=0.0),
+    limits=replace(FLUX_LIMITS, guidance_scale=(0.0, 10.0)),  # by two passes above 1, for checkpoints before distilling
+    recipes=("post", "strict", "full"),
+    chat=MappingProxyType({"enable_thinking": True}),
+    text_padded=False,
+    recordable=False,  # it fills in its padding by a mask, for which the host waits
+    call=MappingProxyType({"negative_prompt": "", "max_sequence_length": 512}),
+    examples=(SIGN, *FLUX_DEV.examples[1:]),
+)
+
+FLUX2_KLEIN = ModelSpec(
+    id="flux.2-klein-4b",
+    name="FLUX.2 [klein] 4B",
+    summary="A 4-billion-parameter rectified-flow transformer for pictures, distilled to four steps without guidance.",
+    family="flux.2-klein",
+    pipeline="Flux2KleinPipeline",
+    modality="image",
+    source="black-forest-labs/FLUX.2-klein-4B",
+    bundled=False,
+    configs="flux.2-klein-4b",
+    memory_gb=Memory(transformer=7.75, shared=8.21, run=4.6, host=8),
+    licence="Apache-2.0",
+    licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+    defaults=Settings(height=1024, width=1024, num_inference_steps=4, guidance_scale=1.0),
+    limits=replace(FLUX_LIMITS, guidance_scale=(1.0, 1.0)),
+    recipes=("post", "strict", "full"),
+    chat=MappingProxyType({"enable_thinking": False}),
+    recordable=False,  # not until it was recorded on a GPU
+    call=MappingProxyType({"max_sequence_length": 512}),
+    examples=(SIGN, *FLUX_DEV.examples[1:]),
+)
+
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(_models)
 """What there is, and what this process was given."""
 DEFAULT = MINI_FLUX.id
 """What is asked for where no model is named: bundled, and small enough for any machine."""
 BUNDLED = tuple(spec.id for spec in MODELS.values() if spec.bundled)
+KINDS: Mapping[str, ModelSpec] = MappingProxyType({spec.id: spec for spec in (*_models.values(), Z_IMAGE, FLUX2_KLEIN)})
+"""What a checkpoint of somebody's own may be like. Those that are not among `MODELS` have no pinned commit: they are
+there once they are asked for by their id or repository, which is pinned to its commit then (engine/weights/own.py)."""
 _given: dict[str, ModelSpec] = {}
 
 

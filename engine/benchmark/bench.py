@@ -393,7 +393,7 @@ class _Bench:
             blocks = compilation.Blocks(pipeline.transformer, dynamic=None, options=POST_OPTIONS.get(name, {}))
             error = self.studio.machine.no_compile or (support.no_graph if graphs else "") or None
         else:
-            mode = compilation.mode(request.batch_size, support, self.device)
+            mode = compilation.mode(request.batch_size, support, self.device, self.spec.recordable)
             blocks = rendition.blocks
         modules = [m for m in pipeline.components.values() if isinstance(m, nn.Module)]
         return _Lane(

@@ -298,7 +298,7 @@ def _call(spec: ModelSpec, request: CompareRequest, switched: bool) -> str:
         spec.batch_argument: request.batch_size,
     }
     arguments = [
-        repr(request.prompt),
+        f"prompt={request.prompt!r}",
         *(f"{name}={value!r}" for name, value in further.items()),
         f'generator=[torch.Generator("cpu").manual_seed((seed + i) % 2**32) for i in range({request.batch_size})]',
         *(["callback_on_step_end=ended"] if switched else []),

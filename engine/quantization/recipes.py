@@ -134,6 +134,20 @@ _FLUX_ROWS = (
 )
 # The text stream, skipped by name, has as many rows as the prompt has tokens; guidance is a second call.
 _QWEN_ROWS = ((".attn.to_", _IMAGE), (".img_mlp.", _IMAGE))
+_FLUX2_SKIPS: Mapping[str, Any] = {
+    "skip_containing": ("embed", "modulation"),
+    "skip_exact": ("norm_out.linear", "proj_out"),
+}
+_FLUX2_ROWS = (
+    ("single_transformer_blocks.", _FLUX_TEXT + _IMAGE),
+    (".attn.add_", _FLUX_TEXT),
+    (".attn.to_add_out", _FLUX_TEXT),
+    (".ff_context.", _FLUX_TEXT),
+    ("transformer_blocks.", _IMAGE),
+)
+_Z_IMAGE_SKIPS: Mapping[str, Any] = {"skip_containing": ("embedder", "adaLN_modulation", "final_layer")}
+# Text and picture are one sequence in the layers; before them each is refined alone. Text is at most 512 tokens.
+_Z_IMAGE_ROWS = (("context_refiner.", 512), ("noise_refiner.", _IMAGE), ("layers.", _IMAGE))
 # 512 x 768 pixels, 121 frames: the VAE divides sides by 32 and time by 8; sound has 25 latents a second
 # (16,000 Hz, hops of 160, VAE 4 in time); LTX2Pipeline runs both halves of guidance as one batch of 2.
 _VIDEO = 2 * (512 // 32) * (768 // 32) * ((121 - 1) // 8 + 1)
@@ -242,6 +256,27 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
             **_LTX2_CORRECTED_SKIPS,
         ),
         _strict(_LTX2_SKIPS, _LTX2_ROWS),
+        _FULL,
+    ),
+    "flux.2-klein": (
+        Recipe(
+            id=POST,
+            summary="The post's rules for FLUX.1-dev in this class's names; its shared modulations stay bf16 too.",
+            min_features=NARROWEST,
+            **_FLUX2_SKIPS,
+        ),
+        _strict(_FLUX2_SKIPS, _FLUX2_ROWS),
+        _FULL,
+    ),
+    "z-image": (
+        Recipe(
+            id=POST,
+            summary="The post's rules for FLUX.1-dev in this class's names: embedders, modulations and the last layer "
+            "stay bf16.",
+            min_features=NARROWEST,
+            **_Z_IMAGE_SKIPS,
+        ),
+        _strict(_Z_IMAGE_SKIPS, _Z_IMAGE_ROWS),
         _FULL,
     ),
     UNKNOWN: (

@@ -289,7 +289,7 @@ class Studio(Holdings):
 
     def mode(self, name: str, spec: ModelSpec, request: CompareRequest) -> str:
         """How this machine runs a denoiser's blocks in one precision for a request."""
-        return compilation.mode(request.batch_size, self.support[name], self.device)
+        return compilation.mode(request.batch_size, self.support[name], self.device, spec.recordable)
 
     def distance(self, made: Made, reference: Made) -> tuple[Metrics, list[Tensor | None]]:
         """LPIPS and PSNR of what was made from the reference, and where LPIPS comes from; one a picture or clip.

@@ -123,8 +123,10 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def is_own(name: str) -> bool:
-    """Whether a model's name is that of a folder or of a repository on the hub."""
-    return name not in catalog.MODELS and ("/" in name or os.sep in name or Path(name).is_dir())
+    """Whether a model's name is that of a folder, of a repository on the hub, or of a kind without a pinned commit."""
+    return name not in catalog.MODELS and (
+        name in catalog.KINDS or "/" in name or os.sep in name or Path(name).is_dir()
+    )
 
 
 def check_app(args: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.catalog import MODELS, ModelSpec
+from engine.catalog import KINDS, MODELS, ModelSpec
 from engine.errors import LoadError
 from engine.weights import checkpoint, cpu_products, fusing, hub, schedulers
 from engine.weights.checkpoint import Checkpoint, Component
@@ -62,7 +62,8 @@ def load_pipeline(spec: ModelSpec, device: torch.device, source: Source = BUNDLE
 def assemble(spec: ModelSpec, shared: Mapping[str, Any], transformer: nn.Module) -> DiffusionPipeline:
     """A pipeline with a scheduler of its own around shared components and a denoiser."""
     scheduler = type(shared["scheduler"]).from_config(shared["scheduler"].config)
-    pipeline = getattr(diffusers, spec.pipeline)(**{**shared, "scheduler": scheduler, "transformer": transformer})
+    parts = {**shared, "scheduler": scheduler, "transformer": transformer}
+    pipeline = getattr(diffusers, spec.pipeline)(**parts, **checkpoint.switches(spec.folder))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -387,7 +388,7 @@ def _state(folder: Path) -> tuple[object, ...]:
 def _needed(spec: ModelSpec, folder: Path, remedy: str = checkpoint.RESTORE) -> dict[str, tuple[str, str]]:
     """The components that the model uses: name -> (library, class name). What a pipeline may have besides, such as the
     encoder of a picture that is given with the prompt, nothing here calls."""
-    its, used = checkpoint.parts(folder, remedy), MODELS[spec.like].folder if spec.like else spec.folder
+    its, used = checkpoint.parts(folder, remedy), KINDS[spec.like].folder if spec.like else spec.folder
     return {name: its[name] for name in checkpoint.parts(used)}
 
 

@@ -43,6 +43,8 @@ def model(text: str, offline: bool = False) -> str:
     """
     if text in catalog.MODELS:
         return text
+    if text in catalog.KINDS:
+        return _unpinned(catalog.KINDS[text], offline).id
     if Path(text).is_dir():
         spec = _spec(Path(text), Path(text).resolve().name, "", "", offline)
     elif named := _REPOSITORY.fullmatch(text):
@@ -56,17 +58,29 @@ def model(text: str, offline: bool = False) -> str:
     return spec.id
 
 
+def _unpinned(kind: ModelSpec, offline: bool) -> ModelSpec:
+    """A model of which no commit is pinned, at that which its repository has now; without one where that cannot be
+    asked, which does for whoever needs no weights."""
+    try:
+        _, revision = hub.described(kind.source, None, offline)
+    except LoadError:
+        revision = None
+    catalog.give(spec := replace(kind, revision=revision))
+    return spec
+
+
 def _spec(folder: Path, name: str, repository: str, revision: str, offline: bool) -> ModelSpec:
     index = folder / "model_index.json"
     if not index.is_file():
         raise LoadError(f"{name} is no checkpoint as diffusers saves it: it has no model_index.json.")
-    kinds = [spec for spec in catalog.MODELS.values() if not spec.like and not spec.base]
+    kinds = list(catalog.KINDS.values())
     made = checkpoint.read_json(index, COPY_AGAIN).get("_class_name")
     known = [spec for spec in kinds if spec.pipeline == made]
     if not known:
         there = ", ".join(sorted({spec.pipeline for spec in kinds}))
         raise LoadError(f"{name} is a {made or 'pipeline without a name'}, which is not known here: known are {there}.")
     kind, family, recipes = _kind(folder, name, known)
+    kind = _undistilled(kind, folder)
     card = _card(folder)
     spec = replace(
         kind,
@@ -120,6 +134,17 @@ def _kind(folder: Path, name: str, known: Sequence[ModelSpec]) -> tuple[ModelSpe
     if its["transformer"][1] != checkpoint.parts(kind.folder)["transformer"][1]:
         return kind, UNKNOWN, ("strict", "full")
     return kind, kind.family, tuple(recipe for recipe in kind.recipes if recipe in _FAMILY_RECIPES)
+
+
+def _undistilled(kind: ModelSpec, folder: Path) -> ModelSpec:
+    """A FLUX.2 [klein] before distillation, as its index says, with the settings of diffusers' example."""
+    if kind.pipeline != "Flux2KleinPipeline" or checkpoint.switches(folder, COPY_AGAIN).get("is_distilled"):
+        return kind
+    return replace(
+        kind,
+        defaults=replace(kind.defaults, num_inference_steps=50, guidance_scale=4.0),
+        limits=replace(kind.limits, guidance_scale=(1.0, 10.0)),
+    )
 
 
 def _by_guidance(known: Sequence[ModelSpec], folder: Path) -> ModelSpec:
