@@ -1,12 +1,13 @@
 """Every format, and every remedy alone and together, on prompts that nothing was chosen on: mean LPIPS from bf16.
 
-python -m assets.figures.remedies MODEL OUT [--device D] [--limit N] [--share I/N]
-python -m assets.figures.remedies --join OUT SHARE...
+python -m assets.figures.remedies MODEL OUT [--device D] [--limit N] [--at-once N]
+python -m assets.figures.remedies --table OUT
 
 MODEL is a miniature with a tuned recipe. Its prompts are those that report in assets/quality/MODEL.json, and its
 calibrated weights those of its recipe file. A remedy is compared with the same format without it, prompt by prompt:
 the mean difference with its interval. OUT is written after every picture, and gone on with where it is for the same
-machine, versions and weights. Several processes share the prompts of a model; what they found is joined.
+machine, versions and weights. Several prompts are made at once, on a GPU as many as fit; bf16 is made of the same ones
+together. NVFP4's scale of a whole activation is then that of all of them, which only says where its grid ends.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 
-from torch import nn
+from torch import Tensor, nn
 
 from engine import catalog
 from engine.environment import versions
@@ -29,8 +31,11 @@ from engine.metrics import distances
 from engine.metrics.statistics import estimate
 from engine.quality.lab import Bench
 from engine.quantization import capability, recipe_files, recipes
+from engine.quantization.inspection import inspect
 from engine.quantization.recipe_files import Tuning
+from engine.quantization.remedies import WeightOnlySteps
 from engine.runtime.multi_device import driving
+from engine.runtime.pipeline import call, finished
 from engine.weights import loading
 from engine.weights.source import Source
 
@@ -77,91 +82,131 @@ def lanes(family: str) -> list[Lane]:
     return made + [Lane(NVFP4.id, label, Tuning(**said)) for label, said in remedies.items()]
 
 
-def measure(model: str, out: Path, device: str, limit: int, share: tuple[int, int] = (0, 1)) -> dict:
-    """Score what is not known yet, prompt after prompt, so that a run that is ended early has all lanes alike.
-
-    Args:
-        share: (i, n) takes every n-th prompt from the i-th on, counted from 0.
-    """
+def measure(model: str, out: Path, device: str, limit: int, at_once: int) -> dict:
+    """Score what is not known yet, some prompts in all lanes after others, so that a run that is ended early has all
+    lanes alike. What is written is what the Quality tab reads (ui/tabs/quality.py)."""
     spec = catalog.model(model)
     bench = Bench(spec, device, Source(), say=lambda text: print(text, file=sys.stderr))
-    prompts = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())["prompts"]["report"]
-    prompts = prompts[:limit][share[0] :: share[1]]
+    prompts = json.loads((catalog.ASSETS / "quality" / f"{model}.json").read_text())["prompts"]["report"][:limit]
     asked = bench.request(prompts[0])
+    execution = {name: support.execution for name, support in bench.support.items()}
     conditions = {
         "model": model,
+        "title": f"{spec.name}, formats and remedies",
         "device": bench.machine.name,
-        "execution": {name: support.execution for name, support in bench.support.items()},
+        "execution": ", ".join(f"{FORMATS[name].label} {how}" for name, how in execution.items() if name != REFERENCE),
         "versions": versions(),
         "weights": loading.fingerprint(spec, bench.source),
         "recipe": spec.recipes[0],
+        "at_once": at_once,
         "settings": {k: v for k, v in asked.to_json().items() if k not in ("prompt", "precisions", "recipe", "model")},
     }
+    known = _known(out, conditions)
+    rules = recipes.recipe(spec.family, spec.recipes[0])
+    made: dict[str, tuple[nn.Module, tuple[int, int], int]] = {}
+    with driving(bench.device):
+        for lane in lanes(spec.family):
+            recipe = replace(rules, id=lane.name, tunings=MappingProxyType({lane.precision: lane.tuning}))
+            made[lane.name] = (bench.quantized(recipe, lane.precision)[0], lane.tuning.weight_only_steps, 0)
+        made[ANOTHER_SEED] = (bench.exact, (0, 0), 1)
+        for begin in range(0, len(prompts), at_once):
+            some = prompts[begin : begin + at_once]
+            exact = pictures(bench, bench.exact, some)
+            for name, (denoiser, steps, later) in made.items():
+                scores = known.setdefault(name, {})
+                if any(prompt not in scores for prompt in some):
+                    found = distances_of(bench, pictures(bench, denoiser, some, steps, later), exact)
+                    scores |= dict(zip(some, found, strict=True))
+                    bench.say(name)
+            done = conditions | rows(spec, prompts[: begin + len(some)], known)
+            write_whole(out, (json.dumps(done, indent=1, ensure_ascii=False) + "\n").encode())
+            bench.say(f"{begin + len(some)} of {len(prompts)} prompts")
+    return done
+
+
+def _known(out: Path, conditions: Mapping[str, object]) -> dict[str, dict[str, float]]:
+    """Lane -> prompt -> score, of what was measured under the same conditions."""
     found = json.loads(out.read_text()) if out.is_file() else {}
     if any(found.get(name) != value for name, value in conditions.items()):
-        found = conditions | {"lpips": {}}
-    rules = recipes.recipe(spec.family, spec.recipes[0])
-    chosen = lanes(spec.family)
-    with driving(bench.device):
-        made: dict[str, nn.Module] = {}
-        for lane in chosen:
-            recipe = replace(rules, id=lane.name, tunings=MappingProxyType({lane.precision: lane.tuning}))
-            made[lane.name], _ = bench.quantized(recipe, lane.precision)
-        for prompt in prompts:
-            for lane in chosen:
-                known = found["lpips"].setdefault(lane.name, {})
-                if prompt not in known:
-                    value = bench.lpips(made[lane.name], prompt, lane.tuning.weight_only_steps)
-                    known[prompt] = round(value, 6)
-            known = found["lpips"].setdefault(ANOTHER_SEED, {})
-            if prompt not in known:
-                known[prompt] = round(other_seed(bench, prompt), 6)
-            write_whole(out, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
-            bench.say(f"{len(known)} of {len(prompts)} prompts")
-    return found
+        return {}
+    each = {row["label"]: row["each"]["report"] for row in found["formats"]} | {ANOTHER_SEED: found[ANOTHER_SEED]}
+    return {name: dict(zip(found["prompts"]["report"], scores, strict=True)) for name, scores in each.items()}
 
 
-def join(shares: list[dict]) -> dict:
-    """What several processes found, as if one had; prompts that lack a lane are left out.
+def rows(spec: catalog.ModelSpec, prompts: list[str], known: Mapping[str, Mapping[str, float]]) -> dict:
+    """A row a lane, with its scores in the order of the prompts, and those of another seed."""
+    first, made = spec.recipes[0], []
+    for lane in lanes(spec.family):
+        each = [known[lane.name][prompt] for prompt in prompts]
+        made.append(
+            {
+                "recipe": first if lane.tuning == Tuning() else None,
+                "label": lane.name,
+                "remedy": lane.label,
+                "precision": lane.precision,
+                "weight_bytes": inspect(spec.id, lane.precision, first)["bytes"]["quantized"],
+                "lpips": {"report": estimate(each)},
+                "each": {"report": each},
+            }
+        )
+    other = [known[ANOTHER_SEED][prompt] for prompt in prompts]
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "prompts": {"report": prompts},
+        "ruler": {"ceiling": estimate(other)},
+        ANOTHER_SEED: other,
+        "formats": made,
+    }
 
-    Raises:
-        ValueError: they were not measured alike.
+
+def pictures(
+    bench: Bench, denoiser: nn.Module, prompts: list[str], weight_only: tuple[int, int] = (0, 0), later: int = 0
+) -> list[Tensor]:
+    """What a denoiser makes of some prompts at once, each from the noise that it has alone.
+
+    Args:
+        later: how many seeds after the model's default.
+
+    Returns:
+        Each (F, 3, H, W), float in [-1, 1], on the CPU; F is 1 for a picture.
     """
-    first, *rest = shares
-    if any({**share, "lpips": None} != {**first, "lpips": None} for share in rest):
-        raise ValueError("These were not measured on the same machine with the same versions, weights and settings.")
-    lanes = {name: {p: v for share in shares for p, v in share["lpips"][name].items()} for name in first["lpips"]}
-    whole = set.intersection(*(set(known) for known in lanes.values()))
-    return first | {"lpips": {name: {p: v for p, v in known.items() if p in whole} for name, known in lanes.items()}}
+    pipeline, request = bench.pipeline(denoiser), bench.request(prompts[0])
+    steps = WeightOnlySteps(denoiser, weight_only, request.num_inference_steps)
+    made = finished(
+        pipeline, bench.spec, call(pipeline, bench.spec, request, request.seed + later, steps=steps, prompts=prompts)
+    )
+    for index, prompt in enumerate(prompts):
+        if made.is_damaged(index):
+            raise bench.not_numbers(prompt)
+    return [item.reshape(-1, *item.shape[-3:]).float().cpu() * 2 - 1 for item in made.pixels]
 
 
-def other_seed(bench: Bench, prompt: str) -> float:
-    """The ceiling: bf16 with the next seed, from bf16."""
-    made = bench.make(bench.exact, prompt, seed=bench.request(prompt).seed + 1)
-    return distances.clip_distance(made, bench.reference(prompt), bench.device)[0].mean().item()
+def distances_of(bench: Bench, made: list[Tensor], exact: list[Tensor]) -> list[float]:
+    """LPIPS of each pair; of a clip the mean over its frames."""
+    pairs = zip(made, exact, strict=True)
+    return [round(distances.clip_distance(a, b, bench.device)[0].mean().item(), 6) for a, b in pairs]
 
 
 def table(found: Mapping) -> str:
     """Markdown: a row a lane, with what it changes against its format without remedies."""
-    scores = found["lpips"]
-    count = min(map(len, scores.values()))
+    count = len(found["prompts"]["report"])
     lines = [
         f"| {catalog.model(found['model']).name} | LPIPS, {count} prompts | Median | Less than plain, of plain's |",
         "|---|---|---|---|",
     ]
-    plain = {FORMATS[name].label for name in QUANTIZED}
-    for name, known in scores.items():
-        score = estimate([*known.values()])
-        base = name.partition(", ")[0]
-        said = ""
-        if name not in plain and base in plain:
-            mean = estimate([*scores[base].values()])["mean"]
-            less = estimate([(scores[base][prompt] - value) / mean for prompt, value in known.items()])
+    plain = {row["precision"]: row for row in found["formats"] if not row["remedy"]}
+    for row in found["formats"]:
+        said, base = "", plain[row["precision"]]
+        if row["remedy"]:
+            before, mean = base["each"]["report"], base["lpips"]["report"]["mean"]
+            less = estimate([(b - a) / mean for a, b in zip(row["each"]["report"], before, strict=True)])
             said = f"{less['mean']:+.0%} ({less['low']:+.0%} to {less['high']:+.0%})"
-        shown = name if base in plain else f"{REFERENCE}, {name}"
-        interval = f"{score['mean']:.4f} ({score['low']:.4f} to {score['high']:.4f})"
-        lines.append(f"| {shown} | {interval} | {score['median']:.4f} | {said} |")
-    return "\n".join(lines)
+        lines.append(f"| {row['label']} | {_interval(row['lpips']['report'])} | {said} |")
+    return "\n".join([*lines, f"| bf16, {ANOTHER_SEED} | {_interval(found['ruler']['ceiling'])} | |"])
+
+
+def _interval(score: Mapping[str, float]) -> str:
+    return f"{score['mean']:.4f} ({score['low']:.4f} to {score['high']:.4f}) | {score['median']:.4f}"
 
 
 def main() -> None:
@@ -170,15 +215,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--device", default=None)
     parser.add_argument("--limit", type=int, default=64)
-    parser.add_argument("--share", default="0/1")
-    if sys.argv[1:2] == ["--join"]:
-        out, *shares = map(Path, sys.argv[2:])
-        found = join([json.loads(share.read_text()) for share in shares])
-        write_whole(out, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="prompts made together")
+    if sys.argv[1:2] == ["--table"]:
+        found = json.loads(Path(sys.argv[2]).read_text())
     else:
         args = parser.parse_args()
-        share = int(args.share.partition("/")[0]), int(args.share.partition("/")[2])
-        found = measure(args.model, args.out, args.device or capability.default_device(), args.limit, share)
+        device = args.device or capability.default_device()
+        found = measure(args.model, args.out, device, args.limit, args.at_once)
     print(table(found))
 
 

@@ -5,6 +5,7 @@ Nothing here is timed, and nothing is known of devices, precisions or where a pi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -89,6 +90,7 @@ def call(
     seed: int,
     progress: Progress | None = None,
     steps: WeightOnlySteps | None = None,
+    prompts: Sequence[str] = (),
 ) -> BaseOutput:
     """The real pipeline call, and what it returns.
 
@@ -97,6 +99,7 @@ def call(
 
     Args:
         steps: what leaves activations in bf16 in some of them.
+        prompts: in place of the request's, one of each at once, all from the noise of `seed`.
 
     Raises:
         CancelledRun: `progress` said so.
@@ -110,20 +113,23 @@ def call(
             steps.ended(index + 1)
         return {} if progress is None else progress(pipeline, index, timestep, kwargs)
 
+    count = len(prompts) or request.batch_size
+    several = {name: [value] * count for name, value in spec.call.items() if prompts and name == "negative_prompt"}
     with steps or nullcontext():
         return pipeline(
-            prompt=request.prompt,
+            prompt=list(prompts) or request.prompt,
             height=request.height,
             width=request.width,
             num_inference_steps=request.num_inference_steps,
-            generator=[torch.Generator("cpu").manual_seed(seed_of(seed, i)) for i in range(request.batch_size)],
+            generator=[torch.Generator("cpu").manual_seed(seed_of(seed, 0 if prompts else i)) for i in range(count)],
             output_type="pt",
             callback_on_step_end=None if progress is None and steps is None else ended,
             **{
                 **spec.call,
+                **several,
                 **(clip if spec.modality == "video" else {}),
                 spec.guidance_argument: request.guidance_scale,
-                spec.batch_argument: request.batch_size,
+                spec.batch_argument: 1 if prompts else request.batch_size,
             },
         )
 

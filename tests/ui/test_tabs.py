@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from html import unescape
 from urllib.parse import parse_qsl
 
 import pytest
 
 from engine import catalog, reference
 from engine.errors import RequestError
-from engine.formats import PRECISIONS
+from engine.formats import PRECISIONS, QUANTIZED
 from engine.request import CompareRequest
 from tests.support.fake_engine import RULER, FakeWorker, open_tab, plan, record, served, until
 from tests.support.page import BEYOND_THE_EDGE
@@ -226,6 +227,14 @@ def test_the_layers_of_a_real_plan_explain_its_bytes(model):
 
 
 @browser_test
+def test_the_quality_tab_has_every_format_of_every_miniature():
+    html = quality.page(catalog.ASSETS / "quality", list(catalog.BUNDLED))
+    for spec in (catalog.MODELS[model] for model in catalog.BUNDLED):
+        answer = re.search(f"<li>{spec.name}: (.*?)</li>", html)[1]
+        assert all(f"{words.NAMES[name]} by the post's recipe is at LPIPS" in unescape(answer) for name in QUANTIZED)
+        assert f'aria-label="{words.quality.FORMATS}: {spec.name}, formats and remedies"' in html
+
+
 def test_the_quality_tab_draws_what_was_measured(visit, app):
     page = opened(visit, app, words.QUALITY)
     tab = page.locator("#tf-quality")

@@ -1,8 +1,9 @@
 """The Quality tab: how far each recipe is from bf16 and what it weighs, drawn from what was measured.
 
-Reads assets/quality/: `<model>.json`, which the search for recipes writes, and folders that `python -m engine
-evaluate --out assets/quality/<name>` made. What a file does not hold is not drawn. Knows nothing of the engine; bytes
-are bytes, LPIPS are means with the ends of a 95% interval.
+Reads assets/quality/: `<model>.json`, which the search for recipes writes, `<model>-remedies.json` of
+assets/figures/remedies.py, and folders that `python -m engine evaluate --out assets/quality/<name>` made. What a file
+does not hold is not drawn. Knows nothing of the engine; bytes are bytes, LPIPS are means with the ends of a 95%
+interval.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def _overview(read: Sequence[Mapping[str, Any]]) -> str:
     groups: dict[str, dict[tuple[str, str], Row]] = {}
     for found in read:
         rows = groups.setdefault(found["model"], {})
-        for row in (*(found.get("frontier") or ()), *(found.get("ablation") or ())):
+        for row in (row for part in ("frontier", "ablation", "formats") for row in found.get(part) or ()):
             recipe = row["recipe"] and recipe_named(row["recipe"])
             if _score(row) and recipe in words.RECIPES:
                 rows.setdefault((row["precision"], recipe), row)
@@ -228,6 +229,9 @@ def _section(found: Mapping[str, Any], models: Sequence[str]) -> str:
         if ablation
         else "",
         _part(words.quality.REMEDIES, name, words.quality.REMEDIES_NOTE, _remedies(remedies, name)) if remedies else "",
+        _part(words.quality.FORMATS, name, words.quality.FORMATS_NOTE, _formats(found["formats"], name))
+        if found.get("formats")
+        else "",
         _distributions(list(told.values()), ruler, name),
         _part(words.quality.WORST, name, words.quality.WORST_NOTE, _worst(model, found, models, name))
         if found.get("worst")
@@ -355,6 +359,16 @@ def _remedies(rows: Sequence[Row], name: str) -> str:
         ((words.quality.BASIS, None), lambda row: _word(row["basis"]) if row.get("basis") else ""),
     ]
     return _filled(columns, rows, f"{words.quality.REMEDIES}: {name}")
+
+
+def _formats(rows: Sequence[Row], name: str) -> str:
+    columns = [
+        ((words.PRECISION_LABEL, None), lambda row: _word(words.NAMES[row["precision"]])),
+        ((words.quality.REMEDY, None), lambda row: _word(row["remedy"] or words.quality.PLAIN)),
+        *_lpips(_score),
+        ((words.quality.WEIGHTS_OF, "MB", "denoiser"), lambda row: _cell(words.megabytes(row["weight_bytes"]))),
+    ]
+    return _filled(columns, rows, f"{words.quality.FORMATS}: {name}")
 
 
 def _lpips(score: Callable[[Row], Score | None]) -> list[Column]:

@@ -39,6 +39,12 @@ SENSITIVITY_ELSEWHERE = "How sensitive each group of layers is stands in the Rec
 ABLATION, ABLATION_NOTE = "Every layer against selective", "The post's question, measured here."
 REMEDIES = "Remedies, each alone"
 REMEDIES_NOTE = "What each adds to the selective recipe, and what it costs."
+FORMATS = "Every format, and remedies that cost no byte"
+FORMATS_NOTE = (
+    "By the selective recipe, over prompts that nothing was chosen on. A remedy stands with its own format; where "
+    "intervals overlap, so many prompts do not tell them apart."
+)
+PLAIN = "none"
 DISTRIBUTIONS = "Prompt by prompt"
 DISTRIBUTIONS_NOTE = "A dot a prompt; the stroke is the mean."
 DISTRIBUTIONS_ENDS = "Dashed: bf16's own noise, and another seed where that fits."
