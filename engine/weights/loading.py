@@ -598,7 +598,9 @@ def _from_transformers(kind: str, chosen: Checkpoint, part: str, device: torch.d
         if tensor.is_floating_point():
             at = next((s.file for key, s in found.tensors.items() if key.endswith(name) or name.endswith(key)), folder)
             _require_finite(tensor.to(torch.bfloat16), name, at)
-    return module.to(torch.bfloat16)
+    for parameter in module.parameters():  # not the buffers: rotary frequencies are computed, and stay in fp32
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return module
 
 
 def _require_read(kind: str, found: Component) -> None:

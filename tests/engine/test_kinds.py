@@ -171,6 +171,14 @@ def test_a_tiny_checkpoint_is_benched_and_evaluated(spec, tmp_path, cache):
     assert summary["model"] == spec.id and (tmp_path / "quality" / "report.html").is_file()
 
 
+def test_weights_are_in_bf16_and_rotary_frequencies_are_not(spec):
+    """As diffusers and transformers load them: positions in bf16 would shift what the text encoder reads."""
+    encoder = loading.load_shared(spec, torch.device("cpu"))["text_encoder"]
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.bfloat16}
+    frequencies = [buffer for name, buffer in encoder.named_buffers() if name.endswith("inv_freq")]
+    assert frequencies and {buffer.dtype for buffer in frequencies} == {torch.float32}
+
+
 def test_a_prompt_is_read_within_its_template(spec, kind):
     pipeline = loading.load_pipeline(spec, torch.device("cpu"))
     (ids,) = token_ids(pipeline, spec, "a cat")
