@@ -98,9 +98,7 @@ def _spec(folder: Path, name: str, repository: str, revision: str, offline: bool
         like=kind.id,
         place=None if repository else folder.resolve(),
         licence=str(card.get("license_name") or card.get("license") or "not stated"),
-        licence_url=str(
-            card.get("license_link") or (f"https://huggingface.co/{repository}" if repository else LICENCES)
-        ),
+        licence_url=_licence_url(card, repository),
         licence_note="",
         limits=_limits(kind, folder),
     )
@@ -248,6 +246,14 @@ def _card(folder: Path) -> Mapping[str, Any]:
         return metadata_load(file) or {}
     except (ValueError, YAMLError):
         return {}
+
+
+def _licence_url(card: Mapping[str, Any], repository: str) -> str:
+    """The card's link, if it is one to a page; it may also name a file of the repository."""
+    link = str(card.get("license_link") or "")
+    if link.startswith("https://"):
+        return link
+    return f"https://huggingface.co/{repository}" if repository else LICENCES
 
 
 def _free(name: str) -> str:

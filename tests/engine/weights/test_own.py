@@ -128,6 +128,13 @@ def test_guidance_and_steps_follow_the_configuration_and_the_scheduler(
     assert spec.defaults.num_inference_steps == steps
 
 
+def test_a_licences_link_is_one_to_a_page(folder):
+    (folder / "README.md").write_text(CARD.replace("https://example.org/licence", "javascript:alert(1)"))
+    assert catalog.model(own.model(str(folder))).licence_url == own.LICENCES
+    (folder / "README.md").write_text("---\nlicense: [unclosed\n---\n")
+    assert catalog.model(own.model(str(folder))).licence == "not stated"
+
+
 def test_a_vae_that_compresses_more_has_sizes_in_larger_multiples(folder):
     change(folder / "vae" / "config.json", block_out_channels=[8] * 5)
     spec = catalog.model(own.model(str(folder)))
