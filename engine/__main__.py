@@ -26,7 +26,7 @@ from engine.errors import FaultError, LoadError, OutputError, RequestError, Twin
 from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.leaving import leave
 from engine.request import CompareRequest
-from engine.results import Comparison, Metrics
+from engine.results import SCORES, Comparison, Metrics
 from engine.serving.command_line import Parser, add_engine, add_source, with_loras
 from engine.serving.command_line import model as own_model
 from engine.weights import torchao_layout
@@ -573,7 +573,9 @@ def _print(comparison: Comparison) -> None:
         speed = f"{g.latency.total:6.2f} s" if g.latency_comparable else untimed
         distance = _distance(g.metrics) if g.metrics else "reference"
         beside = f"  at once with {' and '.join(g.at_once)}" if g.at_once else ""
-        print(f"  {g.column:{wide}} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}  {', '.join(g.files)}{beside}")
+        scores = "".join(f"  {SCORES[name]} {g.mean_score(name):.0%}" for name in g.scores)
+        files_made = ", ".join(g.files)
+        print(f"  {g.column:{wide}} {speed:>9}  {g.memory.peak:7.3f} GB  {distance}{scores}  {files_made}{beside}")
     if comparison.ruler:
         print(f"  ruler: floor {comparison.ruler.floor:.4f}, ceiling {comparison.ruler.ceiling:.4f}")
 

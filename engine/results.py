@@ -56,6 +56,10 @@ class LayerCounts:
     """The recipe asked for them, but the format could not take their shape, so they stayed bf16."""
 
 
+SCORES = {"words_read": "words read"}
+"""Scores that know the prompt, in words; each is from 0 to 1 (engine/metrics/scores.py)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
     """Distance from the bf16 reference, one value a picture or clip; None where either side has values that are not
@@ -120,6 +124,8 @@ class Generation:
     """What really ran, as label -> words: device, GEMM, attention, compile mode, warm-up, ..."""
     metrics: Metrics | None = None
     """None for the reference itself, and until compared."""
+    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """What knows the prompt (engine/metrics/scores.py), as name -> one value a picture, from 0 to 1; mostly empty."""
     disproof: str = ""
     """Why it is emulated although the hardware has the format, in a sentence; mostly empty."""
     at_once: tuple[str, ...] = ()
@@ -154,6 +160,7 @@ class Generation:
             ),
             "lpips_maps": [m and asdict(m) for m in self.lpips_maps],
             "ran": dict(self.ran),
+            **({"scores": {name: list(each) for name, each in self.scores.items()}} if self.scores else {}),
             **({"disproof": self.disproof} if self.disproof else {}),
             **({"at_once": list(self.at_once)} if self.at_once else {}),
         }
@@ -183,11 +190,16 @@ class Generation:
             layers=LayerCounts(**values["layers"]),
             ran=values["ran"],
             metrics=metrics,
+            scores={name: tuple(each) for name, each in values.get("scores", {}).items()},
             disproof=values.get("disproof", ""),
             at_once=tuple(values.get("at_once", ())),
             # absent from comparisons recorded before there were maps
             lpips_maps=tuple(m and LpipsMap(**m) for m in values.get("lpips_maps", ())),
         )
+
+    def mean_score(self, name: str) -> float | None:
+        """Of one of `scores`, over all pictures; None where there is none."""
+        return _mean(self.scores.get(name, ()))
 
     def with_files(self, change: Callable[[str], str]) -> Generation:
         """The same, with every file's name changed."""
@@ -252,6 +264,11 @@ class Comparison:
             "ruler": asdict(self.ruler) if self.ruler else None,
         }
 
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of the scores that any column has beside LPIPS."""
+        return tuple(dict.fromkeys(name for made in self.results for name in made.scores))
+
     def to_csv(self) -> str:
         """A row for each column under a header; empty where there is no number, as for an emulation's latency."""
         asked = {name: v for name, v in self.request.to_json().items() if name != "precisions"}
@@ -264,6 +281,7 @@ class Comparison:
             if g.metrics:  # None is written as nothing
                 scores["lpips"], scores["psnr_db"] = g.metrics.mean_lpips, g.metrics.mean_psnr_db
                 scores["unscored"] = g.metrics.unscored
+            scores |= {name: g.mean_score(name) for name in self.scores}
             ran = {"precision": g.precision, "execution": g.execution, "device": self.device, "created": self.created}
             ran |= {"at_once": " ".join(g.at_once)} if any(other.at_once for other in self.results) else {}
             column = {"recipe": self.column(g).rules or self.request.recipe, "column": g.column}

@@ -27,6 +27,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -47,7 +48,7 @@ from engine.quality import report
 from engine.quality.prompts import Prompt, PromptSet
 from engine.quantization import recipes
 from engine.request import CompareRequest
-from engine.results import NO_SCORE
+from engine.results import NO_SCORE, SCORES
 from engine.runtime.multi_device import driving, each, studio_on, studios_of
 from engine.runtime.pipeline import Made, seed_of, token_ids
 from engine.runtime.residents import Rendition
@@ -220,6 +221,7 @@ class _Evaluation:
             "lpips_frames": None,
             "temporal_lpips": None,
             "unscored": False,
+            "scores": {},
             "latency_s": None,
             "memory_gb": None,
         }
@@ -232,6 +234,7 @@ class _Evaluation:
         else:
             generation, made = studio.generate(rendition, spec, request, folder, self._told, stop, stem=name)
             files, ran = generation.files, dict(generation.ran)
+            row["scores"] = {name: values[0] for name, values in generation.scores.items()}
             row |= {"memory_gb": asdict(generation.memory), "layers": asdict(generation.layers)}
             if self._devices > 1:
                 ran["Timing"] = f"not timed: {self._devices} devices of one host were at work at once"
@@ -492,13 +495,14 @@ def _line(prompt: Prompt, what: dict[str, Any], row: dict[str, Any]) -> dict[str
         "lpips": row["lpips"],
         "psnr_db": decibels,
         "temporal_lpips": row["temporal_lpips"],
+        **row.get("scores", {}),  # absent from rows made before there were any
     }
 
 
 def _write_table(file: Path, lines: Iterable[dict[str, Any]], spec: ModelSpec) -> None:
     """A CSV with a line a score; pictures have no temporal one."""
     lines = list(lines)
-    heads = [head for head in lines[0] if head != "temporal_lpips" or temporal(spec)]
+    heads = [head for head in dict.fromkeys(chain(*lines)) if head != "temporal_lpips" or temporal(spec)]
     text = io.StringIO()
     table = csv.DictWriter(text, heads, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
@@ -559,6 +563,7 @@ def _summary(
             _said(lane)
             | {"column": lane.written(spec.recipes[0])}
             | (_scored(made, categories) | _costs(made) | _ran(made) | _extremes(made, out, _stem(lane)))
+            | _prompted(made, found[REFERENCE])
             for lane, made in ((lane, rows(_stem(lane))) for lane in lanes)
         ],
     }
@@ -583,6 +588,24 @@ def _scored(rows: Rows, categories: Sequence[str]) -> dict[str, Any]:
 
     each = {c: scores([(prompt, row) for prompt, row in rows if prompt.category == c]) for c in categories}
     return scores(rows) | {"categories": each}
+
+
+def _prompted(rows: Rows, reference: Rows) -> dict[str, Any]:
+    """Scores that know the prompt, over those prompts that ask for one, and bf16's of the same; `more` is what this one
+    has more than bf16, prompt by prompt."""
+    pairs = [
+        (row.get("scores", {}), exact.get("scores", {})) for (_, row), (_, exact) in zip(rows, reference, strict=True)
+    ]
+    found = {}
+    for name in SCORES:
+        both = [(own[name], exact[name]) for own, exact in pairs if name in own and name in exact]
+        if both:
+            found[name] = {
+                "own": estimate([own for own, _ in both]),
+                "reference": estimate([exact for _, exact in both]),
+                "more": estimate([own - exact for own, exact in both]),
+            }
+    return {"scores": found} if found else {}
 
 
 def _costs(rows: Rows) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from PIL import Image
 from engine import reference
 from engine.columns import POST, recipe_named
 from engine.formats import LABELS, REFERENCE
-from engine.results import NO_SCORE
+from engine.results import NO_SCORE, SCORES
 
 SIDE = 320
 """Longer side of the embedded copies, in pixels."""
@@ -60,11 +60,19 @@ def page(summary: Mapping[str, Any], folder: Path) -> str:
         clips=any(row["temporal_lpips"] is not None for row in (ruler["floor"], *results)),
         top=max([0, *(max(score["mean"], score["high"] or 0) for score in scores)]),
         damage=_damage(summary),
+        prompted=_prompted(results),
         quoted=reference.read()
         if {"full", POST} <= recipes
         else None,  # an evaluation of both has the post's beside it
         facts=_facts(summary),
     )
+
+
+def _prompted(results: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]]:
+    """Score that knows the prompt, in words -> results that have one, each with it."""
+    every = {said: [(row, row["scores"][name]) for row in results if name in row.get("scores", {})]
+             for name, said in SCORES.items()}  # fmt: skip
+    return {said: rows for said, rows in every.items() if rows}
 
 
 def _kept(prompts: Mapping[str, Any]) -> str:

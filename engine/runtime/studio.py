@@ -24,7 +24,7 @@ from engine.compiler import compilation
 from engine.environment import versions
 from engine.events import Stop, Tell
 from engine.formats import REFERENCE
-from engine.metrics import distances
+from engine.metrics import distances, scores
 from engine.metrics.ruler import RulerShelf
 from engine.outputs import media
 from engine.request import CompareRequest
@@ -200,7 +200,9 @@ class Studio(Holdings):
         """With files, once the filter has let them pass."""
         self._guard.outputs(spec, made.pixels)
         column, execution = request.column(generation.column), generation.execution
-        return replace(generation, files=self.keep(made, column, spec, request, out, stem, execution=execution))
+        found = scores.scored(request.prompt, made.pixels) if spec.modality == "image" else {}
+        files = self.keep(made, column, spec, request, out, stem, execution=execution)
+        return replace(generation, files=files, scores=found)
 
     def keep(
         self,

@@ -130,6 +130,16 @@ def test_several_recipes_of_a_format_are_results_of_their_own(comparison, tmp_pa
     ]
 
 
+def test_scores_that_know_the_prompt_come_back_and_are_in_the_table(comparison):
+    reference, fp8, nvfp4 = comparison.results
+    scored = (replace(reference, scores={"words_read": (1.0, 0.9)}), replace(fp8, scores={"words_read": (0.5, 0.7)}))
+    found = replace(comparison, results=(*scored, nvfp4))
+    assert Comparison.from_json(json.loads(json.dumps(found.to_json()))) == found
+    rows = list(csv.DictReader(io.StringIO(found.to_csv())))
+    assert [row["words_read"] for row in rows] == ["0.95", "0.6", ""]
+    assert "words_read" not in comparison.to_csv() and '"scores":' not in json.dumps(comparison.to_json())
+
+
 def test_lpips_maps_come_back_and_move_with_the_folder(comparison, tmp_path):
     (tmp_path / "old").mkdir()
     made = generation("fp8", tmp_path / "old", metrics=Metrics(lpips=(0.1, 0.2), psnr_db=(30.0, 29.0)))

@@ -298,6 +298,16 @@ def test_ticks_are_few_round_and_inside(low, high):
     assert all(abs(tick / step - round(tick / step)) < 1e-3 for tick in found)
 
 
+def test_words_read_back_stand_beside_lpips_where_a_prompt_asks_for_them(tmp_path):
+    made = record(tmp_path, precisions=["nvfp4"])
+    for share, shown in ((None, False), (0.5, True)):
+        results = [replace(g, scores={} if share is None else {"words_read": (share,)}) for g in made.results]
+        view = views.of(replace(made, results=tuple(results)), tmp_path, recorded=False)
+        for drawn in (cards.table(view), cards.pairs(view)):
+            text = unescape(re.sub("<[^>]+>", " ", drawn))
+            assert ("Words read" in text) is shown and (" 50" in text) is shown, text
+
+
 def test_a_pair_that_is_not_offered_is_no_link(tmp_path):
     (tmp_path / "mini-flux.json").write_text(json.dumps(measured()))
     assert "<a " in quality.page(tmp_path, ["mini-flux"])

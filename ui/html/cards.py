@@ -20,7 +20,7 @@ from engine.formats import REFERENCE
 from engine.machine import FINE, Finding, Support
 from engine.outputs.pool import Seen
 from engine.request import CompareRequest
-from engine.results import Generation, Ruler
+from engine.results import SCORES, Generation, Ruler
 from ui import link as links
 from ui import words
 from ui.view import Card, View
@@ -426,7 +426,17 @@ def _numbers(view: View, made: Generation) -> str:
         why = "disproved" if made.disproof else "emulated"
         peak = _absent("Latency, peak memory", why, words.NOT_COMPARABLE, wide=True)
     weights = _stat("Weights", "weights", words.size(made.memory.weights), weights)
-    return f'<dl class="tf-stats">{latency}{peak}{weights}</dl>{stages}{_lpips(view, made)}'
+    return f'<dl class="tf-stats">{latency}{peak}{weights}</dl>{stages}{_prompted(made)}{_lpips(view, made)}'
+
+
+def _prompted(made: Generation) -> str:
+    """Scores that know the prompt, of the reference too."""
+    found = "".join(
+        _stat(SCORES[name].capitalize(), name, (words.share(score), "%"), "")
+        for name in made.scores
+        if (score := made.mean_score(name)) is not None
+    )
+    return f'<dl class="tf-stats">{found}</dl>' if found else ""
 
 
 def _stat(label: str, why: str, value: tuple[str, str], beside: str) -> str:
@@ -728,9 +738,11 @@ def table(view: View) -> str:
     if not view.finished:
         return f'<p class="tf-empty">{words.compare.table_empty(view.request)}</p>'
     rows = "".join(_row(view, g) for g in view.finished)
-    heads = ("Text", "Denoise", "Decode", "Total", "Speedup", "Weights", "Peak", "LPIPS", "PSNR")
-    units = ("s", "s", "s", "s", "", "", "", "", "dB")
-    whys = ("stages", "stages", "stages", "latency", "speedup", "weights", "peak", "lpips", "psnr")
+    named = [name for name in SCORES if any(name in made.scores for made in view.finished)]
+    scores = (SCORES[name].capitalize() for name in named)
+    heads = ("Text", "Denoise", "Decode", "Total", "Speedup", "Weights", "Peak", "LPIPS", "PSNR", *scores)
+    units = ("s", "s", "s", "s", "", "", "", "", "dB", *("%" for _ in named))
+    whys = ("stages", "stages", "stages", "latency", "speedup", "weights", "peak", "lpips", "psnr", *named)
     cells = "".join(
         f'<th scope="col"{_why(why)}>{_asked(h)}{f" <small>{u}</small>" if u else ""}</th>'
         for h, u, why in zip(heads, units, whys, strict=True)
@@ -767,7 +779,9 @@ def _row(view: View, made: Generation) -> str:
     said = "–" if lpips is None else words.score(lpips)
     score = f'<td title="{escape(lost)}">{said} <small>{escape(lost)}</small></td>' if lost else f"<td>{said}</td>"
     weights = " ".join(words.size(made.memory.weights))
-    cells = f"<td>{weights}</td><td>{peak}</td>{score}<td>{psnr}</td>"
+    found = [made.mean_score(name) for name in SCORES if any(name in other.scores for other in view.finished)]
+    prompted = "".join(f"<td>{'–' if share is None else words.share(share)}</td>" for share in found)
+    cells = f"<td>{weights}</td><td>{peak}</td>{score}<td>{psnr}</td>{prompted}"
     name = escape(words.name(view.asked, made.column))
     return f'<tr><th scope="row">{name}</th><td class="tf-word">{escape(made.execution)}</td>{latency}{cells}</tr>'
 

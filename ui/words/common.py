@@ -57,6 +57,8 @@ WHY = {
     "stages": "The latency by stage, in seconds: encoding the prompt, all denoising steps, and the VAE's decoding.",
     "lpips": "How far a picture is from bf16's, by AlexNet at full resolution, on the tensors: 0 is equal. "
     "The scale runs from bf16's own noise to bf16 with another seed.",
+    "words_read": "Of the characters that the prompt asks to be written, the share that optical character recognition "
+    "reads back. It knows the prompt, not bf16: bf16 itself can miss some.",
     "psnr": "Peak signal-to-noise ratio against bf16, in dB: higher is closer. It counts levels, and knows no shapes.",
     "speedup": "bf16's latency over this one's; only where both ran natively, and both alone or both beside others.",
     "step speedup": "The time of a denoising step in bf16 over this one's, in one run.",
@@ -179,6 +181,11 @@ def score(lpips: float) -> str:
     if 0 < lpips < 0.0001:
         return "<0.0001"
     return f"{lpips:.3f}" if lpips >= 0.01 else f"{lpips:.4f}"
+
+
+def share(score: float) -> str:
+    """A score from 0 to 1, in percent."""
+    return f"{100 * score:.0f}"
 
 
 def psnr(decibels: float | None) -> str:

@@ -24,7 +24,7 @@ from diffusers import QwenImagePipeline
 from engine import __main__ as cli
 from engine import catalog, environment
 from engine.errors import OutputError, RequestError
-from engine.metrics import distances, statistics
+from engine.metrics import distances, scores, statistics
 from engine.outputs import media
 from engine.quality import evaluate, prompts, report
 from engine.quality.evaluate import Settings
@@ -117,6 +117,33 @@ def test_a_line_for_each_prompt_precision_and_recipe(whole):
         assert row["categories"]["Animals"]["lpips"]["mean"] == pytest.approx(np.mean(own[:2]))
         assert row["categories"]["Things"]["lpips"]["low"] is None  # of one prompt
     assert json.loads((out / "summary.json").read_text()) == summary
+
+
+def test_words_that_prompts_ask_for_are_compared_with_what_bf16_wrote(spec, cache, tmp_path, monkeypatch):
+    texts = ('a sign that says "cat"', "a rocket", 'a sign that says "dog"')
+    chosen = replace(
+        CHOSEN, prompts=tuple(prompts.Prompt(id=i, category="", text=text) for i, text in enumerate(texts))
+    )
+    read = {"bf16": {"cat": 1.0, "dog": 0.5}, "other": {"cat": 0.5, "dog": 0.25}}
+    made = []
+
+    def scored(prompt, pixels):
+        if prompt == "a rocket":
+            return {}
+        made.append(prompt)
+        of = read["bf16" if made.count(prompt) == 1 else "other"]  # the reference is made first
+        return {"words_read": (of["cat" if "cat" in prompt else "dog"],)}
+
+    monkeypatch.setattr(scores, "scored", scored)
+    summary = run(spec, tmp_path, chosen=chosen)
+    for row in summary["results"]:
+        found = row["scores"]["words_read"]
+        assert [found[part]["mean"] for part in ("own", "reference", "more")] == pytest.approx([0.375, 0.75, -0.375])
+        assert found["own"]["n"] == 2
+    lines = table(tmp_path / "scores.csv")
+    assert [line["words_read"] for line in lines if line["precision"] == "nvfp4"] == ["0.5", "", "0.25"]
+    html = (tmp_path / "report.html").read_text()
+    assert "<h2>Words read</h2>" in html and "-0.375" in html
 
 
 def test_rulers_are_measured_over_the_same_prompts(whole):
