@@ -76,6 +76,8 @@ def quantize_int8(module):
     module.weight = torch.nn.Parameter(codes, requires_grad=False)
     module.register_buffer("weight_scale", scale)"""
 """What engine/quantization/int8.py does; torchao's INT8 is another arithmetic."""
+FLAT = ("AutoencoderKL", "AutoencoderKLFlux2")
+"""VAEs of two-dimensional convolutions, which a CPU decodes in channels_last as engine/weights/loading.py has it."""
 CONTIGUOUS = """pipe.transformer.register_forward_pre_hook(  # the latents are a view that torchao's quantizers refuse
     lambda module, args, kwargs: (args, kwargs | {"hidden_states": kwargs["hidden_states"].contiguous()}),
     with_kwargs=True,
@@ -223,7 +225,7 @@ def _load(spec: ModelSpec, recipe: recipes.Recipe) -> str:
         lines += [_fused(lora) for lora in spec.loras]
         names, scales = ([getattr(lora, of) for lora in spec.loras] for of in ("name", "scale"))
         lines += [f"pipe.set_adapters({names!r}, {scales!r})", "pipe.fuse_lora()", "pipe.unload_lora_weights()"]
-    if json.loads((spec.folder / "model_index.json").read_text())["vae"][1] == "AutoencoderKL":
+    if json.loads((spec.folder / "model_index.json").read_text())["vae"][1] in FLAT:
         lines += ['if device == "cpu":', "    pipe.vae.to(memory_format=torch.channels_last)"]
     if spec.vae_tiling:
         lines.append("pipe.vae.enable_tiling()")
