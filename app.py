@@ -69,6 +69,12 @@ def run(args: argparse.Namespace) -> int:
     command_line.check_app(args)
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    preloaded = [args.models.index(name) for name in args.preload]
+    args.models = tuple(command_line.model(name, args.offline) for name in args.models)
+    args.preload = tuple(args.models[index] for index in preloaded)
+    if args.lora:
+        args.models = (command_line.with_loras(args, args.models[0]),)
+        args.preload = args.models if args.preload else ()
     if args.rehearse:
         return rehearse.run(args)
     grace: dict[int, float] = {signal.SIGINT: 0.0, signal.SIGTERM: positive(os.environ, "TWINFRAME_GRACE", 20.0)}

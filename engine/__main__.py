@@ -28,7 +28,8 @@ from engine.leaving import leave
 from engine.reproduction.tables import TABLES
 from engine.request import CompareRequest
 from engine.results import SCORES, Comparison, Metrics
-from engine.serving.command_line import Parser, add_engine, add_source
+from engine.serving.command_line import Parser, add_engine, add_source, with_loras
+from engine.serving.command_line import model as own_model
 from engine.weights import torchao_layout
 from engine.weights.source import Source
 
@@ -242,7 +243,7 @@ def _models(args: argparse.Namespace) -> None:
                 "modality": spec.modality,
                 "licence": spec.licence,
                 "licence_note": spec.licence_note,
-                "source": spec.source if spec.bundled else spec.url,
+                "source": spec.source if spec.bundled or spec.place is not None else spec.url,
                 "revision": spec.revision,
                 "recipes": list(spec.recipes),
                 "state": _state(spec, source, device),
@@ -286,7 +287,7 @@ def _state(spec: catalog.ModelSpec, source: Source, device: torch.device) -> str
     except UnsupportedError as error:
         return str(error)
     except LoadError as error:
-        if spec.bundled or source.folder is not None:
+        if spec.bundled or spec.place is not None or source.folder is not None:
             return str(error)
         if source.offline:
             return hub.no_copy(spec)
@@ -669,6 +670,10 @@ def _run() -> int | None:
     args = _parser().parse_args()
     if hasattr(args, "precision"):
         args.precision = _with_folders(args.precision)
+    if hasattr(args, "model"):
+        args.model = own_model(args.model, getattr(args, "offline", False))
+    if getattr(args, "lora", None):
+        args.model = with_loras(args, args.model)
     with _tentative(args):
         return args.run(args)
 

@@ -2,7 +2,8 @@
 
 Knows nothing of devices or weights in memory. What differs between pipeline classes (the name of the guidance
 argument, fixed arguments of the call, the tokenizer that counts) is data of the spec, so adding a model of a known
-class is one entry in `MODELS`.
+class is one entry in `MODELS`. A process may be given further ones when it starts (`give`): those of the command line's
+`--lora`, and checkpoints of somebody's own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 from engine.errors import RequestError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
+UNKNOWN = "unknown"
+"""Family of a denoiser of a class that no recipe was written for, in a pipeline of a known kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,41 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora:
+    """A low-rank adapter that is fused into a model's bf16 denoiser; engine/weights/lora.py finds it."""
+
+    name: str
+    """Short, as the model's id has it."""
+    scale: float
+    """What its product is multiplied with, besides what its file says."""
+    file: Path
+    """On this machine."""
+    path: str
+    """The file's name, in its repository where it has one."""
+    repository: str = ""
+    """Its id on the hub; empty for a file that was given."""
+    revision: str = ""
+    """Commit on the hub."""
+    digest: str
+    """SHA-256 of the file."""
+
+    @property
+    def source(self) -> str:
+        """Where it is from: the file's name, with its repository and revision where it has them."""
+        return f"{self.repository}@{self.revision}/{self.path}" if self.repository else self.path
+
+    @property
+    def written(self) -> str:
+        """In a model's id."""
+        return self.name if self.scale == 1 else f"{self.name}:{self.scale:g}"
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """As a file that was made with it says."""
+        return {"name": self.name, "scale": self.scale, "source": self.source, "sha256": self.digest}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """One model that can be compared."""
 
@@ -134,8 +172,13 @@ class ModelSpec:
     """The component whose tokens fill the prompt."""
     template_tokens: int = 0
     """Tokens of the pipeline's own prompt template, which do not count against `max_sequence_length`."""
+    chat: Mapping[str, Any] | None = None
+    """Further arguments of the tokenizer's chat template, into which the pipeline puts the prompt; None without one.
+    Unlike `template_tokens` its tokens count against `max_sequence_length`."""
     text_padded: bool = True
     """Prompts are padded to `max_sequence_length`; otherwise a prompt of another length is another shape."""
+    recordable: bool = True
+    """A step may be recorded as a CUDA graph: its denoiser does not wait for the GPU."""
     sound: bool = False
     """Its clips have a sound track."""
     vae_tiling: bool = False
@@ -143,10 +186,46 @@ class ModelSpec:
     call: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Further fixed keyword arguments of the pipeline call; `max_sequence_length`, in tokens, is always among them."""
     examples: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
+    """Fused into its denoiser, one after the other, before anything is quantized."""
+    base: str = ""
+    """Id of the model that it is with LoRAs; empty for any other."""
+    like: str = ""
+    """Id of the model of whose kind a checkpoint of somebody's own is (engine/weights/own.py); empty for ours."""
+    place: Path | None = None
+    """Folder of such a checkpoint, if it was given by that."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process (engine/serving/process.py): what cannot be changed cannot be sent either."""
+        return {name: dict(kept) if isinstance(kept, Mapping) else kept for name, kept in vars(self).items()}
+
+    def with_loras(self, loras: tuple[Lora, ...]) -> ModelSpec:
+        """The model with these LoRAs, as a model of its own."""
+        said = " and ".join(lora.name if lora.scale == 1 else f"{lora.name} at {lora.scale:g}" for lora in loras)
+        return replace(
+            self,
+            id="+".join([self.id, *(lora.written for lora in loras)]),
+            name=f"{self.name} with {said}",
+            summary=f"{self.summary} With LoRA: {said}, fused in bf16 before quantizing.",
+            loras=loras,
+            base=self.id,
+        )
+
+    @property
+    def retrained(self) -> bool:
+        """Its weights need not be those that the recipes of its family were calibrated for."""
+        return bool(self.loras or self.like)
+
+    @property
+    def stored_as(self) -> str:
+        """Name of its folder among other checkpoints' folders."""
+        return self.base or self.id
 
     @property
     def folder(self) -> Path:
         """Where a bundled model lies with its weights, and any other with its configurations alone."""
+        if self.place is not None:
+            return self.place
         return ASSETS / self.source if self.bundled else ASSETS / "configs" / self.configs
 
     @property
@@ -162,8 +241,8 @@ class ModelSpec:
 
     @property
     def url(self) -> str:
-        """The model's page on the hub; for a bundled model its licence."""
-        return self.licence_url if self.bundled else f"https://huggingface.co/{self.source}"
+        """The model's page on the hub; for a bundled model, and one in a folder, its licence."""
+        return self.licence_url if self.bundled or self.place is not None else f"https://huggingface.co/{self.source}"
 
 
 MINI_FLUX = ModelSpec(
@@ -442,12 +521,73 @@ LTX_2 = ModelSpec(
     ),
 )
 
-MODELS: Mapping[str, ModelSpec] = MappingProxyType(
-    {spec.id: spec for spec in (MINI_FLUX, MINI_QWEN, MINI_LTX2, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
+_models = {spec.id: spec for spec in (MINI_FLUX, MINI_QWEN, MINI_LTX2, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
+Z_IMAGE = ModelSpec(
+    id="z-image-turbo",
+    name="Z-Image-Turbo",
+    summary="A 6-billion-parameter single-stream transformer for pictures, distilled to eight steps without guidance.",
+    family="z-image",
+    pipeline="ZImagePipeline",
+    modality="image",
+    source="Tongyi-MAI/Z-Image-Turbo",
+    bundled=False,
+    configs="z-image-turbo",
+    # What a run allocates is FLUX.1's: the same VAE decodes a picture of the same size.
+    memory_gb=Memory(transformer=12.31, shared=8.21, run=4.6, host=8),
+    licence="Apache-2.0",
+    licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+    # As the example of diffusers' pipeline has it.
+    defaults=Settings(height=1024, width=1024, num_inference_steps=8, guidance_scale=0.0),
+    limits=replace(FLUX_LIMITS, guidance_scale=(0.0, 10.0)),  # by two passes above 1, for checkpoints before distilling
+    recipes=("post", "strict", "full"),
+    chat=MappingProxyType({"enable_thinking": True}),
+    text_padded=False,
+    recordable=False,  # it fills in its padding by a mask, for which the host waits
+    call=MappingProxyType({"negative_prompt": "", "max_sequence_length": 512}),
+    examples=(SIGN, *FLUX_DEV.examples[1:]),
 )
+
+FLUX2_KLEIN = ModelSpec(
+    id="flux.2-klein-4b",
+    name="FLUX.2 [klein] 4B",
+    summary="A 4-billion-parameter rectified-flow transformer for pictures, distilled to four steps without guidance.",
+    family="flux.2-klein",
+    pipeline="Flux2KleinPipeline",
+    modality="image",
+    source="black-forest-labs/FLUX.2-klein-4B",
+    bundled=False,
+    configs="flux.2-klein-4b",
+    memory_gb=Memory(transformer=7.75, shared=8.21, run=4.6, host=8),
+    licence="Apache-2.0",
+    licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+    defaults=Settings(height=1024, width=1024, num_inference_steps=4, guidance_scale=1.0),
+    limits=replace(FLUX_LIMITS, guidance_scale=(1.0, 1.0)),
+    recipes=("post", "strict", "full"),
+    chat=MappingProxyType({"enable_thinking": False}),
+    recordable=False,  # not until it was recorded on a GPU
+    call=MappingProxyType({"max_sequence_length": 512}),
+    examples=(SIGN, *FLUX_DEV.examples[1:]),
+)
+
+MODELS: Mapping[str, ModelSpec] = MappingProxyType(_models)
+"""What there is, and what this process was given."""
 DEFAULT = MINI_FLUX.id
 """What is asked for where no model is named: bundled, and small enough for any machine."""
 BUNDLED = tuple(spec.id for spec in MODELS.values() if spec.bundled)
+KINDS: Mapping[str, ModelSpec] = MappingProxyType({spec.id: spec for spec in (*_models.values(), Z_IMAGE, FLUX2_KLEIN)})
+"""What a checkpoint of somebody's own may be like. Those that are not among `MODELS` have no pinned commit: they are
+there once they are asked for by their id or repository, which is pinned to its commit then (engine/weights/own.py)."""
+_given: dict[str, ModelSpec] = {}
+
+
+def give(spec: ModelSpec) -> None:
+    """Have a further model from now on; one of the same id gives way."""
+    _given[spec.id] = _models[spec.id] = spec
+
+
+def given() -> tuple[ModelSpec, ...]:
+    """The further ones."""
+    return tuple(_given.values())
 
 
 def model(model_id: object) -> ModelSpec:
@@ -458,4 +598,5 @@ def model(model_id: object) -> ModelSpec:
     """
     if isinstance(model_id, str) and model_id in MODELS:
         return MODELS[model_id]
-    raise RequestError(f"There is no model {model_id!r}: choose one of {', '.join(MODELS)}.")
+    hint = "; one with a LoRA is there where it was started with --lora" if "+" in str(model_id) else ""
+    raise RequestError(f"There is no model {model_id!r}: choose one of {', '.join(MODELS)}{hint}.")

@@ -2,13 +2,15 @@
 
 Written `nvfp4` or `nvfp4@tuned`, in requests, results, files, links, the API and on the command line; `nvfp4` alone is
 by the recipe of its request. In a recipe's place stands the name of a quantized checkpoint (engine/quantized.py), whose
-layers are as they were stored. Everything that is written so is read and written here. Imports no torch.
+layers are as they were stored. Of a model with LoRAs, `nvfp4+no-lora` is the same without them, `bf16+no-lora` too, so
+that one comparison shows what they do and what quantization does to them. Everything that is written so is read and
+written here. Imports no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine import quantized
 from engine.catalog import ModelSpec
@@ -18,6 +20,8 @@ from engine.formats import LABELS, PRECISIONS, REFERENCE
 POST = "post"
 """The recipe of the post, as published; the first of every model."""
 _BY = "@"
+NO_LORA = "+no-lora"
+"""Ends a column that is without the model's LoRAs."""
 _OLD_NAMES = dict(zip(quantized.OLD_RECIPES, (POST, "post-corrected"), strict=True))
 """Of recipes, in what was saved, linked or typed earlier."""
 
@@ -28,13 +32,14 @@ class Column:
 
     format: str
     recipe: str
-    """Or the name of a quantized checkpoint; empty for the reference, of which nothing is quantized."""
+    """Or the name of a quantized checkpoint; empty for the reference, of which nothing is quantized. It ends in
+    `NO_LORA` where the model's LoRAs are left out."""
 
     @classmethod
     def of(cls, written: str, recipe: str) -> Column:
         """What a column of a validated request stands for; `recipe` is that of those that name none."""
-        name, _, own = written.partition(_BY)
-        return cls(name, "" if name == REFERENCE else own or recipe)
+        name, own, end = _parts(written)
+        return cls(name, ("" if name == REFERENCE else own or recipe) + end)
 
     @classmethod
     def parse(cls, text: object, spec: ModelSpec, recipe: str) -> Column:
@@ -43,18 +48,45 @@ class Column:
         Raises:
             RequestError: there is no such format, recipe or checkpoint, in one sentence that says what there is.
         """
-        name, by, own = text.partition(_BY) if isinstance(text, str) else (text, "", "")
+        name, own, end = _parts(text) if isinstance(text, str) else (text, "", "")
+        by = isinstance(text, str) and _BY in text
         if name not in PRECISIONS:
             raise RequestError(f"There is no precision {shown(name)}: choose from {', '.join(PRECISIONS)}.")
+        if end and not spec.loras:
+            raise RequestError(f"{spec.name} has no LoRA to leave out: leave out {NO_LORA}, or name one with --lora.")
         if by and name == REFERENCE:
-            raise RequestError(f"{REFERENCE} is the reference, which no recipe changes: leave out {shown(by + own)}.")
+            raise RequestError(f"{REFERENCE} is the reference, which no recipe changes: leave out {shown(_BY + own)}.")
         if by and (stored := quantized.named(own)) is not None:
+            if end:
+                raise RequestError(f"{own} is stored as it is: leave out {NO_LORA}.")
             return cls(name, _stored_as(name, stored, spec))
-        return cls(name, "" if name == REFERENCE else recipe_of(spec, own) if by else recipe)
+        return cls(name, ("" if name == REFERENCE else recipe_of(spec, own) if by else recipe) + end)
+
+    @property
+    def rules(self) -> str:
+        """Its recipe alone, whether with LoRAs or without."""
+        return self.recipe.removesuffix(NO_LORA)
+
+    @property
+    def adapted(self) -> bool:
+        """The model's LoRAs are in it, where it has some."""
+        return not self.recipe.endswith(NO_LORA)
+
+    def weights(self, spec: ModelSpec) -> ModelSpec:
+        """The model with the weights that it is made of."""
+        return spec if self.adapted else replace(spec, loras=())
 
     def written(self, recipe: str) -> str:
         """As a request of this recipe writes it: its own recipe is left out."""
-        return self.format if self.recipe in ("", recipe) else f"{self.format}{_BY}{self.recipe}"
+        named = self.format if self.rules in ("", recipe) else f"{self.format}{_BY}{self.rules}"
+        return named if self.adapted else f"{named}{NO_LORA}"
+
+
+def _parts(written: str) -> tuple[str, str, str]:
+    """Format, recipe and `NO_LORA` of what is written, the last two empty where they are not there."""
+    named = written.removesuffix(NO_LORA)
+    name, _, recipe = named.partition(_BY)
+    return name, recipe, written[len(named) :]
 
 
 def _stored_as(name: str, stored: quantized.Quantized, spec: ModelSpec) -> str:
@@ -82,21 +114,21 @@ def ordered(columns: Iterable[Column], spec: ModelSpec) -> tuple[Column, ...]:
     stored = (checkpoint.name for checkpoint in quantized.of_model(spec.id))
     rank = {name: index for index, name in enumerate(("", *spec.recipes, *stored))}
 
-    def place(column: Column) -> tuple[int, int]:
-        return PRECISIONS.index(column.format), rank.get(column.recipe, len(rank))
+    def place(column: Column) -> tuple[int, int, bool]:
+        return PRECISIONS.index(column.format), rank.get(column.rules, len(rank)), not column.adapted
 
     return tuple(sorted(dict.fromkeys(columns), key=place))
 
 
 def label(written: str) -> str:
     """A column for people: "NVFP4", "NVFP4 tuned"."""
-    name, _, recipe = written.partition(_BY)
-    return f"{LABELS[name]} {recipe}".rstrip()
+    name, recipe, end = _parts(written)
+    return " ".join([LABELS[name], *filter(None, [recipe, end and "without LoRA"])])
 
 
 def format_of(written: str) -> str:
     """The format of a column."""
-    return written.partition(_BY)[0]
+    return _parts(written)[0]
 
 
 def recipe_of(spec: ModelSpec, name: object) -> str:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from engine.errors import RequestError
 
-ENGINE = "4"
+ENGINE = "5"
 """Of whatever in this project decides a pixel or a score: the call of a pipeline, noise, quantization and emulation,
 rewrites of the denoiser, recipes' rules, LPIPS and its ruler. Raise it with every change after which the same request
 could give another number; what was kept before is then measured again, and evaluations begun before are not gone on

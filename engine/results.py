@@ -256,7 +256,7 @@ class Comparison:
     @property
     def reference(self) -> Generation:
         """Only of a comparison that lacks nothing."""
-        return next(g for g in self.results if g.precision == REFERENCE)
+        return next(g for g in self.results if g.column == REFERENCE)
 
     def column(self, generation: Generation) -> Column:
         """What it is by: its format and recipe."""
@@ -311,7 +311,7 @@ class Comparison:
             ran = {"precision": g.precision, "execution": g.execution, "device": self.device, "created": self.created}
             ran |= {"streamed": ", ".join(g.streamed)} if any(other.streamed for other in self.results) else {}
             ran |= {"at_once": " ".join(g.at_once)} if any(other.at_once for other in self.results) else {}
-            column = {"recipe": self.column(g).recipe or self.request.recipe, "column": g.column}
+            column = {"recipe": self.column(g).rules or self.request.recipe, "column": g.column}
             rows.append(ran | latency | memory | scores | asked | column)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]))

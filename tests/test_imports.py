@@ -18,7 +18,8 @@ metrics.statistics outputs outputs.blind outputs.pool outputs.recordings quality
 quantization quantization.recipe_files quantization.roles reproduction reproduction.cards reproduction.cells
 reproduction.plausibility reproduction.report reproduction.run reproduction.tables runtime serving serving.admission
 serving.contracts serving.command_line serving.doctor serving.lent serving.process serving.rehearse serving.telemetry
-serving.worker weights weights.checkpoint weights.fingerprint weights.hub weights.source weights.torchao_layout
+serving.worker weights weights.checkpoint weights.fingerprint weights.hub weights.lora weights.own weights.source
+weights.torchao_layout
 """
 """Modules of engine/ that may be imported where torch must not be."""
 WITHOUT = {f"engine.{name}" for name in TORCH_FREE.split()}

@@ -19,7 +19,7 @@ import gradio as gr
 from gradio.components import Component
 
 from engine import catalog, events, quantized
-from engine.columns import Column
+from engine.columns import NO_LORA, Column
 from engine.errors import RequestError, TwinframeError
 from engine.formats import QUANTIZED, REFERENCE
 from engine.outputs import recordings
@@ -609,8 +609,8 @@ def programs(worker: Worker, comparison: Comparison) -> dict[str, str]:
 def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the columns' chips have to be for a model, and the choice of further ones.
 
-    bf16 has no chip, because it always takes part. A format by the form's recipe has one, and so has one that a recipe
-    file was made for, a quantized checkpoint, and whatever is chosen.
+    bf16 has no chip, because it always takes part, but without the model's LoRAs it has one. A format by the form's
+    recipe has one, and so has one that a recipe file was made for, a quantized checkpoint, and whatever is chosen.
 
     Args:
         chosen: columns; what this machine or the model does not have is left out.
@@ -618,7 +618,10 @@ def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tup
     formats = views.told(name for name in QUANTIZED if worker.support[name].execution != "unavailable")
     made = {file.id: file.tunings for file in recipe_files.read(spec.family)}
     stored = [Column(one.format, one.name) for one in quantized.of_model(spec.id) if one.format in formats]
-    every = {c.written(""): c for c in (*(Column(name, by) for name in formats for by in ("", *spec.recipes)), *stored)}
+    ways = [Column(name, by) for name in formats for by in ("", *spec.recipes)]
+    if spec.loras:
+        ways += [Column(name, NO_LORA) for name in (REFERENCE, *formats)]
+    every = {c.written(""): c for c in (*ways, *stored)}
     wanted = [column for column in chosen if column in every]
 
     def choices(shown: Callable[[str, Column], bool]) -> list[tuple[str, str]]:
@@ -627,11 +630,11 @@ def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tup
 
     def has_chip(written: str, column: Column) -> bool:
         made_for = column in stored or column.format in made.get(column.recipe, ())
-        return not column.recipe or written in wanted or made_for
+        return column.format == REFERENCE or not column.recipe or written in wanted or made_for
 
     def further(written: str, column: Column) -> bool:
         # A file's recipe leaves other formats to the model's first, which those that name none can have.
-        return not has_chip(written, column) and column.recipe not in (spec.recipes[0], *made)
+        return not has_chip(written, column) and column.rules not in (spec.recipes[0], *made)
 
     return {"choices": choices(has_chip), "value": wanted}, {"choices": choices(further), "value": None}
 

@@ -75,7 +75,7 @@ class View:
     @property
     def comparison(self) -> Comparison | None:
         """What is finished so far as a comparison; None until the reference is."""
-        if self.request is None or not any(g.precision == REFERENCE for g in self.finished):
+        if self.request is None or not any(g.column == REFERENCE for g in self.finished):
             return None
         return Comparison(
             request=self.request,

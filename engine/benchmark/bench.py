@@ -402,7 +402,7 @@ class _Bench:
             error = self.studio.machine.no_compile or (support.no_graph if graphs else "") or None
             error = "it does not fit on this device, and only the engine streams" if DENOISER in streamed else error
         else:
-            mode = compilation.mode(request.batch_size, support, self.device)
+            mode = compilation.mode(request.batch_size, support, self.device, self.spec.recordable)
             if mode == compilation.GRAPHS and DENOISER in streamed:
                 mode = compilation.DEFAULT
             blocks = rendition.blocks

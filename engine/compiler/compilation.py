@@ -92,12 +92,16 @@ class Done:
         return bool(self.compiled or self.plain or self.recorded)
 
 
-def mode(batch_size: int, support: Support, device: torch.device) -> str:
+def mode(batch_size: int, support: Support, device: torch.device, recordable: bool = True) -> str:
     """How the blocks run: a CUDA graph pays where launching kernels takes a good part of a step, at one picture or
-    clip."""
+    clip.
+
+    Args:
+        recordable: the denoiser's step can be one (`ModelSpec.recordable`).
+    """
     if device.type != "cuda" or support.machine.no_compile:
         return EAGER
-    recorded = support.execution == "native" and batch_size == 1 and not support.no_graph
+    recorded = support.execution == "native" and batch_size == 1 and recordable and not support.no_graph
     return GRAPHS if recorded else DEFAULT
 
 

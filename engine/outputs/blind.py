@@ -23,8 +23,7 @@ from typing import Any
 
 from PIL import Image
 
-from engine.columns import POST, Column
-from engine.formats import REFERENCE
+from engine.columns import EXACT, POST, Column
 from engine.results import Comparison
 
 WHICH, ABX, SAME = "which", "abx", "same"
@@ -209,7 +208,8 @@ def pairs(comparison: Comparison, *, fresh: bool) -> Iterator[Pair]:
     out, as whoever sees a black one need not look."""
     asked = comparison.request
     for made in comparison.results:
-        if made.precision == REFERENCE or made.metrics is None:
+        column = comparison.column(made)
+        if column == EXACT or not column.adapted or made.metrics is None:  # what a LoRA does is not asked
             continue
         for index, (reference, other) in enumerate(zip(comparison.reference.files, made.files, strict=True)):
             if (lpips := made.metrics.lpips[index]) is None:
@@ -217,7 +217,7 @@ def pairs(comparison: Comparison, *, fresh: bool) -> Iterator[Pair]:
             yield Pair(
                 model=asked.model,
                 precision=made.precision,
-                recipe=comparison.column(made).recipe,
+                recipe=column.recipe,
                 execution=made.execution,
                 prompt=asked.prompt,
                 seed=(asked.seed + index) % 2**32,

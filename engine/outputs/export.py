@@ -77,6 +77,8 @@ def write(
     """
     if column.format == REFERENCE:
         raise RequestError(f"{REFERENCE} is not quantized: give --column a format, such as {NVFP4.id}.")
+    if not column.adapted:
+        raise RequestError("A checkpoint without the LoRA is that of the model alone: leave out --lora.")
     recipe = recipes.recipe(spec.family, column.recipe)
     if recipe.held is not None:
         raise RequestError(f"{column.recipe} is stored quantized already: give --column a recipe.")
@@ -212,7 +214,7 @@ def _notes(plan: Plan) -> Iterator[str]:
 
 def _card(spec: ModelSpec, plan: Plan, said: Mapping[str, Any], notes: tuple[str, ...]) -> str:
     form, counts = FORMATS[plan.precision], plan.counts
-    base = "" if spec.bundled else f"base_model: {spec.source}\n"
+    base = "" if spec.bundled or spec.place is not None else f"base_model: {spec.source}\n"
     used = ", ".join(f"{name} {version}" for name, version in said["versions"].items() if name != "twinframe")
     needs = f"It runs on {form.hardware}." if form.hardware else ""
     if plan.precision == NVFP4.id:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from typing import Any
 
 from engine import catalog
-from engine.catalog import ModelSpec
+from engine.catalog import Lora, ModelSpec
 from engine.columns import Column
 from engine.formats import FORMATS, FP8, INT8, MXFP8, NVFP4, REFERENCE
 from engine.quantization import recipes
@@ -76,6 +76,8 @@ def quantize_int8(module):
     module.weight = torch.nn.Parameter(codes, requires_grad=False)
     module.register_buffer("weight_scale", scale)"""
 """What engine/quantization/int8.py does; torchao's INT8 is another arithmetic."""
+FLAT = ("AutoencoderKL", "AutoencoderKLFlux2")
+"""VAEs of two-dimensional convolutions, which a CPU decodes in channels_last as engine/weights/loading.py has it."""
 CONTIGUOUS = """pipe.transformer.register_forward_pre_hook(  # the latents are a view that torchao's quantizers refuse
     lambda module, args, kwargs: (args, kwargs | {"hidden_states": kwargs["hidden_states"].contiguous()}),
     with_kwargs=True,
@@ -93,9 +95,9 @@ def code(request: CompareRequest, column: str, execution: str) -> str:
     Raises:
         RequestError: the model has no such recipe.
     """
-    spec = catalog.model(request.model)
     asked = request.column(column)
-    precision, recipe = asked.format, recipes.recipe(spec.family, asked.recipe or request.recipe)
+    spec = asked.weights(catalog.model(request.model))
+    precision, recipe = asked.format, recipes.recipe(spec.family, asked.rules or request.recipe)
     blocks = [_head(spec, asked, execution, recipe), _load(spec, recipe)]
     if precision != REFERENCE and recipe.held is None:
         blocks += [chooser(recipe, precision), _quantize(precision, _others(recipe, precision))]
@@ -145,6 +147,7 @@ def _head(spec: ModelSpec, column: Column, execution: str, recipe: recipes.Recip
     precision = column.format
     own = dict.fromkeys(line for name in (precision, *_others(recipe, precision)) for line in _IMPORTS.get(name, ()))
     needs = ["torch", "diffusers", "transformers", *(["torchao"] if own or recipe.held else [])]
+    needs += ["peft"] if spec.loras else []
     own = {} if recipe.held else own
     said = [f"# {spec.name} in {column.written(spec.recipes[0])}, as Twinframe runs it. Needs {', '.join(needs)}."]
     if execution != "native" and FORMATS[precision].hardware:
@@ -190,7 +193,10 @@ def _denoiser(spec: ModelSpec) -> str:
 
 
 def _load(spec: ModelSpec, recipe: recipes.Recipe) -> str:
-    if spec.bundled:
+    if spec.place is not None:
+        source, where = f'"{spec.place.name}"', "  # the checkpoint's folder, beside this program"
+        options = "torch_dtype=torch.bfloat16, local_files_only=True"
+    elif spec.bundled:
         source = f'"assets/{spec.source}"'
         where = "  # in a copy of Twinframe's repository"
         options = "torch_dtype=torch.bfloat16, local_files_only=True"
@@ -215,11 +221,22 @@ def _load(spec: ModelSpec, recipe: recipes.Recipe) -> str:
         f"    model, {options}",
         ").to(device)",
     ]
-    if json.loads((spec.folder / "model_index.json").read_text())["vae"][1] == "AutoencoderKL":
+    if spec.loras and recipe.held is None:
+        lines += [_fused(lora) for lora in spec.loras]
+        names, scales = ([getattr(lora, of) for lora in spec.loras] for of in ("name", "scale"))
+        lines += [f"pipe.set_adapters({names!r}, {scales!r})", "pipe.fuse_lora()", "pipe.unload_lora_weights()"]
+    if json.loads((spec.folder / "model_index.json").read_text())["vae"][1] in FLAT:
         lines += ['if device == "cpu":', "    pipe.vae.to(memory_format=torch.channels_last)"]
     if spec.vae_tiling:
         lines.append("pipe.vae.enable_tiling()")
     return "\n".join(lines)
+
+
+def _fused(lora: Lora) -> str:
+    source, note = (lora.repository, "") if lora.repository else (".", "  # the LoRA's file, in this folder")
+    revision = f', revision="{lora.revision}"' if lora.revision else ""
+    named = f'"{source}", weight_name="{lora.path}", adapter_name="{lora.name}"{revision}'
+    return f"pipe.load_lora_weights(\n    {named}{note}\n)"
 
 
 def _quantize(precision: str, others: list[str]) -> str:
@@ -283,7 +300,7 @@ def _call(spec: ModelSpec, request: CompareRequest, switched: bool) -> str:
         spec.batch_argument: request.batch_size,
     }
     arguments = [
-        repr(request.prompt),
+        f"prompt={request.prompt!r}",
         *(f"{name}={value!r}" for name, value in further.items()),
         f'generator=[torch.Generator("cpu").manual_seed((seed + i) % 2**32) for i in range({request.batch_size})]',
         *(["callback_on_step_end=ended"] if switched else []),

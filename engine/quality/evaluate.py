@@ -36,7 +36,7 @@ from safetensors.torch import load_file, save
 
 from engine import events
 from engine.catalog import ModelSpec
-from engine.columns import EXACT, Column, format_of, ordered, recipe_of
+from engine.columns import EXACT, Column, ordered, recipe_of
 from engine.environment import versions
 from engine.errors import OutputError, RequestError, UnsupportedError
 from engine.events import Stop
@@ -89,7 +89,7 @@ class Settings:
     """Leave out prompts that the model does not take, instead of refusing them all."""
 
     def __post_init__(self) -> None:
-        if all(format_of(column) == REFERENCE for column in self.precisions):
+        if all(column == REFERENCE for column in self.precisions):
             raise RequestError(f"There is nothing to compare with bf16: choose a precision of {', '.join(QUANTIZED)}.")
 
 
@@ -195,7 +195,7 @@ class _Evaluation:
         folder.mkdir(parents=True, exist_ok=True)
         rendition = studio.rendition(self.spec, lane, self._told)
         began = time.monotonic()
-        request = replace(self.asked, prompt=prompt.text, recipe=lane.recipe or self.asked.recipe)
+        request = replace(self.asked, prompt=prompt.text, recipe=lane.rules or self.asked.recipe)
         row = self._make(studio, stop, folder, name, rendition, request)
         _write_json(folder / f"{name}.json", row)
         score = "" if row["lpips"] is None else f", LPIPS {row['lpips']:.4f}"
@@ -380,7 +380,7 @@ def _manifest(
         "lanes": list(map(_said, lanes)),
         "recipes": {
             name: fingerprint.of_recipe(recipes.recipe(spec.family, name))
-            for name in dict.fromkeys(lane.recipe for lane in lanes)
+            for name in dict.fromkeys(lane.rules or spec.recipes[0] for lane in lanes)
         },
         "prompts": {"source": prompts.name, "taken": [asdict(prompt) for prompt in prompts.prompts]},
     }

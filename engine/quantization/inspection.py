@@ -32,7 +32,7 @@ def inspect(model_id: str, precision: str, recipe_id: str | None = None) -> dict
     recipe = recipes.recipe(spec.family, recipe_id or spec.recipes[0]).id
     column = Column.parse(precision, spec, recipe)
     found = recipes.plan_of(_denoiser(spec.id), spec, column)
-    named = {"column": column.written(spec.recipes[0]), "recipe": column.recipe or recipe}
+    named = {"column": column.written(spec.recipes[0]), "recipe": column.rules or recipe}
     return {"model": spec.id, "precision": column.format} | named | found.to_json()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from engine import quantized
-from engine.catalog import ModelSpec
+from engine.catalog import UNKNOWN, ModelSpec
 from engine.columns import POST, Column, recipe_named
 from engine.errors import LoadError, RequestError, TwinframeError, UnsupportedError
 from engine.formats import FORMATS, NVFP4, REFERENCE
@@ -134,6 +134,20 @@ _FLUX_ROWS = (
 )
 # The text stream, skipped by name, has as many rows as the prompt has tokens; guidance is a second call.
 _QWEN_ROWS = ((".attn.to_", _IMAGE), (".img_mlp.", _IMAGE))
+_FLUX2_SKIPS: Mapping[str, Any] = {
+    "skip_containing": ("embed", "modulation"),
+    "skip_exact": ("norm_out.linear", "proj_out"),
+}
+_FLUX2_ROWS = (
+    ("single_transformer_blocks.", _FLUX_TEXT + _IMAGE),
+    (".attn.add_", _FLUX_TEXT),
+    (".attn.to_add_out", _FLUX_TEXT),
+    (".ff_context.", _FLUX_TEXT),
+    ("transformer_blocks.", _IMAGE),
+)
+_Z_IMAGE_SKIPS: Mapping[str, Any] = {"skip_containing": ("embedder", "adaLN_modulation", "final_layer")}
+# Text and picture are one sequence in the layers; before them each is refined alone. Text is at most 512 tokens.
+_Z_IMAGE_ROWS = (("context_refiner.", 512), ("noise_refiner.", _IMAGE), ("layers.", _IMAGE))
 # 512 x 768 pixels, 121 frames: the VAE divides sides by 32 and time by 8; sound has 25 latents a second
 # (16,000 Hz, hops of 160, VAE 4 in time); LTX2Pipeline runs both halves of guidance as one batch of 2.
 _VIDEO = 2 * (512 // 32) * (768 // 32) * ((121 - 1) // 8 + 1)
@@ -244,6 +258,38 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
         _strict(_LTX2_SKIPS, _LTX2_ROWS),
         _FULL,
     ),
+    "flux.2-klein": (
+        Recipe(
+            id=POST,
+            summary="The post's rules for FLUX.1-dev in this class's names; its shared modulations stay bf16 too.",
+            min_features=NARROWEST,
+            **_FLUX2_SKIPS,
+        ),
+        _strict(_FLUX2_SKIPS, _FLUX2_ROWS),
+        _FULL,
+    ),
+    "z-image": (
+        Recipe(
+            id=POST,
+            summary="The post's rules for FLUX.1-dev in this class's names: embedders, modulations and the last layer "
+            "stay bf16.",
+            min_features=NARROWEST,
+            **_Z_IMAGE_SKIPS,
+        ),
+        _strict(_Z_IMAGE_SKIPS, _Z_IMAGE_ROWS),
+        _FULL,
+    ),
+    UNKNOWN: (
+        Recipe(
+            id="strict",
+            summary="For a class that no recipe was written for: nothing narrower than 1024; embedders, norms and "
+            "modulations, which multiply a row a picture, and the first and last layer stay bf16 by their names.",
+            min_features=NARROWEST,
+            skip_containing=("embed", "norm", "modulation", "_mod.", "time_", "guidance", "final_layer"),
+            skip_exact=("proj_in", "proj_out", "x_in", "img_in", "txt_in"),
+        ),
+        _FULL,
+    ),
 }
 RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
     {(family, recipe.id): recipe for family, recipes in _FAMILIES.items() for recipe in recipes}
@@ -282,6 +328,15 @@ def tuned_recipe(family: str, found: TunedRecipe) -> Recipe:
     if (family, found.base) not in RECIPES:
         raise LoadError(f"The recipe {found.id!r} of {family} changes a recipe {found.base!r}, which there is not.")
     return replace(RECIPES[family, found.base], id=found.id, summary=found.summary, tunings=found.tunings)
+
+
+def uncalibrated(found: Recipe) -> Recipe:
+    """A recipe for other weights than those that its files were calibrated for."""
+    tunings = {
+        name: replace(tuning, calibrated=(), searched=tuning.searched or bool(tuning.calibrated))
+        for name, tuning in found.tunings.items()
+    }
+    return replace(found, tunings=MappingProxyType(tunings))
 
 
 def stored_recipe(held: Quantized) -> Recipe:
@@ -438,12 +493,16 @@ def plan(transformer: nn.Module, recipe: Recipe, precision: str) -> Plan:
 
 
 def plan_of(transformer: nn.Module, spec: ModelSpec, column: Column) -> Plan:
-    """The plan of a model's column; of the reference's layers none is quantized.
+    """The plan of a model's column; of the reference's layers none is quantized. Weights of somebody's own, or with a
+    LoRA, are not those that a recipe's calibrated weights were made of: their block scales are searched instead.
 
     Raises:
         RequestError, LoadError: as `recipe` and `plan`.
     """
-    return plan(transformer, recipe(spec.family, column.recipe or spec.recipes[0]), column.format)
+    rules = recipe(spec.family, column.rules or spec.recipes[0])
+    if column.weights(spec).retrained and rules.held is None:
+        rules = uncalibrated(rules)
+    return plan(transformer, rules, column.format)
 
 
 def _check_names(tuning: Tuning, linears: Set[str], kind: str) -> None:

@@ -211,7 +211,7 @@ class Studios(_Orderly):
         if column.format == REFERENCE:
             return self
         stored = (checkpoint.name for checkpoint in quantized.of_model(spec.id))
-        place = PRECISIONS.index(column.format) - 1 + (*spec.recipes, *stored).index(column.recipe)
+        place = PRECISIONS.index(column.format) - 1 + (*spec.recipes, *stored).index(column.rules)
         return self._others[place % len(self._others)]
 
     def _rounds(self, spec: ModelSpec, columns: Sequence[Column]) -> list[list[Column]]:

@@ -117,7 +117,7 @@ def call(
     several = {name: [value] * count for name, value in spec.call.items() if prompts and name == "negative_prompt"}
     with steps or nullcontext():
         return pipeline(
-            list(prompts) or request.prompt,
+            prompt=list(prompts) or request.prompt,
             height=request.height,
             width=request.width,
             num_inference_steps=request.num_inference_steps,
@@ -174,16 +174,25 @@ def token_ids(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> tupl
         tokenizer, text, length = getattr(pipeline, name), prompt, None
         if name == spec.tokenizer:
             length = spec.call["max_sequence_length"] + spec.template_tokens
-            text = pipeline.prompt_template_encode.format(prompt) if spec.template_tokens else prompt
+            text = _templated(pipeline, spec, prompt)
         found.append(tuple(tokenizer(text, truncation=True, max_length=length).input_ids))
     return tuple(found)
 
 
 def tokens(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> int:
     """How many tokens the prompt fills."""
-    if spec.template_tokens:
-        prompt = pipeline.prompt_template_encode.format(prompt)
-    return len(getattr(pipeline, spec.tokenizer)(prompt).input_ids) - spec.template_tokens
+    text = _templated(pipeline, spec, prompt)
+    return len(getattr(pipeline, spec.tokenizer)(text).input_ids) - spec.template_tokens
+
+
+def _templated(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> str:
+    """The prompt as the pipeline puts it to its tokenizer."""
+    if spec.chat is not None:
+        said = [{"role": "user", "content": prompt}]
+        tokenizer = getattr(pipeline, spec.tokenizer)
+        text: str = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, **spec.chat)
+        return text
+    return pipeline.prompt_template_encode.format(prompt) if spec.template_tokens else prompt
 
 
 def read(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> str:

@@ -53,7 +53,7 @@ class Previewer:
         """A JPEG of what step `index`, from 0, expects in the end; None after the first step, or if it is too early.
 
         Args:
-            latents: as the pipeline packs them, (N, tokens, channels); only read.
+            latents: as the pipeline keeps them, mostly (N, tokens, channels); only read.
         """
         now, before = latents[:1].float().clone(), self._before
         self._before = now
@@ -90,6 +90,20 @@ def _flux(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest)
     return _run(pipeline.vae, latents / config.scaling_factor + config.shift_factor)
 
 
+def _flux2(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest) -> Tensor:
+    height, width = (side // (2 * pipeline.vae_scale_factor) for side in (request.height, request.width))
+    latents = latents.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    norm = pipeline.vae.bn
+    deviation = (norm.running_var + pipeline.vae.config.batch_norm_eps).sqrt()
+    latents = latents * deviation.view(1, -1, 1, 1) + norm.running_mean.view(1, -1, 1, 1)
+    return _run(pipeline.vae, pipeline._unpatchify_latents(latents))
+
+
+def _z_image(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest) -> Tensor:
+    config = pipeline.vae.config
+    return _run(pipeline.vae, latents / config.scaling_factor + config.shift_factor)
+
+
 def _qwen_image(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest) -> Tensor:
     latents = pipeline._unpack_latents(latents, request.height, request.width, pipeline.vae_scale_factor)
     config = pipeline.vae.config
@@ -112,6 +126,8 @@ def _ltx2(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest)
 
 DECODERS: dict[str, Callable[[DiffusionPipeline, Tensor, CompareRequest], Tensor]] = {
     "FluxPipeline": _flux,
+    "Flux2KleinPipeline": _flux2,
+    "ZImagePipeline": _z_image,
     "QwenImagePipeline": _qwen_image,
     "LTX2Pipeline": _ltx2,
 }

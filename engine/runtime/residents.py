@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from engine import events
 from engine.catalog import ModelSpec
-from engine.columns import Column
+from engine.columns import EXACT, Column
 from engine.compiler import compilation
 from engine.errors import NoRoomError, UnsupportedError
 from engine.events import Tell
@@ -24,7 +24,7 @@ from engine.quantization.remedies import WeightOnlySteps
 from engine.request import CompareRequest
 from engine.results import DENOISER, TEXT, LayerCounts
 from engine.runtime import timing
-from engine.weights import host_memory, loading, residency, schedulers, streaming
+from engine.weights import fusing, host_memory, loading, residency, schedulers, streaming
 
 OTHER_WEIGHTS = (
     "It was quantized from other bf16 weights than the reference's, so what differs is not quantization's alone."
@@ -151,7 +151,9 @@ class Holdings:
     def _load(self, spec: ModelSpec, column: Column, tell: Tell) -> Rendition:
         if self.support[column.format].execution == "unavailable":
             raise UnsupportedError(self.support[column.format].reason)
-        plan = recipes.plan_of(loading.empty_transformer(spec), spec, column)
+        empty = loading.empty_transformer(spec)
+        fusing.check(spec, empty)
+        plan = recipes.plan_of(empty, spec, column)
         key, gigabytes = key_of(spec, column), plan.quantized_bytes / timing.GB
         residency.require(spec, column.format, gigabytes, self.device)
         self.make_room(spec, key, gigabytes)
@@ -162,17 +164,17 @@ class Holdings:
             tell(events.Downloading(spec.name, done, total))
 
         shared = self.shared(spec, told)
-        support = self._support_of(plan)
+        support, adapted = self._support_of(plan), column.weights(spec)
         streamed = key in self._streamed
         with streaming.Arriving(self._pool) as arriving:
             leaving = arriving.place if streamed else None
             transformer = stored.denoiser(
-                spec, plan, self.support[column.format], self.device, self.source, told, leaving
+                adapted, plan, self.support[column.format], self.device, self.source, told, leaving
             )
             if streamed:
                 self._waiting[key] = arriving.stored([transformer])
         held = plan.recipe.held
-        if held is not None and held.source not in ("", loading.fingerprint(spec, self.source)):
+        if held is not None and held.source not in ("", loading.fingerprint(adapted, self.source)):
             support = replace(support, reason=f"{support.reason} {OTHER_WEIGHTS}")
         pipeline = loading.assemble(spec, shared, transformer)
         gigabytes = timing.weight_bytes(transformer) / timing.GB
@@ -406,7 +408,7 @@ def in_words(parts: Sequence[str]) -> str:
 
 def _called(spec: ModelSpec, column: Column) -> str:
     """A denoiser in words, while it is loaded."""
-    return spec.name if column.format == REFERENCE else f"{spec.name} in {column.written(spec.recipes[0])}"
+    return spec.name if column == EXACT else f"{spec.name} in {column.written(spec.recipes[0])}"
 
 
 def _part_name(key: residency.Key) -> str:

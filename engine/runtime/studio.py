@@ -206,7 +206,7 @@ class Studio(Holdings):
                 spec,
                 request,
                 machine=self.machine,
-                weights=loading.described(spec, self.source),
+                weights=loading.described(rendition.column.weights(spec), self.source),
                 residency=self.where(key_of(spec, rendition.column)),
                 streamed=streamed,
                 warm=warm,
@@ -244,7 +244,8 @@ class Studio(Holdings):
         Raises:
             OutputError: they cannot be written.
         """
-        asked = request.to_json() | {"recipe": column.recipe or request.recipe}
+        asked = request.to_json() | {"recipe": column.rules or request.recipe}
+        loras = column.weights(spec).loras
         del asked["precisions"], asked["previews"]  # a picture's bytes must not depend on what else was asked for
         recipe = {
             "request": asked,
@@ -253,6 +254,7 @@ class Studio(Holdings):
             "device": self.machine.name,
             "versions": versions(),
             "model_licence": spec.licence,
+            **({"loras": [lora.provenance for lora in loras]} if loras else {}),
             **further,
         }
         inside = [recipe | {"picture": i, "seed": seed_of(request.seed, i)} for i in range(len(made.pixels))]
@@ -322,7 +324,7 @@ class Studio(Holdings):
 
     def mode(self, name: str, spec: ModelSpec, request: CompareRequest) -> str:
         """How this machine runs a denoiser's blocks in one precision for a request."""
-        return compilation.mode(request.batch_size, self.support[name], self.device)
+        return compilation.mode(request.batch_size, self.support[name], self.device, spec.recordable)
 
     def distance(self, made: Made, reference: Made) -> tuple[Metrics, list[Tensor | None]]:
         """LPIPS and PSNR of what was made from the reference, and where LPIPS comes from; one a picture or clip.

@@ -47,7 +47,7 @@ def described(
         not_numbers: values of what was made that are none.
     """
     support, layers = rendition.support, rendition.layers
-    recipe = recipes.recipe(spec.family, rendition.column.recipe or request.recipe)
+    recipe = recipes.recipe(spec.family, rendition.column.rules or request.recipe)
     linears = layers.quantized + layers.skipped + layers.left
     mode = rendition.blocks.mode
     steps = rendition.warm_up_steps(mode)

@@ -51,8 +51,15 @@ def devices(text: str) -> str | None:
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    """Where to run, and the arguments of `add_source`."""
+    """Where to run, and the arguments of `add_source` and of `with_loras`."""
     add_source(parser)
+    parser.add_argument(
+        "--lora",
+        nargs="+",
+        default=[],
+        metavar="FILE_OR_REPO[:SCALE]",
+        help="fuse these into the model before anything is quantized; nvfp4+no-lora is a column without them",
+    )
     parser.add_argument(
         "--device",
         "--devices",
@@ -76,6 +83,28 @@ def named_folder(text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
+def model(text: str, offline: bool) -> str:
+    """Id of a model of the catalog, or of a checkpoint of somebody's own, which the catalog has from now on.
+
+    Raises:
+        RequestError, LoadError: as `own.model`.
+    """
+    from engine.weights import own  # late, as below
+
+    return own.model(text, offline)
+
+
+def with_loras(args: argparse.Namespace, model: str) -> str:
+    """The model's id, or that of the model with the LoRAs that were asked for.
+
+    Raises:
+        RequestError, LoadError: there is no such model, or one is no LoRA.
+    """
+    from engine.weights import lora  # late: it imports the hub's library, which looks at once whether it is offline
+
+    return lora.given(args.lora, model, args.offline) if args.lora else model
+
+
 def add_source(parser: argparse.ArgumentParser) -> None:
     """The arguments of `Source.create`: where weights come from."""
     parser.add_argument(
@@ -93,6 +122,13 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="never fetch anything from the Hugging Face hub")
 
 
+def is_own(name: str) -> bool:
+    """Whether a model's name is that of a folder, of a repository on the hub, or of a kind without a pinned commit."""
+    return name not in catalog.MODELS and (
+        name in catalog.KINDS or "/" in name or os.sep in name or Path(name).is_dir()
+    )
+
+
 def check_app(args: argparse.Namespace) -> None:
     """What can be wrong with app.py's arguments, before anything slow is started.
 
@@ -102,10 +138,13 @@ def check_app(args: argparse.Namespace) -> None:
     if not args.models:
         raise RequestError(f"--models names no model: choose from {', '.join(catalog.MODELS)}.")
     for name in args.models:
-        catalog.model(name)
+        if not is_own(name):
+            catalog.model(name)
     for name in args.preload:
         if name not in args.models:
             raise RequestError(f"--preload {name} is not among --models {','.join(args.models)}.")
+    if args.lora and len(args.models) != 1:
+        raise RequestError("--lora is for one model: name it alone with --models.")
     if args.mcp and importlib.util.find_spec("mcp") is None:
         raise RequestError('--mcp needs a package that is missing: run pip install "gradio[mcp]" and start again.')
     if args.mcp and os.environ.get("TWINFRAME_AUTH"):

@@ -30,7 +30,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from engine import events, logs, quantized
+from engine import catalog, events, logs, quantized
 from engine.errors import CancelledRun, FaultError, TwinframeError
 from engine.events import Stop, Tell
 from engine.leaving import HUNG
@@ -487,6 +487,8 @@ def serve(connection: Connection, make: Callable[..., Device], *args: object) ->
 def _device(name: str | None, source: Source, filtered: Filter) -> Device:
     from engine.runtime import device as here
 
+    for spec in source.models:
+        catalog.give(spec)
     for checkpoint in source.quantized:  # columns name them here too
         quantized.give(checkpoint)
     device = here.Device(name, source, filtered)

@@ -163,6 +163,16 @@ def parts(folder: Path, remedy: str = RESTORE) -> dict[str, tuple[str, str]]:
     return found
 
 
+def switches(folder: Path, remedy: str = RESTORE) -> dict[str, bool]:
+    """What a checkpoint's pipeline is told besides its components, such as that it is distilled.
+
+    Raises:
+        LoadError: its model_index.json is missing or damaged.
+    """
+    index = read_json(folder / "model_index.json", remedy)
+    return {name: value for name, value in index.items() if isinstance(value, bool) and not name.startswith("_")}
+
+
 def denoiser_config(spec: ModelSpec) -> dict[str, Any]:
     """The model's own configuration of its denoiser.
 

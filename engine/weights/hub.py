@@ -18,6 +18,7 @@ import huggingface_hub
 from huggingface_hub import DryRunFileInfo, constants
 from huggingface_hub.errors import (
     DryRunError,
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HTTPError,
@@ -30,6 +31,8 @@ from engine.catalog import ModelSpec
 from engine.errors import LoadError
 
 TOKENS = "https://huggingface.co/settings/tokens"
+DESCRIPTIONS = ["model_index.json", "*/config.json", "*/scheduler_config.json", "README.md"]
+"""Files that tell what a checkpoint is."""
 INSTEAD = "use --weights DIR with a copy of it, or --random-weights to measure without"
 
 
@@ -80,6 +83,110 @@ def download(spec: ModelSpec, patterns: list[str], told: Callable[[int, int], No
                 "retry, what is there already is kept."
             ) from error
         raise
+
+
+def described(repository: str, revision: str | None, offline: bool) -> tuple[Path, str]:
+    """What a repository's JSON files and card say, without weights, fetched if need be; and the commit it is from.
+
+    Args:
+        revision: a branch, tag or commit; None for the main branch.
+
+    Raises:
+        LoadError: they cannot be had, in one sentence.
+    """
+    local = offline or constants.HF_HUB_OFFLINE
+    page = f"https://huggingface.co/{repository}"
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=DESCRIPTIONS, local_files_only=local
+            )
+        )
+    except GatedRepoError as error:
+        steps = f"accept its licence at {page}, make an access token at {TOKENS} and set HF_TOKEN to it"
+        raise LoadError(f"{repository} is gated: {steps}.") from error
+    except HfHubHTTPError as error:
+        raise LoadError(
+            f"The hub gives no access to {page} ({error.response.status_code}): check the name, or give a folder."
+        ) from error
+    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
+        what = (
+            "is not on this machine and nothing may be fetched offline" if local else "cannot be fetched from the hub"
+        )
+        raise LoadError(f"{repository} {what}: give a folder with a checkpoint, or check the connection.") from error
+    return folder, folder.name
+
+
+def weight_bytes(repository: str, revision: str) -> dict[str, int]:
+    """Bytes of a repository's safetensors files by the folder they are in; nothing where the hub cannot be asked."""
+    try:
+        files = huggingface_hub.HfApi().model_info(repository, revision=revision, files_metadata=True).siblings or []
+    except (HTTPError, HfHubHTTPError, OfflineModeIsEnabled, ConnectionError, TimeoutError):
+        return {}
+    found: dict[str, int] = {}
+    for file in files:
+        part, _, name = file.rfilename.rpartition("/")
+        if name.endswith(".safetensors"):
+            found[part] = found.get(part, 0) + (file.size or 0)
+    return found
+
+
+def lora(
+    repository: str, revision: str | None, name: str | None, usual: tuple[str, ...], offline: bool
+) -> tuple[Path, str, str]:
+    """A LoRA's file, fetched if need be, the commit that it is from, and its name in the repository.
+
+    Args:
+        revision: a branch, tag or commit; None for the main branch.
+        name: of the file in the repository; None for one of the `usual` names, or the only safetensors file.
+
+    Raises:
+        LoadError: it cannot be had, or there are several, in one sentence.
+    """
+    local = offline or constants.HF_HUB_OFFLINE
+    try:
+        if name is None:
+            names = _lora_names(repository, revision, local)
+            chosen = [one for one in names if one in usual] or names
+            if len(chosen) != 1:
+                found = f"holds several, {', '.join(chosen[:3])}" if chosen else "holds no safetensors file"
+                raise LoadError(
+                    f"The repository {repository} {found}: name one as --lora {repository}/FILE.safetensors."
+                )
+            name = chosen[0]
+        file = Path(huggingface_hub.hf_hub_download(repository, name, revision=revision, local_files_only=local))
+    except GatedRepoError as error:
+        raise LoadError(
+            f"The LoRA {repository} is gated: accept its licence at https://huggingface.co/{repository}, make an "
+            f"access token at {TOKENS} and set HF_TOKEN to it."
+        ) from error
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise LoadError(_no_lora(repository, local)) from error
+        raise LoadError(f"The repository {repository} has no file {name}: look at its page for the LoRA's.") from error
+    except HfHubHTTPError as error:
+        raise LoadError(
+            f"The hub gives no access to {repository} ({error.response.status_code}): give a LoRA's file, or a "
+            "repository as owner/name."
+        ) from error
+    except (HTTPError, OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
+        raise LoadError(_no_lora(repository, local)) from error
+    commit = file.parts[file.parts.index("snapshots") + 1] if "snapshots" in file.parts else revision or "main"
+    return file, commit, name
+
+
+def _lora_names(repository: str, revision: str | None, local: bool) -> list[str]:
+    if local:
+        folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
+        return sorted(str(file.relative_to(folder)) for file in folder.rglob("*.safetensors"))
+    files = huggingface_hub.list_repo_files(repository, revision=revision)
+    return sorted(file for file in files if file.endswith(".safetensors"))
+
+
+def _no_lora(repository: str, local: bool) -> str:
+    if local:
+        return f"There is no LoRA {repository} on this machine, and nothing may be fetched offline: give its file."
+    return f"The hub cannot be reached for the LoRA {repository}: check the connection, or give its file."
 
 
 def _missing_bytes(fetch: Callable[..., Any]) -> int:

@@ -24,15 +24,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.catalog import MODELS, ModelSpec
+from engine.catalog import KINDS, MODELS, ModelSpec
 from engine.errors import LoadError
-from engine.weights import checkpoint, cpu_products, hub, schedulers
+from engine.weights import checkpoint, cpu_products, fusing, hub, schedulers
 from engine.weights.checkpoint import Checkpoint, Component
 from engine.weights.fingerprint import of_folder
+from engine.weights.fusing import Place
 from engine.weights.source import BUNDLED_OR_HUB, Source
 
-Place = Callable[[str, nn.Module], None]
-"""Called with each submodule's fully qualified name and itself once its weights are on the device; may change it."""
 Told = Callable[[int, int], None]
 """Called with bytes downloaded and bytes in all."""
 Read = Callable[[str, Tensor], Tensor]
@@ -63,7 +62,8 @@ def load_pipeline(spec: ModelSpec, device: torch.device, source: Source = BUNDLE
 def assemble(spec: ModelSpec, shared: Mapping[str, Any], transformer: nn.Module) -> DiffusionPipeline:
     """A pipeline with a scheduler of its own around shared components and a denoiser."""
     scheduler = type(shared["scheduler"]).from_config(shared["scheduler"].config)
-    pipeline = getattr(diffusers, spec.pipeline)(**{**shared, "scheduler": scheduler, "transformer": transformer})
+    parts = {**shared, "scheduler": scheduler, "transformer": transformer}
+    pipeline = getattr(diffusers, spec.pipeline)(**parts, **checkpoint.switches(spec.folder))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -145,10 +145,10 @@ def load_transformer(
 
     Args:
         place: what to do with each module as soon as its weights are there. Quantizing here keeps the peak at the
-            quantized denoiser and one bf16 layer.
+            quantized denoiser and one bf16 layer. The model's LoRAs are fused before.
 
     Raises:
-        LoadError: the weights cannot be had, or a file of them is missing or cut short.
+        LoadError: the weights cannot be had, a file of them is missing or cut short, or a LoRA is not for this model.
     """
     chosen = _checkpoint(spec, source, told)
     folder = chosen.folder if chosen else spec.folder
@@ -159,6 +159,8 @@ def load_transformer(
         else:
             found = checkpoint.component(folder / "transformer", "diffusers", chosen.remedy)
             read = _reader(hollow, found, device, opened)
+        if spec.loras:
+            place = fusing.before(place, spec, hollow)
         transformer = _fill(hollow, device, read, place, stored=chosen is not None)
     return _to_be_called(transformer)
 
@@ -213,9 +215,14 @@ def transformer_class(spec: ModelSpec) -> type[ModelMixin]:
     """The diffusers class of the model's denoiser, as its checkpoint names it.
 
     Raises:
-        LoadError: the checkpoint's index is missing or damaged.
+        LoadError: the checkpoint's index is missing or damaged, or diffusers has no such class.
     """
-    return getattr(diffusers, checkpoint.parts(spec.folder)["transformer"][1])
+    kind = checkpoint.parts(spec.folder)["transformer"][1]
+    if not hasattr(diffusers, kind):
+        raise LoadError(
+            f"diffusers {diffusers.__version__} has no class {kind}, which {spec.name} needs: update diffusers."
+        )
+    return getattr(diffusers, kind)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,13 +248,14 @@ def described(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
     if source.random:
         return "random, in the real architecture: what is made means nothing, its cost does"
     chosen = _here(spec, source)
+    fused = "".join(f", with the LoRA {lora.source} at {lora.scale:g} fused in bf16" for lora in spec.loras)
     if chosen is not None and spec.bundled and chosen.folder == spec.folder:
-        return "the bundled checkpoint"
+        return f"the bundled checkpoint{fused}"
     stored = stored_as(spec, source)
     stored = f", stored in {stored} and run in bf16" if stored else ""
-    if chosen is not None and source.folder is not None:
-        return f"the local folder {chosen.folder.name}{stored}"
-    return f"{spec.source} at revision {spec.revision}{stored}"
+    if chosen is not None and (source.folder is not None or spec.place is not None):
+        return f"the local folder {chosen.folder.name}{stored}{fused}"
+    return f"{spec.source} at revision {spec.revision}{stored}{fused}"
 
 
 def folder(spec: ModelSpec, source: Source = BUNDLED_OR_HUB, told: Told | None = None) -> Path:
@@ -277,14 +285,16 @@ def stored_as(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
 def fingerprint(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
     """What tells these weights from others: a figure kept for one checkpoint must not serve another.
 
-    Of a folder what `fingerprint.of_folder` says, configurations included; the revision on the hub; or "random".
+    Of a folder what `fingerprint.of_folder` says, configurations included; the revision on the hub; or "random". LoRAs
+    that are fused into them follow.
     """
+    fused = "".join(f", lora-{lora.written} {lora.digest[:8]}" for lora in spec.loras)
     if source.random:
-        return "random"
+        return f"random{fused}"
     chosen = _here(spec, source)
-    if chosen is None or (not spec.bundled and source.folder is None):
-        return f"{spec.source}@{spec.revision}"
-    return of_folder(chosen.folder)
+    if chosen is None or (not spec.bundled and spec.place is None and source.folder is None):
+        return f"{spec.source}@{spec.revision}{fused}"
+    return f"{of_folder(chosen.folder)}{fused}"
 
 
 def _checkpoint(spec: ModelSpec, source: Source, told: Told | None) -> Checkpoint | None:
@@ -307,11 +317,13 @@ def _checkpoint(spec: ModelSpec, source: Source, told: Told | None) -> Checkpoin
 def _here(spec: ModelSpec, source: Source) -> Checkpoint | None:
     """The model's folder on this machine, whole or not; None if it would have to be fetched."""
     if source.folder is not None:
-        own = source.folder / spec.id
+        own = source.folder / spec.stored_as
         if own.is_dir():
             return Checkpoint(folder=own, remedy=source.remedy)
         if _is_meant(spec, source, source.folder):
             return Checkpoint(folder=source.folder, remedy=source.remedy)
+    if spec.place is not None:
+        return Checkpoint(folder=spec.place, remedy=f"copy it into {spec.place} again")
     if spec.bundled:
         return Checkpoint(folder=spec.folder, remedy=checkpoint.RESTORE)
     folder = hub.cached(spec, _patterns(spec))
@@ -342,7 +354,7 @@ def _fetched(folder: Path) -> Checkpoint:
 def _patterns(spec: ModelSpec) -> list[str]:
     """Globs of the files that diffusers reads: a repository may hold the same weights in other layouts as well."""
     patterns = ["model_index.json"]
-    for part, (_, kind) in checkpoint.parts(spec.folder).items():
+    for part, (_, kind) in _needed(spec, spec.folder).items():
         patterns += [f"{part}/*"] if "Tokenizer" in kind else [f"{part}/*.json", f"{part}/*.safetensors"]
     return patterns
 
@@ -399,8 +411,8 @@ def _state(folder: Path) -> tuple[object, ...]:
 def _needed(spec: ModelSpec, folder: Path, remedy: str = checkpoint.RESTORE) -> dict[str, tuple[str, str]]:
     """The components that the model uses: name -> (library, class name). What a pipeline may have besides, such as the
     encoder of a picture that is given with the prompt, nothing here calls."""
-    its = checkpoint.parts(folder, remedy)
-    return {name: its[name] for name in checkpoint.parts(spec.folder)}
+    its, used = checkpoint.parts(folder, remedy), KINDS[spec.like].folder if spec.like else spec.folder
+    return {name: its[name] for name in checkpoint.parts(used)}
 
 
 def _check_tokenizer(folder: Path, remedy: str) -> None:
@@ -629,7 +641,9 @@ def _from_transformers(kind: str, chosen: Checkpoint, part: str, device: torch.d
         if tensor.is_floating_point():
             at = next((s.file for key, s in found.tensors.items() if key.endswith(name) or name.endswith(key)), folder)
             _require_finite(tensor.to(torch.bfloat16), name, at)
-    return module.to(torch.bfloat16)
+    for parameter in module.parameters():  # not the buffers: rotary frequencies are computed, and stay in fp32
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return module
 
 
 def _require_read(kind: str, found: Component) -> None:

@@ -28,6 +28,8 @@ class Source:
 
     quantized: tuple[Quantized, ...] = ()
     """Denoisers that columns may name, for a process that has to be told (engine/serving/process.py)."""
+    models: tuple[catalog.ModelSpec, ...] = ()
+    """Models beyond the catalog's, for such a process too."""
 
     @property
     def remedy(self) -> str:
@@ -61,7 +63,7 @@ class Source:
         if random and folder:
             raise LoadError(f"Weights come from {folder} or at random: choose one of {said} and --random-weights.")
         if folder is None:
-            return cls(random=random, offline=offline, quantized=given)
+            return cls(random=random, offline=offline, quantized=given, models=catalog.given())
         folder = Path(folder)
         if not folder.is_dir():
             raise LoadError(f"There is no folder {folder}: give {said} a checkpoint's folder.")
@@ -74,7 +76,7 @@ class Source:
                 f"{folder} is not a checkpoint: it has no model_index.json, nor has any folder in it; give {said} a "
                 "folder as diffusers saves it."
             )
-        source = cls(folder=folder, offline=offline, asked=tuple(asked), quantized=given)
+        source = cls(folder=folder, offline=offline, asked=tuple(asked), quantized=given, models=catalog.given())
         source._require_any(folder)
         return source
 
@@ -84,9 +86,9 @@ class Source:
         if not specs:
             return
         if not (folder / "model_index.json").is_file():
-            if not any((folder / spec.id).is_dir() for spec in specs):
+            if not any((folder / spec.stored_as).is_dir() for spec in specs):
                 inside = ", ".join(sorted(file.parent.name for file in folder.glob("*/model_index.json")))
-                wanted = " or ".join(spec.id for spec in specs)
+                wanted = " or ".join(spec.stored_as for spec in specs)
                 raise LoadError(f"{folder} has no folder named {wanted}, only {inside}: name it by the model's id.")
             return
         checkpoint.require_fit(folder, self.remedy, *specs)

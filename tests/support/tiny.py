@@ -1,4 +1,4 @@
-"""Random checkpoints of the three real architectures, a few hundred kilobytes each, made offline in a moment.
+"""Random checkpoints of the real architectures, a few hundred kilobytes each, made offline in a moment.
 
 Their pictures mean nothing; they take every path of the engine that the large models take. Layers are multiples of
 32 wide where the format needs it, so that the recipe `full` quantizes most of them.
@@ -12,17 +12,22 @@ from types import MappingProxyType
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLLTX2Audio,
     AutoencoderKLLTX2Video,
     AutoencoderKLQwenImage,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     LTX2Pipeline,
     LTX2VideoTransformer3DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -36,6 +41,9 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -48,9 +56,9 @@ HEADS = {"num_attention_heads": 2, "attention_head_dim": 32}
 
 
 def checkpoint(model_id: str, folder: Path) -> Path:
-    """Write a tiny checkpoint of `flux.1-dev`, `qwen-image` or `ltx-2` into `folder`, laid out as on the hub."""
+    """Write a tiny checkpoint of one of `KINDS` into `folder`, laid out as on the hub."""
     torch.manual_seed(0)
-    pipeline = {"flux.1-dev": _flux, "qwen-image": _qwen, "ltx-2": _ltx2}[model_id]()
+    pipeline = KINDS[model_id]()
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.eval()
@@ -60,7 +68,7 @@ def checkpoint(model_id: str, folder: Path) -> Path:
 
 def spec(model_id: str, folder: Path) -> ModelSpec:
     """The model's catalog entry, turned into a bundled miniature that lies in `folder`."""
-    large = catalog.MODELS[model_id]
+    large = catalog.KINDS[model_id]
     side = {"height": 64, "width": 96} if large.modality == "video" else {"height": 64, "width": 64}
     few = {"num_frames": 9} if large.modality == "video" else {}
     return replace(
@@ -126,23 +134,10 @@ def _flux() -> DiffusionPipeline:
 
 def _qwen() -> DiffusionPipeline:
     template = QwenImagePipeline(None, None, None, None, None).prompt_template_encode
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-    # A tokenizer in which every word of the template is a token, since the pipeline drops the first 34 tokens.
-    bpe, qwen = Tokenizer(models.BPE()), Qwen2Tokenizer()._tokenizer
-    bpe.normalizer, bpe.pre_tokenizer = qwen.normalizer, qwen.pre_tokenizer
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        [template] * 10,
-        trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
-    )
-    learnt = bpe.get_vocab()
-    trained = json.loads(bpe.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
-        vocab=trained["vocab"], merges=[tuple(m) for m in trained["merges"]], extra_special_tokens=special[1:]
-    )
+    tokenizer = _qwen_tokenizer(template)
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(learnt),
+            "vocab_size": len(tokenizer),
             "hidden_size": 32,
             "intermediate_size": 64,
             "num_hidden_layers": 1,
@@ -167,6 +162,101 @@ def _qwen() -> DiffusionPipeline:
             **HEADS, in_channels=64, out_channels=16, num_layers=2, joint_attention_dim=32, axes_dims_rope=(8, 12, 12)
         ),
         vae=AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1),
+    )
+
+
+def _qwen_tokenizer(template: str) -> Qwen2Tokenizer:
+    """In which every word of the template is a token, since a pipeline drops as many as the real one has."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+    bpe, qwen = Tokenizer(models.BPE()), Qwen2Tokenizer()._tokenizer
+    bpe.normalizer, bpe.pre_tokenizer = qwen.normalizer, qwen.pre_tokenizer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        [template] * 10,
+        trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    trained = json.loads(bpe.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=trained["vocab"], merges=[tuple(m) for m in trained["merges"]], extra_special_tokens=special[1:]
+    )
+
+
+CHAT = """{% for message in messages %}<|im_start|>{{ message['role'] }}
+{{ message['content'] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and not enable_thinking %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+"""What Qwen3's chat template makes of one message."""
+
+
+def _qwen3(layers: int) -> tuple[Qwen2Tokenizer, Qwen3Config]:
+    tokenizer = _qwen_tokenizer("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    tokenizer.chat_template = CHAT
+    return tokenizer, Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        tie_word_embeddings=True,
+    )
+
+
+def _small_vae(kind: type, **further: object) -> torch.nn.Module:
+    return kind(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        **further,
+    )
+
+
+def _z_image() -> DiffusionPipeline:
+    tokenizer, config = _qwen3(2)
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder=Qwen3Model(config),
+        tokenizer=tokenizer,
+        transformer=ZImageTransformer2DModel(
+            dim=96, n_layers=2, n_refiner_layers=1, n_heads=3, n_kv_heads=3, cap_feat_dim=32, axes_dims=(8, 12, 12)
+        ),
+        vae=_small_vae(
+            AutoencoderKL,
+            latent_channels=16,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            shift_factor=0.1,
+            scaling_factor=0.4,
+        ),
+    )
+
+
+def _klein() -> DiffusionPipeline:
+    tokenizer, config = _qwen3(28)  # it reads the hidden states of layers 9, 18 and 27
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        text_encoder=Qwen3ForCausalLM(config),
+        tokenizer=tokenizer,
+        transformer=Flux2Transformer2DModel(
+            **HEADS,
+            in_channels=32,
+            num_layers=2,
+            num_single_layers=2,
+            joint_attention_dim=96,
+            timestep_guidance_channels=32,
+            axes_dims_rope=(8, 8, 8, 8),
+            guidance_embeds=False,
+        ),
+        vae=_small_vae(AutoencoderKLFlux2, latent_channels=8),
+        is_distilled=True,
     )
 
 
@@ -241,3 +331,6 @@ def _ltx2() -> DiffusionPipeline:
             resnet_dilations=[[1, 3]],
         ),
     )
+
+
+KINDS = {"flux.1-dev": _flux, "qwen-image": _qwen, "ltx-2": _ltx2, "z-image-turbo": _z_image, "flux.2-klein-4b": _klein}

@@ -406,7 +406,7 @@ def _img(asked: CompareRequest, made: Generation, index: int) -> str:
 def _numbers(view: View, made: Generation) -> str:
     """Latency, memory and LPIPS of one column."""
     comparison = view.comparison
-    is_reference = made.precision == REFERENCE
+    is_reference = made.column == REFERENCE
     speedup = comparison.speedup(made) if comparison and not is_reference else None
     compared = None if is_reference else comparison
     weights = words.change(words.verdict.weights_saving(compared, made)) if compared else ""
@@ -464,7 +464,7 @@ def _absent(label: str, why: str, said: str, *, wide: bool = False) -> str:
 
 def _lpips(view: View, made: Generation) -> str:
     asked = view.asked
-    if made.precision == REFERENCE:
+    if made.column == REFERENCE:
         return f'<p class="tf-reference tf-small">{words.compare.reference_note(asked)}</p>'
     value, lost = words.verdict.mean_lpips(made), words.verdict.damage(made)
     if value is None:
@@ -774,7 +774,7 @@ def _row(view: View, made: Generation) -> str:
     comparison = view.comparison
     t = made.latency
     if made.latency_comparable:
-        speedup = comparison.speedup(made) if comparison and made.precision != REFERENCE else None
+        speedup = comparison.speedup(made) if comparison and made.column != REFERENCE else None
         times = [words.seconds(v) for v in (t.text, t.denoise, t.decode, t.total)]
         times.append(words.factor(speedup) if speedup else "–")
         latency = "".join(f"<td>{v}</td>" for v in times)

@@ -52,7 +52,7 @@ const shown = () => {
 
 /* Columns as what they stand for: those that name no recipe are by the request's. */
 const resolved = ({ precisions, recipe }) => new Set((precisions ?? []).filter((name) => name !== 'bf16')
-  .map((name) => (name.includes('@') ? name : `${name}@${recipe}`)));
+  .map((name) => (name.includes('@') || name.startsWith('bf16') ? name : name.replace(/^\w+/, `$&@${recipe}`))));
 
 const same = ({ request }) => {
   const { height, width, ...rest } = request;

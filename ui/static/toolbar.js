@@ -55,7 +55,7 @@ const chipOf = (target) => {
   const chip = target.closest?.(':is(#tf-precisions, #tf-further, #tf-plan-precision, #tf-blind-precision) label');
   const input = chip?.querySelector('input');
   if (!input) return null;
-  const [format, recipe] = (formats[input.value.split('@')[0]] ? input.value : input.name).split('@');
+  const [format, recipe] = (formats[input.value.split(/[@+]/)[0]] ? input.value : input.name).split('+')[0].split('@');
   if (!formats[format]) return null;
   chip.title = [formats[format], recipes[recipe]].filter(Boolean).join(' ');
   return chip;

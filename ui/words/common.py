@@ -117,12 +117,16 @@ QUOTED_BADGE = "quoted: NVIDIA B200, PyTorch post, not measured here"
 
 def of_column(column: Column, first: str = POST) -> str:
     """A column for people: "NVFP4", or with its recipe where that is not the first of its model, "NVFP4 Tuned"."""
-    return NAMES[column.format] if column.recipe in ("", first) else of_pair(column)
+    return f"{NAMES[column.format]}{_without(column)}" if column.rules in ("", first) else of_pair(column)
 
 
 def of_pair(column: Column) -> str:
     """A column with its recipe, the post's too: "NVFP4 Selective"."""
-    return f"{NAMES[column.format]} {SHORT.get(column.recipe, column.recipe)}"
+    return f"{NAMES[column.format]} {SHORT.get(column.rules, column.rules)}".rstrip() + _without(column)
+
+
+def _without(column: Column) -> str:
+    return "" if column.adapted else " without LoRA"
 
 
 def name(asked: CompareRequest, column: str) -> str:

@@ -10,7 +10,7 @@ from engine.formats import REFERENCE
 from engine.machine import FAULT, FINE, LIMIT, Support
 from engine.request import CompareRequest
 from engine.results import Generation
-from ui.words.common import NAMES, RECIPES, name, of_pair, thing
+from ui.words.common import NAMES, RECIPES, name, of_column, of_pair, thing
 from ui.words.prompt import can
 
 PROMPT_LABEL = "Prompt"
@@ -168,7 +168,7 @@ def machine(name: str, support: Mapping[str, Support]) -> str:
 
 def chip(column: Column, execution: str) -> str:
     """A column to be chosen: the format, where it is by a recipe of its own with that, and how it runs here."""
-    shown = of_pair(column) if column.recipe else NAMES[column.format]
+    shown = of_pair(column) if column.rules else of_column(column)
     return shown + (" · emulated" if execution == "emulated" else "")
 
 

@@ -40,7 +40,7 @@ def formats() -> dict[str, str]:
 
 def column(asked: Column) -> str:
     """What a column is: its format, and its recipe."""
-    return " ".join(filter(None, (_format(asked.format), RECIPES.get(asked.recipe))))
+    return " ".join(filter(None, (_format(asked.format), RECIPES.get(asked.rules))))
 
 
 def _format(name: str) -> str:

@@ -13,7 +13,7 @@ from engine import catalog
 from engine.formats import REFERENCE
 from engine.outputs.pool import Seen
 from engine.results import Comparison, Generation, Ruler
-from ui.words.common import NAMES, change, factor, listed, name, score
+from ui.words.common import NAMES, change, factor, listed, name, score, thing
 from ui.words.prompt import not_of_the_prompt
 
 NOBODY = Seen()
@@ -80,7 +80,7 @@ def verdicts(comparison: Comparison, seen: Seen = NOBODY) -> list[tuple[float | 
     None where it has none, or speaks of no precision."""
     if comparison.lacks:
         return [(None, f"{WITHOUT_REFERENCE} {comparison.lacks}")]
-    others = [g for g in comparison.results if g.precision != REFERENCE and g.metrics]
+    others = [g for g in comparison.results if g.column != REFERENCE and g.metrics]
     if not others:
         return [(None, f"{NAMES[REFERENCE]} alone: choose another precision to compare it with.")]
     if nothing := not_of_the_prompt(comparison.request):
@@ -88,6 +88,7 @@ def verdicts(comparison: Comparison, seen: Seen = NOBODY) -> list[tuple[float | 
     emulated = [g for g in others if g.execution == "emulated"]
     say = _on_one if len(others) == 1 else _on_many
     said = [(_way(comparison, generation), say(comparison, generation, seen)) for generation in others]
+    said = [*said, *_adapted(comparison, others)]
     further = [_emulated(comparison, emulated, len(others))] if emulated else []
     further += dict.fromkeys(g.disproof for g in emulated if g.disproof)
     further += [MINIATURE] if catalog.model(comparison.request.model).bundled else []
@@ -95,6 +96,20 @@ def verdicts(comparison: Comparison, seen: Seen = NOBODY) -> list[tuple[float | 
     further += [PREVIEWED] if comparison.request.previews else []
     further += [ON_SHARED_CARD] if any(g.shared_card and g.latency_comparable for g in comparison.results) else []
     return said + [(None, sentence) for sentence in (*further, *_at_once(comparison))]
+
+
+def _adapted(comparison: Comparison, others: Sequence[Generation]) -> list[tuple[float | None, str]]:
+    """What the model's LoRAs do to the picture, and what each quantized column does to that; nothing without both."""
+    without = next((mean_lpips(g) for g in others if g.precision == REFERENCE), None)
+    if not without:
+        return []
+    asked = comparison.request
+    kept = {g.column: mean_lpips(g) for g in others if comparison.column(g).adapted}
+    parts = [
+        f"{name(asked, c)} moves it {lpips / without:.0%} as far" for c, lpips in kept.items() if lpips is not None
+    ]
+    beside = f"; {listed(parts)}" if parts else ""
+    return [(None, f"What the LoRA does to the {thing(asked)} is an LPIPS of {score(without)} in bf16{beside}.")]
 
 
 def _way(comparison: Comparison, generation: Generation) -> float | None:
