@@ -523,8 +523,8 @@ def _downloads(view: View, made: Generation) -> str:
 
 def farthest(made: Comparison) -> Generation:
     """The column that is farthest from the reference, or that itself if there is no other."""
-    others = [g for g in made.results if g.precision != REFERENCE]
-    return max(others, key=lambda g: words.verdict.mean_lpips(g) or 0.0, default=made.reference)
+    others = [g for g in made.results if g.column != REFERENCE]
+    return max(others, key=lambda g: words.verdict.mean_lpips(g) or 0.0, default=made.results[0])
 
 
 def pairs(view: View) -> str:
