@@ -85,7 +85,7 @@ def test_the_gallery_shows_every_recording_and_opening_one_restores_every_contro
         "?recorded=clip",
     ]
     assert until(lambda: loaded(page, ".tf-tile img") == 4)
-    assert "LPIPS FP8 Full" in tiles.nth(1).inner_text()
+    assert "LPIPS NVFP4 Full" in tiles.nth(1).inner_text()
     assert "Fake recorder 9000" in page.inner_text("#tf-gallery")
     tiles.nth(1).click()
     page.get_by_text(CAT).and_(page.locator(".tf-origin q")).wait_for()
@@ -291,7 +291,7 @@ def test_what_was_made_is_kept_in_the_browser_until_it_is_forgotten(visit, quick
         page.wait_for_selector(f"[data-made][data-query*='seed={seed}']")
     table = unquote(page.get_by_role("link", name="CSV", exact=True).get_attribute("href"))
     rows = list(csv.DictReader(io.StringIO(table.partition(",")[2])))
-    assert [(row["precision"], row["prompt"]) for row in rows] == [(p, hostile) for p in ("bf16", "mxfp8", "nvfp4")]
+    assert [(row["precision"], row["prompt"]) for row in rows] == [(p, hostile) for p in ("bf16", "nvfp4", "mxfp8")]
     count = "JSON.parse(localStorage.getItem('twinframe-history') ?? '[]').length"
     assert until(lambda: page.evaluate(count) == 2)
     page.reload()
