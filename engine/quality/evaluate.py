@@ -614,10 +614,15 @@ def _costs(rows: Rows) -> dict[str, Any]:
     return {
         "execution": rows[0][1]["execution"],
         "latency_s": spread(totals) | {"n": len(totals)} if totals else None,
-        "memory_gb": {key: max(row["memory_gb"][key] for _, row in rows) for key in rows[0][1]["memory_gb"]},
+        "memory_gb": {key: _largest(row["memory_gb"][key] for _, row in rows) for key in rows[0][1]["memory_gb"]},
         "layers": rows[0][1]["layers"],
         "not_numbers": sum(row["not_numbers"] > 0 for _, row in rows),
     }
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    """Of those that are there: only what is streamed has its own room on the device."""
+    return max((value for value in values if value is not None), default=None)
 
 
 def _ran(rows: Rows) -> dict[str, Any]:
