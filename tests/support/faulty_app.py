@@ -104,13 +104,13 @@ def arm() -> None:
                 studio.drop(catalog.model(request.model), column)
         return compared(studio, request, *args)
 
-    def load(*args, place=None, **kwargs):
+    def load(spec, device, source, place=None, told=None):
         def placed(name, module):
             passed("load")
             if place is not None:
                 place(name, module)
 
-        return loaded(*args, place=placed, **kwargs)
+        return loaded(spec, device, source, placed, told)
 
     def write_half(file, content):
         if file.suffix == ".part":

@@ -43,7 +43,7 @@ def spec(cache, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalog, "MODELS", MappingProxyType({**catalog.MODELS, made.id: made}))
         patch.setattr("engine.runtime.studio.RULER_PROMPTS", 1)
-        patch.setattr(timing, "added_bytes", lambda run, device: run() and 1000)  # the CPU's profiler takes seconds
+        patch.setattr(timing, "added_bytes", lambda run, device: (run(), 1000)[1])  # the CPU's profiler takes seconds
         yield made
 
 
