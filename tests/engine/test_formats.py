@@ -163,6 +163,9 @@ def test_only_modules_about_one_format_name_its_row():
         "torchao_layout.py": "how torchao names and stores each",
         "stored.py": "and what runs here of each",
         "export.py": "NVFP4's remedies in a folder of its own",
+        "tables.py": "the formats that the post's tables have",
+        "cells.py": "and which stands in for those that a card has not",
+        "cards.py": "the peaks of cards in each",
     }
     rows = {"BF16", *(name.upper() for name in QUANTIZED)}
     found = {

@@ -72,7 +72,7 @@ def test_the_page_opens_on_a_format_that_loses_the_picture_and_the_recipe_that_b
     made = next(b for b in recordings.read(recordings.FOLDER) if b.name == recordings.FIRST).comparison
     scores = {g.column: g.metrics.mean_lpips for g in made.results if g.metrics}
     weights = {g.column: g.memory.weights for g in made.results}
-    assert list(scores) == ["fp8", "nvfp4", "nvfp4@tuned"]
+    assert list(scores) == ["fp8", "nvfp4", "nvfp4@tuned", "int8"]
     assert scores["nvfp4"] > 10 * scores["nvfp4@tuned"] and scores["nvfp4"] > 0.5 * made.ruler.ceiling
     assert weights["nvfp4@tuned"] < 1.05 * weights["nvfp4"] < 0.7 * weights["bf16"]
     worker = FakeWorker()
@@ -80,6 +80,11 @@ def test_the_page_opens_on_a_format_that_loses_the_picture_and_the_recipe_that_b
         page = visit(url)
         assert page.input_value("#tf-prompt textarea") == made.request.prompt
         heads = page.locator("#tf-stage h2").all_inner_texts()
-        assert heads == ["bf16", "FP8", "NVFP4", "NVFP4 Tuned"]
-        assert page.locator("#tf-precisions input:checked").evaluate_all("(all) => all.map((i) => i.name)") == [*scores]
+        assert heads == ["bf16", "NVFP4", "NVFP4 Tuned", "FP8", "INT8"]
+        assert page.locator("#tf-precisions input:checked").evaluate_all("(all) => all.map((i) => i.name)") == [
+            "nvfp4",
+            "nvfp4@tuned",
+            "fp8",
+            "int8",
+        ]
         assert page.locator("#tf-stale").is_hidden() and not worker.jobs

@@ -42,7 +42,7 @@ REMEDIES_NOTE = "What each adds to the selective recipe, and what it costs."
 FORMATS = "Every format, and remedies that cost no byte"
 FORMATS_NOTE = (
     "By the selective recipe, over prompts that nothing was chosen on. A remedy stands with its own format; where "
-    "intervals overlap, so many prompts do not tell them apart."
+    "intervals overlap, so many prompts do not decide."
 )
 PLAIN = "none"
 DISTRIBUTIONS = "Prompt by prompt"
