@@ -135,6 +135,8 @@ class Handlers:
         self._models = models
         self._bundles = bundles
         self._pool = pool
+        self._hints: dict[str, str] = {}
+        """Model -> what was to be known of it when that was asked last."""
         self._recordings = {name: self._recorded(bundle) for name, bundle in bundles.items()}
         """Drawn up before anybody asks: on stage they are the net, so that nothing may be needed for them then."""
         self._runs: dict[str, Run | CompareRequest] = {}
@@ -156,6 +158,11 @@ class Handlers:
         asked, spec = self._bundles[name].comparison.request, catalog.model(self._models[0])
         default = CompareRequest.create(spec.examples[0], model=spec.id) if spec.examples else None
         return asked.model != spec.id, name != recordings.FIRST, asked != default
+
+    def hints(self, spec: catalog.ModelSpec) -> str:
+        """What to know of a model here, as HTML; asks the engine for what it knows of the weights."""
+        self._hints[spec.id] = cards.hints(spec, self._worker.support, self._worker.about_weights(spec.id))
+        return self._hints[spec.id]
 
     def covered(self, query: str, tabs: Sequence[str]) -> Cover | None:
         """The first screen of a page that is opened by a query: of what is shown at first, or of the recording that it
@@ -180,7 +187,7 @@ class Handlers:
             models=len(self._models),
             examples=spec.examples,
             chips=[(label, column, column in columns["value"]) for label, column in columns["choices"]],
-            hints=cards.hints(spec, worker.support, worker.about_weights(spec.id)),
+            hints=self._hints.get(spec.id, ""),  # not asked anew: a page never waits for the engine
         )
         machine = worker.machine
         header = cards.header(words.compare.machine(machine.name, worker.support), machine.note)
@@ -567,8 +574,7 @@ class Handlers:
 
     def _around(self, spec: catalog.ModelSpec) -> Updates:
         """What stands in and around the form for a model, other than values."""
-        parts, worker = self._parts, self._worker
-        hints = cards.hints(spec, worker.support, worker.about_weights(spec.id))
+        parts, hints = self._parts, self.hints(spec)
         return {
             parts.examples: gr.Dataset(samples=[[example] for example in spec.examples]),
             parts.form.prompt: gr.Textbox(placeholder=words.compare.prompt_hint(spec)),

@@ -163,7 +163,7 @@ def build_page(
         )
         with gr.Tabs(elem_id="tf-tabs") as tabs:
             with gr.Tab(words.COMPARE, id=words.COMPARE):
-                parts = _compare(worker, models, first, header=header, typed=typed, on_stage=on_stage)
+                parts = _compare(worker, models, first, handlers.hints, header=header, typed=typed, on_stage=on_stage)
             with gr.Tab(words.BLIND) as opened:
                 blind.tab(demo, opened, worker, shelf, models, unseen, pool)
             with gr.Tab(words.GALLERY):
@@ -202,8 +202,19 @@ def build_page(
     return Page(demo, shelf, worker, handlers.gone, lambda query: handlers.covered(query, names))
 
 
-def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr.blocks.Block) -> Parts:
-    """The Compare tab; `outside` are those of its `Parts` that lie elsewhere."""
+def _compare(
+    worker: Worker,
+    models: tuple[str, ...],
+    first: View,
+    known_of: Callable[[catalog.ModelSpec], str],
+    **outside: gr.blocks.Block,
+) -> Parts:
+    """The Compare tab.
+
+    Args:
+        known_of: what to know of a model here, as HTML.
+        outside: those of its `Parts` that lie elsewhere.
+    """
     asked = first.request
     spec = catalog.model(asked.model if asked else models[0])
     fields = settings(spec, worker, asked)
@@ -256,7 +267,7 @@ def _compare(worker: Worker, models: tuple[str, ...], first: View, **outside: gr
                     **others, label=words.compare.FURTHER_LABEL, elem_id="tf-further", elem_classes="tf-chips"
                 )
             about = gr.HTML(cards.about(spec), apply_default_css=False)
-        known = cards.hints(spec, worker.support, worker.about_weights(spec.id))
+        known = known_of(spec)
         hints = gr.HTML(known, visible=bool(known), apply_default_css=False, elem_id="tf-hints")
     notice = gr.HTML(cards.notice(""), apply_default_css=False)
     with gr.Column(elem_id="tf-results"):

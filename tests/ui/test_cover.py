@@ -5,6 +5,7 @@ from html import unescape
 import httpx
 import pytest
 
+from engine.errors import FaultError
 from tests.support.fake_engine import FakeWorker, record, served, until
 from ui import words
 from ui.web.middleware import Doors
@@ -72,6 +73,20 @@ def held(visit, url, width=1440, height=900, scheme="light"):
     page.reload()
     page.wait_for_function("window.cover")
     return page
+
+
+def test_a_page_does_not_wait_for_the_engine(recorded):
+    """Which may be starting again, or hang."""
+    worker = FakeWorker()
+    with served(worker, recorded) as url:
+        before = httpx.get(url).text
+
+        def lost(model):
+            raise FaultError("The engine does not answer: please retry in a few minutes.", kind="ProcessHangs")
+
+        worker.about_weights = lost
+        after = httpx.get(url)
+    assert after.status_code == 200 and "<twinframe-cover" in before and "<twinframe-cover" in after.text
 
 
 @pytest.mark.parametrize(("query", "prompt"), [("", ROCKET), ("?recorded=cat", CAT), ("?__theme=dark", ROCKET)])
