@@ -521,7 +521,6 @@ LTX_2 = ModelSpec(
     ),
 )
 
-_models = {spec.id: spec for spec in (MINI_FLUX, MINI_QWEN, MINI_LTX2, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
 Z_IMAGE = ModelSpec(
     id="z-image-turbo",
     name="Z-Image-Turbo",
@@ -533,7 +532,7 @@ Z_IMAGE = ModelSpec(
     bundled=False,
     configs="z-image-turbo",
     # What a run allocates is FLUX.1's: the same VAE decodes a picture of the same size.
-    memory_gb=Memory(transformer=12.31, shared=8.21, run=4.6, host=8),
+    memory_gb=Memory(transformer=12.31, shared=8.21, run=4.6, host=8, kept=0.95, footprint=0.75),
     licence="Apache-2.0",
     licence_url="https://www.apache.org/licenses/LICENSE-2.0",
     # As the example of diffusers' pipeline has it.
@@ -557,7 +556,7 @@ FLUX2_KLEIN = ModelSpec(
     source="black-forest-labs/FLUX.2-klein-4B",
     bundled=False,
     configs="flux.2-klein-4b",
-    memory_gb=Memory(transformer=7.75, shared=8.21, run=4.6, host=8),
+    memory_gb=Memory(transformer=7.75, shared=8.21, run=4.6, host=8, kept=0.95, footprint=1.37),
     licence="Apache-2.0",
     licence_url="https://www.apache.org/licenses/LICENSE-2.0",
     defaults=Settings(height=1024, width=1024, num_inference_steps=4, guidance_scale=1.0),
@@ -569,6 +568,7 @@ FLUX2_KLEIN = ModelSpec(
     examples=(SIGN, *FLUX_DEV.examples[1:]),
 )
 
+_models = {spec.id: spec for spec in (MINI_FLUX, MINI_QWEN, MINI_LTX2, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(_models)
 """What there is, and what this process was given."""
 DEFAULT = MINI_FLUX.id

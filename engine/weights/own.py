@@ -197,7 +197,11 @@ def _compression(folder: Path) -> int:
 
 
 def _memory(spec: ModelSpec, kind: ModelSpec, folder: Path, offline: bool) -> Memory | None:
-    """Weights as its files tell, in bf16, and for a run what its kind needs, by the width of its denoiser."""
+    """Weights as its files tell, in bf16, and for a run what its kind needs, by the width of its denoiser.
+
+    What stays of weights that are streamed is the kind's, and more where its own are larger: a block grows with the
+    square of the width, and embeddings no faster than the components that they are part of.
+    """
     if kind.memory_gb is None:
         return None
     if spec.place is None:
@@ -208,11 +212,15 @@ def _memory(spec: ModelSpec, kind: ModelSpec, folder: Path, offline: bool) -> Me
     if not weights["transformer"]:
         return kind.memory_gb
     mine, its = (_width(at) for at in (kind.folder, folder))
+    wider = its / mine if mine and its else 1.0
+    transformer, shared = weights.pop("transformer") / 1e9, sum(weights.values()) / 1e9
     return replace(
         kind.memory_gb,
-        transformer=weights.pop("transformer") / 1e9,
-        shared=sum(weights.values()) / 1e9,
-        run=kind.memory_gb.run * (its / mine if mine and its else 1.0),
+        transformer=transformer,
+        shared=shared,
+        run=kind.memory_gb.run * wider,
+        kept=kind.memory_gb.kept * max(1.0, shared / kind.memory_gb.shared),
+        footprint=kind.memory_gb.footprint * max(1.0, wider) ** 2,
     )
 
 

@@ -12,6 +12,7 @@ from engine.catalog import MODELS
 from engine.weights import host_memory, loading
 from engine.weights.checkpoint import parts
 from engine.weights.loading import _hollow
+from tests.support.memory import gigabytes, streamed
 
 LARGE = [spec for spec in MODELS.values() if not spec.bundled]
 # GB of 1e9 bytes in bf16, as the published checkpoints have them.
@@ -40,18 +41,14 @@ def sizes(modules):
     return {model: {part: gigabytes(module) for part, module in made.items()} for model, made in modules.items()}
 
 
-def gigabytes(module):
-    return 2 * sum(p.numel() for p in module.parameters()) / 1e9
-
-
 def _is_module(kind):
     return "Tokenizer" not in kind and "Scheduler" not in kind
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_every_component_has_its_published_size(sizes, model):
-    for part, gigabytes in PUBLISHED[model].items():
-        assert sizes[model][part] == pytest.approx(gigabytes, rel=0.003, abs=0.006), part
+    for part, published in PUBLISHED[model].items():
+        assert sizes[model][part] == pytest.approx(published, rel=0.003, abs=0.006), part
 
 
 @pytest.mark.parametrize("spec", LARGE, ids=lambda spec: spec.id)
@@ -62,14 +59,11 @@ def test_memory_is_what_the_configurations_add_up_to(sizes, spec):
 
 
 @pytest.mark.parametrize("spec", LARGE, ids=lambda spec: spec.id)
-def test_what_streaming_leaves_on_the_device_is_what_the_configurations_add_up_to(modules, sizes, spec):
-    made, held = dict(modules[spec.id]), sizes[spec.id]
-    denoiser = made.pop("transformer")
+def test_what_streaming_leaves_on_the_device_is_what_the_configurations_add_up_to(modules, spec):
+    made = dict(modules[spec.id])
+    kept, footprint = streamed(made.pop("transformer"), made)
     text = [block for module in loading.text_parts(made) for block in host_memory.blocks(module).values()]
-    kept = sum(held[part] for part in made) - sum(map(gigabytes, text))
     assert spec.memory_gb.kept == pytest.approx(kept, abs=0.006)
-    of = sorted(map(gigabytes, host_memory.blocks(denoiser).values()))
-    footprint = held["transformer"] - sum(of) + sum(of[-2:])
     assert spec.memory_gb.footprint == pytest.approx(footprint, abs=0.006)
     assert max(map(gigabytes, text)) * 2 < spec.memory_gb.run, "no more than a run takes"
 

@@ -3,7 +3,6 @@
 import inspect as signatures
 import json
 import shutil
-from types import MappingProxyType
 
 import diffusers
 import numpy as np
@@ -27,18 +26,11 @@ from engine.runtime.studio import Studio
 from engine.weights import loading, lora, own
 from engine.weights.checkpoint import parts
 from engine.weights.loading import _hollow
-from tests.support import adapters, tiny
+from tests.support import adapters, memory, tiny
 
+pytestmark = pytest.mark.usefixtures("catalog_for_one_test")
 UNPINNED = tuple(model for model in catalog.KINDS if model not in catalog.MODELS)
 SMALL = {"height": 256, "width": 256}
-
-
-@pytest.fixture(autouse=True)
-def own_catalog(monkeypatch):
-    models = dict(catalog._models)
-    monkeypatch.setattr(catalog, "_models", models)
-    monkeypatch.setattr(catalog, "_given", {})
-    monkeypatch.setattr(catalog, "MODELS", MappingProxyType(models))
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +66,14 @@ def test_memory_is_what_the_configurations_add_up_to(kind):
         assert counted[part] / 1e9 == pytest.approx(billions, abs=0.006)
     assert kind.memory_gb.transformer == pytest.approx(2e-9 * counted.pop("transformer"), abs=0.006)
     assert kind.memory_gb.shared == pytest.approx(2e-9 * sum(counted.values()), abs=0.006)
+
+
+def test_what_streaming_leaves_on_the_device_is_what_the_configurations_add_up_to(kind):
+    names = [part for part, (_, cls) in parts(kind.folder).items() if "Tokenizer" not in cls and "Scheduler" not in cls]
+    made = {part: _hollow(kind, part, kind.folder) for part in names}
+    kept, footprint = memory.streamed(made.pop("transformer"), made)
+    assert kind.memory_gb.kept == pytest.approx(kept, abs=0.006)
+    assert kind.memory_gb.footprint == pytest.approx(footprint, abs=0.006)
 
 
 def test_configurations_are_those_of_diffusers_classes_but_for_what_is_said():
