@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from engine.catalog import MINI_FLUX
 from engine.logs import quiet_libraries
+from tests.support import own_catalog
 
 quiet_libraries()  # before anything imports torch and diffusers
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores, and threads that wait for each other spin
@@ -115,6 +116,12 @@ def copied(tmp_path):
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file)
     return replace(MINI_FLUX, source=str(folder))
+
+
+@pytest.fixture
+def catalog_for_one_test(monkeypatch):
+    """What a test gives to the catalog is gone after it."""
+    own_catalog.begin(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -33,9 +33,7 @@ from engine.quality.lab import Bench
 from engine.quantization import capability, recipe_files, recipes
 from engine.quantization.inspection import inspect
 from engine.quantization.recipe_files import Tuning
-from engine.quantization.remedies import WeightOnlySteps
 from engine.runtime.multi_device import driving
-from engine.runtime.pipeline import call, finished
 from engine.weights import loading
 from engine.weights.source import Source
 
@@ -107,15 +105,15 @@ def measure(model: str, out: Path, device: str, limit: int, at_once: int) -> dic
     with driving(bench.device):
         for lane in lanes(spec.family):
             recipe = replace(rules, id=lane.name, tunings=MappingProxyType({lane.precision: lane.tuning}))
-            made[lane.name] = (bench.quantized(recipe, lane.precision)[0], lane.tuning.weight_only_steps, 0)
-        made[ANOTHER_SEED] = (bench.exact, (0, 0), 1)
+            made[lane.name] = (bench.quantized(recipe, lane.precision)[0], lane.tuning.weight_only_steps, asked.seed)
+        made[ANOTHER_SEED] = (bench.exact, (0, 0), asked.seed + 1)
         for begin in range(0, len(prompts), at_once):
             some = prompts[begin : begin + at_once]
-            exact = pictures(bench, bench.exact, some)
-            for name, (denoiser, steps, later) in made.items():
+            exact = bench.make_all(bench.exact, some)
+            for name, (denoiser, steps, seed) in made.items():
                 scores = known.setdefault(name, {})
                 if any(prompt not in scores for prompt in some):
-                    found = distances_of(bench, pictures(bench, denoiser, some, steps, later), exact)
+                    found = distances_of(bench, bench.make_all(denoiser, some, steps, seed), exact)
                     scores |= dict(zip(some, found, strict=True))
                     bench.say(name)
             done = conditions | rows(spec, prompts[: begin + len(some)], known)
@@ -157,28 +155,6 @@ def rows(spec: catalog.ModelSpec, prompts: list[str], known: Mapping[str, Mappin
         ANOTHER_SEED: other,
         "formats": made,
     }
-
-
-def pictures(
-    bench: Bench, denoiser: nn.Module, prompts: list[str], weight_only: tuple[int, int] = (0, 0), later: int = 0
-) -> list[Tensor]:
-    """What a denoiser makes of some prompts at once, each from the noise that it has alone.
-
-    Args:
-        later: how many seeds after the model's default.
-
-    Returns:
-        Each (F, 3, H, W), float in [-1, 1], on the CPU; F is 1 for a picture.
-    """
-    pipeline, request = bench.pipeline(denoiser), bench.request(prompts[0])
-    steps = WeightOnlySteps(denoiser, weight_only, request.num_inference_steps)
-    made = finished(
-        pipeline, bench.spec, call(pipeline, bench.spec, request, request.seed + later, steps=steps, prompts=prompts)
-    )
-    for index, prompt in enumerate(prompts):
-        if made.is_damaged(index):
-            raise bench.not_numbers(prompt)
-    return [item.reshape(-1, *item.shape[-3:]).float().cpu() * 2 - 1 for item in made.pixels]
 
 
 def distances_of(bench: Bench, made: list[Tensor], exact: list[Tensor]) -> list[float]:

@@ -94,13 +94,29 @@ class Bench:
         Raises:
             UnsupportedError: its values are not numbers, so that nothing can be learnt from it.
         """
-        pipeline, request = self.pipeline(transformer), self.request(prompt)
+        return self.make_all(transformer, [prompt], weight_only_steps, seed)[0]
+
+    def make_all(
+        self,
+        transformer: nn.Module,
+        prompts: Sequence[str],
+        weight_only_steps: tuple[int, int] = (0, 0),
+        seed: int | None = None,
+    ) -> list[Tensor]:
+        """What `make` gives of each prompt, all made at once, each from the noise that it has alone.
+
+        Raises:
+            UnsupportedError: as `make`.
+        """
+        pipeline, request = self.pipeline(transformer), self.request(prompts[0])
         steps = WeightOnlySteps(transformer, weight_only_steps, request.num_inference_steps)
         seed = request.seed if seed is None else seed
-        made = finished(pipeline, self.spec, call(pipeline, self.spec, request, seed, steps=steps))
-        if made.is_damaged(0):
-            raise self.not_numbers(prompt)
-        return (made.pixels if self.spec.modality == "image" else made.pixels[0]).cpu() * 2 - 1
+        made = finished(pipeline, self.spec, call(pipeline, self.spec, request, seed, steps=steps, prompts=prompts))
+        for index, prompt in enumerate(prompts):
+            if made.is_damaged(index):
+                raise self.not_numbers(prompt)
+        pixels = made.pixels.cpu() * 2 - 1
+        return [*(pixels.split(1) if self.spec.modality == "image" else pixels)]
 
     def not_numbers(self, prompt: str) -> UnsupportedError:
         """What to say where a search would go by values that are not numbers."""

@@ -84,10 +84,14 @@ def _run(vae: torch.nn.Module, latents: Tensor, *args: object) -> Tensor:
     return type(vae).decode(vae, latents.to(vae.dtype), *args, return_dict=False)[0]
 
 
-def _flux(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest) -> Tensor:
-    latents = pipeline._unpack_latents(latents, request.height, request.width, pipeline.vae_scale_factor)
+def _z_image(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest) -> Tensor:
     config = pipeline.vae.config
     return _run(pipeline.vae, latents / config.scaling_factor + config.shift_factor)
+
+
+def _flux(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest) -> Tensor:
+    latents = pipeline._unpack_latents(latents, request.height, request.width, pipeline.vae_scale_factor)
+    return _z_image(pipeline, latents, request)  # whose VAE is FLUX.1's
 
 
 def _flux2(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest) -> Tensor:
@@ -97,11 +101,6 @@ def _flux2(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest
     deviation = (norm.running_var + pipeline.vae.config.batch_norm_eps).sqrt()
     latents = latents * deviation.view(1, -1, 1, 1) + norm.running_mean.view(1, -1, 1, 1)
     return _run(pipeline.vae, pipeline._unpatchify_latents(latents))
-
-
-def _z_image(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest) -> Tensor:
-    config = pipeline.vae.config
-    return _run(pipeline.vae, latents / config.scaling_factor + config.shift_factor)
 
 
 def _qwen_image(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest) -> Tensor:

@@ -382,12 +382,10 @@ class Holdings:
         said = f"{in_words(there)} on the device before the clock started"
         if streamed:
             said = f"{in_words(streamed)} streamed from pinned host memory, a block at a time; {said}"
-        if DENOISER in streamed:
-            pass
-        elif key in self._arrived:
+        if key in self._arrived and DENOISER not in streamed:
             gigabytes, seconds = self._arrived[key]
             said += f" (denoiser back from pinned host memory, {gigabytes:.1f} GB in {seconds:.2f} s, before warm-up)"
-        else:
+        elif DENOISER not in streamed:
             said += " (not moved since loading)"
         others = [part for part in self._shelf.parts if part.key not in (key, residency.shared_key(key[0]))]
         for place, words in ((residency.DEVICE, "also there"), (residency.HOST, "waiting in pinned host memory")):

@@ -89,6 +89,8 @@ def model(text: str, offline: bool) -> str:
     Raises:
         RequestError, LoadError: as `own.model`.
     """
+    if text in catalog.MODELS:
+        return text
     from engine.weights import own  # late, as below
 
     return own.model(text, offline)

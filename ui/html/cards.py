@@ -745,8 +745,8 @@ def table(view: View) -> str:
     """Every number of the finished columns; the emulated ones' latency and peak are not among them."""
     if not view.finished:
         return f'<p class="tf-empty">{words.compare.table_empty(view.request)}</p>'
-    rows = "".join(_row(view, g) for g in view.finished)
     named = [name for name in SCORES if any(name in made.scores for made in view.finished)]
+    rows = "".join(_row(view, g, named) for g in view.finished)
     scores = (SCORES[name].capitalize() for name in named)
     heads = ("Text", "Denoise", "Decode", "Total", "Speedup", "Weights", "Peak", "LPIPS", "PSNR", *scores)
     units = ("s", "s", "s", "s", "", "", "", "", "dB", *("%" for _ in named))
@@ -770,7 +770,7 @@ def _licence(view: View) -> str:
     return f'<p class="tf-small">{escape(spec.licence_note)} {_outside(spec.licence_url, spec.licence)}</p>'
 
 
-def _row(view: View, made: Generation) -> str:
+def _row(view: View, made: Generation, named: Sequence[str]) -> str:
     comparison = view.comparison
     t = made.latency
     if made.latency_comparable:
@@ -787,7 +787,7 @@ def _row(view: View, made: Generation) -> str:
     said = "–" if lpips is None else words.score(lpips)
     score = f'<td title="{escape(lost)}">{said} <small>{escape(lost)}</small></td>' if lost else f"<td>{said}</td>"
     weights = " ".join(words.size(made.memory.weights))
-    found = [made.mean_score(name) for name in SCORES if any(name in other.scores for other in view.finished)]
+    found = [made.mean_score(name) for name in named]
     prompted = "".join(f"<td>{'–' if share is None else words.share(share)}</td>" for share in found)
     cells = f"<td>{weights}</td><td>{peak}</td>{score}<td>{psnr}</td>{prompted}"
     name = escape(words.name(view.asked, made.column))

@@ -3,7 +3,6 @@
 import json
 import pickle
 from dataclasses import replace
-from types import MappingProxyType
 
 import diffusers
 import numpy as np
@@ -23,20 +22,12 @@ from engine.runtime.multi_device import driving
 from engine.runtime.pipeline import call, finished
 from engine.runtime.studio import Studio
 from engine.weights import fusing, loading, lora
-from tests.support import adapters, tiny
+from tests.support import adapters, own_catalog, tiny
 from ui.words import verdict
 
+pytestmark = pytest.mark.usefixtures("catalog_for_one_test")
 CPU = torch.device("cpu")
 WITH = ["bf16", "bf16+no-lora", "nvfp4", "nvfp4+no-lora"]
-
-
-@pytest.fixture(autouse=True)
-def own_catalog(monkeypatch):
-    """What a test gives to the catalog is gone after it."""
-    models = dict(catalog._models)
-    monkeypatch.setattr(catalog, "_models", models)
-    monkeypatch.setattr(catalog, "_given", {})
-    monkeypatch.setattr(catalog, "MODELS", MappingProxyType(models))
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +113,7 @@ def test_alphas_beside_the_factors_count_as_diffusers_counts_them(spec, tmp_path
 def shown(folder, cache, tmp_path_factory):
     """One comparison, with and without, in each column."""
     with pytest.MonkeyPatch.context() as patch:
-        models = dict(catalog._models)
-        patch.setattr(catalog, "_models", models)
-        patch.setattr(catalog, "MODELS", MappingProxyType(models))
-        patch.setattr(catalog, "_given", {})
+        own_catalog.begin(patch)
         base = replace(tiny.spec("flux.1-dev", folder), recipes=("full", "post"))
         catalog.give(base)
         at = tmp_path_factory.mktemp("lora")

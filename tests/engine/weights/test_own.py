@@ -4,7 +4,6 @@ import json
 import pickle
 import shutil
 from pathlib import Path
-from types import MappingProxyType
 
 import pytest
 
@@ -21,16 +20,9 @@ from engine.runtime.studio import Studio
 from engine.weights import hub, loading, own
 from tests.support import tiny
 
+pytestmark = pytest.mark.usefixtures("catalog_for_one_test")
 KINDS = ("flux.1-dev", "qwen-image", "ltx-2")
 CARD = "---\nlicense: other\nlicense_name: my-own-licence\nlicense_link: https://example.org/licence\n---\n# Mine\n"
-
-
-@pytest.fixture(autouse=True)
-def own_catalog(monkeypatch):
-    models = dict(catalog._models)
-    monkeypatch.setattr(catalog, "_models", models)
-    monkeypatch.setattr(catalog, "_given", {})
-    monkeypatch.setattr(catalog, "MODELS", MappingProxyType(models))
 
 
 @pytest.fixture(scope="module")
