@@ -618,6 +618,7 @@ def _print(comparison: Comparison) -> None:
         speed = f"{g.latency.total:6.2f} s" if g.latency_comparable else untimed
         distance = _distance(g.metrics) if g.metrics else "no reference" if comparison.lacks else "reference"
         beside = f"  at once with {' and '.join(g.at_once)}" if g.at_once else ""
+        beside += "  nothing quantized" if g.is_unquantized else ""
         beside += "  shared card, not to quote" if g.shared_card and g.latency_comparable else ""
         scores = "".join(f"  {SCORES[name]} {g.mean_score(name):.0%}" for name in g.scores)
         files_made = ", ".join(g.files)

@@ -150,6 +150,11 @@ class Generation:
         return DENOISER in self.streamed
 
     @property
+    def is_unquantized(self) -> bool:
+        """Its recipe quantizes no layer of this model: it is bf16 under another name."""
+        return self.precision != REFERENCE and not self.layers.quantized
+
+    @property
     def precision(self) -> str:
         """The column's format."""
         return format_of(self.column)

@@ -163,6 +163,20 @@ def parts(folder: Path, remedy: str = RESTORE) -> dict[str, tuple[str, str]]:
     return found
 
 
+def require_no_cache(folder: Path, option: str = "") -> None:
+    """See that a folder without a checkpoint of its own is none of the hub's cache, in which checkpoints lie deeper.
+
+    Args:
+        option: which was given the folder; empty where it stands for a model.
+
+    Raises:
+        LoadError: it is one; the sentence names the checkpoint in it.
+    """
+    for index in sorted(folder.glob("snapshots/*/model_index.json")):
+        give = f"give {option} the checkpoint" if option else "give the checkpoint"
+        raise LoadError(f"{folder} is a folder of the hub's cache: {give} in it, {index.parent}.")
+
+
 def switches(folder: Path, remedy: str = RESTORE) -> dict[str, bool]:
     """What a checkpoint's pipeline is told besides its components, such as that it is distilled.
 

@@ -72,6 +72,7 @@ def _unpinned(kind: ModelSpec, offline: bool) -> ModelSpec:
 def _spec(folder: Path, name: str, repository: str, revision: str, offline: bool) -> ModelSpec:
     index = folder / "model_index.json"
     if not index.is_file():
+        checkpoint.require_no_cache(folder)
         raise LoadError(f"{name} is no checkpoint as diffusers saves it: it has no model_index.json.")
     kinds = list(catalog.KINDS.values())
     made = checkpoint.read_json(index, COPY_AGAIN).get("_class_name")

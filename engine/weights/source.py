@@ -68,10 +68,7 @@ class Source:
         if not folder.is_dir():
             raise LoadError(f"There is no folder {folder}: give {said} a checkpoint's folder.")
         if not any(folder.glob("model_index.json")) and not any(folder.glob("*/model_index.json")):
-            for index in sorted(folder.glob("snapshots/*/model_index.json")):
-                raise LoadError(
-                    f"{folder} is a folder of the hub's cache: give --weights the checkpoint in it, {index.parent}."
-                )
+            checkpoint.require_no_cache(folder, "--weights")
             raise LoadError(
                 f"{folder} is not a checkpoint: it has no model_index.json, nor has any folder in it; give {said} a "
                 "folder as diffusers saves it."

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from engine import catalog
 from engine.formats import REFERENCE
 from engine.outputs.pool import Seen
+from engine.request import CompareRequest
 from engine.results import Comparison, Generation, Ruler
 from ui.words.common import NAMES, change, factor, listed, name, score, thing
 from ui.words.prompt import not_of_the_prompt
@@ -91,11 +92,17 @@ def verdicts(comparison: Comparison, seen: Seen = NOBODY) -> list[tuple[float | 
     said = [*said, *_adapted(comparison, others)]
     further = [_emulated(comparison, emulated, len(others))] if emulated else []
     further += dict.fromkeys(g.disproof for g in emulated if g.disproof)
+    further += [unquantized(comparison.request, g.column) for g in others if g.is_unquantized]
     further += [MINIATURE] if catalog.model(comparison.request.model).bundled else []
     further += _streamed(comparison)
     further += [PREVIEWED] if comparison.request.previews else []
     further += [ON_SHARED_CARD] if any(g.shared_card and g.latency_comparable for g in comparison.results) else []
     return said + [(None, sentence) for sentence in (*further, *_at_once(comparison))]
+
+
+def unquantized(asked: CompareRequest, column: str) -> str:
+    """What to say of a column whose recipe quantizes no layer of the model."""
+    return f"{name(asked, column)} is bf16 under another name: its recipe quantizes no layer here, so choose another."
 
 
 def _adapted(comparison: Comparison, others: Sequence[Generation]) -> list[tuple[float | None, str]]:
@@ -129,8 +136,7 @@ def _on_one(comparison: Comparison, generation: Generation, seen: Seen) -> str:
     parts = [needs] if speedup is None else [f"is {_speed(speedup)}", needs]
     if lpips is not None:
         parts.append(f"has an LPIPS of {score(lpips)}")
-    said = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
-    said = f"{name(comparison.request, generation.column)} {said}"
+    said = f"{name(comparison.request, generation.column)} {listed(parts)}"
     if lost := damage(generation):
         said += f" ({lost})"
     if lpips is None:

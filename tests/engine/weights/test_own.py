@@ -19,6 +19,7 @@ from engine.runtime.multi_device import driving
 from engine.runtime.studio import Studio
 from engine.weights import hub, loading, own
 from tests.support import tiny
+from ui.words import verdict
 
 pytestmark = pytest.mark.usefixtures("catalog_for_one_test")
 KINDS = ("flux.1-dev", "qwen-image", "ltx-2")
@@ -170,6 +171,24 @@ def test_a_class_that_diffusers_has_not_is_named(folder):
     spec = catalog.model(own.model(str(folder)))
     with pytest.raises(LoadError, match=r"has no class TomorrowsTransformer, which My style v2 needs: update"):
         loading.empty_transformer(spec)
+
+
+def test_a_recipe_that_quantizes_nothing_of_it_is_not_shown_as_lossless(folder, tmp_path):
+    spec = catalog.model(own.model(str(folder)))
+    assert spec.recipes[0] == "post"  # which leaves layers of fewer than 1024 features alone
+    asked = CompareRequest.create("a cat", model=spec.id, precisions=["nvfp4"], num_inference_steps=1)
+    made = Studio("cpu").compare(asked, tmp_path, lambda _: None, lambda: False)
+    assert [g.is_unquantized for g in made.results] == [False, True]
+    assert verdict.unquantized(asked, "nvfp4") in verdict.verdict(made)
+
+
+def test_a_folder_of_the_hubs_cache_is_told_from_the_checkpoint_in_it(folder, tmp_path):
+    inside = tmp_path / "models--acme--mine" / "snapshots" / "abc"
+    inside.parent.mkdir(parents=True)
+    inside.symlink_to(folder)
+    with pytest.raises(LoadError, match=f"give the checkpoint in it, {inside}"):
+        own.model(str(inside.parent.parent))
+    assert catalog.model(own.model(str(inside))).family == "flux.1-dev"
 
 
 def test_names_that_are_no_checkpoint(tmp_path, monkeypatch):

@@ -26,6 +26,15 @@ def test_the_verdict_on_one_native_precision(tmp_path):
     )
 
 
+def test_a_column_of_which_nothing_is_quantized_is_not_taken_for_lossless(tmp_path):
+    made = comparison(tmp_path, precisions=["fp8", "nvfp4"])
+    assert "under another name" not in words.verdict.verdict(made)
+    results = [replace(g, layers=replace(g.layers, quantized=0)) if g.column == "nvfp4" else g for g in made.results]
+    said = words.verdict.verdict(replace(made, results=tuple(results)))
+    assert said.count("under another name") == 1
+    assert "NVFP4 is bf16 under another name: its recipe quantizes no layer here, so choose another." in said
+
+
 def test_the_verdict_never_speaks_of_an_emulated_speed(tmp_path):
     said = words.verdict.verdict(comparison(tmp_path, precisions=["fp8", "nvfp4"]))
     assert said == (
