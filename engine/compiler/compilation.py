@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from engine.compiler import fusion, text_kv
+from engine.compiler.sequence import Shared
 from engine.compiler.step_graph import PLAIN_CALLS, StepGraph
 from engine.files import cache_folder
 from engine.machine import Support
@@ -157,12 +158,19 @@ class Blocks:
             prompts that are not padded, which is symbolic from the first (see `PROMPT`); None lets any dimension that
             changes become symbolic, so that what a size runs as depends on which came before it.
         options: Inductor settings on top of the mode's own.
+        shared: how several ranks compute each step together.
 
     Attributes:
         mode: the one in use.
     """
 
-    def __init__(self, denoiser: nn.Module, dynamic: bool | None = False, options: Mapping[str, object] | None = None):
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        dynamic: bool | None = False,
+        options: Mapping[str, object] | None = None,
+        shared: Shared | None = None,
+    ):
         self._denoiser, self._dynamic = denoiser, dynamic
         self._options = dict(fusion.options() if options is None else options)
         self._blocks = [m for m in denoiser.modules() if type(m).__name__ in denoiser._repeated_blocks]
@@ -170,7 +178,9 @@ class Blocks:
         self._around: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None = None
         self._calls: dict[str, list[Callable[..., Any] | None]] = {EAGER: [None] * len(self._blocks)}
         """By mode; `GRAPHS` records the calls of `DEFAULT`."""
-        self._step = StepGraph(denoiser._call_impl)
+        self._shared = shared
+        self._call = denoiser._call_impl if shared is None else shared.part(denoiser._call_impl)
+        self._step = StepGraph(self._call)
         self._text_kv = text_kv.of(denoiser, self._blocks)
         """Used with the step graph: more than one clip would take that many times the memory."""
         self._key_value: Callable[..., Any] = text_kv.key_value
@@ -178,6 +188,8 @@ class Blocks:
     def use(self, mode: str) -> None:
         """Run in `mode` from now on; what was compiled or recorded is kept."""
         self.mode = mode
+        if self._shared is not None:
+            self._shared.tell("use", mode)
         kind = DEFAULT if mode == GRAPHS else mode
         if kind not in self._calls:
             self._calls[kind] = list(self._compiled() if kind == DEFAULT else self._replayed())
@@ -194,6 +206,8 @@ class Blocks:
             ]
         for block, call in zip(self._blocks, calls, strict=True):
             block._compiled_call_impl = call  # where nn.Module.compile() keeps it
+        if self._shared is not None:
+            whole = self._shared.lead(whole or self._call)
         self._denoiser._compiled_call_impl = whole
 
     def surround(self, around: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None) -> None:
@@ -206,6 +220,8 @@ class Blocks:
     def vary(self, variant: object) -> None:
         """The blocks compute something else from now on, which this hashable names: it gets recordings of its own."""
         self._step.variant = variant
+        if self._shared is not None:
+            self._shared.tell("vary", variant)
         if self._text_kv is not None:
             self._text_kv.variant = variant
 
@@ -232,8 +248,19 @@ class Blocks:
     def forget(self) -> None:
         """The weights have moved: what was recorded with their addresses is of no use any more."""
         self._step.forget()
+        if self._shared is not None:
+            self._shared.tell("forget")
         if self._text_kv is not None:
             self._text_kv.forget()
+
+    def settle(self) -> None:
+        """Wait until all ranks have done their part of what was called, where there are several.
+
+        Raises:
+            FaultError: one of them was lost, so that what was made is not to be used.
+        """
+        if self._shared is not None:
+            self._shared.settle()
 
     @property
     def text_once(self) -> bool:

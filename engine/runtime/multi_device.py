@@ -33,6 +33,7 @@ from engine.formats import PRECISIONS, REFERENCE
 from engine.quantization import proof
 from engine.request import CompareRequest
 from engine.results import Generation
+from engine.runtime.joint import JointStudio
 from engine.runtime.pipeline import Made
 from engine.runtime.residents import Rendition
 from engine.runtime.studio import Studio, Take
@@ -44,11 +45,14 @@ Result = TypeVar("Result")
 
 
 def studio_on(name: str, source: Source = BUNDLED_OR_HUB, filtered: Filter = NO_FILTER) -> Studio:
-    """The studio of a device, or, of several names with commas between, that of the first with the others beside it.
+    """The studio of a device; of several names with commas between that of the first with the others beside it; of
+    several with + between that of all of them, which work on one picture.
 
     Raises:
         UnsupportedError: there is no such device, or they are not of one kind.
     """
+    if "+" in name:
+        return JointStudio(name.split("+"), source, filtered)
     first, *others = name.split(",")
     return Studios(first, others, source, filtered) if others else Studio(first, source, filtered)
 

@@ -168,9 +168,7 @@ class Holdings:
         streamed = key in self._streamed
         with streaming.Arriving(self._pool) as arriving:
             leaving = arriving.place if streamed else None
-            transformer = stored.denoiser(
-                adapted, plan, self.support[column.format], self.device, self.source, told, leaving
-            )
+            transformer = self._denoiser(spec, column, plan, told, leaving)
             if streamed:
                 self._waiting[key] = arriving.stored([transformer])
         held = plan.recipe.held
@@ -186,9 +184,24 @@ class Holdings:
             layers=recipes.verify(pipeline.transformer, plan),
             weights=timing.weight_bytes(*_modules(pipeline.components)) / timing.GB,
             transformer=gigabytes,
-            blocks=compilation.Blocks(pipeline.transformer),
+            blocks=self._blocks(key, pipeline.transformer),
             weight_only_steps=plan.recipe.weight_only_steps(column.format),
         )
+
+    def _denoiser(
+        self,
+        spec: ModelSpec,
+        column: Column,
+        plan: recipes.Plan,
+        told: loading.Told,
+        leaving: Callable[[loading.Place], loading.Place] | None,
+    ) -> torch.nn.Module:
+        """As of `stored.denoiser`."""
+        support = self.support[column.format]
+        return stored.denoiser(column.weights(spec), plan, support, self.device, self.source, told, leaving)
+
+    def _blocks(self, key: residency.Key, transformer: torch.nn.Module) -> compilation.Blocks:
+        return compilation.Blocks(transformer)
 
     def shared(self, spec: ModelSpec, told: loading.Told | None = None) -> dict[str, object]:
         """Text encoders, VAE and whatever else all precisions of the model share, on the device, loaded on first use.
