@@ -175,15 +175,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rows: list[int], group: st
     Returns:
         (batch, rows of this rank, heads * features of a head).
     """
-    ranks, (batch, own, _, features) = len(rows), query.shape
+    ranks, batch, own = len(rows), query.shape[0], query.shape[1]
     # By the rank that is to have the heads, then by rows: what goes to a rank lies together.
     sent = [states.unflatten(2, (ranks, -1)).permute(2, 1, 0, 3, 4) for states in (query, key, value)]
     whole = exchanged(torch.stack(sent, dim=3).flatten(0, 1), [own] * ranks, rows, group)
     total = whole.shape[0]
-    if batch == 1:  # a plain view, whose strides say so too: cuDNN asks for that
-        whole = whole.view(1, total, *whole.shape[2:])
-    else:
-        whole = whole.transpose(0, 1).contiguous()
+    # Of one picture a plain view, whose strides say so too: cuDNN asks for that.
+    whole = whole.view(1, total, *whole.shape[2:]) if batch == 1 else whole.transpose(0, 1).contiguous()
     attended = dispatch_attention_fn(*whole.unbind(2), backend=backend)
     back = exchanged(attended.transpose(0, 1).reshape(total, batch, -1), rows, [own] * ranks, group)
     return back.view(ranks, own, batch, -1).permute(2, 1, 0, 3).reshape(batch, own, -1)

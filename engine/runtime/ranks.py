@@ -1,4 +1,4 @@
-"""Ranks: processes beside the device's own, each with a device and a denoiser of its own, that compute its steps with it.
+"""Ranks: processes beside the device's own, each with a device and denoisers of its own, that compute steps with it.
 
 The device's process is rank 0. It has the pipeline, the text encoders and the VAE, and tells the others through pipes
 what to load and what to call; tensors go from device to device (engine/compiler/sequence.py). Each of the others has
@@ -11,6 +11,7 @@ next one to want ranks starts fresh ones.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import multiprocessing
 import os
@@ -36,7 +37,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from engine import catalog, logs, quantized
+from engine import logs, quantized
 from engine.catalog import ModelSpec
 from engine.columns import Column
 from engine.compiler.compilation import Blocks
@@ -122,6 +123,7 @@ class Ranks:
         self._why: FaultError | None = None
         self._numbers = 0
         self._noticed = threading.Event()
+        atexit.register(self.close)
 
     def __len__(self) -> int:
         return len(self.devices)
@@ -205,8 +207,7 @@ class Ranks:
             if not lost:
                 self._break(fault(error), stuck=False)  # the others wait for this one
                 raise
-            self._noticed.set()
-            raise self._why from error
+            self._check()
 
     def close(self) -> None:
         """End them."""
@@ -215,7 +216,11 @@ class Ranks:
             peer.process.kill()
             peer.process.join()
             peer.connection.close()
-        if dist.is_initialized():
+        if not dist.is_initialized():
+            return
+        if self._device.type == "cuda":
+            dist.distributed_c10d._abort_process_group()  # the orderly end waits for the others
+        else:
             dist.destroy_process_group()
 
     def _check(self) -> None:
@@ -269,7 +274,7 @@ class Ranks:
             peer.process.kill()
         if self._device.type != "cuda":
             return
-        with suppress(Exception):  # it may be on its way out already
+        with suppress(RuntimeError, ValueError):  # it may be on its way out already
             dist.distributed_c10d._abort_process_group()  # kernels of NCCL that wait for others end with this
         if stuck and working and not self._noticed.wait(NOTICE_SECONDS):
             abandon(str(why), RANKS_HUNG)
@@ -416,12 +421,10 @@ def join(devices: Sequence[str], rank: int, store: Path, limit: float) -> None:
 
 def serve(connection: Connection, devices: Sequence[str], rank: int, *args: Any) -> None:
     """A rank's life: do what it is told until rank 0 is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # meant for rank 0, with which this ends
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for rank 0, with which this ends
     multiprocessing.set_start_method(None, force=True)
     logs.quiet_libraries()
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent and parent.join(), os._exit(0)), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     done: SimpleQueue[tuple[int, torch.cuda.Event | None]] = SimpleQueue()
     sending = threading.Lock()
 
@@ -457,6 +460,14 @@ def serve(connection: Connection, devices: Sequence[str], rank: int, *args: Any)
                 send(_Answered(asked.number, error))
             except Exception as error:  # noqa: BLE001 - rank 0 says it
                 send(_Answered(asked.number, fault(error, traceback.format_exc())))
+
+
+def _end_with_parent() -> None:
+    """Whatever this process does: it may hang in a driver when rank 0 is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(0)
 
 
 def _recorded() -> torch.cuda.Event:

@@ -74,8 +74,8 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         type=devices,
         metavar="A[,B | +B]",
         default=os.environ.get("TWINFRAME_DEVICES", ""),
-        help="torch device names; several of one kind are at work at once with commas between them, and on one picture with + (default: TWINFRAME_DEVICES, else cuda where "
-        "there is one, else cpu)",
+        help="torch device names of one kind: with commas between them they are at work at once, with + on one "
+        "picture (default: TWINFRAME_DEVICES, else cuda where there is one, else cpu)",
     )
 
 

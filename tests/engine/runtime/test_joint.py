@@ -8,7 +8,7 @@ from types import MappingProxyType
 import pytest
 import torch
 
-from engine import catalog
+from engine import catalog, events
 from engine.columns import EXACT, Column
 from engine.errors import FaultError, UnsupportedError
 from engine.request import CompareRequest
@@ -42,12 +42,12 @@ def two(request, spec):
     studio.ranks.close()
 
 
-def make(studio, spec, column=EXACT, **asked):
+def make(studio, spec, column=EXACT, tell=lambda event: None, **asked):
     """What a studio makes, and what is known of it."""
     request = CompareRequest.create("a cat", model=spec.id, precisions=[column.written("full")], **asked)
     with driving(studio.device):
         take = studio.ready(spec, column, request, lambda event: None, lambda: False)
-        return take(lambda event: None, lambda: False)
+        return take(tell, lambda: False)
 
 
 @pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.format)
@@ -57,7 +57,9 @@ def test_two_devices_make_the_picture_of_one(two, spec, column, batch_size):
     generation, together = make(two, spec, column, batch_size=batch_size)
     furthest = (alone.pixels - together.pixels).abs().max()
     assert furthest <= (2 if two.device.type == "cpu" else 16) / 255
-    assert generation.ran["Device"].startswith("2 cards, ") and generation.ran["Cards"].startswith(" and ".join(two.ranks.devices))
+    assert generation.ran["Device"].startswith("2 cards, ") and generation.ran["Cards"].startswith(
+        " and ".join(two.ranks.devices)
+    )
 
 
 def test_weights_that_waited_in_host_memory_come_back_in_every_rank(two, spec):
@@ -68,16 +70,18 @@ def test_weights_that_waited_in_host_memory_come_back_in_every_rank(two, spec):
     assert after.pixels.equal(before.pixels)
 
 
-@pytest.mark.parametrize(("lose", "said"), [(signal.SIGKILL, "ended (SIGKILL)"), (signal.SIGSTOP, "did not answer")])
-def test_a_lost_rank_ends_in_a_sentence_and_the_next_request_has_fresh_ones(two, spec, lose, said, monkeypatch):
+@pytest.mark.parametrize(("how", "said"), [(signal.SIGKILL, "ended (SIGKILL)"), (signal.SIGSTOP, "did not answer")])
+def test_a_rank_lost_in_a_call_ends_it_in_a_sentence_and_the_next_has_fresh_ones(two, spec, how, said, monkeypatch):
     _, before = make(two, spec)
-    monkeypatch.setattr(two.ranks, "_limit", 3 if lose == signal.SIGSTOP else 60)
     lost = two.ranks.pids
-    os.kill(lost[0], lose)
+
+    def lose(event):
+        if isinstance(event, events.Step) and event.index == 1:
+            monkeypatch.setattr(two.ranks, "_limit", 3 if how == signal.SIGSTOP else 60)
+            os.kill(lost[0], how)
+
     with pytest.raises(FaultError) as caught:
-        make(two, spec)
-        if lose == signal.SIGKILL:  # it was seen before the request, which had fresh ones at once
-            raise FaultError(said)
+        make(two, spec, tell=lose)
     assert said in str(caught.value) and "\n" not in str(caught.value)
     monkeypatch.undo()
     _, after = make(two, spec)
@@ -86,7 +90,9 @@ def test_a_lost_rank_ends_in_a_sentence_and_the_next_request_has_fresh_ones(two,
 
 def test_what_ranks_cannot_share_is_refused_in_one_sentence(spec):
     joint.require(spec, 2)
-    with pytest.raises(UnsupportedError, match=r"^3 devices cannot share the 2 attention heads of .*: name one, or 2\.$"):
+    with pytest.raises(
+        UnsupportedError, match=r"^3 devices cannot share the 2 attention heads of .*: name one, or 2\.$"
+    ):
         joint.require(spec, 3)
     assert "2, 3, 4, 6, 8, 12, 24." in _refusal(catalog.model("flux.1-dev"), 5)
     assert "FLUX.1 alone" in _refusal(catalog.model("qwen-image"), 2)
