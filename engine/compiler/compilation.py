@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from engine.compiler import fusion, text_kv
-from engine.compiler.sequence import Shared
+from engine.compiler import fusion, sequence, text_kv
 from engine.compiler.step_graph import PLAIN_CALLS, StepGraph
 from engine.files import cache_folder
 from engine.machine import Support
@@ -169,10 +168,10 @@ class Blocks:
         denoiser: nn.Module,
         dynamic: bool | None = False,
         options: Mapping[str, object] | None = None,
-        shared: Shared | None = None,
+        shared: sequence.Shared | None = None,
     ):
         self._denoiser, self._dynamic = denoiser, dynamic
-        self._options = dict(fusion.options() if options is None else options)
+        self._options = dict(fusion.options() if options is None else options) | (sequence.OPTIONS if shared else {})
         self._blocks = [m for m in denoiser.modules() if type(m).__name__ in denoiser._repeated_blocks]
         self.mode = EAGER
         self._around: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None = None

@@ -29,6 +29,12 @@ SPLIT: Mapping[str, Mapping[str, int]] = MappingProxyType(
 """Class of a denoiser -> its arguments that are as long as a sequence, each with the dimension that is. What it makes
 is as long as the first of them, in the same dimension."""
 
+OPTIONS: Mapping[str, object] = MappingProxyType(
+    {"reorder_for_compute_comm_overlap": True, "reorder_for_compute_comm_overlap_passes": ["sink_waits"]}
+)
+"""Inductor settings besides those of engine/compiler/fusion.py: what does not need an exchange is computed before it is
+waited for, as the wide layer beside FLUX's attention is."""
+
 
 class Shared(Protocol):
     """What `compilation.Blocks` asks of a denoiser whose steps several ranks compute."""
