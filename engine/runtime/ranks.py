@@ -416,7 +416,6 @@ def join(devices: Sequence[str], rank: int, store: Path, limit: float) -> None:
         world_size=len(devices),
         timeout=timedelta(seconds=4 * limit),  # who watches acts first
         device_id=device if cuda else None,
-        pg_options=dist.ProcessGroupNCCL.Options(is_high_priority_stream=True) if cuda else None,  # before products
     )
 
 
