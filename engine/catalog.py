@@ -521,6 +521,74 @@ LTX_2 = ModelSpec(
     ),
 )
 
+QWEN_IMAGE_2512 = replace(
+    QWEN_IMAGE,
+    id="qwen-image-2512",
+    name="Qwen-Image-2512",
+    summary="Qwen-Image of December 2025: the same 20-billion-parameter architecture, trained on.",
+    source="Qwen/Qwen-Image-2512",
+    revision=None,
+    memory_gb=replace(QWEN_IMAGE.memory_gb, run=7.6),  # Qwen-Image's 4.5 GB by the area of a picture
+    # Size, steps, guidance and negative prompt are those of its card's example.
+    defaults=Settings(height=1328, width=1328, num_inference_steps=50, guidance_scale=4.0),
+    limits=replace(QWEN_IMAGE.limits, sizes=(*QWEN_IMAGE.limits.sizes[1:], (1584, 1056), (1024, 1024))),
+    recipes=("post", "strict", "full"),
+    call=MappingProxyType(
+        {
+            "negative_prompt": "低分辨率，低画质，肢体畸形，手指畸形，画面过饱和，蜡像感，人脸无细节，"
+            "过度光滑，画面具有AI感。构图混乱。文字模糊，扭曲。",
+            "max_sequence_length": 512,
+        }
+    ),
+)
+
+LTX_2_3 = replace(
+    LTX_2,
+    id="ltx-2.3",
+    name="LTX-2.3",
+    summary="LTX-2's successor: 22 billion parameters with what reads its text, attention with gates, and guidance by "
+    "four passes a step.",
+    family="ltx-2.3",
+    source="diffusers/LTX-2.3-Diffusers",
+    revision=None,
+    configs="ltx-2.3",
+    # What a run allocates is LTX-2's: as many tokens, decoded in tiles as large.
+    memory_gb=Memory(transformer=37.98, shared=32.54, run=5.1, host=8, kept=6.16, footprint=2.40),
+    licence="LTX-2.x Community License",
+    licence_url="https://github.com/Lightricks/LTX-2/blob/main/LICENSE",
+    licence_note="LTX-2.3 needs a paid licence from Lightricks where an entity with annual revenues of $10 million or "
+    "more uses it commercially; its licence names further limits of use, which are for everybody.",
+    defaults=replace(LTX_2.defaults, num_inference_steps=30, guidance_scale=3.0),
+    recipes=("post", "strict", "full"),
+    # As diffusers' documentation recommends for LTX-2.3. Two passes are for the prompts, one with the attention of a
+    # block left out, one without attention between clip and sound.
+    call=MappingProxyType(
+        {
+            "negative_prompt": "blurry, out of focus, overexposed, underexposed, low contrast, washed out colors, "
+            "excessive noise, grainy texture, poor lighting, flickering, motion blur, distorted proportions, unnatural "
+            "skin tones, deformed facial features, asymmetrical face, missing facial features, extra limbs, disfigured "
+            "hands, wrong hand count, artifacts around text, inconsistent perspective, camera shake, incorrect depth "
+            "of field, background too sharp, background clutter, distracting reflections, harsh shadows, inconsistent "
+            "lighting direction, color banding, cartoonish rendering, 3D CGI look, unrealistic materials, uncanny "
+            "valley effect, incorrect ethnicity, wrong gender, exaggerated expressions, wrong gaze direction, "
+            "mismatched lip sync, silent or muted audio, distorted voice, robotic voice, echo, background noise, "
+            "off-sync audio, incorrect dialogue, added dialogue, repetitive speech, jittery movement, awkward pauses, "
+            "incorrect timing, unnatural transitions, inconsistent framing, tilted camera, flat lighting, inconsistent "
+            "tone, cinematic oversaturation, stylized filters, or AI artifacts.",
+            "max_sequence_length": 1024,
+            "stg_scale": 1.0,
+            "modality_scale": 3.0,
+            "guidance_rescale": 0.7,
+            "audio_guidance_scale": 7.0,
+            "audio_stg_scale": 1.0,
+            "audio_modality_scale": 3.0,
+            "audio_guidance_rescale": 0.7,
+            "spatio_temporal_guidance_blocks": (28,),
+            "use_cross_timestep": True,
+        }
+    ),
+)
+
 Z_IMAGE = ModelSpec(
     id="z-image-turbo",
     name="Z-Image-Turbo",
@@ -574,7 +642,9 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(_models)
 DEFAULT = MINI_FLUX.id
 """What is asked for where no model is named: bundled, and small enough for any machine."""
 BUNDLED = tuple(spec.id for spec in MODELS.values() if spec.bundled)
-KINDS: Mapping[str, ModelSpec] = MappingProxyType({spec.id: spec for spec in (*_models.values(), Z_IMAGE, FLUX2_KLEIN)})
+KINDS: Mapping[str, ModelSpec] = MappingProxyType(
+    {spec.id: spec for spec in (*_models.values(), QWEN_IMAGE_2512, LTX_2_3, Z_IMAGE, FLUX2_KLEIN)}
+)
 """What a checkpoint of somebody's own may be like. Those that are not among `MODELS` have no pinned commit: they are
 there once they are asked for by their id or repository, which is pinned to its commit then (engine/weights/own.py)."""
 _given: dict[str, ModelSpec] = {}

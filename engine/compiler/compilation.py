@@ -45,6 +45,10 @@ PROMPT: Mapping[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]] = {
 """For models whose prompts are not padded: class of a block -> those of its arguments that are as long as the prompt,
 each with the dimension that is. It is made symbolic, so that one graph serves every prompt. Padding instead would need
 a mask. FlashAttention takes none, and on mini-qwen masked pictures differ as much as fused from unfused attention."""
+DECIDED: Mapping[str, tuple[str, str]] = {"LTX2VideoTransformerBlock": ("all_perturbed", "perturbation_mask")}
+"""Class of a block -> two of its arguments: a tensor in host memory that says that all attention is left out, as
+LTX-2.3's guidance wants of one block, and the mask that is then not read. Compiled code cannot branch on a tensor, so
+it is given a plain value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +248,7 @@ class Blocks:
         configure()
         self._denoiser.compile_repeated_blocks(fullgraph=True, dynamic=self._dynamic, options=self._options)
         self._key_value = torch.compile(self._key_value, fullgraph=True, dynamic=self._dynamic, options=self._options)
-        calls = [block._compiled_call_impl for block in self._blocks]
+        calls = [_decided(block, block._compiled_call_impl) for block in self._blocks]
         where = [PROMPT.get(type(block).__name__) for block in self._blocks]
         if self._dynamic is not False:
             return calls
@@ -256,7 +260,10 @@ class Blocks:
         configure()
         options = self._options | torch._inductor.list_mode_options("reduce-overhead")
         return [
-            _cloned(torch.compile(block.forward, fullgraph=True, dynamic=self._dynamic, options=dict(options)))
+            _decided(
+                block,
+                _cloned(torch.compile(block.forward, fullgraph=True, dynamic=self._dynamic, options=dict(options))),
+            )
             for block in self._blocks
         ]
 
@@ -265,6 +272,21 @@ def _cloned(call: Callable[..., Any]) -> Callable[..., Any]:
     def called(*args: object, **kwargs: object) -> object:
         made = call(*args, **kwargs)
         return made.clone() if isinstance(made, Tensor) else tuple(tensor.clone() for tensor in made)
+
+    return called
+
+
+def _decided(block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+    names = DECIDED.get(type(block).__name__)
+    if names is None:
+        return call
+    decision, mask = names
+
+    def called(*args: object, **kwargs: object) -> object:
+        if isinstance(kwargs.get(decision), Tensor):
+            kwargs[decision] = bool(kwargs[decision])
+            kwargs[mask] = None if kwargs[decision] else kwargs[mask]
+        return call(*args, **kwargs)
 
     return called
 

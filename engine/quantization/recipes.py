@@ -117,6 +117,9 @@ _LTX2_SKIPS: Mapping[str, Any] = {
 _LTX2_CORRECTED_SKIPS: Mapping[str, Any] = {
     "skip_containing": ("proj_in", "proj_out", "caption_projection", "time_embed", "av_cross_attn_")
 }
+_LTX23_SKIPS: Mapping[str, Any] = {
+    "skip_containing": ("proj_in", "proj_out", "time_embed", "av_cross_attn_", "prompt_adaln")
+}
 
 # 1024 x 1024 pixels: the VAE divides each side by 8, and `_pack_latents` of both pipelines makes patches of 2 x 2.
 _IMAGE = (1024 // 16) ** 2
@@ -173,6 +176,8 @@ _LTX2_ROWS = (
     (".attn2.", _VIDEO),
     (".ff.", _VIDEO),
 )
+# Guidance in LTX-2.3 has two more passes, of half as many rows each, which fall below no limit that these pass.
+_LTX23_ROWS = (("prompt_adaln.", 2), *_LTX2_ROWS)
 
 
 def _strict(skips: Mapping[str, Any], rows: tuple[tuple[str, int], ...]) -> Recipe:
@@ -256,6 +261,17 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
             **_LTX2_CORRECTED_SKIPS,
         ),
         _strict(_LTX2_SKIPS, _LTX2_ROWS),
+        _FULL,
+    ),
+    "ltx-2.3": (
+        Recipe(
+            id=POST,
+            summary="What the post's rules for LTX-2 mean, in this class's names: adaptive norms, those of the text "
+            "among them, and gates stay bf16.",
+            min_features=NARROWEST,
+            **_LTX23_SKIPS,
+        ),
+        _strict(_LTX23_SKIPS, _LTX23_ROWS),
         _FULL,
     ),
     "flux.2-klein": (

@@ -6,6 +6,7 @@ Their pictures mean nothing; they take every path of the engine that the large m
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -29,7 +30,7 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder, LTX2VocoderWithBWE
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     CLIPTextConfig,
@@ -260,7 +261,8 @@ def _klein() -> DiffusionPipeline:
     )
 
 
-def _ltx2() -> DiffusionPipeline:
+def _ltx2(gated: bool = False) -> DiffusionPipeline:
+    """LTX-2, or with gates in its attention and all else that differs in LTX-2.3."""
     letters = [chr(c) for c in range(32, 127)]
     names = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", "<start_of_image>", "<end_of_image>", "<image_soft_token>"]
     tokenizer = GemmaTokenizer(vocab={t: i for i, t in enumerate([*names, *letters])}, merges=[], model_max_length=64)
@@ -281,7 +283,20 @@ def _ltx2() -> DiffusionPipeline:
         "image_size": 28,
         "patch_size": 14,
     }
-    connector = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "num_learnable_registers": None}
+    heads = {"num_attention_heads": 2, "num_layers": 1, "num_learnable_registers": None}
+    wide = {"video": 32 if gated else 16, "audio": 16}
+    connectors, denoiser = {}, {}
+    if gated:
+        connectors = {
+            "per_modality_projections": True,
+            "video_hidden_dim": 64,
+            "audio_hidden_dim": 32,
+            "proj_bias": True,
+            "video_gated_attn": True,
+            "audio_gated_attn": True,
+        }
+        denoiser = {f"{of}{name}": True for of in ("", "audio_") for name in ("gated_attn", "cross_attn_mod")}
+        denoiser |= {"use_prompt_embeddings": False, "perturbed_attn": True}
     return LTX2Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=AutoencoderKLLTX2Video(
@@ -302,7 +317,9 @@ def _ltx2() -> DiffusionPipeline:
         connectors=LTX2TextConnectors(
             caption_channels=32,
             text_proj_in_factor=3,  # the text encoder's layers and its embedding
-            **{f"{stream}_connector_{k}": v for stream in ("video", "audio") for k, v in connector.items()},
+            **{f"{stream}_connector_{k}": v for stream in wide for k, v in heads.items()},
+            **{f"{stream}_connector_attention_head_dim": width for stream, width in wide.items()},
+            **connectors,
             connector_rope_base_seq_len=32,
             rope_double_precision=False,
             rope_type="split",
@@ -321,16 +338,47 @@ def _ltx2() -> DiffusionPipeline:
             caption_channels=32,
             rope_double_precision=False,
             rope_type="split",
+            **denoiser,
         ),
-        vocoder=LTX2Vocoder(
-            in_channels=32,  # two channels of 16 mel bins
-            hidden_channels=32,
-            upsample_kernel_sizes=[16, 15, 16],
-            upsample_factors=[6, 5, 8],
-            resnet_kernel_sizes=[3],
-            resnet_dilations=[[1, 3]],
-        ),
+        vocoder=_wide_vocoder() if gated else _vocoder(),
     )
 
 
-KINDS = {"flux.1-dev": _flux, "qwen-image": _qwen, "ltx-2": _ltx2, "z-image-turbo": _z_image, "flux.2-klein-4b": _klein}
+_RESNETS = {"resnet_kernel_sizes": [3], "resnet_dilations": [[1, 3]]}
+
+
+def _vocoder() -> torch.nn.Module:
+    return LTX2Vocoder(
+        in_channels=32,  # two channels of 16 mel bins
+        hidden_channels=32,
+        upsample_kernel_sizes=[16, 15, 16],
+        upsample_factors=[6, 5, 8],
+        **_RESNETS,
+    )
+
+
+def _wide_vocoder() -> torch.nn.Module:
+    return LTX2VocoderWithBWE(
+        in_channels=32,
+        hidden_channels=16,
+        upsample_kernel_sizes=[11, 8, 8],
+        upsample_factors=[5, 4, 8],
+        bwe_in_channels=32,
+        bwe_hidden_channels=16,
+        bwe_upsample_kernel_sizes=[12, 11, 16],
+        bwe_upsample_factors=[6, 5, 8],
+        num_mel_channels=16,
+        **_RESNETS,
+        **{f"bwe_{name}": value for name, value in _RESNETS.items()},
+    )
+
+
+KINDS = {
+    "flux.1-dev": _flux,
+    "qwen-image": _qwen,
+    "qwen-image-2512": _qwen,
+    "ltx-2": _ltx2,
+    "ltx-2.3": partial(_ltx2, gated=True),
+    "z-image-turbo": _z_image,
+    "flux.2-klein-4b": _klein,
+}
