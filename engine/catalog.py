@@ -428,6 +428,7 @@ FLUX_SCHNELL = replace(
     call=MappingProxyType({"max_sequence_length": 256}),
 )
 
+QWEN_MEMORY = Memory(transformer=40.86, shared=16.84, run=4.5, host=8, kept=2.53, footprint=1.44)
 QWEN_IMAGE = ModelSpec(
     id="qwen-image",
     name="Qwen-Image",
@@ -439,7 +440,7 @@ QWEN_IMAGE = ModelSpec(
     bundled=False,
     revision="75e0b4be04f60ec59a75f475837eced720f823b6",
     configs="qwen-image",
-    memory_gb=Memory(transformer=40.86, shared=16.84, run=4.5, host=8, kept=2.53, footprint=1.44),
+    memory_gb=QWEN_MEMORY,
     licence="Apache-2.0",
     licence_url="https://www.apache.org/licenses/LICENSE-2.0",
     defaults=Settings(height=1024, width=1024, num_inference_steps=50, guidance_scale=4.0),
@@ -528,7 +529,7 @@ QWEN_IMAGE_2512 = replace(
     summary="Qwen-Image of December 2025: the same 20-billion-parameter architecture, trained on.",
     source="Qwen/Qwen-Image-2512",
     revision=None,
-    memory_gb=replace(QWEN_IMAGE.memory_gb, run=7.6),  # Qwen-Image's 4.5 GB by the area of a picture
+    memory_gb=replace(QWEN_MEMORY, run=7.6),  # Qwen-Image's 4.5 GB by the area of a picture
     # Size, steps, guidance and negative prompt are those of its card's example.
     defaults=Settings(height=1328, width=1328, num_inference_steps=50, guidance_scale=4.0),
     limits=replace(QWEN_IMAGE.limits, sizes=(*QWEN_IMAGE.limits.sizes[1:], (1584, 1056), (1024, 1024))),
@@ -631,7 +632,6 @@ FLUX2_KLEIN = ModelSpec(
     limits=replace(FLUX_LIMITS, guidance_scale=(1.0, 1.0)),
     recipes=("post", "strict", "full"),
     chat=MappingProxyType({"enable_thinking": False}),
-    recordable=False,  # not until it was recorded on a GPU
     call=MappingProxyType({"max_sequence_length": 512}),
     examples=(SIGN, *FLUX_DEV.examples[1:]),
 )
