@@ -173,7 +173,8 @@ class ModelSpec:
     template_tokens: int = 0
     """Tokens of the pipeline's own prompt template, which do not count against `max_sequence_length`."""
     chat: Mapping[str, Any] | None = None
-    """Further arguments of the tokenizer's chat template, into which the pipeline puts the prompt; None without one.
+    """Further arguments of the tokenizer's chat template, into which the pipeline puts the prompt, with its system
+    message if it has one; None without one.
     Unlike `template_tokens` its tokens count against `max_sequence_length`."""
     text_padded: bool = True
     """Prompts are padded to `max_sequence_length`; otherwise a prompt of another length is another shape."""
@@ -636,6 +637,28 @@ FLUX2_KLEIN = ModelSpec(
     examples=(SIGN, *FLUX_DEV.examples[1:]),
 )
 
+FLUX2_DEV = replace(
+    FLUX2_KLEIN,
+    id="flux.2-dev",
+    name="FLUX.2-dev",
+    summary="A 32-billion-parameter rectified-flow transformer for pictures, guidance-distilled, whose text a "
+    "24-billion-parameter Mistral reads.",
+    family="flux.2-dev",
+    pipeline="Flux2Pipeline",
+    source="black-forest-labs/FLUX.2-dev",
+    gated=True,
+    configs="flux.2-dev",
+    memory_gb=Memory(transformer=64.45, shared=48.19, run=4.6, host=8, kept=2.92, footprint=5.56),
+    licence="FLUX [dev] Non-Commercial License v2.0",
+    licence_url="https://github.com/black-forest-labs/flux2/blob/main/model_licenses/LICENSE-FLUX-DEV",
+    licence_note="The model FLUX.2-dev is licensed for non-commercial use only, and its output has to be filtered or "
+    "reviewed before it is distributed. What it makes may be used for any purpose, commercial ones too, except as "
+    "section 2(d) of its licence says: not to train, fine-tune or distill a model that competes with it.",
+    defaults=Settings(height=1024, width=1024, num_inference_steps=50, guidance_scale=4.0),  # as its card has them
+    limits=FLUX_LIMITS,
+    chat=MappingProxyType({"add_generation_prompt": False}),
+)
+
 _models = {spec.id: spec for spec in (MINI_FLUX, MINI_QWEN, MINI_LTX2, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(_models)
 """What there is, and what this process was given."""
@@ -643,7 +666,7 @@ DEFAULT = MINI_FLUX.id
 """What is asked for where no model is named: bundled, and small enough for any machine."""
 BUNDLED = tuple(spec.id for spec in MODELS.values() if spec.bundled)
 KINDS: Mapping[str, ModelSpec] = MappingProxyType(
-    {spec.id: spec for spec in (*_models.values(), QWEN_IMAGE_2512, LTX_2_3, Z_IMAGE, FLUX2_KLEIN)}
+    {spec.id: spec for spec in (*_models.values(), QWEN_IMAGE_2512, LTX_2_3, Z_IMAGE, FLUX2_KLEIN, FLUX2_DEV)}
 )
 """What a checkpoint of somebody's own may be like. Those that are not among `MODELS` have no pinned commit: they are
 there once they are asked for by their id or repository, which is pinned to its commit then (engine/weights/own.py)."""

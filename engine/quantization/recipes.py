@@ -193,6 +193,16 @@ def _strict(skips: Mapping[str, Any], rows: tuple[tuple[str, int], ...]) -> Reci
 
 _FULL = Recipe(id="full", summary="Every Linear layer whose shape the format can take.")
 
+_FLUX2 = (
+    Recipe(
+        id=POST,
+        summary="The post's rules for FLUX.1-dev in this class's names; its shared modulations stay bf16 too.",
+        min_features=NARROWEST,
+        **_FLUX2_SKIPS,
+    ),
+    _strict(_FLUX2_SKIPS, _FLUX2_ROWS),
+    _FULL,
+)
 _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     "mini-flux": (
         Recipe(
@@ -274,16 +284,8 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
         _strict(_LTX23_SKIPS, _LTX23_ROWS),
         _FULL,
     ),
-    "flux.2-klein": (
-        Recipe(
-            id=POST,
-            summary="The post's rules for FLUX.1-dev in this class's names; its shared modulations stay bf16 too.",
-            min_features=NARROWEST,
-            **_FLUX2_SKIPS,
-        ),
-        _strict(_FLUX2_SKIPS, _FLUX2_ROWS),
-        _FULL,
-    ),
+    "flux.2-klein": _FLUX2,
+    "flux.2-dev": _FLUX2,
     "z-image": (
         Recipe(
             id=POST,

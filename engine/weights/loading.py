@@ -737,7 +737,9 @@ def _random(device: torch.device, seed: int = 0) -> Callable[[str, Tensor], Tens
 
 def _tokenizer(kind: str, folder: Path, random: bool) -> PreTrainedTokenizerBase:
     # assets/configs has no vocabularies; its stand-ins, which split at words, need no class of their own.
-    cls = getattr(transformers, "PreTrainedTokenizerFast" if random else kind, None)
+    # Of a processor only the tokenizer is called: no picture is given with a prompt.
+    own = kind if "Tokenizer" in kind else "AutoTokenizer"
+    cls = getattr(transformers, "PreTrainedTokenizerFast" if random else own, None)
     if cls is None:
         raise LoadError(f"{folder} needs the tokenizer {kind}, which transformers has not: {checkpoint.SAVE_AGAIN}.")
     with _made_of(folder):

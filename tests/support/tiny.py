@@ -20,6 +20,7 @@ from diffusers import (
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -30,6 +31,7 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder, LTX2VocoderWithBWE
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
@@ -39,6 +41,11 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     GemmaTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -240,22 +247,77 @@ def _z_image() -> DiffusionPipeline:
     )
 
 
+def _flux2_dev() -> DiffusionPipeline:
+    text, heads = _mistral_chat(), {"num_attention_heads": 2, "head_dim": 16, "hidden_size": 32}
+    config = Mistral3Config(
+        text_config={
+            "model_type": "mistral",
+            **heads,
+            "vocab_size": len(text),
+            "intermediate_size": 64,
+            "num_hidden_layers": 30,  # it reads the hidden states of layers 10, 20 and 30
+            "num_key_value_heads": 1,
+        },
+        vision_config={"model_type": "pixtral", **heads, "intermediate_size": 32, "num_hidden_layers": 1},
+        image_token_index=text.convert_tokens_to_ids("[IMG]"),
+        tie_word_embeddings=False,
+    )
+    return Flux2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        text_encoder=Mistral3ForConditionalGeneration(config),
+        tokenizer=PixtralProcessor(PixtralImageProcessor(), text, chat_template=MISTRAL_CHAT),
+        transformer=_flux2_denoiser(guidance_embeds=True),
+        vae=_small_vae(AutoencoderKLFlux2, latent_channels=8),
+    )
+
+
+MISTRAL_CHAT = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}[SYSTEM_PROMPT]\
+{{ message['content'][0]['text'] }}[/SYSTEM_PROMPT]{% else %}[INST]{{ message['content'][0]['text'] }}[/INST]\
+{% endif %}{% endfor %}"""
+"""What Mistral's chat template makes of a system message and one of a user."""
+
+
+def _mistral_chat() -> PreTrainedTokenizerFast:
+    special = ["<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
+    special += ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+    bpe, qwen = Tokenizer(models.BPE()), Qwen2Tokenizer()._tokenizer
+    bpe.normalizer, bpe.pre_tokenizer = qwen.normalizer, qwen.pre_tokenizer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator([SYSTEM_MESSAGE] * 10, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=special[4:],
+        padding_side="left",
+    )
+
+
+def _flux2_denoiser(guidance_embeds: bool) -> Flux2Transformer2DModel:
+    return Flux2Transformer2DModel(
+        **HEADS,
+        in_channels=32,
+        num_layers=2,
+        num_single_layers=2,
+        joint_attention_dim=96,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(8, 8, 8, 8),
+        guidance_embeds=guidance_embeds,
+    )
+
+
 def _klein() -> DiffusionPipeline:
     tokenizer, config = _qwen3(28)  # it reads the hidden states of layers 9, 18 and 27
     return Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         text_encoder=Qwen3ForCausalLM(config),
         tokenizer=tokenizer,
-        transformer=Flux2Transformer2DModel(
-            **HEADS,
-            in_channels=32,
-            num_layers=2,
-            num_single_layers=2,
-            joint_attention_dim=96,
-            timestep_guidance_channels=32,
-            axes_dims_rope=(8, 8, 8, 8),
-            guidance_embeds=False,
-        ),
+        transformer=_flux2_denoiser(guidance_embeds=False),
         vae=_small_vae(AutoencoderKLFlux2, latent_channels=8),
         is_distilled=True,
     )
@@ -381,4 +443,5 @@ KINDS = {
     "ltx-2.3": partial(_ltx2, gated=True),
     "z-image-turbo": _z_image,
     "flux.2-klein-4b": _klein,
+    "flux.2-dev": _flux2_dev,
 }
