@@ -13,14 +13,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from engine.compiler import fusion, text_kv
+from engine.compiler import text_kv
 from engine.compiler.step_graph import PLAIN_CALLS, StepGraph
 from engine.files import cache_folder
 from engine.machine import Support
@@ -114,6 +114,11 @@ def configure() -> None:
 
     Compiled code is kept across processes below the user's cache folder, unless $TORCHINDUCTOR_CACHE_DIR says where.
     """
+    # Inductor takes a second to import, and where nothing is compiled nobody needs it.
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    from engine.compiler import fusion
+
     if os.environ.get(_CACHE_VARIABLE) in (None, default_cache_dir()):  # torch writes its default into it
         os.environ[_CACHE_VARIABLE] = str(cache_folder() / "inductor")
     fusion.install()
@@ -168,7 +173,7 @@ class Blocks:
 
     def __init__(self, denoiser: nn.Module, dynamic: bool | None = False, options: Mapping[str, object] | None = None):
         self._denoiser, self._dynamic = denoiser, dynamic
-        self._options = dict(fusion.options() if options is None else options)
+        self._given = options
         self._blocks = [m for m in denoiser.modules() if type(m).__name__ in denoiser._repeated_blocks]
         self.mode = EAGER
         self._around: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None = None
@@ -243,6 +248,12 @@ class Blocks:
     def text_once(self) -> bool:
         """Keys and values of the text are computed once a call, when a step is recorded."""
         return self._text_kv is not None
+
+    @cached_property
+    def _options(self) -> dict[str, object]:
+        from engine.compiler import fusion
+
+        return dict(fusion.options() if self._given is None else self._given)
 
     def _compiled(self) -> list[Callable[..., Any]]:
         configure()

@@ -10,6 +10,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin, QwenImageTransformer2DModel
 from torch import nn
 from torch._inductor import cudagraph_trees
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.torch_version import TorchVersion
 
 from engine.compiler import compilation, fusion
@@ -90,7 +91,7 @@ def test_compiled_code_is_kept_in_the_cache_folder(own_cache, compiler_settings)
 
 
 def test_torchs_own_default_gives_way_and_the_users_choice_does_not(own_cache, compiler_settings, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", compilation.default_cache_dir())
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
     compilation.configure()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(own_cache / "inductor")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
