@@ -13,17 +13,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from engine.compiler import fusion, sequence, text_kv
+from engine.compiler import text_kv
 from engine.compiler.step_graph import PLAIN_CALLS, StepGraph
 from engine.files import cache_folder
 from engine.machine import Support
+
+if TYPE_CHECKING:
+    from engine.compiler.sequence import Shared
 
 EAGER, DEFAULT, GRAPHS, BLOCK_GRAPHS = "eager", "default", "step graph", "reduce-overhead"
 """How the blocks run. EAGER: not compiled. DEFAULT: compiled. GRAPHS: compiled, with the whole step as one CUDA graph.
@@ -45,6 +48,10 @@ PROMPT: Mapping[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]] = {
 """For models whose prompts are not padded: class of a block -> those of its arguments that are as long as the prompt,
 each with the dimension that is. It is made symbolic, so that one graph serves every prompt. Padding instead would need
 a mask. FlashAttention takes none, and on mini-qwen masked pictures differ as much as fused from unfused attention."""
+DECIDED: Mapping[str, tuple[str, str]] = {"LTX2VideoTransformerBlock": ("all_perturbed", "perturbation_mask")}
+"""Class of a block -> two of its arguments: a tensor in host memory that says that all attention is left out, as
+LTX-2.3's guidance wants of one block, and the mask that is then not read. Compiled code cannot branch on a tensor, so
+it is given a plain value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +117,11 @@ def configure() -> None:
 
     Compiled code is kept across processes below the user's cache folder, unless $TORCHINDUCTOR_CACHE_DIR says where.
     """
+    # Inductor takes a second to import, and where nothing is compiled nobody needs it.
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    from engine.compiler import fusion
+
     if os.environ.get(_CACHE_VARIABLE) in (None, default_cache_dir()):  # torch writes its default into it
         os.environ[_CACHE_VARIABLE] = str(cache_folder() / "inductor")
     fusion.install()
@@ -168,10 +180,10 @@ class Blocks:
         denoiser: nn.Module,
         dynamic: bool | None = False,
         options: Mapping[str, object] | None = None,
-        shared: sequence.Shared | None = None,
+        shared: Shared | None = None,
     ):
         self._denoiser, self._dynamic = denoiser, dynamic
-        self._options = dict(fusion.options() if options is None else options) | (sequence.OPTIONS if shared else {})
+        self._given = options
         self._blocks = [m for m in denoiser.modules() if type(m).__name__ in denoiser._repeated_blocks]
         self.mode = EAGER
         self._around: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None = None
@@ -266,11 +278,18 @@ class Blocks:
         """Keys and values of the text are computed once a call, when a step is recorded."""
         return self._text_kv is not None
 
+    @cached_property
+    def _options(self) -> dict[str, object]:
+        from engine.compiler import fusion, sequence
+
+        further = sequence.OPTIONS if self._shared is not None else {}
+        return {**(fusion.options() if self._given is None else self._given), **further}
+
     def _compiled(self) -> list[Callable[..., Any]]:
         configure()
         self._denoiser.compile_repeated_blocks(fullgraph=True, dynamic=self._dynamic, options=self._options)
         self._key_value = torch.compile(self._key_value, fullgraph=True, dynamic=self._dynamic, options=self._options)
-        calls = [block._compiled_call_impl for block in self._blocks]
+        calls = [_decided(block, block._compiled_call_impl) for block in self._blocks]
         where = [PROMPT.get(type(block).__name__) for block in self._blocks]
         if self._dynamic is not False:
             return calls
@@ -282,7 +301,10 @@ class Blocks:
         configure()
         options = self._options | torch._inductor.list_mode_options("reduce-overhead")
         return [
-            _cloned(torch.compile(block.forward, fullgraph=True, dynamic=self._dynamic, options=dict(options)))
+            _decided(
+                block,
+                _cloned(torch.compile(block.forward, fullgraph=True, dynamic=self._dynamic, options=dict(options))),
+            )
             for block in self._blocks
         ]
 
@@ -291,6 +313,21 @@ def _cloned(call: Callable[..., Any]) -> Callable[..., Any]:
     def called(*args: object, **kwargs: object) -> object:
         made = call(*args, **kwargs)
         return made.clone() if isinstance(made, Tensor) else tuple(tensor.clone() for tensor in made)
+
+    return called
+
+
+def _decided(block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+    names = DECIDED.get(type(block).__name__)
+    if names is None:
+        return call
+    decision, mask = names
+
+    def called(*args: object, **kwargs: object) -> object:
+        if isinstance(kwargs.get(decision), Tensor):
+            kwargs[decision] = bool(kwargs[decision])
+            kwargs[mask] = None if kwargs[decision] else kwargs[mask]
+        return call(*args, **kwargs)
 
     return called
 

@@ -33,7 +33,6 @@ from engine.formats import PRECISIONS, REFERENCE
 from engine.quantization import proof
 from engine.request import CompareRequest
 from engine.results import Generation
-from engine.runtime.joint import JointStudio
 from engine.runtime.pipeline import Made
 from engine.runtime.residents import Rendition
 from engine.runtime.studio import Studio, Take
@@ -52,6 +51,8 @@ def studio_on(name: str, source: Source = BUNDLED_OR_HUB, filtered: Filter = NO_
         UnsupportedError: there is no such device, or they are not of one kind.
     """
     if "+" in name:
+        from engine.runtime.joint import JointStudio  # late, as few ask for it
+
         return JointStudio(name.split("+"), source, filtered)
     first, *others = name.split(",")
     return Studios(first, others, source, filtered) if others else Studio(first, source, filtered)

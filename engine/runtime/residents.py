@@ -19,7 +19,8 @@ from engine.errors import NoRoomError, UnsupportedError
 from engine.events import Tell
 from engine.formats import REFERENCE
 from engine.machine import Machine, Support
-from engine.quantization import capability, proof, recipes, stored
+from engine.quantization import capability, proof, recipes, reuse, stored
+from engine.quantization.emulation import UNPACKED
 from engine.quantization.remedies import WeightOnlySteps
 from engine.request import CompareRequest
 from engine.results import DENOISER, TEXT, LayerCounts
@@ -174,6 +175,8 @@ class Holdings:
         held = plan.recipe.held
         if held is not None and held.source not in ("", loading.fingerprint(adapted, self.source)):
             support = replace(support, reason=f"{support.reason} {OTHER_WEIGHTS}")
+        if self.device.type == "cpu" and support.execution == "emulated":
+            reuse.keep(transformer, UNPACKED, residency.rooms(self.device)[0].free * timing.GB)
         pipeline = loading.assemble(spec, shared, transformer)
         gigabytes = timing.weight_bytes(transformer) / timing.GB
         self._shelf.put(key, gigabytes, residency.HOST if streamed else residency.DEVICE)
