@@ -15,6 +15,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -215,7 +216,7 @@ def run(
     studio = studio_on(device, source)
     if studio.machine.cards > 1 and (alone := [method for method in settings.methods if method in POSTS]):
         raise RequestError(f"The method {' and '.join(alone)} runs on one card: leave it out, or name one device.")
-    with driving(studio.device):
+    with closing(studio), driving(studio.device):
         bench = _Bench(spec, settings, studio, say)
         groups = bench.groups()
         result: dict[str, Any] = {

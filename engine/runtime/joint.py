@@ -83,6 +83,9 @@ class JointStudio(Studio):
             self.ranks.settle()
         return made
 
+    def close(self) -> None:
+        self.ranks.close()
+
     def make_room(
         self, spec: ModelSpec, key: residency.Key, gigabytes: float, request: CompareRequest | None = None
     ) -> None:

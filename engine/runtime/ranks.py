@@ -48,7 +48,7 @@ from engine.machine import Support
 from engine.quantization import recipes, stored
 from engine.quantization.remedies import WeightOnlySteps
 from engine.runtime import timing
-from engine.weights import host_memory, loading
+from engine.weights import cpu_products, host_memory, loading
 from engine.weights.residency import Key
 from engine.weights.source import Source
 
@@ -445,6 +445,7 @@ def serve(connection: Connection, devices: Sequence[str], rank: int, *args: Any)
     if cuda:
         torch.cuda.set_device(mine.device)
     else:
+        cpu_products.multiply_in_fp32_where_bf16_is_slow()  # as in rank 0, since it loaded text encoders
         torch.set_num_threads(max(1, torch.get_num_threads() // len(devices)))
     with torch.inference_mode():
         done.put((_START, None))

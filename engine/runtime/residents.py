@@ -115,6 +115,9 @@ class Holdings:
         self._shelf.use(key, shared)
         return self._renditions[key]
 
+    def close(self) -> None:
+        """End what it has in other processes, if anything."""
+
     def prove(self, plan: recipes.Plan, tell: Tell = lambda _: None) -> None:
         """See that the native products of a plan are right, once; a format of which they are not is emulated from then
         on.

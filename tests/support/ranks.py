@@ -8,6 +8,7 @@ import torch.distributed as dist
 from diffusers import FluxTransformer2DModel
 
 from engine.compiler.sequence import Sequence
+from engine.weights import cpu_products
 
 SIDE, TEXT = 5, 7
 """25 and 7 rows, which 2 or 3 ranks cannot share evenly."""
@@ -15,6 +16,7 @@ SIDE, TEXT = 5, 7
 
 def denoiser():
     """A random FLUX with 6 heads, the same each time."""
+    cpu_products.multiply_in_fp32_where_bf16_is_slow()  # in every process alike
     torch.manual_seed(0)
     made = FluxTransformer2DModel(
         num_attention_heads=6,
