@@ -409,7 +409,9 @@ def compiling(monkeypatch, ask):
     """A studio that believes its blocks are compiled, and makes nothing; what it tells when it warms a rendition."""
     studio = Studio("cpu")
     blocks = SimpleNamespace(use=lambda mode: None, settle=lambda: None, dropped=0)
-    tokenizer = SimpleNamespace(prompt_template_encode="{}", tokenizer=lambda text, **_: SimpleNamespace(input_ids=text))
+    tokenizer = SimpleNamespace(
+        prompt_template_encode="{}", tokenizer=lambda text, **_: SimpleNamespace(input_ids=text)
+    )
     rendition = SimpleNamespace(
         column=EXACT,
         support=studio.support["bf16"],
