@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from engine.errors import UnsupportedError
+
 DRIVERS: Mapping[int, int] = MappingProxyType({11: 450, 12: 525, 13: 580})
 """Major version of CUDA -> that of the oldest NVIDIA driver on which its builds run (NVIDIA, "CUDA Compatibility")."""
 
@@ -60,6 +62,14 @@ class Machine:
     def label(self) -> str:
         """Its name, with how many work together where several do: what results say of where they were made."""
         return self.name if self.cards == 1 else f"{self.cards} cards, {self.name}"
+
+    def require_like(self, device: str, other: Machine, its: str, why: str) -> None:
+        """Raises UnsupportedError: the device `its` is another machine than `device`, which is this one; `why` says
+        what that is in the way of."""
+        if other != self:
+            raise UnsupportedError(
+                f"{device} is the {self.name}, {its} the {other.name}: choose devices of one kind, as {why}."
+            )
 
     def proof(self, precision: str) -> Proof | None:
         """None where nothing was compared."""

@@ -66,7 +66,7 @@ def shares(length: int, ranks: int) -> list[int]:
     return [length // ranks + (rank < length % ranks) for rank in range(ranks)]
 
 
-class Sequence:
+class Part:
     """One rank's part of a denoiser, whose attentions it has exchange rows from now on.
 
     Args:
@@ -136,8 +136,8 @@ class _Attention:
 
     _parallel_config = None
 
-    def __init__(self, sequence: Sequence, backend: str | None):
-        self._sequence, self._attention_backend = sequence, backend
+    def __init__(self, part: Part, backend: str | None):
+        self._part, self._attention_backend = part, backend
 
     def __call__(
         self,
@@ -161,7 +161,7 @@ class _Attention:
         if image_rotary_emb is not None:
             query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
             key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
-        attended = attend(query, key, value, self._sequence.rows, self._sequence.group, self._attention_backend)
+        attended = attend(query, key, value, self._part.rows, self._part.group, self._attention_backend)
         if encoder_hidden_states is None:
             return attended
         text_rows = encoder_hidden_states.shape[1]

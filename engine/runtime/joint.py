@@ -51,12 +51,8 @@ class JointStudio(Studio):
         devices = ["cuda:0" if name == "cuda" else name for name in devices]
         super().__init__(devices[0], source, filtered)
         for name in devices[1:]:
-            other = capability.detect(name)
-            if other != self.machine:
-                raise UnsupportedError(
-                    f"{devices[0]} is the {self.machine.name}, {name} the {other.name}: choose devices of one kind, as "
-                    "each does an equal part of a picture."
-                )
+            why = "each does an equal part of a picture"
+            self.machine.require_like(devices[0], capability.detect(name), name, why)
         self.machine = replace(self.machine, cards=len(devices))
         self.support = capability.supports(self.machine)
         self.ranks = Ranks(devices, source, limit)
@@ -70,7 +66,8 @@ class JointStudio(Studio):
             UnsupportedError: also where the model cannot be split so.
             FaultError: a rank was lost.
         """
-        require(spec, len(self.ranks))
+        if key_of(spec, column) not in self._renditions:  # it builds the denoiser, without weights, to look at it
+            require(spec, len(self.ranks))
         if not self.ranks.alive:
             self._held.clear()
             for key, there in self._renditions.items():

@@ -27,7 +27,7 @@ from engine import quantized
 from engine.catalog import ModelSpec
 from engine.columns import Column
 from engine.compiler.compilation import EAGER, WarmUp
-from engine.errors import CancelledRun, UnsupportedError
+from engine.errors import CancelledRun
 from engine.events import Stop, Tell
 from engine.formats import PRECISIONS, REFERENCE
 from engine.quantization import proof
@@ -179,11 +179,8 @@ class Studios(_Orderly):
         super().__init__(device, source, filtered)
         self._others = tuple(_Partner(other, source) for other in others)
         for other in self._others:
-            if other.machine != self.machine:
-                raise UnsupportedError(
-                    f"{self.device} is the {self.machine.name}, {other.device} the {other.machine.name}: choose "
-                    "devices of one kind, as results of different ones cannot be compared."
-                )
+            why = "results of different ones cannot be compared"
+            self.machine.require_like(str(self.device), other.machine, str(other.device), why)
 
     @property
     def studios(self) -> tuple[Studio, ...]:

@@ -41,7 +41,7 @@ from engine import logs, quantized
 from engine.catalog import ModelSpec
 from engine.columns import Column
 from engine.compiler.compilation import Blocks
-from engine.compiler.sequence import Sequence as Part
+from engine.compiler.sequence import Part
 from engine.errors import FaultError, TwinframeError, fault
 from engine.leaving import RANKS_HUNG, abandon
 from engine.machine import Support

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from diffusers import FluxTransformer2DModel
 
-from engine.compiler.sequence import Sequence
+from engine.compiler.sequence import Part
 from engine.weights import cpu_products
 
 SIDE, TEXT = 5, 7
@@ -58,7 +58,7 @@ def compute(rank, ranks, batches, folder):
     store = dist.FileStore(f"{folder}/store", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
     mine, made = denoiser(), {}
-    part = Sequence(mine, ranks, rank)
+    part = Part(mine, ranks, rank)
     for batch in batches:
         given = arguments(batch)
         if rank:

@@ -85,7 +85,7 @@ def test_all_rewrites_of_a_block_hold_in_a_ranks_part_of_it(blocks, monkeypatch)
     alone = of(ranks.denoiser(), options)
     with two_ranks() as group:
         shared = ranks.denoiser()
-        part = sequence.Sequence(shared, 2, 0)
+        part = sequence.Part(shared, 2, 0)
         part.group, part.rows = group, [16, 16]
         assert of(shared, options | sequence.OPTIONS) == alone
     assert sum(count for _, count in alone) > 0
