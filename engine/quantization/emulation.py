@@ -32,7 +32,6 @@ from torchao.quantization import Float8Tensor, PerRow
 from torchao.quantization.quantize_.common import KernelPreference
 from torchao.quantization.transform_module import register_quantize_module_handler
 
-from engine.formats import MXFP8
 from engine.quantization import nvfp4, reuse
 from engine.quantization.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, round_e2m1_
 from engine.quantization.weight_tensor import WeightTensor
@@ -41,6 +40,7 @@ FP8_AMAX_FLOOR = 1e-12
 """A row whose largest magnitude is below this is scaled as if it were this: zeros would divide by zero otherwise."""
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+_MX_BLOCK = 32  # values with a scale of their own (OCP Microscaling Formats 1.0)
 _E4M3_TINY = 2.0**-9  # smallest positive e4m3, a sub-normal
 _E4M3_LEAST_NORMAL = 2.0**-6
 _MAGNITUDE = 0x7FFF  # of a bf16's bits
@@ -362,7 +362,7 @@ class EmulatedMXFP8Tensor(MXTensor):
         """Quantize a bf16 (N, 32 k) weight as torchao's `MXDynamicActivationMXWeightConfig` does."""
         how = QuantizeTensorToMXKwargs(
             elem_dtype=torch.float8_e4m3fn,
-            block_size=MXFP8.block,
+            block_size=_MX_BLOCK,
             kernel_preference=KernelPreference.EMULATED,
             is_swizzled_scales=True,
             scaling_mode=ScaleCalculationMode.RCEIL,
@@ -417,7 +417,7 @@ def mxfp8_activation(x: Tensor) -> Tensor:
     Returns:
         bf16 (M, K), exact but for what is sub-normal.
     """
-    blocks = x.contiguous().view(-1, MXFP8.block)
+    blocks = x.contiguous().view(-1, _MX_BLOCK)
     amax = _amax(blocks).float()
     scales, _ = _to_mx_rceil(amax, amax, E4M3_MAX)
     index = scales.view(-1).to(torch.int32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from engine.formats import BF16, FP8, INT8, MXFP8, NVFP4
 
@@ -70,5 +70,5 @@ def card(device: str) -> Card | None:
     together = re.match(r"(\d+) cards, ", device)
     if kind is None or together is None:
         return kind
-    rates = {name: int(together[1]) * getattr(kind, name) for name in ("bf16", "eight", "four", "int8", "bandwidth")}
-    return replace(kind, **rates)
+    rates = [field.name for field in fields(Card) if field.name not in ("name", "memory")]
+    return replace(kind, **{name: int(together[1]) * getattr(kind, name) for name in rates})
