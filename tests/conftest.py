@@ -86,7 +86,7 @@ def visit(chromium):
         context = chromium.new_context(viewport={"width": width, "height": height}, **options)
         opened.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.goto(url)

@@ -203,3 +203,24 @@ def test_an_address_of_a_tab_opens_the_tab(visit, app):
     page = visit(f"{app[0]}/#gallery", wait=False)
     page.wait_for_selector("twinframe-cover", state="detached")
     assert until(lambda: page.get_by_role("tab", name=words.GALLERY).get_attribute("aria-selected") == "true")
+
+
+@pytest.mark.browser
+def test_a_page_that_is_not_built_in_time_is_uncovered_all_the_same(chromium, app):
+    """What Gradio shows by then, a message or a half of itself, is to be read."""
+    context = chromium.new_context()
+    errors = []
+    page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.route("**/assets/index-*.js", lambda route: route.abort())
+    page.clock.install()
+    page.goto(app[0])
+    page.wait_for_selector("twinframe-cover", state="attached")
+
+    def uncovered():
+        page.clock.run_for(1000)
+        return page.locator("twinframe-cover").count() == 0
+
+    assert until(uncovered) and not errors
+    assert page.locator("#tf-go").count() == 0
+    context.close()

@@ -94,7 +94,7 @@ class Cover extends HTMLElement {
 
   /* Whether it shows what is shown here, and in the same places. */
   alike() {
-    if (!this.touched && find('#tf-prompt textarea').value !== this.dataset.prompt) return false;
+    if (!this.touched && find('#tf-prompt textarea')?.value !== this.dataset.prompt) return false;
     if (find('#tf-headline [data-asked]')?.dataset.address !== this.dataset.address) return false;
     const [mine, theirs] = [this.root, document.querySelector('gradio-app')].map((where) =>
       visible(where.querySelectorAll(PLACED)).filter((part) => part.complete !== false)
