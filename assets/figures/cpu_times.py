@@ -1,6 +1,7 @@
-"""What everybody waits for on a CPU: a picture in each format, `engine compare`, the app until it is ready, `/compare`.
+"""What everybody waits for on a CPU: a picture in each format, alone and beside another process, `engine compare`, the
+app until it is ready, `/compare`.
 
-python -m assets.figures.cpu_times OUT [--against CHECKOUT] [--times 3] [--only formats compare app]
+python -m assets.figures.cpu_times OUT [--against CHECKOUT] [--times 3] [--only formats beside compare app]
 
 With --against, another checkout of the project is measured in turns with this one, so that both meet the same machine.
 Each has a cache folder of its own, in which its rulers are measured first, and not timed. Seconds are by the clock, and
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -69,20 +71,28 @@ def _run(line: list[str], where: Path, cache: str) -> tuple[str, dict[str, float
     return told, {"s": time.perf_counter() - began, "cpu_s": spent}
 
 
-def formats(where: Path, cache: str) -> dict[str, dict[str, float]]:
-    """A picture in each format."""
-    from engine.formats import FORMATS
-
+def _program(format: str) -> list[str]:
+    """The command that makes a picture in one format."""
     # By this function's text, as another checkout may lack it, with threads as that one has them.
     source = f"""import hashlib, json, os, time
 import engine.environment as environment
 getattr(environment, "leave_cores_to_others", lambda _: None)(os.environ)
 {inspect.getsource(_picture)}"""
-    found = {}
-    for name in FORMATS:
-        told, _ = _run([sys.executable, "-c", f"{source}\n_picture({name!r})"], where, cache)
-        found[name] = json.loads(told.splitlines()[-1])
-    return found
+    return [sys.executable, "-c", f"{source}\n_picture({format!r})"]
+
+
+def formats(where: Path, cache: str) -> dict[str, dict[str, float]]:
+    """A picture in each format."""
+    from engine.formats import FORMATS
+
+    return {name: json.loads(_run(_program(name), where, cache)[0].splitlines()[-1]) for name in FORMATS}
+
+
+def beside(where: Path, cache: str) -> dict[str, dict[str, float]]:
+    """A bf16 picture while another such process makes the same."""
+    with ThreadPoolExecutor(2) as both:
+        told = list(both.map(lambda _: _run(_program("bf16"), where, cache)[0], range(2)))
+    return {f"process {number}": json.loads(one.splitlines()[-1]) for number, one in enumerate(told, 1)}
 
 
 def compare(where: Path, cache: str) -> dict[str, dict[str, float]]:
@@ -150,7 +160,7 @@ def _spent(process: psutil.Process) -> float:
     return sum(one.user + one.system for one in times)
 
 
-MEASURED = {"formats": formats, "compare": compare, "app": app}
+MEASURED = {"formats": formats, "beside": beside, "compare": compare, "app": app}
 
 
 def summary(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, object]]:
