@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from engine import catalog, files, logs
 from engine.benchmark import methods
 from engine.columns import Column
+from engine.environment import leave_cores_to_others
 from engine.errors import FaultError, LoadError, OutputError, RequestError, TwinframeError, UnsupportedError
 from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.leaving import leave
@@ -669,6 +670,7 @@ def main() -> None:
 
 
 def _run() -> int | None:
+    leave_cores_to_others(os.environ)
     args = _parser().parse_args()
     if hasattr(args, "precision"):
         args.precision = _with_folders(args.precision)

@@ -7,12 +7,17 @@ devices, which have names of their own (engine/machine.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
 from engine.errors import RequestError
 
+SPINS = 3000
+"""How often a thread of PyTorch's on a CPU looks for work before it sleeps: microseconds, where libgomp's own is
+milliseconds. On two idle cores neither is faster. Beside a second such process ten steps of `mini-flux` took 5 instead
+of 58 s: threads that look keep those from the cores for which they wait. For whole pictures:
+`python -m assets.figures.cpu_times OUT --only beside`."""
 ENGINE = "5"
 """Of whatever in this project decides a pixel or a score: the call of a pipeline, noise, quantization and emulation,
 rewrites of the denoiser, recipes' rules, LPIPS and its ruler. Raise it with every change after which the same request
@@ -49,6 +54,12 @@ def positive(environment: Mapping[str, str], name: str, default: Default) -> flo
     if not 0 < value < math.inf:
         raise RequestError(f"{name} must be a positive number, not {said!r}.")
     return value
+
+
+def leave_cores_to_others(environment: MutableMapping[str, str]) -> None:
+    """Let PyTorch's threads sleep soon while they wait, unless the user has said how. Before torch is imported."""
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
 def lends_cards(environment: Mapping[str, str]) -> bool:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import catalog, events, logs, quantized
+from engine.environment import leave_cores_to_others
 from engine.errors import CancelledRun, FaultError, TwinframeError
 from engine.events import Stop, Tell
 from engine.leaving import HUNG, RANKS_HUNG
@@ -487,6 +488,7 @@ def serve(connection: Connection, make: Callable[..., Device], *args: object) ->
 
 
 def _device(name: str | None, source: Source, filtered: Filter) -> Device:
+    leave_cores_to_others(os.environ)
     from engine.runtime import device as here
 
     for spec in source.models:
