@@ -217,9 +217,14 @@ def _load(spec: ModelSpec, recipe: recipes.Recipe) -> str:
         f"model = {source}{where}",
     ]
     if recipe.held is not None:
+        held = recipe.held
         lines += [
             f"transformer = {_denoiser(spec)}.from_pretrained(",
-            f'    "{recipe.held.name}",  # the quantized checkpoint\'s folder',
+            *(
+                [f'    "{held.repository}",', f'    revision="{held.revision}",']
+                if held.repository
+                else [f'    "{held.name}",  # the quantized checkpoint\'s folder']
+            ),
             *(['    subfolder="transformer",'] if recipe.held.folder.name == "transformer" else []),
             "    torch_dtype=torch.bfloat16,",
             ")",
