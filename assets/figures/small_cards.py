@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 
 from engine import catalog
+from engine.columns import label
 from engine.environment import versions
 from engine.errors import TwinframeError
 from engine.events import Event, Finished
@@ -119,6 +120,20 @@ def _digest(file: str) -> str | None:
         return None
     with Image.open(file) as picture:
         return sha256(picture.tobytes()).hexdigest()[:16]
+
+
+def table(measured: dict[str, Any]) -> str:
+    """The measurements as the table of engine/README.md: a budget a row, and what was streamed in it."""
+    columns = [one["column"] for one in measured["budgets"][0]["results"]]
+    said = [f"{label(column)} streams" for column in columns]
+    rows = [["Budget, GB", "Most allocated, GB", *said, "Pictures of all columns"]]
+    for row in sorted(measured["budgets"], key=lambda row: row["budget_gb"] or 0):
+        streamed = [" and ".join(one.get("streamed", [])) or "–" for one in row["results"]]
+        same = "those without a budget" if all(row["as_without_a_budget"].values()) else "others"
+        budget = "none" if row["budget_gb"] is None else f"{row['budget_gb']:.0f}"
+        rows.append([budget, f"{row['peak_allocated_gb']:.1f}", *streamed, same])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def measure(args: argparse.Namespace) -> None:
