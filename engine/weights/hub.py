@@ -86,8 +86,8 @@ def download(spec: ModelSpec, patterns: list[str], told: Callable[[int, int], No
 
 
 def quantized(repository: str, revision: str | None, offline: bool) -> tuple[Path, str]:
-    """A repository's quantized denoiser with what describes it, fetched if need be, and the commit that it is from. Of a
-    whole pipeline it is the denoiser's folder alone, of any other repository all JSON files and weights.
+    """A repository's quantized denoiser with what describes it, fetched if need be, and the commit that it is from. Of
+    a whole pipeline it is the denoiser's folder alone, of any other repository all JSON files and weights.
 
     Args:
         revision: a branch, tag or commit; None for the main branch.
