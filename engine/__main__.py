@@ -647,12 +647,13 @@ def _distance(metrics: Metrics) -> str:
 
 
 def _one_device(args: argparse.Namespace) -> str:
-    """Of a command that runs on a single one, since others at work would share its host.
+    """Of a command that runs on a single one, since others at work would share its host; `bench` takes several that
+    work on one picture for one.
 
     Raises:
         RequestError: several were named.
     """
-    if "," in (args.device or ""):
+    if "," in (args.device or "") or ("+" in (args.device or "") and args.command != "bench"):
         raise RequestError(f"{args.command} runs on one device, not on {args.device}: name one with --device.")
     return args.device or _default_device()
 

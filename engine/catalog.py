@@ -173,7 +173,8 @@ class ModelSpec:
     template_tokens: int = 0
     """Tokens of the pipeline's own prompt template, which do not count against `max_sequence_length`."""
     chat: Mapping[str, Any] | None = None
-    """Further arguments of the tokenizer's chat template, into which the pipeline puts the prompt; None without one.
+    """Further arguments of the tokenizer's chat template, into which the pipeline puts the prompt, with its system
+    message if it has one; None without one.
     Unlike `template_tokens` its tokens count against `max_sequence_length`."""
     text_padded: bool = True
     """Prompts are padded to `max_sequence_length`; otherwise a prompt of another length is another shape."""
@@ -428,6 +429,7 @@ FLUX_SCHNELL = replace(
     call=MappingProxyType({"max_sequence_length": 256}),
 )
 
+QWEN_MEMORY = Memory(transformer=40.86, shared=16.84, run=4.5, host=8, kept=2.53, footprint=1.44)
 QWEN_IMAGE = ModelSpec(
     id="qwen-image",
     name="Qwen-Image",
@@ -439,7 +441,7 @@ QWEN_IMAGE = ModelSpec(
     bundled=False,
     revision="75e0b4be04f60ec59a75f475837eced720f823b6",
     configs="qwen-image",
-    memory_gb=Memory(transformer=40.86, shared=16.84, run=4.5, host=8, kept=2.53, footprint=1.44),
+    memory_gb=QWEN_MEMORY,
     licence="Apache-2.0",
     licence_url="https://www.apache.org/licenses/LICENSE-2.0",
     defaults=Settings(height=1024, width=1024, num_inference_steps=50, guidance_scale=4.0),
@@ -521,6 +523,74 @@ LTX_2 = ModelSpec(
     ),
 )
 
+QWEN_IMAGE_2512 = replace(
+    QWEN_IMAGE,
+    id="qwen-image-2512",
+    name="Qwen-Image-2512",
+    summary="Qwen-Image of December 2025: the same 20-billion-parameter architecture, trained on.",
+    source="Qwen/Qwen-Image-2512",
+    revision=None,
+    memory_gb=replace(QWEN_MEMORY, run=7.6),  # Qwen-Image's 4.5 GB by the area of a picture
+    # Size, steps, guidance and negative prompt are those of its card's example.
+    defaults=Settings(height=1328, width=1328, num_inference_steps=50, guidance_scale=4.0),
+    limits=replace(QWEN_IMAGE.limits, sizes=(*QWEN_IMAGE.limits.sizes[1:], (1584, 1056), (1024, 1024))),
+    recipes=("post", "strict", "full"),
+    call=MappingProxyType(
+        {
+            "negative_prompt": "低分辨率，低画质，肢体畸形，手指畸形，画面过饱和，蜡像感，人脸无细节，"
+            "过度光滑，画面具有AI感。构图混乱。文字模糊，扭曲。",
+            "max_sequence_length": 512,
+        }
+    ),
+)
+
+LTX_2_3 = replace(
+    LTX_2,
+    id="ltx-2.3",
+    name="LTX-2.3",
+    summary="LTX-2's successor: 22 billion parameters with what reads its text, attention with gates, and guidance by "
+    "four passes a step.",
+    family="ltx-2.3",
+    source="diffusers/LTX-2.3-Diffusers",
+    revision=None,
+    configs="ltx-2.3",
+    # What a run allocates is LTX-2's: as many tokens, decoded in tiles as large.
+    memory_gb=Memory(transformer=37.98, shared=32.54, run=5.1, host=8, kept=6.16, footprint=2.40),
+    licence="LTX-2.x Community License",
+    licence_url="https://github.com/Lightricks/LTX-2/blob/main/LICENSE",
+    licence_note="LTX-2.3 needs a paid licence from Lightricks where an entity with annual revenues of $10 million or "
+    "more uses it commercially; its licence names further limits of use, which are for everybody.",
+    defaults=replace(LTX_2.defaults, num_inference_steps=30, guidance_scale=3.0),
+    recipes=("post", "strict", "full"),
+    # As diffusers' documentation recommends for LTX-2.3. Two passes are for the prompts, one with the attention of a
+    # block left out, one without attention between clip and sound.
+    call=MappingProxyType(
+        {
+            "negative_prompt": "blurry, out of focus, overexposed, underexposed, low contrast, washed out colors, "
+            "excessive noise, grainy texture, poor lighting, flickering, motion blur, distorted proportions, unnatural "
+            "skin tones, deformed facial features, asymmetrical face, missing facial features, extra limbs, disfigured "
+            "hands, wrong hand count, artifacts around text, inconsistent perspective, camera shake, incorrect depth "
+            "of field, background too sharp, background clutter, distracting reflections, harsh shadows, inconsistent "
+            "lighting direction, color banding, cartoonish rendering, 3D CGI look, unrealistic materials, uncanny "
+            "valley effect, incorrect ethnicity, wrong gender, exaggerated expressions, wrong gaze direction, "
+            "mismatched lip sync, silent or muted audio, distorted voice, robotic voice, echo, background noise, "
+            "off-sync audio, incorrect dialogue, added dialogue, repetitive speech, jittery movement, awkward pauses, "
+            "incorrect timing, unnatural transitions, inconsistent framing, tilted camera, flat lighting, inconsistent "
+            "tone, cinematic oversaturation, stylized filters, or AI artifacts.",
+            "max_sequence_length": 1024,
+            "stg_scale": 1.0,
+            "modality_scale": 3.0,
+            "guidance_rescale": 0.7,
+            "audio_guidance_scale": 7.0,
+            "audio_stg_scale": 1.0,
+            "audio_modality_scale": 3.0,
+            "audio_guidance_rescale": 0.7,
+            "spatio_temporal_guidance_blocks": (28,),
+            "use_cross_timestep": True,
+        }
+    ),
+)
+
 Z_IMAGE = ModelSpec(
     id="z-image-turbo",
     name="Z-Image-Turbo",
@@ -563,9 +633,30 @@ FLUX2_KLEIN = ModelSpec(
     limits=replace(FLUX_LIMITS, guidance_scale=(1.0, 1.0)),
     recipes=("post", "strict", "full"),
     chat=MappingProxyType({"enable_thinking": False}),
-    recordable=False,  # not until it was recorded on a GPU
     call=MappingProxyType({"max_sequence_length": 512}),
     examples=(SIGN, *FLUX_DEV.examples[1:]),
+)
+
+FLUX2_DEV = replace(
+    FLUX2_KLEIN,
+    id="flux.2-dev",
+    name="FLUX.2-dev",
+    summary="A 32-billion-parameter rectified-flow transformer for pictures, guidance-distilled, whose text a "
+    "24-billion-parameter Mistral reads.",
+    family="flux.2-dev",
+    pipeline="Flux2Pipeline",
+    source="black-forest-labs/FLUX.2-dev",
+    gated=True,
+    configs="flux.2-dev",
+    memory_gb=Memory(transformer=64.45, shared=48.19, run=4.6, host=8, kept=2.92, footprint=5.56),
+    licence="FLUX [dev] Non-Commercial License v2.0",
+    licence_url="https://github.com/black-forest-labs/flux2/blob/main/model_licenses/LICENSE-FLUX-DEV",
+    licence_note="The model FLUX.2-dev is licensed for non-commercial use only, and its output has to be filtered or "
+    "reviewed before it is distributed. What it makes may be used for any purpose, commercial ones too, except as "
+    "section 2(d) of its licence says: not to train, fine-tune or distill a model that competes with it.",
+    defaults=Settings(height=1024, width=1024, num_inference_steps=50, guidance_scale=4.0),  # as its card has them
+    limits=FLUX_LIMITS,
+    chat=MappingProxyType({"add_generation_prompt": False}),
 )
 
 _models = {spec.id: spec for spec in (MINI_FLUX, MINI_QWEN, MINI_LTX2, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
@@ -574,7 +665,9 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(_models)
 DEFAULT = MINI_FLUX.id
 """What is asked for where no model is named: bundled, and small enough for any machine."""
 BUNDLED = tuple(spec.id for spec in MODELS.values() if spec.bundled)
-KINDS: Mapping[str, ModelSpec] = MappingProxyType({spec.id: spec for spec in (*_models.values(), Z_IMAGE, FLUX2_KLEIN)})
+KINDS: Mapping[str, ModelSpec] = MappingProxyType(
+    {spec.id: spec for spec in (*_models.values(), QWEN_IMAGE_2512, LTX_2_3, Z_IMAGE, FLUX2_KLEIN, FLUX2_DEV)}
+)
 """What a checkpoint of somebody's own may be like. Those that are not among `MODELS` have no pinned commit: they are
 there once they are asked for by their id or repository, which is pinned to its commit then (engine/weights/own.py)."""
 _given: dict[str, ModelSpec] = {}

@@ -21,8 +21,8 @@ from engine.errors import FaultError, TwinframeError, fault
 log = logging.getLogger(__name__)
 
 MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
-HUNG = 75
-"""Exit status of the device's process where it had to end itself (`abandon`)."""
+HUNG, RANKS_HUNG = 75, 76
+"""Exit statuses of the device's process where it had to end itself (`abandon`): over a product, over other ranks."""
 
 
 def leave(work: Callable[[], int | None], log: Callable[[], None]) -> None:
@@ -49,14 +49,14 @@ def leave(work: Callable[[], int | None], log: Callable[[], None]) -> None:
         sys.exit(status)
 
 
-def abandon(sentence: str) -> NoReturn:
+def abandon(sentence: str, status: int = HUNG) -> NoReturn:
     """End this process at once, from whichever thread: another one hangs in a driver, where no exception reaches it.
 
     The device's process leaves it to its parent to say so, by its status.
     """
     log.error(sentence)
     if multiprocessing.parent_process() is not None:
-        os._exit(HUNG)
+        os._exit(status)
     _say(sentence)
     os._exit(FAULT)
 

@@ -49,10 +49,17 @@ class Machine:
     """Why nothing can be compiled for a GPU, beginning with what is missing; empty where it can."""
     shared: bool = False
     """Others' work runs on the card too, so that latencies are not to quote."""
+    cards: int = 1
+    """How many such devices make one picture together."""
     note: str = ""
     """What a user should know before anything else, in a sentence or two; mostly empty."""
     proofs: tuple[Proof, ...] = field(default=(), compare=False)
     """One a format whose native products were compared, now or before. Not part of what makes two machines alike."""
+
+    @property
+    def label(self) -> str:
+        """Its name, with how many work together where several do: what results say of where they were made."""
+        return self.name if self.cards == 1 else f"{self.cards} cards, {self.name}"
 
     def proof(self, precision: str) -> Proof | None:
         """None where nothing was compared."""

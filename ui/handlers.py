@@ -190,7 +190,7 @@ class Handlers:
             hints=self._hints.get(spec.id, ""),  # not asked anew: a page never waits for the engine
         )
         machine = worker.machine
-        header = cards.header(words.compare.machine(machine.name, worker.support), machine.note)
+        header = cards.header(words.compare.machine(machine.label, worker.support), machine.note)
         return cover.cover(view, form, header, tabs)
 
     def attach(self, parts: Parts) -> None:
@@ -435,7 +435,7 @@ class Handlers:
             found = self._worker.examine()
         except TwinframeError:
             return gr.skip()
-        return cards.header(words.compare.machine(machine.name, support), machine.note, found)
+        return cards.header(words.compare.machine(machine.label, support), machine.note, found)
 
     def reexamine(self, values: Updates) -> Updates:
         """A run has ended: what the machine runs natively, where it was found meanwhile that it does not."""
@@ -517,7 +517,7 @@ class Handlers:
         return views.judged(self._recordings[name], self._seen(self._bundles[name].comparison.request.model))
 
     def _begin(self, asked: CompareRequest) -> View:
-        return views.begin(asked, self._worker.machine.name, self._seen(asked.model))
+        return views.begin(asked, self._worker.machine.label, self._seen(asked.model))
 
     def _view(self, made: Comparison, folder: Path, **kind: Any) -> View:
         """The view of a finished comparison, with its code and what people's answers say of its model."""

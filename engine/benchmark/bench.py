@@ -15,6 +15,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -47,7 +48,7 @@ from engine.quantization import recipes
 from engine.request import CompareRequest
 from engine.results import DENOISER, Latency
 from engine.runtime import timing
-from engine.runtime.multi_device import driving
+from engine.runtime.multi_device import driving, studio_on
 from engine.runtime.pipeline import Made, Progress, call, finished
 from engine.runtime.residents import Rendition, key_of
 from engine.runtime.studio import Studio
@@ -212,12 +213,14 @@ def run(
     check_target(out)
     began = time.monotonic()
     requests = [_request(spec, settings, size) for size in settings.batch_sizes]
-    studio = Studio(device, source)
-    with driving(studio.device):
+    studio = studio_on(device, source)
+    if studio.machine.cards > 1 and (alone := [method for method in settings.methods if method in POSTS]):
+        raise RequestError(f"The method {' and '.join(alone)} runs on one card: leave it out, or name one device.")
+    with closing(studio), driving(studio.device):
         bench = _Bench(spec, settings, studio, say)
         groups = bench.groups()
         result: dict[str, Any] = {
-            "device": bench.studio.machine.name,
+            "device": bench.studio.machine.label,
             "versions": versions(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "model": spec.id,
@@ -539,6 +542,7 @@ class _Bench:
             with timing.stages(lane.pipeline, self.device) as clock:
                 output = self._call(lane, request)
             latency = clock.latency
+        lane.blocks.settle()
         done = compilation.Done.so_far(lane.blocks).since(earlier)
         if done.delayed:
             return False
@@ -558,7 +562,9 @@ class _Bench:
         rendition = lane.rendition
         count = rendition.warm_up_steps(lane.mode) if rendition else compilation.WARM_UP_STEPS[lane.mode]
         self._use(lane)
-        return self._call(lane, replace(request, num_inference_steps=count), warming=True)
+        output = self._call(lane, replace(request, num_inference_steps=count), warming=True)
+        lane.blocks.settle()
+        return output
 
     def _call(self, lane: _Lane, request: CompareRequest, warming: bool = False) -> BaseOutput:
         progress = Progress(lane.precision, lambda _: None, lambda: False)

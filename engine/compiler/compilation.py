@@ -13,17 +13,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from engine.compiler import fusion, text_kv
+from engine.compiler import text_kv
 from engine.compiler.step_graph import PLAIN_CALLS, StepGraph
 from engine.files import cache_folder
 from engine.machine import Support
+
+if TYPE_CHECKING:
+    from engine.compiler.sequence import Shared
 
 EAGER, DEFAULT, GRAPHS, BLOCK_GRAPHS = "eager", "default", "step graph", "reduce-overhead"
 """How the blocks run. EAGER: not compiled. DEFAULT: compiled. GRAPHS: compiled, with the whole step as one CUDA graph.
@@ -45,6 +48,10 @@ PROMPT: Mapping[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]] = {
 """For models whose prompts are not padded: class of a block -> those of its arguments that are as long as the prompt,
 each with the dimension that is. It is made symbolic, so that one graph serves every prompt. Padding instead would need
 a mask. FlashAttention takes none, and on mini-qwen masked pictures differ as much as fused from unfused attention."""
+DECIDED: Mapping[str, tuple[str, str]] = {"LTX2VideoTransformerBlock": ("all_perturbed", "perturbation_mask")}
+"""Class of a block -> two of its arguments: a tensor in host memory that says that all attention is left out, as
+LTX-2.3's guidance wants of one block, and the mask that is then not read. Compiled code cannot branch on a tensor, so
+it is given a plain value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +117,11 @@ def configure() -> None:
 
     Compiled code is kept across processes below the user's cache folder, unless $TORCHINDUCTOR_CACHE_DIR says where.
     """
+    # Inductor takes a second to import, and where nothing is compiled nobody needs it.
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    from engine.compiler import fusion
+
     if os.environ.get(_CACHE_VARIABLE) in (None, default_cache_dir()):  # torch writes its default into it
         os.environ[_CACHE_VARIABLE] = str(cache_folder() / "inductor")
     fusion.install()
@@ -157,20 +169,29 @@ class Blocks:
             prompts that are not padded, which is symbolic from the first (see `PROMPT`); None lets any dimension that
             changes become symbolic, so that what a size runs as depends on which came before it.
         options: Inductor settings on top of the mode's own.
+        shared: how several ranks compute each step together.
 
     Attributes:
         mode: the one in use.
     """
 
-    def __init__(self, denoiser: nn.Module, dynamic: bool | None = False, options: Mapping[str, object] | None = None):
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        dynamic: bool | None = False,
+        options: Mapping[str, object] | None = None,
+        shared: Shared | None = None,
+    ):
         self._denoiser, self._dynamic = denoiser, dynamic
-        self._options = dict(fusion.options() if options is None else options)
+        self._given = options
         self._blocks = [m for m in denoiser.modules() if type(m).__name__ in denoiser._repeated_blocks]
         self.mode = EAGER
         self._around: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None = None
         self._calls: dict[str, list[Callable[..., Any] | None]] = {EAGER: [None] * len(self._blocks)}
         """By mode; `GRAPHS` records the calls of `DEFAULT`."""
-        self._step = StepGraph(denoiser._call_impl)
+        self._shared = shared
+        self._call = denoiser._call_impl if shared is None else shared.part(denoiser._call_impl)
+        self._step = StepGraph(self._call)
         self._text_kv = text_kv.of(denoiser, self._blocks)
         """Used with the step graph: more than one clip would take that many times the memory."""
         self._key_value: Callable[..., Any] = text_kv.key_value
@@ -178,6 +199,8 @@ class Blocks:
     def use(self, mode: str) -> None:
         """Run in `mode` from now on; what was compiled or recorded is kept."""
         self.mode = mode
+        if self._shared is not None:
+            self._shared.tell("use", mode)
         kind = DEFAULT if mode == GRAPHS else mode
         if kind not in self._calls:
             self._calls[kind] = list(self._compiled() if kind == DEFAULT else self._replayed())
@@ -194,6 +217,8 @@ class Blocks:
             ]
         for block, call in zip(self._blocks, calls, strict=True):
             block._compiled_call_impl = call  # where nn.Module.compile() keeps it
+        if self._shared is not None:
+            whole = self._shared.lead(whole or self._call)
         self._denoiser._compiled_call_impl = whole
 
     def surround(self, around: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None) -> None:
@@ -206,6 +231,8 @@ class Blocks:
     def vary(self, variant: object) -> None:
         """The blocks compute something else from now on, which this hashable names: it gets recordings of its own."""
         self._step.variant = variant
+        if self._shared is not None:
+            self._shared.tell("vary", variant)
         if self._text_kv is not None:
             self._text_kv.variant = variant
 
@@ -232,19 +259,37 @@ class Blocks:
     def forget(self) -> None:
         """The weights have moved: what was recorded with their addresses is of no use any more."""
         self._step.forget()
+        if self._shared is not None:
+            self._shared.tell("forget")
         if self._text_kv is not None:
             self._text_kv.forget()
+
+    def settle(self) -> None:
+        """Wait until all ranks have done their part of what was called, where there are several.
+
+        Raises:
+            FaultError: one of them was lost, so that what was made is not to be used.
+        """
+        if self._shared is not None:
+            self._shared.settle()
 
     @property
     def text_once(self) -> bool:
         """Keys and values of the text are computed once a call, when a step is recorded."""
         return self._text_kv is not None
 
+    @cached_property
+    def _options(self) -> dict[str, object]:
+        from engine.compiler import fusion, sequence
+
+        further = sequence.OPTIONS if self._shared is not None else {}
+        return {**(fusion.options() if self._given is None else self._given), **further}
+
     def _compiled(self) -> list[Callable[..., Any]]:
         configure()
         self._denoiser.compile_repeated_blocks(fullgraph=True, dynamic=self._dynamic, options=self._options)
         self._key_value = torch.compile(self._key_value, fullgraph=True, dynamic=self._dynamic, options=self._options)
-        calls = [block._compiled_call_impl for block in self._blocks]
+        calls = [_decided(block, block._compiled_call_impl) for block in self._blocks]
         where = [PROMPT.get(type(block).__name__) for block in self._blocks]
         if self._dynamic is not False:
             return calls
@@ -256,7 +301,10 @@ class Blocks:
         configure()
         options = self._options | torch._inductor.list_mode_options("reduce-overhead")
         return [
-            _cloned(torch.compile(block.forward, fullgraph=True, dynamic=self._dynamic, options=dict(options)))
+            _decided(
+                block,
+                _cloned(torch.compile(block.forward, fullgraph=True, dynamic=self._dynamic, options=dict(options))),
+            )
             for block in self._blocks
         ]
 
@@ -265,6 +313,21 @@ def _cloned(call: Callable[..., Any]) -> Callable[..., Any]:
     def called(*args: object, **kwargs: object) -> object:
         made = call(*args, **kwargs)
         return made.clone() if isinstance(made, Tensor) else tuple(tensor.clone() for tensor in made)
+
+    return called
+
+
+def _decided(block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+    names = DECIDED.get(type(block).__name__)
+    if names is None:
+        return call
+    decision, mask = names
+
+    def called(*args: object, **kwargs: object) -> object:
+        if isinstance(kwargs.get(decision), Tensor):
+            kwargs[decision] = bool(kwargs[decision])
+            kwargs[mask] = None if kwargs[decision] else kwargs[mask]
+        return call(*args, **kwargs)
 
     return called
 

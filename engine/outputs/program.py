@@ -271,11 +271,13 @@ def _quantize(precision: str, others: list[str]) -> str:
 
 def _prepare(spec: ModelSpec) -> str:
     dynamic = False if spec.text_padded else None
+    # Its guidance has a block leave its attention out where a tensor says so, at which a graph ends.
+    whole = not spec.call.get("spatio_temporal_guidance_blocks")
     return (
         'pipe.transformer.set_attention_backend("native")\n'
         f"{CONTIGUOUS if spec.modality == 'video' else ''}"
         'if device == "cuda":  # Twinframe also records CUDA graphs for single pictures, which changes their speed\n'
-        f"    pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic={dynamic})"
+        f"    pipe.transformer.compile_repeated_blocks(fullgraph={whole}, dynamic={dynamic})"
     )
 
 

@@ -374,7 +374,7 @@ def _manifest(
         "format": FORMAT,
         "model": spec.id,
         "weights": loading.fingerprint(spec, studio.source),
-        "device": studio.machine.name,
+        "device": studio.machine.label,
         "versions": versions(),
         "settings": request,
         "lanes": list(map(_said, lanes)),

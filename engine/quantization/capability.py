@@ -34,7 +34,13 @@ from engine.errors import UnsupportedError
 from engine.formats import FORMATS, FP8, INT8, MXFP8, NVFP4, REFERENCE, Format
 from engine.machine import Machine, Support, nvidia_driver, unusable_gpu
 from engine.quantization import int8, nvfp4
-from engine.quantization.emulation import FP8_AMAX_FLOOR, EmulatedFP8Tensor, EmulatedNVFP4Tensor, EmulationConfig
+from engine.quantization.emulation import (
+    FP8_AMAX_FLOOR,
+    EmulatedFP8Tensor,
+    EmulatedMXFP8Tensor,
+    EmulatedNVFP4Tensor,
+    EmulationConfig,
+)
 
 log = logging.getLogger(__name__)
 
@@ -415,6 +421,8 @@ def _config(support: Support, packed: nvfp4.Packed | None) -> AOBaseConfig:
     native = support.execution == "native"
     if support.precision == INT8.id:
         return int8.Int8Config(native)
+    if support.precision == MXFP8.id and not native and support.machine.kind == "cpu":
+        return EmulationConfig(EmulatedMXFP8Tensor)
     if support.precision == MXFP8.id:
         return MXDynamicActivationMXWeightConfig(
             activation_dtype=torch.float8_e4m3fn,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
+from engine.quantization import reuse
 from engine.quantization.weight_tensor import WeightTensor
 
 LARGEST = 127
@@ -80,7 +81,7 @@ def linear(x: Tensor, codes: Tensor, row_scales: Tensor, bias: Tensor | None, na
     Returns:
         bf16 (..., N). Rows of zeros give exactly the bias; rows with what is no number give none.
     """
-    x_codes, x_scales = quantize_rows(x.reshape(-1, x.shape[-1]))
+    x_codes, x_scales = reuse.once(quantize_rows, x)
     result = multiply(x_codes, codes, native).float() * x_scales * row_scales.t()
     if bias is not None:
         result = result + bias

@@ -117,6 +117,9 @@ _LTX2_SKIPS: Mapping[str, Any] = {
 _LTX2_CORRECTED_SKIPS: Mapping[str, Any] = {
     "skip_containing": ("proj_in", "proj_out", "caption_projection", "time_embed", "av_cross_attn_")
 }
+_LTX23_SKIPS: Mapping[str, Any] = {
+    "skip_containing": ("proj_in", "proj_out", "time_embed", "av_cross_attn_", "prompt_adaln")
+}
 
 # 1024 x 1024 pixels: the VAE divides each side by 8, and `_pack_latents` of both pipelines makes patches of 2 x 2.
 _IMAGE = (1024 // 16) ** 2
@@ -173,6 +176,8 @@ _LTX2_ROWS = (
     (".attn2.", _VIDEO),
     (".ff.", _VIDEO),
 )
+# Guidance in LTX-2.3 has two more passes, of half as many rows each, which fall below no limit that these pass.
+_LTX23_ROWS = (("prompt_adaln.", 2), *_LTX2_ROWS)
 
 
 def _strict(skips: Mapping[str, Any], rows: tuple[tuple[str, int], ...]) -> Recipe:
@@ -188,6 +193,16 @@ def _strict(skips: Mapping[str, Any], rows: tuple[tuple[str, int], ...]) -> Reci
 
 _FULL = Recipe(id="full", summary="Every Linear layer whose shape the format can take.")
 
+_FLUX2 = (
+    Recipe(
+        id=POST,
+        summary="The post's rules for FLUX.1-dev in this class's names; its shared modulations stay bf16 too.",
+        min_features=NARROWEST,
+        **_FLUX2_SKIPS,
+    ),
+    _strict(_FLUX2_SKIPS, _FLUX2_ROWS),
+    _FULL,
+)
 _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     "mini-flux": (
         Recipe(
@@ -258,16 +273,19 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
         _strict(_LTX2_SKIPS, _LTX2_ROWS),
         _FULL,
     ),
-    "flux.2-klein": (
+    "ltx-2.3": (
         Recipe(
             id=POST,
-            summary="The post's rules for FLUX.1-dev in this class's names; its shared modulations stay bf16 too.",
+            summary="What the post's rules for LTX-2 mean, in this class's names: adaptive norms, those of the text "
+            "among them, and gates stay bf16.",
             min_features=NARROWEST,
-            **_FLUX2_SKIPS,
+            **_LTX23_SKIPS,
         ),
-        _strict(_FLUX2_SKIPS, _FLUX2_ROWS),
+        _strict(_LTX23_SKIPS, _LTX23_ROWS),
         _FULL,
     ),
+    "flux.2-klein": _FLUX2,
+    "flux.2-dev": _FLUX2,
     "z-image": (
         Recipe(
             id=POST,

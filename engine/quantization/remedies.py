@@ -109,13 +109,14 @@ class WeightOnlySteps:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._use(False)
+        self.use(False)
 
     def ended(self, steps: int) -> None:
         """So many steps have ended."""
-        self._use(steps < self._first or steps >= self._total - self._last)
+        self.use(steps < self._first or steps >= self._total - self._last)
 
-    def _use(self, weight_only: bool) -> None:
+    def use(self, weight_only: bool) -> None:
+        """Leave activations in bf16 from now on, or quantize them again."""
         for weight, quantizer in self._quantizers:
             weight.act_quant_kwargs = None if weight_only else quantizer
         self._changed(weight_only)

@@ -37,7 +37,7 @@ from engine.errors import LoadError
 from engine.formats import FP8, INT8, MXFP8, NVFP4
 from engine.machine import Support
 from engine.quantization import capability, nvfp4, recipes, remedies, rotation
-from engine.quantization.emulation import FP8_AMAX_FLOOR, EmulatedFP8Tensor, EmulatedNVFP4Tensor
+from engine.quantization.emulation import FP8_AMAX_FLOOR, EmulatedFP8Tensor, EmulatedMXFP8Tensor, EmulatedNVFP4Tensor
 from engine.quantization.int8 import Int8Tensor
 from engine.quantization.recipes import LayerPlan, Plan
 from engine.quantized import Quantized
@@ -117,7 +117,8 @@ def read(packed: Packed, parts: Mapping[str, Tensor], support: Support, where: s
     if form == MXFP8.id:
         _require(scale.view(torch.uint8) != _NAN_E8M0, where)
         scaling = packed.attributes["act_quant_kwargs"]["_data"].get("scaling_mode") or {}
-        return _mxfp8(codes, scale, swizzled, scaling.get("_data", "RCEIL"), native)
+        weight = _mxfp8(codes, scale, swizzled, scaling.get("_data", "RCEIL"), native)
+        return EmulatedMXFP8Tensor.of(weight) if not native and support.machine.kind == "cpu" else weight
     shape = (codes.shape[0], 2 * codes.shape[1])
     tensor_scale = parts["per_tensor_scale"]
     _require(tensor_scale.isfinite() & (tensor_scale > 0), where)

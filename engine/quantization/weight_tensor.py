@@ -16,8 +16,15 @@ from torchao.utils import TorchAOBaseTensor
 class WeightTensor(TorchAOBaseTensor):
     """A quantized weight (N, K), logically bf16."""
 
+    unpacked: Tensor | None = None
+    """bf16 (N, K), `unpack()`, where the emulation on a CPU keeps it; it is not moved with the weight."""
+
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """bf16 (..., K) -> bf16 (..., N), in place of `F.linear`."""
+        raise NotImplementedError
+
+    def unpack(self) -> Tensor:
+        """The operand of an ordinary GEMM that emulates the format's."""
         raise NotImplementedError
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.formats import BF16, FP8, INT8, MXFP8, NVFP4
 
@@ -64,5 +64,11 @@ CARDS = (
 
 
 def card(device: str) -> Card | None:
-    """The kind of a device, by its driver's name for it; None for what is not in `CARDS`."""
-    return next((kind for kind in CARDS if re.search(kind.name, device)), None)
+    """The kind of a device, by its driver's name for it; None for what is not in `CARDS`. Several that make one picture
+    together (`Machine.label`) are one of so many times the rates."""
+    kind = next((kind for kind in CARDS if re.search(kind.name, device)), None)
+    together = re.match(r"(\d+) cards, ", device)
+    if kind is None or together is None:
+        return kind
+    rates = {name: int(together[1]) * getattr(kind, name) for name in ("bf16", "eight", "four", "int8", "bandwidth")}
+    return replace(kind, **rates)

@@ -185,7 +185,8 @@ class Device:
         """Nor can it be replaced."""
 
     def close(self) -> None:
-        """It ends with the process."""
+        """What is in this process ends with it."""
+        self.studio.close()
 
     def _carry_out(self, work: Callable[..., Result], *args: object) -> Result:
         failed = None

@@ -44,11 +44,16 @@ Result = TypeVar("Result")
 
 
 def studio_on(name: str, source: Source = BUNDLED_OR_HUB, filtered: Filter = NO_FILTER) -> Studio:
-    """The studio of a device, or, of several names with commas between, that of the first with the others beside it.
+    """The studio of a device; of several names with commas between that of the first with the others beside it; of
+    several with + between that of all of them, which work on one picture.
 
     Raises:
         UnsupportedError: there is no such device, or they are not of one kind.
     """
+    if "+" in name:
+        from engine.runtime.joint import JointStudio  # late, as few ask for it
+
+        return JointStudio(name.split("+"), source, filtered)
     first, *others = name.split(",")
     return Studios(first, others, source, filtered) if others else Studio(first, source, filtered)
 

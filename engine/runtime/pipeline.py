@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -175,22 +176,27 @@ def token_ids(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> tupl
         if name == spec.tokenizer:
             length = spec.call["max_sequence_length"] + spec.template_tokens
             text = _templated(pipeline, spec, prompt)
-        found.append(tuple(tokenizer(text, truncation=True, max_length=length).input_ids))
+        marked = spec.chat is None  # a chat's template has the marks of beginning and end itself
+        found.append(tuple(tokenizer(text, truncation=True, max_length=length, add_special_tokens=marked).input_ids))
     return tuple(found)
 
 
 def tokens(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> int:
     """How many tokens the prompt fills."""
     text = _templated(pipeline, spec, prompt)
-    return len(getattr(pipeline, spec.tokenizer)(text).input_ids) - spec.template_tokens
+    ids = getattr(pipeline, spec.tokenizer)(text, add_special_tokens=spec.chat is None).input_ids
+    return len(ids) - spec.template_tokens
 
 
 def _templated(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> str:
     """The prompt as the pipeline puts it to its tokenizer."""
     if spec.chat is not None:
+        system = getattr(pipeline, "system_message", None)
         said = [{"role": "user", "content": prompt}]
-        tokenizer = getattr(pipeline, spec.tokenizer)
-        text: str = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, **spec.chat)
+        if system is not None:
+            said = format_input([prompt], system_message=system)[0]
+        arguments = {"add_generation_prompt": True, **spec.chat}
+        text: str = getattr(pipeline, spec.tokenizer).apply_chat_template(said, tokenize=False, **arguments)
         return text
     return pipeline.prompt_template_encode.format(prompt) if spec.template_tokens else prompt
 

@@ -126,6 +126,7 @@ def _ltx2(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest)
 DECODERS: dict[str, Callable[[DiffusionPipeline, Tensor, CompareRequest], Tensor]] = {
     "FluxPipeline": _flux,
     "Flux2KleinPipeline": _flux2,
+    "Flux2Pipeline": _flux2,
     "ZImagePipeline": _z_image,
     "QwenImagePipeline": _qwen_image,
     "LTX2Pipeline": _ltx2,

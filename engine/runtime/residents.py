@@ -19,7 +19,8 @@ from engine.errors import NoRoomError, UnsupportedError
 from engine.events import Tell
 from engine.formats import REFERENCE
 from engine.machine import Machine, Support
-from engine.quantization import capability, proof, recipes, stored
+from engine.quantization import capability, proof, recipes, reuse, stored
+from engine.quantization.emulation import UNPACKED
 from engine.quantization.remedies import WeightOnlySteps
 from engine.request import CompareRequest
 from engine.results import DENOISER, TEXT, LayerCounts
@@ -114,6 +115,9 @@ class Holdings:
         self._shelf.use(key, shared)
         return self._renditions[key]
 
+    def close(self) -> None:
+        """End what it has in other processes, if anything."""
+
     def prove(self, plan: recipes.Plan, tell: Tell = lambda _: None) -> None:
         """See that the native products of a plan are right, once; a format of which they are not is emulated from then
         on.
@@ -168,14 +172,14 @@ class Holdings:
         streamed = key in self._streamed
         with streaming.Arriving(self._pool) as arriving:
             leaving = arriving.place if streamed else None
-            transformer = stored.denoiser(
-                adapted, plan, self.support[column.format], self.device, self.source, told, leaving
-            )
+            transformer = self._denoiser(spec, column, plan, told, leaving)
             if streamed:
                 self._waiting[key] = arriving.stored([transformer])
         held = plan.recipe.held
         if held is not None and held.source not in ("", loading.fingerprint(adapted, self.source)):
             support = replace(support, reason=f"{support.reason} {OTHER_WEIGHTS}")
+        if self.device.type == "cpu" and support.execution == "emulated":
+            reuse.keep(transformer, UNPACKED, residency.rooms(self.device)[0].free * timing.GB)
         pipeline = loading.assemble(spec, shared, transformer)
         gigabytes = timing.weight_bytes(transformer) / timing.GB
         self._shelf.put(key, gigabytes, residency.HOST if streamed else residency.DEVICE)
@@ -186,9 +190,24 @@ class Holdings:
             layers=recipes.verify(pipeline.transformer, plan),
             weights=timing.weight_bytes(*_modules(pipeline.components)) / timing.GB,
             transformer=gigabytes,
-            blocks=compilation.Blocks(pipeline.transformer),
+            blocks=self._blocks(key, pipeline.transformer),
             weight_only_steps=plan.recipe.weight_only_steps(column.format),
         )
+
+    def _denoiser(
+        self,
+        spec: ModelSpec,
+        column: Column,
+        plan: recipes.Plan,
+        told: loading.Told,
+        leaving: Callable[[loading.Place], loading.Place] | None,
+    ) -> torch.nn.Module:
+        """As of `stored.denoiser`."""
+        support = self.support[column.format]
+        return stored.denoiser(column.weights(spec), plan, support, self.device, self.source, told, leaving)
+
+    def _blocks(self, key: residency.Key, transformer: torch.nn.Module) -> compilation.Blocks:
+        return compilation.Blocks(transformer)
 
     def shared(self, spec: ModelSpec, told: loading.Told | None = None) -> dict[str, object]:
         """Text encoders, VAE and whatever else all precisions of the model share, on the device, loaded on first use.

@@ -100,7 +100,7 @@ class Studio(Holdings):
         ruler = None if lacks else self.ruler(spec, request, tell, stop)
         comparison = Comparison(
             request=request,
-            device=self.machine.name,
+            device=self.machine.label,
             versions=versions(),
             results=tuple(results),
             ruler=ruler,
@@ -181,6 +181,7 @@ class Studio(Holdings):
         with timing.stages(rendition.pipeline, self.device) as clock:
             steps = rendition.weight_only(request.num_inference_steps)
             output = call(rendition.pipeline, spec, request, request.seed, progress, steps)
+        rendition.blocks.settle()
         done = compilation.Done.so_far(rendition.blocks).since(before)
         made = finished(rendition.pipeline, spec, output)
         streamed = self.streaming(key_of(spec, rendition.column))
@@ -259,7 +260,7 @@ class Studio(Holdings):
             "request": asked,
             "precision": column.format,
             "execution": self.support[column.format].execution,
-            "device": self.machine.name,
+            "device": self.machine.label,
             "versions": versions(),
             "model_licence": spec.licence,
             **({} if (held := quantized.named(column.rules)) is None else {"checkpoint": held.provenance}),
@@ -318,6 +319,7 @@ class Studio(Holdings):
 
         def run() -> None:
             call(rendition.pipeline, spec, few, few.seed, quiet, steps)
+            rendition.blocks.settle()
 
         if self.device.type == "cuda" and self.streaming(key_of(spec, rendition.column)):
             added, most = self.traffic.weigh(run)
@@ -380,7 +382,7 @@ class Studio(Holdings):
             for part in (
                 spec.id,
                 self._fingerprint(spec),
-                self.machine.name,
+                self.machine.label,
                 *(f"{name} {number}" for name, number in versions().items()),
                 f"{request.width}x{request.height}x{request.num_frames}",
                 request.num_inference_steps,
@@ -462,7 +464,9 @@ class Studio(Holdings):
         elif second_path:
             rendition.blocks.use(compilation.EAGER)
         try:
-            return finished(rendition.pipeline, spec, call(rendition.pipeline, spec, request, request.seed, quiet))
+            made = finished(rendition.pipeline, spec, call(rendition.pipeline, spec, request, request.seed, quiet))
+            rendition.blocks.settle()
+            return made
         finally:
             transformer.set_attention_backend(ATTENTION)
 

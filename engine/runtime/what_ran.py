@@ -78,7 +78,7 @@ def described(
     spoilt = f"{not_numbers} values are not numbers and are shown as 0: do not trust this output, it has no score"
     return (
         {
-            "Device": machine.name,
+            "Device": machine.label,
             "Weights": weights,
             "Execution": f"{support.execution}: {support.reason}",
             "Linear layers": (

@@ -37,17 +37,25 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def devices(text: str) -> str | None:
-    """Names of torch devices with commas between; None without any.
+    """Names of torch devices, with commas between those that are at work at once, or with + between those that work on
+    one picture; None without any.
 
     Raises:
-        ArgumentTypeError: a GPU is named twice. A CPU may be, to see how several devices behave where there are none.
+        ArgumentTypeError: a GPU is named twice, or both are asked for. A CPU may be named twice, to see how several
+            devices behave where there are none.
     """
-    given = [name.strip() for name in text.split(",") if name.strip()]
+    if "," in text and "+" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} has both: put commas between devices that are at work at once, or + between those that work on "
+            "one picture"
+        )
+    between = "+" if "+" in text else ","
+    given = [name.strip() for name in text.split(between) if name.strip()]
     whole = ["cuda:0" if name == "cuda" else name for name in given]
     for name in whole:
         if whole.count(name) > 1 and not name.startswith("cpu"):
             raise argparse.ArgumentTypeError(f"{name} is named twice: name each GPU once")
-    return ",".join(given) or None
+    return between.join(given) or None
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
@@ -64,10 +72,10 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "--device",
         "--devices",
         type=devices,
-        metavar="A[,B]",
+        metavar="A[,B | +B]",
         default=os.environ.get("TWINFRAME_DEVICES", ""),
-        help="torch device names; several of one kind are at work at once (default: TWINFRAME_DEVICES, else cuda where "
-        "there is one, else cpu)",
+        help="torch device names of one kind: with commas between them they are at work at once, with + on one "
+        "picture (default: TWINFRAME_DEVICES, else cuda where there is one, else cpu)",
     )
 
 

@@ -33,7 +33,7 @@ from typing import Any
 from engine import catalog, events, logs, quantized
 from engine.errors import CancelledRun, FaultError, TwinframeError
 from engine.events import Stop, Tell
-from engine.leaving import HUNG
+from engine.leaving import HUNG, RANKS_HUNG
 from engine.machine import Finding, Machine, Support
 from engine.request import CompareRequest
 from engine.results import Comparison
@@ -401,6 +401,8 @@ def _death(child: _Child) -> FaultError:
             "A product of this device did not return, so the engine is being started again, and emulates that format "
             "from now on: please retry in a minute."
         )
+    elif child.why == f"exit {RANKS_HUNG}":
+        what = "A card did not answer the others, so the engine is being started again: please retry in a minute."
     elif child.greeted:
         what = f"The engine's process ended ({child.why}) and is being started again: please retry in a minute."
     else:

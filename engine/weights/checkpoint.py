@@ -163,6 +163,16 @@ def parts(folder: Path, remedy: str = RESTORE) -> dict[str, tuple[str, str]]:
     return found
 
 
+def is_tokenizer(kind: str) -> bool:
+    """Whether a component's class is a tokenizer, or what holds one beside what prepares pictures."""
+    return "Tokenizer" in kind or kind.endswith("Processor")
+
+
+def is_module(kind: str) -> bool:
+    """Whether a component's class has weights."""
+    return "Scheduler" not in kind and not is_tokenizer(kind)
+
+
 def require_no_cache(folder: Path, option: str = "") -> None:
     """See that a folder without a checkpoint of its own is none of the hub's cache, in which checkpoints lie deeper.
 
@@ -211,7 +221,7 @@ def misfit(spec: ModelSpec, folder: Path, remedy: str) -> str:
     for name, (library, kind) in parts(spec.folder).items():
         if name not in its:
             return f"its model_index.json has no {name}"
-        if "Scheduler" not in kind and "Tokenizer" not in kind and its[name] != (library, kind):
+        if is_module(kind) and its[name] != (library, kind):
             return f"its {name} is a {'.'.join(its[name])}, and that of {spec.name} a {library}.{kind}"
     return differing(denoiser_config(spec), read_json(folder / "transformer" / "config.json", remedy))
 

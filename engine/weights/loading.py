@@ -94,7 +94,7 @@ def load_shared(
                 where = folder / part / "scheduler_config.json"
                 config = checkpoint.read_json(where) | _overrides(spec, part, chosen)
                 shared[part] = schedulers.make(kind, config, str(folder / "model_index.json"))
-            elif "Tokenizer" in kind:
+            elif checkpoint.is_tokenizer(kind):
                 shared[part] = _tokenizer(kind, folder / part, source.random)
             elif chosen is None:
                 shared[part] = _fill(_hollow(spec, part, folder), device, _random(device), _of_text(part, place))
@@ -355,7 +355,7 @@ def _patterns(spec: ModelSpec) -> list[str]:
     """Globs of the files that diffusers reads: a repository may hold the same weights in other layouts as well."""
     patterns = ["model_index.json"]
     for part, (_, kind) in _needed(spec, spec.folder).items():
-        patterns += [f"{part}/*"] if "Tokenizer" in kind else [f"{part}/*.json", f"{part}/*.safetensors"]
+        patterns += [f"{part}/*"] if checkpoint.is_tokenizer(kind) else [f"{part}/*.json", f"{part}/*.safetensors"]
     return patterns
 
 
@@ -378,7 +378,7 @@ def _check(spec: ModelSpec, chosen: Checkpoint) -> str:
     stored: dict[str, list[str]] = {}
     for part, (library, kind) in _needed(spec, folder, remedy).items():
         here = folder / part
-        if "Tokenizer" in kind:
+        if checkpoint.is_tokenizer(kind):
             _check_tokenizer(here, remedy)
         elif "Scheduler" in kind:
             config = checkpoint.read_json(here / "scheduler_config.json", remedy)
@@ -737,7 +737,9 @@ def _random(device: torch.device, seed: int = 0) -> Callable[[str, Tensor], Tens
 
 def _tokenizer(kind: str, folder: Path, random: bool) -> PreTrainedTokenizerBase:
     # assets/configs has no vocabularies; its stand-ins, which split at words, need no class of their own.
-    cls = getattr(transformers, "PreTrainedTokenizerFast" if random else kind, None)
+    # Of a processor only the tokenizer is called: no picture is given with a prompt.
+    own = kind if "Tokenizer" in kind else "AutoTokenizer"
+    cls = getattr(transformers, "PreTrainedTokenizerFast" if random else own, None)
     if cls is None:
         raise LoadError(f"{folder} needs the tokenizer {kind}, which transformers has not: {checkpoint.SAVE_AGAIN}.")
     with _made_of(folder):

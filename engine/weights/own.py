@@ -49,7 +49,7 @@ def model(text: str, offline: bool = False) -> str:
         spec = _spec(Path(text), Path(text).resolve().name, "", "", offline)
     elif named := _REPOSITORY.fullmatch(text):
         folder, revision = hub.described(named[1], named[2], offline)
-        spec = _spec(folder, named[1], named[1], revision, offline)
+        spec = _of_source(named[1], revision) or _spec(folder, named[1], named[1], revision, offline)
     elif "/" in text:
         raise RequestError(f"There is no folder {shown(text)}: give one, or a repository as owner/name[@revision].")
     else:
@@ -67,6 +67,12 @@ def _unpinned(kind: ModelSpec, offline: bool) -> ModelSpec:
         revision = None
     catalog.give(spec := replace(kind, revision=revision))
     return spec
+
+
+def _of_source(repository: str, revision: str) -> ModelSpec | None:
+    """The model of which no commit is pinned whose repository this is, at that commit."""
+    kinds = (kind for kind in catalog.KINDS.values() if kind.revision is None and not kind.bundled)
+    return next((replace(kind, revision=revision) for kind in kinds if kind.source == repository), None)
 
 
 def _spec(folder: Path, name: str, repository: str, revision: str, offline: bool) -> ModelSpec:
@@ -115,7 +121,8 @@ def _kind(folder: Path, name: str, known: Sequence[ModelSpec]) -> tuple[ModelSpe
     for spec in known:
         if not checkpoint.misfit(spec, folder, COPY_AGAIN) and (spec.bundled or _guided_alike(spec, folder)):
             return spec, spec.family, spec.recipes
-    kind, its = _by_guidance(known, folder), checkpoint.parts(folder, COPY_AGAIN)
+    its = checkpoint.parts(folder, COPY_AGAIN)
+    kind = _by_guidance([spec for spec in known if not _others(spec, its)] or known, folder)
     for part, (library, _) in checkpoint.parts(kind.folder).items():
         if part not in its:
             raise LoadError(
@@ -124,15 +131,24 @@ def _kind(folder: Path, name: str, known: Sequence[ModelSpec]) -> tuple[ModelSpe
         if library not in ("diffusers", "transformers") or its[part][0] == library:
             continue
         raise LoadError(f"{name} cannot be run: its {part} is {'.'.join(its[part])}, code that is not of {library}.")
-    for part, (library, cls) in checkpoint.parts(kind.folder).items():
-        if part != "transformer" and "Scheduler" not in cls and "Tokenizer" not in cls and its[part][1] != cls:
-            raise LoadError(
-                f"{name} cannot be run: its {part} is a {its[part][1]}, and a {kind.pipeline} is only known with "
-                f"{library}'s {cls}."
-            )
+    for part in _others(kind, its):
+        library, cls = checkpoint.parts(kind.folder)[part]
+        raise LoadError(
+            f"{name} cannot be run: its {part} is a {its[part][1]}, and a {kind.pipeline} is only known with "
+            f"{library}'s {cls}."
+        )
     if its["transformer"][1] != checkpoint.parts(kind.folder)["transformer"][1]:
         return kind, UNKNOWN, ("strict", "full")
     return kind, kind.family, tuple(recipe for recipe in kind.recipes if recipe in _FAMILY_RECIPES)
+
+
+def _others(kind: ModelSpec, its: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Components besides the denoiser that are there, and of another class than a kind's."""
+    return [
+        part
+        for part, (_, cls) in checkpoint.parts(kind.folder).items()
+        if part in its and part != "transformer" and checkpoint.is_module(cls) and its[part][1] != cls
+    ]
 
 
 def _undistilled(kind: ModelSpec, folder: Path) -> ModelSpec:

@@ -92,7 +92,7 @@ class Source:
         checkpoint.require_fit(folder, self.remedy, *specs)
         own = next(spec for spec in specs if not checkpoint.misfit(spec, folder, self.remedy))
         for part, (library, kind) in checkpoint.parts(own.folder).items():
-            if "Tokenizer" not in kind and "Scheduler" not in kind:
+            if checkpoint.is_module(kind):
                 checkpoint.component(folder / part, library, self.remedy)
 
 

@@ -6,6 +6,7 @@ Their pictures mean nothing; they take every path of the engine that the large m
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,6 +20,7 @@ from diffusers import (
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -29,7 +31,8 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder, LTX2VocoderWithBWE
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     CLIPTextConfig,
@@ -38,6 +41,11 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     GemmaTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -239,28 +247,84 @@ def _z_image() -> DiffusionPipeline:
     )
 
 
+def _flux2_dev() -> DiffusionPipeline:
+    text, heads = _mistral_chat(), {"num_attention_heads": 2, "head_dim": 16, "hidden_size": 32}
+    config = Mistral3Config(
+        text_config={
+            "model_type": "mistral",
+            **heads,
+            "vocab_size": len(text),
+            "intermediate_size": 64,
+            "num_hidden_layers": 30,  # it reads the hidden states of layers 10, 20 and 30
+            "num_key_value_heads": 1,
+        },
+        vision_config={"model_type": "pixtral", **heads, "intermediate_size": 32, "num_hidden_layers": 1},
+        image_token_index=text.convert_tokens_to_ids("[IMG]"),
+        tie_word_embeddings=False,
+    )
+    return Flux2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        text_encoder=Mistral3ForConditionalGeneration(config),
+        tokenizer=PixtralProcessor(PixtralImageProcessor(), text, chat_template=MISTRAL_CHAT),
+        transformer=_flux2_denoiser(guidance_embeds=True),
+        vae=_small_vae(AutoencoderKLFlux2, latent_channels=8),
+    )
+
+
+MISTRAL_CHAT = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}[SYSTEM_PROMPT]\
+{{ message['content'][0]['text'] }}[/SYSTEM_PROMPT]{% else %}[INST]{{ message['content'][0]['text'] }}[/INST]\
+{% endif %}{% endfor %}"""
+"""What Mistral's chat template makes of a system message and one of a user."""
+
+
+def _mistral_chat() -> PreTrainedTokenizerFast:
+    special = ["<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
+    special += ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+    bpe, qwen = Tokenizer(models.BPE()), Qwen2Tokenizer()._tokenizer
+    bpe.normalizer, bpe.pre_tokenizer = qwen.normalizer, qwen.pre_tokenizer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator([SYSTEM_MESSAGE] * 10, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=special[4:],
+        padding_side="left",
+    )
+
+
+def _flux2_denoiser(guidance_embeds: bool) -> Flux2Transformer2DModel:
+    return Flux2Transformer2DModel(
+        **HEADS,
+        in_channels=32,
+        num_layers=2,
+        num_single_layers=2,
+        joint_attention_dim=96,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(8, 8, 8, 8),
+        guidance_embeds=guidance_embeds,
+    )
+
+
 def _klein() -> DiffusionPipeline:
     tokenizer, config = _qwen3(28)  # it reads the hidden states of layers 9, 18 and 27
     return Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         text_encoder=Qwen3ForCausalLM(config),
         tokenizer=tokenizer,
-        transformer=Flux2Transformer2DModel(
-            **HEADS,
-            in_channels=32,
-            num_layers=2,
-            num_single_layers=2,
-            joint_attention_dim=96,
-            timestep_guidance_channels=32,
-            axes_dims_rope=(8, 8, 8, 8),
-            guidance_embeds=False,
-        ),
+        transformer=_flux2_denoiser(guidance_embeds=False),
         vae=_small_vae(AutoencoderKLFlux2, latent_channels=8),
         is_distilled=True,
     )
 
 
-def _ltx2() -> DiffusionPipeline:
+def _ltx2(gated: bool = False) -> DiffusionPipeline:
+    """LTX-2, or with gates in its attention and all else that differs in LTX-2.3."""
     letters = [chr(c) for c in range(32, 127)]
     names = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", "<start_of_image>", "<end_of_image>", "<image_soft_token>"]
     tokenizer = GemmaTokenizer(vocab={t: i for i, t in enumerate([*names, *letters])}, merges=[], model_max_length=64)
@@ -281,7 +345,20 @@ def _ltx2() -> DiffusionPipeline:
         "image_size": 28,
         "patch_size": 14,
     }
-    connector = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "num_learnable_registers": None}
+    heads = {"num_attention_heads": 2, "num_layers": 1, "num_learnable_registers": None}
+    wide = {"video": 32 if gated else 16, "audio": 16}
+    connectors, denoiser = {}, {}
+    if gated:
+        connectors = {
+            "per_modality_projections": True,
+            "video_hidden_dim": 64,
+            "audio_hidden_dim": 32,
+            "proj_bias": True,
+            "video_gated_attn": True,
+            "audio_gated_attn": True,
+        }
+        denoiser = {f"{of}{name}": True for of in ("", "audio_") for name in ("gated_attn", "cross_attn_mod")}
+        denoiser |= {"use_prompt_embeddings": False, "perturbed_attn": True}
     return LTX2Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=AutoencoderKLLTX2Video(
@@ -302,7 +379,9 @@ def _ltx2() -> DiffusionPipeline:
         connectors=LTX2TextConnectors(
             caption_channels=32,
             text_proj_in_factor=3,  # the text encoder's layers and its embedding
-            **{f"{stream}_connector_{k}": v for stream in ("video", "audio") for k, v in connector.items()},
+            **{f"{stream}_connector_{k}": v for stream in wide for k, v in heads.items()},
+            **{f"{stream}_connector_attention_head_dim": width for stream, width in wide.items()},
+            **connectors,
             connector_rope_base_seq_len=32,
             rope_double_precision=False,
             rope_type="split",
@@ -321,16 +400,48 @@ def _ltx2() -> DiffusionPipeline:
             caption_channels=32,
             rope_double_precision=False,
             rope_type="split",
+            **denoiser,
         ),
-        vocoder=LTX2Vocoder(
-            in_channels=32,  # two channels of 16 mel bins
-            hidden_channels=32,
-            upsample_kernel_sizes=[16, 15, 16],
-            upsample_factors=[6, 5, 8],
-            resnet_kernel_sizes=[3],
-            resnet_dilations=[[1, 3]],
-        ),
+        vocoder=_wide_vocoder() if gated else _vocoder(),
     )
 
 
-KINDS = {"flux.1-dev": _flux, "qwen-image": _qwen, "ltx-2": _ltx2, "z-image-turbo": _z_image, "flux.2-klein-4b": _klein}
+_RESNETS = {"resnet_kernel_sizes": [3], "resnet_dilations": [[1, 3]]}
+
+
+def _vocoder() -> torch.nn.Module:
+    return LTX2Vocoder(
+        in_channels=32,  # two channels of 16 mel bins
+        hidden_channels=32,
+        upsample_kernel_sizes=[16, 15, 16],
+        upsample_factors=[6, 5, 8],
+        **_RESNETS,
+    )
+
+
+def _wide_vocoder() -> torch.nn.Module:
+    return LTX2VocoderWithBWE(
+        in_channels=32,
+        hidden_channels=16,
+        upsample_kernel_sizes=[11, 8, 8],
+        upsample_factors=[5, 4, 8],
+        bwe_in_channels=32,
+        bwe_hidden_channels=16,
+        bwe_upsample_kernel_sizes=[12, 11, 16],
+        bwe_upsample_factors=[6, 5, 8],
+        num_mel_channels=16,
+        **_RESNETS,
+        **{f"bwe_{name}": value for name, value in _RESNETS.items()},
+    )
+
+
+KINDS = {
+    "flux.1-dev": _flux,
+    "qwen-image": _qwen,
+    "qwen-image-2512": _qwen,
+    "ltx-2": _ltx2,
+    "ltx-2.3": partial(_ltx2, gated=True),
+    "z-image-turbo": _z_image,
+    "flux.2-klein-4b": _klein,
+    "flux.2-dev": _flux2_dev,
+}

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 from diffusers import ConfigMixin, ModelMixin, QwenImageTransformer2DModel
 from torch import nn
 from torch._inductor import cudagraph_trees
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.torch_version import TorchVersion
 
 from engine.compiler import compilation, fusion
 from engine.compiler.compilation import BLOCK_GRAPHS, DEFAULT, EAGER, GRAPHS, WARM_UP_STEPS, Blocks
 from engine.compiler.step_graph import PLAIN_CALLS, StepGraph
 from engine.quantization.capability import Machine, quantize_linear_modules, support
+from tests.support import tiny
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -88,7 +91,7 @@ def test_compiled_code_is_kept_in_the_cache_folder(own_cache, compiler_settings)
 
 
 def test_torchs_own_default_gives_way_and_the_users_choice_does_not(own_cache, compiler_settings, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", compilation.default_cache_dir())
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
     compilation.configure()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(own_cache / "inductor")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
@@ -135,6 +138,40 @@ def test_blocks_are_compiled_whole_and_once_with_the_same_settings_for_every_mod
     (how,) = asked
     assert (how["fullgraph"], how["dynamic"]) == (True, None)
     assert how["options"].keys() == fusion.options().keys()
+
+
+@pytest.mark.parametrize("mode", [DEFAULT, BLOCK_GRAPHS])
+def test_a_block_whose_attention_a_tensor_leaves_out_is_compiled_whole(mode, own_cache, compiler_settings, monkeypatch):
+    """As LTX-2.3's guidance has it: fullgraph=True raises where code branches on a tensor."""
+    torch.manual_seed(0)
+    denoiser = tiny.KINDS["ltx-2.3"]().transformer.eval()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch._inductor, "list_mode_options", lambda _: {})
+    whole = partial(type(denoiser).compile_repeated_blocks, denoiser, backend="eager")
+    denoiser.compile_repeated_blocks = lambda fullgraph, dynamic, options: whole(fullgraph=fullgraph, dynamic=dynamic)
+    given = {
+        "hidden_states": torch.randn(1, 4, 16),
+        "audio_hidden_states": torch.randn(1, 3, 32),
+        "encoder_hidden_states": torch.randn(1, 5, 64),
+        "audio_encoder_hidden_states": torch.randn(1, 5, 32),
+        "timestep": torch.tensor([500.0]),
+        "sigma": torch.tensor([500.0]),
+        "num_frames": 1,
+        "height": 2,
+        "width": 2,
+        "fps": 24.0,
+        "audio_num_frames": 3,
+        "use_cross_timestep": True,
+        "return_dict": False,
+    }
+    blocks = Blocks(denoiser, options={})
+    with torch.inference_mode():
+        for left_out in ([], [0]):
+            given["spatio_temporal_guidance_blocks"] = left_out
+            blocks.use(EAGER)
+            plain = denoiser(**given)
+            blocks.use(mode)
+            assert all(map(torch.equal, denoiser(**given), plain))
 
 
 @pytest.mark.parametrize("options", [{}, {"coordinate_descent_tuning": True}])

@@ -20,7 +20,7 @@ from engine.formats import PRECISIONS
 from engine.machine import nvidia_driver, unusable_gpu
 from engine.quantization import capability, nvfp4
 from engine.quantization.capability import Machine, Support, detect, quantize_linear_modules, stored_precision, support
-from engine.quantization.emulation import EmulatedFP8Tensor, EmulatedNVFP4Tensor
+from engine.quantization.emulation import EmulatedFP8Tensor, EmulatedMXFP8Tensor, EmulatedNVFP4Tensor
 from engine.quantization.int8 import Int8Tensor
 from tests.support import products
 
@@ -227,7 +227,7 @@ def test_detect_refuses_devices_that_are_not_there():
         detect("mps")
 
 
-CPU_TENSORS = {"fp8": EmulatedFP8Tensor, "mxfp8": MXTensor, "nvfp4": EmulatedNVFP4Tensor, "int8": Int8Tensor}
+CPU_TENSORS = {"fp8": EmulatedFP8Tensor, "mxfp8": EmulatedMXFP8Tensor, "nvfp4": EmulatedNVFP4Tensor, "int8": Int8Tensor}
 
 
 @pytest.mark.parametrize("name", CPU_TENSORS)

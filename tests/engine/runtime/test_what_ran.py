@@ -86,7 +86,7 @@ def test_a_call_in_which_something_compiled_has_no_latency(take, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("precision", "kinds"), [("bf16", "bfloat16"), ("mxfp8", "MXTensor (kernel preference emulated)")]
+    ("precision", "kinds"), [("bf16", "bfloat16"), ("mxfp8", "EmulatedMXFP8Tensor (kernel preference emulated)")]
 )
 def test_the_products_are_told_by_the_weights_that_are_there(take, precision, kinds):
     found = take.made(precision)
