@@ -236,18 +236,20 @@ class Frontier:
         lesson = Lesson(seconds=self.args.seconds * SHARES[step], most=self.args.most or 100_000, rate=self.args.rate)
         start = distill.error(student.denoiser, kept)
         done = distill.learn(student, made, lesson, self.say)
-        end, after = distill.error(student.denoiser, kept), student.weights()
+        end = distill.error(student.denoiser, kept)
+        # What is no better on other noise has learnt by heart: it stays as it was.
+        after = student.weights() if end < start else first
         files = gptq.write_changes(
             self.out, f"{self.spec.family}-{step}", {name: (stored[name], after[name]) for name in sorted(after)}
         )
-        self.say(
-            f"{step}: error {start:.5f} -> {end:.5f} in {done} iterations, {sum(f.stat().st_size for f in files)} bytes"
-        )
+        size = sum(file.stat().st_size for file in files)
+        self.say(f"{step}: error {start:.5f} -> {end:.5f} in {done} iterations, {size} bytes")
         return {
             "layers": dict(layers),
             "four_over_six": four_over_six,
             "iterations": done,
             "error": [start, end],
+            "taken": end < start,
             "files": [file.name for file in files],
         }
 

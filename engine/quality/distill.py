@@ -28,11 +28,11 @@ from engine.quality.lab import Bench
 from engine.quantization import nvfp4
 from engine.quantization.emulation import fp8_rows, nvfp4_activation
 from engine.quantization.nvfp4 import BLOCK, E2M1_MAX, Packed, round_e2m1_
+from engine.quantization.roles import OF_PICTURES, role_of
 from engine.runtime.pipeline import call
 
-RATE = 0.001
-"""Adam's step at most, in units of e2m1 before the block scale, where neighbouring values are 0.5 to 2 apart. Ten times
-as much undoes within a few steps what calibration has found."""
+RATE = 0.005
+"""Adam's step at most, in units of e2m1 before the block scale, where neighbouring values are 0.5 to 2 apart."""
 WARM = 0.05
 """Of the time, over which the step rises from nothing."""
 SOUND = 0.25
@@ -41,7 +41,10 @@ BETAS = (0.9, 0.95)
 _HALF = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _LEVELS = (*(-value for value in reversed(_HALF[1:])), *_HALF)
 _INSIDE = 1e-3
-"""How far from the border between two e2m1 values a weight starts at least."""
+"""How far from the border between two e2m1 values is within one of them."""
+_TOWARDS = 0.6
+"""Of the way from the stored value to the exact one, where a weight starts. On the border itself, where calibration
+puts many, Adam's first steps would round them back whatever their gradient, and undo the calibration."""
 
 Call = tuple[tuple[Any, ...], dict[str, Any], tuple[Tensor, ...]]
 """Arguments of a denoiser, and what the bf16 one said."""
@@ -145,7 +148,7 @@ class LearningLinear(nn.Linear):
 
 
 def start(exact: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
-    """Where a weight starts: as near to the exact one as rounds to what is stored. Latent and scales, as of
+    """Where a weight starts: towards the exact one, but so that it rounds to what is stored. Latent and scales, as of
     `LearningLinear`."""
     codes, block_scales, tensor_scale = packed
     scales = block_scales.float() * tensor_scale
@@ -156,14 +159,15 @@ def start(exact: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
     stored = nvfp4.dequantize(codes, block_scales, tensor_scale) / wide
     index = torch.bucketize(stored, middles)
     low, high = torch.cat((-edge, middles))[index], torch.cat((middles, edge))[index]
-    return (exact.float() / wide).clamp(low + _INSIDE, high - _INSIDE), scales
+    nearest = (exact.float() / wide).clamp(low + _INSIDE, high - _INSIDE)
+    return stored + _TOWARDS * (nearest - stored), scales
 
 
 class Student:
     """The quantized denoiser while it learns.
 
     Args:
-        packed: NVFP4 weights that learn, as they are at the start.
+        packed: NVFP4 weights, as they are at the start; those learn that multiply a row a token.
         plain: names of layers whose weight is in FP8; it stays, and activations of it are not quantized here.
         alone: those of layers that learn, but whose activations stay bf16.
         four_over_six: as of `nvfp4_activation`.
@@ -189,7 +193,8 @@ class Student:
             layer = self.denoiser.get_submodule(name)
             latent, scales = start(layer.weight.data, one)
             layer.__class__ = LearningLinear
-            layer.latent, layer.scales = nn.Parameter(latent), scales
+            # A layer with a row a picture would learn the few rows by heart.
+            layer.latent, layer.scales = nn.Parameter(latent, role_of(name) not in OF_PICTURES), scales
             layer.activations = None if name in alone else self.activations
             self.layers[name] = layer
 
@@ -224,7 +229,7 @@ class Lesson:
 
 def learn(student: Student, some: Sequence[Call], lesson: Lesson, say: Callable[[str], None]) -> int:
     """Adam on one call at a time, in a random order; returns the number of iterations."""
-    latents = [layer.latent for layer in student.layers.values()]
+    latents = [layer.latent for layer in student.layers.values() if layer.latent.requires_grad]
     fused = latents[0].is_cuda
     adam = torch.optim.Adam(latents, lr=lesson.rate, betas=BETAS, fused=fused)
     order, began, done = random.Random(lesson.seed), time.monotonic(), 0
