@@ -25,7 +25,7 @@ from engine import catalog, events
 from engine.columns import format_of
 from engine.errors import UnsupportedError
 from engine.formats import PRECISIONS, REFERENCE
-from engine.machine import FINE, LIMIT, Finding
+from engine.machine import FINE, LIMIT, Finding, Machine
 from engine.request import CompareRequest
 from engine.results import Comparison, Generation, Latency, LayerCounts, LpipsMap, Memory, Metrics, Ruler
 from engine.serving.admission import Visitor
@@ -48,12 +48,6 @@ PSNR_DB = {"fp8": 39.0, "mxfp8": 38.2, "nvfp4": 27.4, "int8": 36.5}
 STORED = {"bf16": "bf16", "quantized": "stored"}
 """Bytes of a whole plan -> bytes of its layers."""
 RULER = Ruler(floor=0.0021, ceiling=0.304, note="Mean over 4 prompts, bf16, on a machine that does not exist.")
-
-
-@dataclass(frozen=True)
-class Machine:
-    name: str
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -175,7 +169,7 @@ class FakeWorker:
         ruler_runs: int = 0,
         share: bool = False,
     ):
-        self.machine = Machine(device)
+        self.machine = Machine(name=device, kind="cpu")
         self.support = dict(support)
         self.step_seconds = step_seconds
         self.fail_at = fail_at

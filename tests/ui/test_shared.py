@@ -10,6 +10,7 @@ import pytest
 from gradio_client import Client
 
 from engine.errors import RequestError
+from engine.machine import Machine
 from engine.request import CompareRequest
 from engine.results import Comparison
 from engine.serving import command_line
@@ -26,7 +27,7 @@ class Device:
     ready = True
 
     def __init__(self):
-        self.machine, self.support, self.runs = SimpleNamespace(name="a device"), LAPTOP, 0
+        self.machine, self.support, self.runs = Machine(name="a device", kind="cpu"), LAPTOP, 0
 
     def watch(self, lost):
         pass

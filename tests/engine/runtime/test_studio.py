@@ -408,8 +408,10 @@ def test_bf16_is_warm_whatever_recipe_the_others_have(first, run):
 def compiling(monkeypatch, ask):
     """A studio that believes its blocks are compiled, and makes nothing; what it tells when it warms a rendition."""
     studio = Studio("cpu")
-    blocks = SimpleNamespace(use=lambda mode: None, dropped=0)
-    tokenizer = SimpleNamespace(prompt_template_encode="{}", tokenizer=lambda text: SimpleNamespace(input_ids=text))
+    blocks = SimpleNamespace(use=lambda mode: None, settle=lambda: None, dropped=0)
+    tokenizer = SimpleNamespace(
+        prompt_template_encode="{}", tokenizer=lambda text, **_: SimpleNamespace(input_ids=text)
+    )
     rendition = SimpleNamespace(
         column=EXACT,
         support=studio.support["bf16"],
@@ -563,7 +565,7 @@ def test_the_ruler_of_a_large_model_takes_one_prompt(monkeypatch, ask, spec, pro
     used, calls = [], []
     rendition = SimpleNamespace(
         pipeline=SimpleNamespace(transformer=SimpleNamespace(set_attention_backend=lambda name: used.append(name))),
-        blocks=SimpleNamespace(use=lambda mode: used.append(mode)),
+        blocks=SimpleNamespace(use=lambda mode: used.append(mode), settle=lambda: None),
     )
     studio = Studio("cpu")
     monkeypatch.setattr(studio, "rendition", lambda *_: rendition)

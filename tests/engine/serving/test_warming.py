@@ -11,6 +11,7 @@ import pytest
 
 from engine import catalog, events
 from engine.errors import CancelledRun, LoadError, UnsupportedError
+from engine.machine import Machine
 from engine.runtime.device import Device
 from engine.serving.telemetry import Health, Preload
 from engine.serving.worker import Worker
@@ -26,7 +27,7 @@ class Kitchen:
     ready = True
 
     def __init__(self):
-        self.machine = SimpleNamespace(name="a kitchen")
+        self.machine = Machine(name="a kitchen", kind="cpu")
         self.support = {name: SimpleNamespace(execution="native", reason="") for name in ("bf16", "mxfp8", "nvfp4")}
         self.go, self.fails = threading.Event(), False
 
