@@ -40,7 +40,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=command_line.named_folder,
         default=[],
         metavar="NAME=DIR",
-        help="quantized checkpoints to offer as columns, such as nvfp4@NAME",
+        help="quantized checkpoints to offer as columns, such as nvfp4@NAME; or NAME=OWNER/NAME[@REVISION] of the hub",
     )
     parser.add_argument("--mcp", action="store_true", help="offer the API to MCP clients too, at /gradio_api/mcp/")
     parser.add_argument(

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 
 COLUMNS = (
-    f"of {', '.join(PRECISIONS)}; {DEFAULTS[-1]}@tuned is by a recipe of its own, and {DEFAULTS[-1]}@DIR as a folder "
-    "stores it"
+    f"of {', '.join(PRECISIONS)}; {DEFAULTS[-1]}@tuned is by a recipe of its own, and {DEFAULTS[-1]}@DIR or "
+    f"{DEFAULTS[-1]}@OWNER/NAME[@REVISION] as a folder or a repository on the hub stores it"
 )
 RECIPE = "of those that name none (default: the model's first)"
 
@@ -200,22 +200,22 @@ def _request(args: argparse.Namespace) -> CompareRequest:
     )
 
 
-def _with_folders(written: list[str] | str | None) -> list[str] | str | None:
-    """Columns as they were typed, in which a folder after an @ has given way to a name.
+def _with_folders(written: list[str] | str | None, offline: bool) -> list[str] | str | None:
+    """Columns as they were typed, in which a folder or a repository after an @ has given way to a name.
 
     Raises:
-        LoadError: a folder is no quantized checkpoint.
+        LoadError: it is no quantized checkpoint, or cannot be had.
     """
     if isinstance(written, list):
-        return [_with_folder(column) for column in written]
-    return None if written is None else _with_folder(written)
+        return [_with_folder(column, offline) for column in written]
+    return None if written is None else _with_folder(written, offline)
 
 
-def _with_folder(written: str) -> str:
-    form, by, folder = written.partition("@")
-    if not by or not (Path(folder).is_dir() or set(folder) & {"/", os.sep}):
+def _with_folder(written: str, offline: bool) -> str:
+    form, by, place = written.partition("@")
+    if not by or not (Path(place).is_dir() or set(place) & {"/", os.sep}):
         return written
-    return f"{form}@{torchao_layout.give(Path(folder)).name}"
+    return f"{form}@{torchao_layout.give(place, offline=offline).name}"
 
 
 def _source(args: argparse.Namespace, *models: str) -> Source:
@@ -673,7 +673,7 @@ def _run() -> int | None:
     leave_cores_to_others(os.environ)
     args = _parser().parse_args()
     if hasattr(args, "precision"):
-        args.precision = _with_folders(args.precision)
+        args.precision = _with_folders(args.precision, getattr(args, "offline", False))
     if hasattr(args, "model"):
         args.model = own_model(args.model, getattr(args, "offline", False))
     if getattr(args, "lora", None):

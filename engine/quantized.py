@@ -1,6 +1,7 @@
 """Quantized checkpoints that this process was given, by the short names under which columns name them (`nvfp4@NAME`).
 
-Whoever starts the process gives folders: the command line by what follows an @, app.py by `--quantized NAME=DIR`. Page
+Whoever starts the process gives folders, or repositories on the hub: the command line by what follows an @, app.py by
+`--quantized NAME=DIR`. A repository's own name ends in its commit, so that every column that names it is pinned. Page
 and API know names alone, so that no visitor can have a path looked at. Reads no file: engine/weights/torchao_layout.py
 does. Imports no torch.
 """
@@ -40,6 +41,16 @@ class Quantized:
     """What it is, in a sentence."""
     source: str = ""
     """Fingerprint of the bf16 weights that it was made of; empty where nobody said."""
+    repository: str = ""
+    """On the hub, as owner/name; empty for a folder."""
+    revision: str = ""
+    """The repository's commit."""
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where it is from, for what is made of it."""
+        hub = {"repository": self.repository, "revision": self.revision} if self.repository else {}
+        return {"name": self.name, **hub}
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -85,6 +96,12 @@ def check_name(name: str) -> str:
     if name in recipes:
         raise RequestError(f"A quantized checkpoint cannot be called {name}, which is a recipe: choose another name.")
     return name
+
+
+def name_of(repository: str, revision: str) -> str:
+    """A repository's name: after its own, and the first digits of its commit."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", repository.rpartition("/")[2]).strip("-._")[:32] or "checkpoint"
+    return f"{plain}-{revision[:7]}"
 
 
 def name_for(folder: Path) -> str:

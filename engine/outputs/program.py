@@ -156,7 +156,14 @@ def _head(spec: ModelSpec, column: Column, execution: str, recipe: recipes.Recip
             "# that, so its result comes from an emulation of the same arithmetic.",
         ]
     tuning = recipe.tunings.get(precision, Tuning())
-    remedied = (tuning.searched, tuning.low_rank, tuning.calibrated, tuning.rotation, tuning.four_over_six)
+    remedied = (
+        tuning.searched,
+        tuning.low_rank,
+        tuning.calibrated,
+        tuning.rotation,
+        tuning.four_over_six,
+        tuning.weights_alone,
+    )
     if recipe.held is not None:
         said += [f"# {line}" for line in beyond_diffusers(set(recipe.held.layers.values()), tuning)]
     elif any(remedied):
@@ -183,6 +190,8 @@ def beyond_diffusers(formats: Collection[str], tuning: Tuning) -> list[str]:
         said += ["It does not rotate the inputs of the rotated weights, so it makes noise of them: use Twinframe."]
     if tuning.four_over_six:
         said += ["It gives each block of activations one scale, without four over six, so its picture is another."]
+    if tuning.weights_alone:
+        said += ["It quantizes the activations of layers that Twinframe leaves in bf16, so its picture is another."]
     if tuning.low_rank:
         said += ["It does not know the low-rank branches beside the weights, so its picture is further from bf16."]
     return said
@@ -208,9 +217,14 @@ def _load(spec: ModelSpec, recipe: recipes.Recipe) -> str:
         f"model = {source}{where}",
     ]
     if recipe.held is not None:
+        held = recipe.held
         lines += [
             f"transformer = {_denoiser(spec)}.from_pretrained(",
-            f'    "{recipe.held.name}",  # the quantized checkpoint\'s folder',
+            *(
+                [f'    "{held.repository}",', f'    revision="{held.revision}",']
+                if held.repository
+                else [f'    "{held.name}",  # the quantized checkpoint\'s folder']
+            ),
             *(['    subfolder="transformer",'] if recipe.held.folder.name == "transformer" else []),
             "    torch_dtype=torch.bfloat16,",
             ")",

@@ -63,6 +63,10 @@ class Lane:
         return self.recipe.weight_only_steps(self.precision)
 
 
+WEIGHTS_ALONE = "nvfp4 weights"
+"""NVFP4 with bf16 activations, as a choice for a group of layers."""
+
+
 @dataclass(frozen=True)
 class _Option:
     """A precision for a group of layers."""
@@ -88,7 +92,7 @@ def choose(
     Args:
         groups: cells of a sensitivity: `names` and `drift`.
         layers: those names' shapes.
-        shares: precision -> what it leaves of NVFP4's squared drift.
+        shares: precision -> what it leaves of NVFP4's squared drift, and so may `WEIGHTS_ALONE`.
         work: layer name -> multiplications.
         budget: bytes of all these weights together.
         time: of all their products together, `work` times `Format.time`.
@@ -105,8 +109,8 @@ def choose(
                 _Option(
                     name,
                     group["drift"] ** 2 * share,
-                    sum(FORMATS[name].size(*shape) for shape in shapes),
-                    multiplied * FORMATS[name].time,
+                    sum(FORMATS[PRECISION if name == WEIGHTS_ALONE else name].size(*shape) for shape in shapes),
+                    multiplied * FORMATS[REFERENCE if name == WEIGHTS_ALONE else name].time,
                 )
                 for name, share in {**shares, PRECISION: 1.0}.items()
             ]
@@ -361,17 +365,7 @@ class _Search:
         }
 
     def _time(self, plan: Plan, weight_only: tuple[int, int] = (0, 0)) -> float:
-        """Matrix products of all Linear layers in a picture, as a share of bf16's time, by `Format.time`."""
-        total = spent = 0.0
-        for layer in plan.layers:
-            rows = self.rows.get(layer.name, 0)
-            product = rows * layer.in_features * layer.out_features
-            total += product
-            branch = rows * layer.rank * (layer.in_features + layer.out_features)
-            spent += product * FORMATS[layer.precision].time + branch
-        steps = self.bench.spec.defaults.num_inference_steps
-        share = sum(weight_only) / steps
-        return share + (1 - share) * spent / total
+        return product_time(plan, self.rows, weight_only, self.bench.spec.defaults.num_inference_steps)
 
     def _flops(self, lane: Lane) -> float:
         """Multiplications of all Linear layers as a multiple of the bf16 model's."""
@@ -388,6 +382,23 @@ class _Search:
         return [{"prompt": prompt, **shared, "lpips": known[prompt]} for prompt in ordered[:WORST]]
 
 
+def product_time(plan: Plan, rows: Mapping[str, int], weight_only: tuple[int, int], steps: int) -> float:
+    """Matrix products of all Linear layers in a picture, as a share of bf16's time, by `Format.time`.
+
+    Args:
+        rows: layer name -> rows that it multiplies in one step.
+        weight_only: first and last steps with bf16 activations, of so many `steps`.
+    """
+    total = spent = 0.0
+    for layer in plan.layers:
+        product = rows.get(layer.name, 0) * layer.in_features * layer.out_features
+        total += product
+        branch = rows.get(layer.name, 0) * layer.rank * (layer.in_features + layer.out_features)
+        spent += product * FORMATS[REFERENCE if layer.weights_alone else layer.precision].time + branch
+    share = sum(weight_only) / steps
+    return share + (1 - share) * spent / total
+
+
 def _key(lane: Lane) -> str:
     """What a lane's scores are kept under: all that decides them, a tuning as a digest."""
     tuning = lane.recipe.tunings.get(lane.precision)
@@ -396,6 +407,8 @@ def _key(lane: Lane) -> str:
     said = json.dumps([tuning.searched, sorted(tuning.layers.items()), sorted(tuning.low_rank.items())])
     if tuning.rotation or tuning.four_over_six:
         said += json.dumps([tuning.rotation, tuning.four_over_six])
+    if tuning.weights_alone:
+        said += json.dumps(tuning.weights_alone)
     if any(tuning.weight_only_steps):
         said += json.dumps(tuning.weight_only_steps)
     said += "".join(map(_digest, tuning.calibrated))

@@ -16,10 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torchao.prototype.mx_formats.kernels import f32_to_f4_unpacked, pack_uint4
+from torchao.prototype.mx_formats.kernels import f32_to_f4_unpacked, pack_uint4, unpack_uint4
 
 from engine.errors import LoadError, UnsupportedError
 from engine.files import write_whole
@@ -34,6 +35,11 @@ MOMENT_BYTES = 16e9
 """Of second moments that are collected in one pass."""
 OTHER_WEIGHTS = 0.5
 """Relative L2 distance from the weight beyond which a stored one cannot be its rounding, which is 0.1 to 0.2 away."""
+CHANGES_BYTES = 1_000_000
+"""Of one file of changes at most, unless a single layer is larger."""
+SKIP = 255
+"""A gap that leads to no change."""
+_CHANGES = ("gaps", "changed")
 _PARTS = ("codes", "block_scales", "tensor_scale")
 
 
@@ -126,16 +132,60 @@ def _factor(moment: Tensor) -> Tensor:
 # Files
 
 
+def write_changes(folder: Path, stem: str, layers: Mapping[str, tuple[Packed, Packed]]) -> tuple[Path, ...]:
+    """Keep what of the codes of each layer's second weight is another than in its first, in `<stem>-1.safetensors` and
+    so on, each below `CHANGES_BYTES`; scales are the same.
+
+    A layer has `gaps`, uint8: how far each changed value lies behind the one before it, by rows, where 255 is a step
+    without a change; and `changed`, uint8, the new e2m1 codes, two a byte, the first in the low nibble.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    return _write(folder, stem, {name: _changes(*both) for name, both in layers.items()}, CHANGES_BYTES)
+
+
+def _changes(before: Packed, after: Packed) -> dict[str, Tensor]:
+    old, new = (unpack_uint4(packed[0]).flatten() for packed in (before, after))
+    # Zeros of both signs are the same value.
+    places = ((old != new) & ((old | new) & 7 != 0)).nonzero().flatten()
+    steps = torch.diff(places, prepend=places.new_tensor([-1])) - 1
+    empty = steps // SKIP
+    gaps = torch.full((int((empty + 1).sum()),), SKIP, dtype=torch.uint8, device=places.device)
+    gaps[(empty + 1).cumsum(0) - 1] = (steps % SKIP).to(torch.uint8)
+    codes = F.pad(new[places], (0, len(places) % 2))
+    return {"gaps": gaps, "changed": pack_uint4(codes)}
+
+
+def _changed(before: Packed, gaps: Tensor, changed: Tensor) -> Packed | None:
+    """The weight with its changes; None where they do not fit it."""
+    codes = unpack_uint4(before[0]).flatten()
+    steps = gaps.to(torch.int64)
+    is_change = steps != SKIP
+    places = (steps + is_change).cumsum(0)[is_change] - 1
+    if (gaps.dtype, changed.dtype, gaps.dim(), changed.dim()) != (torch.uint8, torch.uint8, 1, 1):
+        return None
+    if (len(places) + 1) // 2 != len(changed) or (len(places) and int(places[-1]) >= len(codes)):
+        return None
+    codes[places] = unpack_uint4(changed)[: len(places)]
+    return pack_uint4(codes.view(before[0].shape[0], -1)), before[1], before[2]
+
+
 def write(folder: Path, stem: str, layers: Mapping[str, Packed]) -> tuple[Path, ...]:
     """Keep layers in `<stem>-1.safetensors` and so on, each below `FILE_BYTES`.
 
     Raises:
         OSError: they cannot be written.
     """
+    parts = {name: dict(zip(_PARTS, packed, strict=True)) for name, packed in layers.items()}
+    return _write(folder, stem, parts, FILE_BYTES)
+
+
+def _write(folder: Path, stem: str, layers: Mapping[str, Mapping[str, Tensor]], most: int) -> tuple[Path, ...]:
     shards: list[dict[str, Tensor]] = [{}]
-    for name, packed in layers.items():
-        tensors = {f"{name}.{part}": t.cpu().contiguous() for part, t in zip(_PARTS, packed, strict=True)}
-        if shards[-1] and _bytes(shards[-1]) + _bytes(tensors) > FILE_BYTES:
+    for name, parts in layers.items():
+        tensors = {f"{name}.{part}": tensor.cpu().contiguous() for part, tensor in parts.items()}
+        if shards[-1] and _bytes(shards[-1]) + _bytes(tensors) > most:
             shards.append({})
         shards[-1] |= tensors
     files = tuple(folder / f"{stem}-{number + 1}.safetensors" for number in range(len(shards)))
@@ -145,32 +195,45 @@ def write(folder: Path, stem: str, layers: Mapping[str, Packed]) -> tuple[Path, 
 
 
 def names(files: Sequence[Path]) -> frozenset[str]:
-    """The layers in these files.
+    """The layers in these files, whole or as changes.
 
     Raises:
         LoadError: one is missing or damaged.
     """
-    return frozenset(name.removesuffix(".codes") for name in _places(tuple(files)) if name.endswith(".codes"))
+    return frozenset(name.rpartition(".")[0] for name in _places(tuple(files)) if name.endswith((".codes", ".gaps")))
 
 
 def read(files: Sequence[Path], name: str, weight: Tensor) -> Packed:
-    """One layer's stored weight, on the device of the bf16 weight that it takes the place of.
+    """One layer's stored weight, on the device of the bf16 weight that it takes the place of. Of a layer that is there
+    as changes alone, they are changes of the weight that `nvfp4.quantize` makes with searched scales.
 
     Raises:
         LoadError: a file is missing or damaged, or was calibrated for another weight.
     """
     places = _places(tuple(files))
-    file = places[f"{name}.codes"]
-    with _opened(file) as tensors:
-        packed = tuple(tensors.get_tensor(f"{name}.{part}").to(weight.device) for part in _PARTS)
+    file = places.get(f"{name}.codes")
+    if file is None:
+        packed, file = nvfp4.quantize(weight, searched=True), places[f"{name}.gaps"]
+    else:
+        packed = _tensors(file, name, _PARTS, weight)
     exact = weight.float()
     if packed[0].shape[0] != exact.shape[0] or 2 * packed[0].shape[1] != exact.shape[1]:
         raise _others(file, name)
+    if (differing := places.get(f"{name}.gaps")) is not None:
+        file, found = differing, _changed(packed, *_tensors(differing, name, _CHANGES, weight))
+        if found is None:
+            raise _others(file, name)
+        packed = found
     # Written so that a distance that is NaN is refused too; a scale with a sign is none of ours.
     near = (nvfp4.dequantize(*packed) - exact).norm() <= OTHER_WEIGHTS * exact.norm()
     if not near or (packed[1].view(torch.uint8) > nvfp4.E4M3_MAX_BITS).any():
         raise _others(file, name)
     return packed
+
+
+def _tensors(file: Path, name: str, parts: Sequence[str], weight: Tensor) -> tuple[Tensor, ...]:
+    with _opened(file) as tensors:
+        return tuple(tensors.get_tensor(f"{name}.{part}").to(weight.device) for part in parts)
 
 
 @lru_cache(maxsize=8)

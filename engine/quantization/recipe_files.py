@@ -31,6 +31,7 @@ _TUNING = {
     "calibrated": [],
     "rotation": 0,
     "four_over_six": False,
+    "weights_alone": [],
 }
 """What a file may say of a precision, and what holds where it does not."""
 _FILE = re.compile(r"[\w.-]+\.safetensors$")
@@ -56,6 +57,8 @@ class Tuning:
     (engine/quantization/rotation.py)."""
     four_over_six: bool = False
     """A block of an NVFP4 weight or activation takes the better of two scales."""
+    weights_alone: tuple[str, ...] = ()
+    """Layers in NVFP4 whose activations stay bf16 in every step, for which the weight is unpacked."""
     source: str = ""
     """The file, for messages."""
 
@@ -105,6 +108,7 @@ def write(file: Path, recipe: TunedRecipe, chosen: Mapping[str, object]) -> byte
                 "calibrated": [path.name for path in t.calibrated],
                 "rotation": t.rotation,
                 "four_over_six": t.four_over_six,
+                "weights_alone": list(t.weights_alone),
                 "layers": dict(t.layers),
                 "low_rank": dict(t.low_rank),
             }
@@ -148,6 +152,7 @@ def functional(tuning: Tuning) -> dict[str, object]:
         "low_rank": dict(tuning.low_rank),
         "rotation": tuning.rotation,
         "four_over_six": tuning.four_over_six,
+        "weights_alone": list(tuning.weights_alone),
     }
 
 
@@ -161,7 +166,7 @@ def read_tuning(file: Path, precision: str, content: object) -> Tuning:
         raise _refused(file, f"there is no quantized precision {precision!r}")
     if not isinstance(content, dict) or content.keys() - _TUNING.keys():
         raise _refused(file, f"its tuning for {precision} holds other things than {', '.join(_TUNING)}")
-    layers, ranks, searched, steps, calibrated, rotation, four = (content.get(k, d) for k, d in _TUNING.items())
+    layers, ranks, searched, steps, calibrated, rotation, four, alone = (content.get(k, d) for k, d in _TUNING.items())
     if not isinstance(layers, dict) or not isinstance(ranks, dict):
         raise _refused(file, "layers and low_rank are not objects")
     if not isinstance(searched, bool) or not isinstance(four, bool):
@@ -180,6 +185,11 @@ def read_tuning(file: Path, precision: str, content: object) -> Tuning:
         raise _refused(file, "calibrated is not a list of names of .safetensors files beside it")
     if (any(steps) or calibrated) and precision != NVFP4.id:
         raise _refused(file, f"it has weight-only steps or calibrated weights in {precision}, and not in nvfp4")
+    if not isinstance(alone, list) or not all(isinstance(name, str) for name in alone):
+        raise _refused(file, "weights_alone is not a list of layers")
+    for name in alone:
+        if layers.get(name, precision) != NVFP4.id:
+            raise _refused(file, f"{name} has its weights alone quantized but is not in nvfp4")
     for name, stored in layers.items():
         if stored not in PRECISIONS:
             raise _refused(file, f"{name} is to be stored in {stored!r}, which is no precision")
@@ -196,6 +206,7 @@ def read_tuning(file: Path, precision: str, content: object) -> Tuning:
         calibrated=tuple(file.parent / name for name in calibrated),
         rotation=rotation,
         four_over_six=four,
+        weights_alone=tuple(alone),
         source=file.name,
     )
 

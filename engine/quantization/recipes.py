@@ -391,6 +391,8 @@ class LayerPlan:
     """Size of the blocks in which its inputs are rotated; 0 for none."""
     four_over_six: bool = False
     """Each block of its NVFP4 weight and activations takes the better of two scales."""
+    weights_alone: bool = False
+    """Its activations stay bf16 in every step, for which its NVFP4 weight is unpacked."""
 
     @property
     def quantized(self) -> bool:
@@ -413,6 +415,7 @@ class LayerPlan:
             *["four over six"] * self.four_over_six,
             *turned,
             *[f"low-rank branch {self.rank}"] * bool(self.rank),
+            *["bf16 activations"] * self.weights_alone,
         ]
 
 
@@ -524,7 +527,7 @@ def plan_of(transformer: nn.Module, spec: ModelSpec, column: Column) -> Plan:
 
 
 def _check_names(tuning: Tuning, linears: Set[str], kind: str) -> None:
-    for name in (*tuning.layers, *tuning.low_rank):
+    for name in (*tuning.layers, *tuning.low_rank, *tuning.weights_alone):
         if name not in linears:
             raise LoadError(f"The recipe file {tuning.source} names a layer {name}, which {kind} has not: correct it.")
 
@@ -559,6 +562,7 @@ def _decide(name: str, in_features: int, out_features: int, recipe: Recipe, prec
             "searched": tuning.searched,
             "calibrated": calibrated,
             "four_over_six": tuning.four_over_six,
+            "weights_alone": name in tuning.weights_alone,
         }
     if wanted in recipe_files.ROTATED and tuning.rotation:
         extras["rotation"] = rotation.block(in_features, tuning.rotation)
@@ -615,6 +619,8 @@ def _quantize(layer: LayerPlan, module: nn.Linear, support: Support, files: Sequ
     capability.quantize_linear_modules(nn.ModuleDict({"layer": module}), {"layer"}, support, packed)
     if layer.four_over_six:
         module.weight.four_over_six = True
+    if layer.weights_alone:
+        module.weight.act_quant_kwargs = None
     if layer.rank and packed is not None:
         remedies.add_low_rank(module, exact.float() - nvfp4.dequantize(*packed), layer.rank)
 
@@ -649,7 +655,10 @@ def _is_as_planned(module: nn.Linear, layer: LayerPlan) -> bool:
     rank = module.rank if isinstance(module, remedies.LowRankLinear) else 0
     turned = module.rotation if isinstance(module, rotation.RotatedLinear) else 0
     held = capability.stored_precision(module.weight)
-    return (held, rank, turned) == (layer.precision, layer.rank, layer.rotation)
+    # No other format leaves activations in bf16.
+    alone = held == NVFP4.id and module.weight.act_quant_kwargs is None
+    told = (layer.precision, layer.rank, layer.rotation, layer.weights_alone)
+    return (held, rank, turned, alone) == told
 
 
 def _linears(module: nn.Module) -> dict[str, nn.Linear]:

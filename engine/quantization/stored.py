@@ -142,6 +142,8 @@ def _complete(layer: LayerPlan, module: nn.Linear, support: Support, held: Quant
     if layer.four_over_six:
         recipes.require_four_over_six(layer, capability.support(layer.precision, support.machine))
         module.weight.four_over_six = True
+    if layer.weights_alone:
+        module.weight.act_quant_kwargs = None
     if layer.rank:
         _add_branch(held, layer.name, module, layer.rank)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine import catalog, events, safety
+from engine import catalog, events, quantized, safety
 from engine.catalog import ModelSpec
 from engine.columns import EXACT, Column, format_of
 from engine.compiler import compilation
@@ -207,7 +207,7 @@ class Studio(Holdings):
                 spec,
                 request,
                 machine=self.machine,
-                weights=loading.described(rendition.column.weights(spec), self.source),
+                weights=self._weights(rendition.column, spec),
                 residency=self.where(key_of(spec, rendition.column)),
                 streamed=streamed,
                 warm=warm,
@@ -216,6 +216,14 @@ class Studio(Holdings):
             ),
         )
         return generation, made
+
+    def _weights(self, column: Column, spec: ModelSpec) -> str:
+        """Where they come from, in words."""
+        said = loading.described(column.weights(spec), self.source)
+        held = quantized.named(column.rules)
+        if held is None or not held.repository:
+            return said
+        return f"{said}, the denoiser stored quantized: {held.repository} at revision {held.revision}"
 
     def _kept(
         self, generation: Generation, made: Made, spec: ModelSpec, request: CompareRequest, out: Path, stem: str
@@ -255,6 +263,7 @@ class Studio(Holdings):
             "device": self.machine.label,
             "versions": versions(),
             "model_licence": spec.licence,
+            **({} if (held := quantized.named(column.rules)) is None else {"checkpoint": held.provenance}),
             **({"loras": [lora.provenance for lora in loras]} if loras else {}),
             **further,
         }

@@ -79,8 +79,8 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def named_folder(text: str) -> tuple[str, Path]:
-    """NAME=DIR of a quantized checkpoint.
+def named_folder(text: str) -> tuple[str, str]:
+    """NAME=DIR of a quantized checkpoint, or NAME=OWNER/NAME[@REVISION] of one on the hub.
 
     Raises:
         ArgumentTypeError: it is not of that form.
@@ -88,7 +88,7 @@ def named_folder(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR, as in mine=out/nvfp4")
-    return name, Path(folder)
+    return name, folder
 
 
 def model(text: str, offline: bool) -> str:

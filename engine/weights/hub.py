@@ -85,6 +85,24 @@ def download(spec: ModelSpec, patterns: list[str], told: Callable[[int, int], No
         raise
 
 
+def quantized(repository: str, revision: str | None, offline: bool) -> tuple[Path, str]:
+    """A repository's quantized denoiser with what describes it, fetched if need be, and the commit that it is from. Of
+    a whole pipeline it is the denoiser's folder alone, of any other repository all JSON files and weights.
+
+    Args:
+        revision: a branch, tag or commit; None for the main branch.
+
+    Raises:
+        LoadError: it cannot be had, in one sentence.
+    """
+    folder, commit = _fetched(repository, revision, offline, [*DESCRIPTIONS, "config.json", "*.index.json"])
+    part = "transformer/" if (folder / "transformer" / "config.json").is_file() else ""
+    folder, _ = _fetched(repository, commit, offline, [f"{part}*.json", f"{part}*.safetensors", "twinframe.json"])
+    if not any((folder / part).glob("*.safetensors")):
+        raise LoadError(f"{repository} has no weights in safetensors files here: give a folder that has them.")
+    return folder, commit
+
+
 def described(repository: str, revision: str | None, offline: bool) -> tuple[Path, str]:
     """What a repository's JSON files and card say, without weights, fetched if need be; and the commit it is from.
 
@@ -94,12 +112,16 @@ def described(repository: str, revision: str | None, offline: bool) -> tuple[Pat
     Raises:
         LoadError: they cannot be had, in one sentence.
     """
+    return _fetched(repository, revision, offline, DESCRIPTIONS)
+
+
+def _fetched(repository: str, revision: str | None, offline: bool, patterns: list[str]) -> tuple[Path, str]:
     local = offline or constants.HF_HUB_OFFLINE
     page = f"https://huggingface.co/{repository}"
     try:
         folder = Path(
             huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=DESCRIPTIONS, local_files_only=local
+                repository, revision=revision, allow_patterns=patterns, local_files_only=local
             )
         )
     except GatedRepoError as error:

@@ -43,21 +43,22 @@ class Source:
         random: bool = False,
         offline: bool = False,
         asked: Sequence[str] = (),
-        stored: Sequence[tuple[str, Path]] = (),
+        stored: Sequence[tuple[str, str | Path]] = (),
     ) -> Source:
         """From a command line; without a folder $TWINFRAME_WEIGHTS decides.
 
         Args:
             asked: ids of the models that are asked for.
-            stored: names and folders of quantized checkpoints, which columns may name from now on.
+            stored: names of quantized checkpoints, which columns may name from now on, and their folders, or
+                repositories as owner/name[@revision].
 
         Raises:
-            LoadError: a quantized checkpoint is none, as far as its JSON files and the headers of its weights tell; or
-                the folder is not there, is neither a checkpoint nor a folder of some, or holds none of the models that
-                are asked for.
+            LoadError: a quantized checkpoint cannot be had, or is none as far as its JSON files and the headers of its
+                weights tell; or the folder is not there, is neither a checkpoint nor a folder of some, or holds none of
+                the models that are asked for.
             RequestError: no such model, or a checkpoint may not have its name.
         """
-        given = tuple(torchao_layout.give(place, name) for name, place in stored)
+        given = tuple(torchao_layout.give(place, name, offline) for name, place in stored)
         said = "--weights" if folder else "TWINFRAME_WEIGHTS"
         folder = folder or os.environ.get("TWINFRAME_WEIGHTS") or None
         if random and folder:

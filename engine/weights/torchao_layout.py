@@ -7,8 +7,10 @@ by name. Knows no torch; engine/quantization/stored.py makes weights of it.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,14 @@ KINDS: Mapping[str, str] = {
     "Int8Tensor": INT8.id,
 }
 """torchao's class -> format."""
+_REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w.-]+))?", re.ASCII)
 
 
-def read(folder: Path, name: str) -> Quantized:
+def read(folder: Path, name: str, called: str = "") -> Quantized:
     """A folder as a checkpoint of that name: the denoiser's own, or a whole pipeline's.
+
+    Args:
+        called: what it is for people, where that is not the folder's name.
 
     Raises:
         LoadError: it is none, of a model that is not known, damaged on the face of it, or in a layout that no format
@@ -67,20 +73,31 @@ def read(folder: Path, name: str) -> Quantized:
         format=said.get("format") or _most(layers, found),
         layers=layers,
         tuning=said.get("tuning", {}),
-        summary=said.get("summary") or f"As {here.parent.name if here != folder else here.name} stores it.",
+        summary=said.get("summary") or f"As {called or folder.name} stores it.",
         source=said.get("source", {}).get("fingerprint", ""),
     )
 
 
-def give(folder: Path, name: str | None = None) -> Quantized:
-    """Have columns name a folder from now on, by this name or one after its own.
+def give(place: str | Path, name: str | None = None, offline: bool = False) -> Quantized:
+    """Have columns name a folder, or a repository on the hub as owner/name[@revision], from now on: by this name, or by
+    one after its own, which for a repository ends in its commit.
 
     Raises:
-        LoadError: as of `read`.
+        LoadError: as of `read`, or a repository cannot be had.
         RequestError: it may not have that name.
     """
-    name = quantized.check_name(name) if name else quantized.name_for(folder)
-    quantized.give(found := read(folder, name))
+    if name:
+        quantized.check_name(name)
+    there = None if Path(place).is_dir() else _REPOSITORY.fullmatch(str(place))
+    if there is None:
+        found = read(Path(place), name or quantized.name_for(Path(place)))
+    else:
+        from engine.weights import hub  # late: it imports the hub's library, which looks at once whether it is offline
+
+        folder, commit = hub.quantized(there[1], there[2], offline)
+        found = read(folder, name or quantized.check_name(quantized.name_of(there[1], commit)), there[1])
+        found = replace(found, repository=there[1], revision=commit)
+    quantized.give(found)
     return found
 
 
