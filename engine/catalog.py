@@ -65,9 +65,10 @@ class Memory:
     configurations."""
 
     transformer: float
-    """The denoiser's weights in bf16; engine/quantization/recipes.py tells what a quantized one needs instead."""
+    """The denoiser's weights in bf16, but those that diffusers keeps in fp32; engine/quantization/recipes.py tells what
+    a quantized one needs instead."""
     shared: float
-    """Text encoders, VAE and whatever else all precisions share, in bf16."""
+    """Text encoders, VAE and whatever else all precisions share, in bf16, or the VAE in fp32 (`ModelSpec.vae_fp32`)."""
     run: float
     """What one run at the default settings allocates by the post's method beyond all weights: its peak at batch 1 on a
     B200, less the weights."""
@@ -81,6 +82,8 @@ class Memory:
     (engine/weights/streaming.py)."""
     footprint: float = 0.0
     """What the bf16 denoiser takes of a device that streams it: two of its largest blocks, and all outside of them."""
+    stored: float = 0.0
+    """What comes from the hub, where weights are stored there in another type than they run in; else 0."""
 
     @property
     def one_run(self) -> float:
@@ -90,7 +93,7 @@ class Memory:
     @property
     def download(self) -> float:
         """What comes from the hub."""
-        return self.transformer + self.shared
+        return self.stored or self.transformer + self.shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +171,8 @@ class ModelSpec:
     step against a negative prompt ("true_cfg_scale")."""
     batch_argument: str = "num_images_per_prompt"
     """The pipeline argument that a request's batch size goes to."""
+    rate_argument: str = "frame_rate"
+    """The pipeline argument that a clip's frames a second go to; empty where it takes none."""
     tokenizer: str = "tokenizer"
     """The component whose tokens fill the prompt."""
     template_tokens: int = 0
@@ -184,6 +189,8 @@ class ModelSpec:
     """Its clips have a sound track."""
     vae_tiling: bool = False
     """Decode in overlapping tiles, which bounds the memory of long clips."""
+    vae_fp32: bool = False
+    """Its VAE runs in fp32, as its makers run it, and not in bf16."""
     call: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Further fixed keyword arguments of the pipeline call; `max_sequence_length`, in tokens, is always among them."""
     examples: tuple[str, ...] = ()
@@ -211,6 +218,13 @@ class ModelSpec:
             loras=loras,
             base=self.id,
         )
+
+    def clip(self, num_frames: int) -> dict[str, Any]:
+        """What the pipeline is told of a clip's length; nothing for pictures."""
+        if self.modality == "image":
+            return {}
+        rate = {self.rate_argument: self.defaults.frame_rate} if self.rate_argument else {}
+        return {"num_frames": num_frames, **rate}
 
     @property
     def retrained(self) -> bool:
@@ -659,6 +673,55 @@ FLUX2_DEV = replace(
     chat=MappingProxyType({"add_generation_prompt": False}),
 )
 
+WAN = ModelSpec(
+    id="wan-2.2-5b",
+    name="Wan2.2-TI2V-5B",
+    summary="A 5-billion-parameter transformer that makes clips without sound, with true classifier-free guidance; of "
+    "text alone here.",
+    family="wan-2.2",
+    pipeline="WanPipeline",
+    modality="video",
+    source="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+    bundled=False,
+    configs="wan-2.2-5b",
+    memory_gb=Memory(transformer=10.02, shared=14.18, run=9.9, host=8, kept=4.92, footprint=0.86, stored=34.18),
+    licence="Apache-2.0",
+    licence_url="https://github.com/Wan-Video/Wan2.2/blob/main/LICENSE.txt",
+    # All of its makers' configuration, wan/configs/wan_ti2v_5B.py.
+    defaults=Settings(
+        height=704, width=1280, num_inference_steps=50, guidance_scale=5.0, num_frames=121, frame_rate=24.0
+    ),
+    limits=Limits(
+        sizes=((704, 1280), (1280, 704)),
+        num_inference_steps=(2, 100),
+        guidance_scale=(1.0, 10.0),
+        batch_size=(1, 4),
+        prompt_characters=2000,
+        num_frames=(5, 121),
+        frames_step=4,
+        size_multiple=32,  # the VAE's compression in space, and patches of 2 x 2
+        side=(256, 1280),
+        max_pixels=704 * 1280,
+    ),
+    recipes=("post", "strict", "full"),
+    batch_argument="num_videos_per_prompt",
+    rate_argument="",
+    vae_fp32=True,
+    call=MappingProxyType(
+        {
+            "negative_prompt": "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，"
+            "低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"
+            "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走",
+            "max_sequence_length": 512,
+        }
+    ),
+    examples=(
+        "Two anthropomorphic cats in comfy boxing gear and bright gloves fight intensely on a spotlighted stage.",
+        "Waves roll over pebbles on a grey beach, the camera is still.",
+        "A steam train crosses a viaduct in autumn, seen from afar.",
+    ),
+)
+
 _models = {spec.id: spec for spec in (MINI_FLUX, MINI_QWEN, MINI_LTX2, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, LTX_2)}
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(_models)
 """What there is, and what this process was given."""
@@ -666,7 +729,7 @@ DEFAULT = MINI_FLUX.id
 """What is asked for where no model is named: bundled, and small enough for any machine."""
 BUNDLED = tuple(spec.id for spec in MODELS.values() if spec.bundled)
 KINDS: Mapping[str, ModelSpec] = MappingProxyType(
-    {spec.id: spec for spec in (*_models.values(), QWEN_IMAGE_2512, LTX_2_3, Z_IMAGE, FLUX2_KLEIN, FLUX2_DEV)}
+    {spec.id: spec for spec in (*_models.values(), QWEN_IMAGE_2512, LTX_2_3, Z_IMAGE, FLUX2_KLEIN, FLUX2_DEV, WAN)}
 )
 """What a checkpoint of somebody's own may be like. Those that are not among `MODELS` have no pinned commit: they are
 there once they are asked for by their id or repository, which is pinned to its commit then (engine/weights/own.py)."""

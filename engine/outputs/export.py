@@ -223,7 +223,7 @@ def _card(spec: ModelSpec, plan: Plan, said: Mapping[str, Any], notes: tuple[str
         "import torch",
         "from diffusers import DiffusionPipeline",
         "",
-        'pipe = DiffusionPipeline.from_pretrained("this folder", torch_dtype=torch.bfloat16).to("cuda")',
+        f'pipe = DiffusionPipeline.from_pretrained("this folder", {program.types(spec)}).to("cuda")',
         *([program.CONTIGUOUS.rstrip()] if spec.modality == "video" else []),
     ]
     first, last = _tuning(plan).weight_only_steps

@@ -201,17 +201,24 @@ def _denoiser(spec: ModelSpec) -> str:
     return parts(spec.folder)["transformer"][1]
 
 
+def types(spec: ModelSpec) -> str:
+    """The argument of `from_pretrained` that says in which type a model runs."""
+    chosen = '{"default": torch.bfloat16, "vae": torch.float32}' if spec.vae_fp32 else "torch.bfloat16"
+    return f"torch_dtype={chosen}"
+
+
 def _load(spec: ModelSpec, recipe: recipes.Recipe) -> str:
+    typed = types(spec)
     if spec.place is not None:
         source, where = f'"{spec.place.name}"', "  # the checkpoint's folder, beside this program"
-        options = "torch_dtype=torch.bfloat16, local_files_only=True"
+        options = f"{typed}, local_files_only=True"
     elif spec.bundled:
         source = f'"assets/{spec.source}"'
         where = "  # in a copy of Twinframe's repository"
-        options = "torch_dtype=torch.bfloat16, local_files_only=True"
+        options = f"{typed}, local_files_only=True"
     else:
         source, where = f'"{spec.source}"', ""
-        options = f'revision="{spec.revision}", torch_dtype=torch.bfloat16'
+        options = f'revision="{spec.revision}", {typed}'
     lines = [
         'device = "cuda" if torch.cuda.is_available() else "cpu"',
         f"model = {source}{where}",
@@ -305,13 +312,12 @@ before(0)"""
 
 
 def _call(spec: ModelSpec, request: CompareRequest, switched: bool) -> str:
-    clip = {"num_frames": request.num_frames, "frame_rate": spec.defaults.frame_rate}
     further = {
         "height": request.height,
         "width": request.width,
         "num_inference_steps": request.num_inference_steps,
         **spec.call,
-        **(clip if spec.modality == "video" else {}),
+        **spec.clip(request.num_frames),
         spec.guidance_argument: request.guidance_scale,
         spec.batch_argument: request.batch_size,
     }
@@ -330,14 +336,17 @@ def _save(spec: ModelSpec, request: CompareRequest, column: str) -> str:
     name = f'"{column}.{kind}"' if request.batch_size == 1 else f'f"{column}-{{i + 1}}.{kind}"'
     if spec.modality == "image":
         return f"for i, picture in enumerate(output.images):\n    picture.save({name})"
+    sound = [
+        "        audio=output.audio[i].float().cpu(),",
+        "        audio_sample_rate=pipe.vocoder.config.output_sampling_rate,",
+    ]
     return "\n".join(
         [
             "for i, frames in enumerate(output.frames):",
             "    encode_video(",
             "        frames,",
             f"        fps={spec.defaults.frame_rate:g},",
-            "        audio=output.audio[i].float().cpu(),",
-            "        audio_sample_rate=pipe.vocoder.config.output_sampling_rate,",
+            *(sound if spec.sound else []),
             f"        output_path={name},",
             "    )",
         ]

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from engine import quantized
 from engine.catalog import UNKNOWN, ModelSpec
@@ -25,6 +26,7 @@ from engine.quantization.recipe_files import TunedRecipe, Tuning
 from engine.quantization.roles import OF_PICTURES, role_of
 from engine.quantized import Quantized
 from engine.results import LayerCounts
+from engine.weights import checkpoint
 from engine.weights.torchao_layout import PROVENANCE
 
 
@@ -148,6 +150,10 @@ _FLUX2_ROWS = (
     (".ff_context.", _FLUX_TEXT),
     ("transformer_blocks.", _IMAGE),
 )
+_WAN_SKIPS: Mapping[str, Any] = {"skip_containing": ("condition_embedder", "proj_out")}
+# 704 x 1280 pixels, 121 frames: the VAE divides sides by 16 and time by 4, and patches are of 2 x 2. Text is padded to
+# 512 tokens; guidance is a second call.
+_WAN_ROWS = ((".attn2.to_k", 512), (".attn2.to_v", 512), ("blocks.", (704 // 32) * (1280 // 32) * ((121 - 1) // 4 + 1)))
 _Z_IMAGE_SKIPS: Mapping[str, Any] = {"skip_containing": ("embedder", "adaLN_modulation", "final_layer")}
 # Text and picture are one sequence in the layers; before them each is refined alone. Text is at most 512 tokens.
 _Z_IMAGE_ROWS = (("context_refiner.", 512), ("noise_refiner.", _IMAGE), ("layers.", _IMAGE))
@@ -286,6 +292,22 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     ),
     "flux.2-klein": _FLUX2,
     "flux.2-dev": _FLUX2,
+    "wan-2.2": (
+        Recipe(
+            id=POST,
+            summary="What the post's rules for LTX-2 mean, in this class's names: what embeds text and time and the last "
+            "projection stay bf16.",
+            min_features=NARROWEST,
+            **_WAN_SKIPS,
+        ),
+        _strict(_WAN_SKIPS, _WAN_ROWS),
+        Recipe(
+            id="full",
+            summary="Every Linear layer whose shape the format can take, but the time embedding, which diffusers keeps in "
+            "fp32.",
+            skip_containing=("time_embedder",),
+        ),
+    ),
     "z-image": (
         Recipe(
             id=POST,
@@ -393,6 +415,8 @@ class LayerPlan:
     """Each block of its NVFP4 weight and activations takes the better of two scales."""
     weights_alone: bool = False
     """Its activations stay bf16 in every step, for which its NVFP4 weight is unpacked."""
+    in_fp32: bool = False
+    """Its class keeps it in fp32, whatever the recipe says."""
 
     @property
     def quantized(self) -> bool:
@@ -403,7 +427,14 @@ class LayerPlan:
     def bytes(self) -> int:
         """Of the weight as stored, with scales and branch."""
         branch = self.rank * (self.in_features + self.out_features)
+        if not self.quantized:
+            return self.plain_bytes
         return FORMATS[self.precision].size(self.in_features, self.out_features) + 2 * branch
+
+    @property
+    def plain_bytes(self) -> int:
+        """Of the weight before anything is quantized."""
+        return (2 if self.in_fp32 else 1) * FORMATS[REFERENCE].size(self.in_features, self.out_features)
 
     @property
     def parts(self) -> list[str]:
@@ -427,7 +458,7 @@ class Plan:
     precision: str
     layers: tuple[LayerPlan, ...]
     bf16_bytes: int
-    """The whole transformer's parameters in bf16."""
+    """The whole transformer's parameters in bf16, but those that diffusers keeps in fp32."""
     quantized_bytes: int
     """The same with the chosen weights as they are stored; everything else stays bf16."""
     unmatched: tuple[str, ...]
@@ -475,7 +506,7 @@ class Plan:
                     "quantized": layer.quantized,
                     "precision": layer.precision,
                     "bytes": {
-                        REFERENCE: FORMATS[REFERENCE].size(layer.in_features, layer.out_features),
+                        REFERENCE: layer.plain_bytes,
                         "stored": layer.bytes,
                     },
                     "parts": layer.parts,
@@ -496,11 +527,13 @@ def plan(transformer: nn.Module, recipe: Recipe, precision: str) -> Plan:
     linears = _linears(transformer)
     if precision in recipe.tunings:
         _check_names(recipe.tunings[precision], linears.keys(), type(transformer).__name__)
+    kept = {name for name, _ in transformer.named_parameters() if checkpoint.in_fp32(type(transformer), name)}
     layers = tuple(
-        _decide(name, layer.in_features, layer.out_features, recipe, precision) for name, layer in linears.items()
+        _decide(name, layer.in_features, layer.out_features, recipe, precision, f"{name}.weight" in kept)
+        for name, layer in linears.items()
     )
-    bf16_bytes = 2 * sum(parameter.numel() for parameter in transformer.parameters())
-    saved = sum(2 * layer.in_features * layer.out_features - layer.bytes for layer in layers)
+    bf16_bytes = sum((4 if name in kept else 2) * p.numel() for name, p in transformer.named_parameters())
+    saved = sum(layer.plain_bytes - layer.bytes for layer in layers)
     unmatched = [p for p in recipe.patterns if not any(p in name for name in linears)]
     unmatched += [p for p in recipe.skip_exact if p not in linears]
     return Plan(
@@ -532,8 +565,12 @@ def _check_names(tuning: Tuning, linears: Set[str], kind: str) -> None:
             raise LoadError(f"The recipe file {tuning.source} names a layer {name}, which {kind} has not: correct it.")
 
 
-def _decide(name: str, in_features: int, out_features: int, recipe: Recipe, precision: str) -> LayerPlan:
+def _decide(
+    name: str, in_features: int, out_features: int, recipe: Recipe, precision: str, in_fp32: bool
+) -> LayerPlan:
     shape: dict[str, Any] = {"name": name, "in_features": in_features, "out_features": out_features}
+    if in_fp32:
+        return LayerPlan(**shape, precision=REFERENCE, in_fp32=True, reason="diffusers keeps it in fp32.")
     if precision == REFERENCE:
         return LayerPlan(**shape, precision=REFERENCE, reason="The reference keeps every layer in bf16.")
     tuning = recipe.tunings.get(precision, Tuning())
@@ -652,6 +689,8 @@ def verify(transformer: nn.Module, plan: Plan) -> LayerCounts:
 
 
 def _is_as_planned(module: nn.Linear, layer: LayerPlan) -> bool:
+    if layer.in_fp32:
+        return type(module.weight.data) is Tensor and module.weight.dtype == torch.float32
     rank = module.rank if isinstance(module, remedies.LowRankLinear) else 0
     turned = module.rotation if isinstance(module, rotation.RotatedLinear) else 0
     held = capability.stored_precision(module.weight)

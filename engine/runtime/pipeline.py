@@ -107,7 +107,6 @@ def call(
     """
     if progress is not None:
         progress.check()
-    clip = {"num_frames": request.num_frames, "frame_rate": spec.defaults.frame_rate}
 
     def ended(pipeline: DiffusionPipeline, index: int, timestep: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         if steps is not None:
@@ -128,7 +127,7 @@ def call(
             **{
                 **spec.call,
                 **several,
-                **(clip if spec.modality == "video" else {}),
+                **spec.clip(request.num_frames),
                 spec.guidance_argument: request.guidance_scale,
                 spec.batch_argument: 1 if prompts else request.batch_size,
             },
@@ -137,12 +136,11 @@ def call(
 
 def finished(pipeline: DiffusionPipeline, spec: ModelSpec, output: BaseOutput) -> Made:
     """A pipeline's output as pictures or clips, with every value a number, and how many were none."""
-    if spec.modality == "image":
-        pixels, audio, audio_rate = output.images.float(), None, 0
-    else:
-        # bf16 clips stay bf16 and leave the device: a batch of them in fp32 takes gigabytes.
-        pixels, audio = output.frames.cpu(), output.audio.float().cpu()
-        audio_rate = pipeline.vocoder.config.output_sampling_rate
+    # Clips leave the device, and those in bf16 stay in it: a batch of them in fp32 takes gigabytes.
+    pixels = output.images.float() if spec.modality == "image" else output.frames.cpu()
+    audio, audio_rate = None, 0
+    if spec.sound:
+        audio, audio_rate = output.audio.float().cpu(), pipeline.vocoder.config.output_sampling_rate
     lost = _lost(pixels)
     if audio is not None:
         lost = [seen + heard for seen, heard in zip(lost, _lost(audio), strict=True)]

@@ -1,9 +1,9 @@
 """Rough pictures of what is being denoised, for whoever waits: never in a run whose timing counts.
 
 After every step a flow-matching sampler knows where it is and where it came from, hence where it is heading: with
-x_(i+1) = x_i + (s_(i+1) - s_i) v, the picture that it now expects is x_(i+1) - s_(i+1) v. That is decoded by the
-model's own VAE, of a batch the first, of a clip its first frame, and no more often than leaves four fifths of the time
-to the denoising.
+x_(i+1) = x_i + (s_(i+1) - s_i) v, the picture that it now expects is x_(i+1) - s_(i+1) v. UniPC, whose steps bend,
+keeps that itself. It is decoded by the model's own VAE, of a batch the first, of a clip its first frame, and no more
+often than leaves four fifths of the time to the denoising.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from engine.catalog import ModelSpec
 from engine.request import CompareRequest
+from engine.weights import schedulers
 
 SIDE = 256
 """Pixels of the longer side at most."""
@@ -60,8 +61,12 @@ class Previewer:
         began = self._clock()
         if before is None or began < self._free_from:
             return None
-        noise, less = self._pipeline.scheduler.sigmas[index : index + 2].tolist()
-        expected = now - less * (now - before) / (less - noise)
+        scheduler = self._pipeline.scheduler
+        if schedulers.keeps_goals(scheduler):
+            expected = scheduler.model_outputs[-1][:1]
+        else:
+            noise, less = scheduler.sigmas[index : index + 2].tolist()
+            expected = now - less * (now - before) / (less - noise)
         drawn = _jpeg(self._decode(self._pipeline, expected.to(latents.dtype), self._request)[0])
         ended = self._clock()
         self._free_from = ended + (ended - began) * (1 / SHARE - 1)
@@ -105,11 +110,7 @@ def _flux2(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest
 
 def _qwen_image(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest) -> Tensor:
     latents = pipeline._unpack_latents(latents, request.height, request.width, pipeline.vae_scale_factor)
-    config = pipeline.vae.config
-    mean, deviation = (
-        latents.new_tensor(values).view(1, -1, 1, 1, 1) for values in (config.latents_mean, config.latents_std)
-    )
-    return _run(pipeline.vae, latents * deviation + mean)[:, :, 0]
+    return _of_frames(pipeline.vae, latents)  # of one
 
 
 def _ltx2(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest) -> Tensor:
@@ -123,6 +124,17 @@ def _ltx2(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest)
     return _run(vae, latents, timestep)[:, :, 0]
 
 
+def _wan(pipeline: DiffusionPipeline, latents: Tensor, request: CompareRequest) -> Tensor:
+    return _of_frames(pipeline.vae, latents[:, :, :1])
+
+
+def _of_frames(vae: torch.nn.Module, latents: Tensor) -> Tensor:
+    mean, deviation = (
+        latents.new_tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return _run(vae, latents * deviation + mean)[:, :, 0]
+
+
 DECODERS: dict[str, Callable[[DiffusionPipeline, Tensor, CompareRequest], Tensor]] = {
     "FluxPipeline": _flux,
     "Flux2KleinPipeline": _flux2,
@@ -130,5 +142,6 @@ DECODERS: dict[str, Callable[[DiffusionPipeline, Tensor, CompareRequest], Tensor
     "ZImagePipeline": _z_image,
     "QwenImagePipeline": _qwen_image,
     "LTX2Pipeline": _ltx2,
+    "WanPipeline": _wan,
 }
-"""Pipeline's class -> packed latents to pictures, (N, 3, H, W) in [-1, 1], as its own last lines do it."""
+"""Pipeline's class -> latents as it keeps them to pictures, (N, 3, H, W) in [-1, 1], as its own last lines do it."""

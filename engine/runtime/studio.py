@@ -174,7 +174,9 @@ class Studio(Holdings):
     ) -> tuple[Generation, Made]:
         """The timed call, and what is known of it; no files are written yet."""
         name = rendition.column.written(request.recipe)
-        drawn = request.previews and schedulers.is_euler(rendition.pipeline.scheduler)  # others are heading elsewhere
+        scheduler = rendition.pipeline.scheduler
+        foreseen = schedulers.is_euler(scheduler) or schedulers.keeps_goals(scheduler)  # others are heading elsewhere
+        drawn = request.previews and foreseen
         preview = Previewer(rendition.pipeline, spec, request) if drawn else None
         progress = Progress(name, tell, stop, preview)
         before = compilation.Done.so_far(rendition.blocks)

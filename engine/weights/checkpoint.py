@@ -173,6 +173,12 @@ def is_module(kind: str) -> bool:
     return "Scheduler" not in kind and not is_tokenizer(kind)
 
 
+def in_fp32(cls: type, name: str) -> bool:
+    """Whether a diffusers class keeps its parameter of this name in fp32 when it is loaded in bf16 (diffusers 0.42,
+    models/model_loading_utils.py)."""
+    return not set(name.split(".")).isdisjoint(getattr(cls, "_keep_in_fp32_modules", None) or ())
+
+
 def require_no_cache(folder: Path, option: str = "") -> None:
     """See that a folder without a checkpoint of its own is none of the hub's cache, in which checkpoints lie deeper.
 

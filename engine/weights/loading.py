@@ -35,7 +35,7 @@ from engine.weights.source import BUNDLED_OR_HUB, Source
 Told = Callable[[int, int], None]
 """Called with bytes downloaded and bytes in all."""
 Read = Callable[[str, Tensor], Tensor]
-"""Called with a tensor's name and an empty one of its shape; gives its values on the device."""
+"""Called with a tensor's name and an empty one of its shape and type; gives its values on the device."""
 Unpack = Callable[[str, checkpoint.Packed, Mapping[str, Tensor]], Tensor]
 """Called with the name of a weight that torchao took apart, what its file says of it, and its parts on the device;
 gives the weight."""
@@ -51,7 +51,8 @@ them changes."""
 
 
 def load_pipeline(spec: ModelSpec, device: torch.device, source: Source = BUNDLED_OR_HUB) -> DiffusionPipeline:
-    """The model's pipeline in bf16 on `device`, ready to be called.
+    """The model's pipeline in bf16 on `device`, ready to be called. In fp32 is what its classes say, and the VAE of a
+    model that says so.
 
     Raises:
         LoadError: the weights cannot be had, or a file of them is missing or cut short.
@@ -75,7 +76,7 @@ def load_shared(
     told: Told | None = None,
     place: Place | None = None,
 ) -> dict[str, Any]:
-    """All components but the denoiser, modules in bf16 on `device`; for `assemble`.
+    """All components but the denoiser, modules on `device`, in types as of `load_pipeline`; for `assemble`.
 
     Args:
         place: what to do with each part of the `text_parts` as soon as its weights are there.
@@ -97,13 +98,14 @@ def load_shared(
             elif checkpoint.is_tokenizer(kind):
                 shared[part] = _tokenizer(kind, folder / part, source.random)
             elif chosen is None:
-                shared[part] = _fill(_hollow(spec, part, folder), device, _random(device), _of_text(part, place))
+                hollow = _hollow(spec, part, folder)
+                shared[part] = _fill(hollow, device, _random(device), _of_text(part, place))
             elif library == "transformers" and place is not None:
                 shared[part] = _sent(_from_transformers(kind, chosen, part, torch.device("cpu")), device, place)
             elif library == "transformers":
                 shared[part] = _from_transformers(kind, chosen, part, device)
             else:
-                with _in_bf16():  # buffers too, as `from_pretrained(dtype=torch.bfloat16)` makes them
+                with _in(_dtype(spec, part)):  # buffers too, as `from_pretrained(dtype=...)` makes them
                     hollow = _hollow(spec, part, folder, chosen)
                 found = checkpoint.component(folder / part, library, chosen.remedy)
                 read = _reader(hollow, found, device, opened)
@@ -208,7 +210,7 @@ def empty_transformer(spec: ModelSpec) -> nn.Module:
     kind = transformer_class(spec)
     config = checkpoint.denoiser_config(spec)
     with torch.device("meta"):
-        return kind.from_config(config).to(torch.bfloat16)
+        return _typed(kind.from_config(config))
 
 
 def transformer_class(spec: ModelSpec) -> type[ModelMixin]:
@@ -452,19 +454,39 @@ def _hollow(spec: ModelSpec, part: str, folder: Path, chosen: Checkpoint | None 
     cls, file = _class(library, kind), folder / part / "config.json"
     remedy = chosen.remedy if chosen else checkpoint.RESTORE
     if library != "transformers":
-        return _of_config(cls, file, remedy, _overrides(spec, part, chosen))
+        return _of_config(cls, file, remedy, _overrides(spec, part, chosen), _dtype(spec, part))
     checkpoint.read_json(file, remedy)
     with init_empty_weights(include_buffers=False):
         module = cls(cls.config_class.from_pretrained(folder / part))
     module.tie_weights()  # making parameters empty made two of each tied one
-    return module
+    return _typed(module)
 
 
-def _of_config(cls: type[ModelMixin], file: Path, remedy: str, overrides: Mapping[str, Any] | None = None) -> nn.Module:
+def _of_config(
+    cls: type[ModelMixin],
+    file: Path,
+    remedy: str,
+    overrides: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> nn.Module:
     """A diffusers class made of its configuration, hollow as of `_hollow`."""
     config = {key: value for key, value in checkpoint.read_json(file, remedy).items() if key != "quantization_config"}
     with init_empty_weights(include_buffers=False), _made_of(file):
-        return cls.from_config({**config, **(overrides or {})})
+        return _typed(cls.from_config({**config, **(overrides or {})}), dtype)
+
+
+def _dtype(spec: ModelSpec, part: str) -> torch.dtype:
+    return torch.float32 if part == "vae" and spec.vae_fp32 else torch.bfloat16
+
+
+def _typed(module: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    """An empty module with the types in which `from_pretrained(dtype=...)` loads it; the same module. Transformers
+    keeps something in fp32 where the rest is fp16 alone."""
+    for name, tensor in _stored_tensors(module).items():
+        if tensor.is_floating_point():
+            kept = isinstance(module, ModelMixin) and checkpoint.in_fp32(type(module), name)
+            tensor.data = tensor.data.to(torch.float32 if kept else dtype)
+    return module
 
 
 @contextmanager
@@ -506,7 +528,7 @@ def _names(module: nn.Module, found: Component) -> dict[str, str]:
 
 
 def _fill(module: nn.Module, device: torch.device, read: Read, place: Place | None, stored: bool = False) -> nn.Module:
-    """Give a hollow module its weights in bf16, one submodule after the other; returns the same module.
+    """Give a hollow module its weights in its types, one submodule after the other; returns the same module.
 
     Args:
         stored: buffers that belong into a file are read as well; otherwise they stay as they were made.
@@ -521,7 +543,7 @@ def _fill(module: nn.Module, device: torch.device, read: Read, place: Place | No
             made = tied.get(id(empty))
             if made is None:
                 made = read(f"{prefix}{key}", empty)
-                made = made if made.dtype == torch.bfloat16 else made.to(torch.bfloat16)  # not asked of a packed one
+                made = made if made.dtype == empty.dtype else made.to(empty.dtype)  # not asked of a packed one
                 made = nn.Parameter(made, requires_grad=False)
             if times[id(empty)] > 1:
                 tied[id(empty)] = made
@@ -559,9 +581,9 @@ def _sent(module: nn.Module, device: torch.device, place: Place) -> nn.Module:
 def _reader(
     module: nn.Module, found: Component, device: torch.device, opened: ExitStack, unpack: Unpack | None = None
 ) -> Read:
-    """Reads a component's tensors by name from its files, straight to the device, as bf16.
+    """Reads a component's tensors by name from its files, straight to the device, in the types of the empty ones.
 
-    An fp8 weight is multiplied by its scale in fp32. What is not finite in bf16 is refused, as it would spread to every
+    An fp8 weight is multiplied by its scale in fp32. What is not finite in its type is refused, as it would spread to every
     pixel, and to the quantizers' tables.
     """
     handles: dict[Path, safe_open] = {}
@@ -586,7 +608,7 @@ def _reader(
         value = get(name)
         if name in found.scales:
             value = _scaled(value, get(found.scales[name]), found, name)
-        value = value.to(torch.bfloat16)
+        value = value.to(empty.dtype)
         _require_finite(value, name, found.tensors[name].file)
         return value
 
@@ -615,8 +637,8 @@ def _scaled(codes: Tensor, scale: Tensor, found: Component, name: str) -> Tensor
 def _require_finite(value: Tensor, name: str, file: Path) -> None:
     if not bool(value.isfinite().all()):
         raise LoadError(
-            f"{name} in {file} has values that are not finite in bf16 (NaN or infinite): copy the file again, or give "
-            "a checkpoint whose weights are numbers."
+            f"{name} in {file} has values that are not finite in {'bf16' if value.dtype == torch.bfloat16 else 'fp32'} "
+            "(NaN or infinite): copy the file again, or give a checkpoint whose weights are numbers."
         )
 
 
@@ -709,10 +731,10 @@ def _check_vocabularies(shared: Mapping[str, Any], folder: Path) -> None:
 
 
 @contextmanager
-def _in_bf16() -> Iterator[None]:
-    """New floating-point tensors are bf16."""
+def _in(dtype: torch.dtype) -> Iterator[None]:
+    """New floating-point tensors are of this type."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
@@ -725,7 +747,7 @@ def _random(device: torch.device, seed: int = 0) -> Callable[[str, Tensor], Tens
     generator = torch.Generator(device).manual_seed(seed)
 
     def make(name: str, empty: Tensor) -> Tensor:
-        value = torch.empty(empty.shape, dtype=torch.bfloat16, device=device)
+        value = torch.empty(empty.shape, dtype=empty.dtype, device=device)
         if name.endswith("bias"):
             return value.zero_()
         if empty.ndim <= 1:

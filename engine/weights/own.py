@@ -87,7 +87,7 @@ def _spec(folder: Path, name: str, repository: str, revision: str, offline: bool
         there = ", ".join(sorted({spec.pipeline for spec in kinds}))
         raise LoadError(f"{name} is a {made or 'pipeline without a name'}, which is not known here: known are {there}.")
     kind, family, recipes = _kind(folder, name, known)
-    kind = _undistilled(kind, folder)
+    kind = _before_expanded_timesteps(_undistilled(kind, folder), folder)
     card = _card(folder)
     spec = replace(
         kind,
@@ -122,6 +122,10 @@ def _kind(folder: Path, name: str, known: Sequence[ModelSpec]) -> tuple[ModelSpe
         if not checkpoint.misfit(spec, folder, COPY_AGAIN) and (spec.bundled or _guided_alike(spec, folder)):
             return spec, spec.family, spec.recipes
     its = checkpoint.parts(folder, COPY_AGAIN)
+    if "transformer_2" in its:  # as Wan 2.2 A14B has, one for much noise and one for little
+        raise LoadError(
+            f"{name} cannot be run: it has two denoisers, and a {known[0].pipeline} is only known with one here."
+        )
     kind = _by_guidance([spec for spec in known if not _others(spec, its)] or known, folder)
     for part, (library, _) in checkpoint.parts(kind.folder).items():
         if part not in its:
@@ -159,6 +163,17 @@ def _undistilled(kind: ModelSpec, folder: Path) -> ModelSpec:
         kind,
         defaults=replace(kind.defaults, num_inference_steps=50, guidance_scale=4.0),
         limits=replace(kind.limits, guidance_scale=(1.0, 10.0)),
+    )
+
+
+def _before_expanded_timesteps(kind: ModelSpec, folder: Path) -> ModelSpec:
+    """A Wan 2.1, which has one timestep a clip and not one a token, with its makers' size, length and rate."""
+    if kind.pipeline != "WanPipeline" or checkpoint.switches(folder, COPY_AGAIN).get("expand_timesteps"):
+        return kind
+    return replace(
+        kind,
+        defaults=replace(kind.defaults, height=480, width=832, num_frames=81, frame_rate=16.0),
+        limits=replace(kind.limits, sizes=((480, 832), (832, 480)), num_frames=(5, 81), max_pixels=720 * 1280),
     )
 
 
@@ -207,7 +222,7 @@ def _limits(kind: ModelSpec, folder: Path) -> Limits:
 def _compression(folder: Path) -> int:
     """Of a VAE in space, as diffusers' pipelines tell it from a configuration."""
     config = checkpoint.read_json(folder / "vae" / "config.json", COPY_AGAIN)
-    if told := config.get("spatial_compression_ratio"):
+    if told := config.get("spatial_compression_ratio") or config.get("scale_factor_spatial"):
         return int(told)
     stages = config.get("block_out_channels") or config.get("temperal_downsample") or [0] * 4
     return int(2 ** (len(stages) - ("block_out_channels" in config)))
@@ -226,6 +241,7 @@ def _memory(spec: ModelSpec, kind: ModelSpec, folder: Path, offline: bool) -> Me
         weights = {part: stored.get(part, 0) for part in checkpoint.parts(kind.folder)}
     else:
         weights = {part: _bf16_bytes(folder / part, kind) for part in checkpoint.parts(kind.folder)}
+        weights["vae"] *= 2 if kind.vae_fp32 else 1
     if not weights["transformer"]:
         return kind.memory_gb
     mine, its = (_width(at) for at in (kind.folder, folder))
@@ -238,6 +254,7 @@ def _memory(spec: ModelSpec, kind: ModelSpec, folder: Path, offline: bool) -> Me
         run=kind.memory_gb.run * wider,
         kept=kind.memory_gb.kept * max(1.0, shared / kind.memory_gb.shared),
         footprint=kind.memory_gb.footprint * max(1.0, wider) ** 2,
+        stored=0.0,
     )
 
 

@@ -64,6 +64,11 @@ def is_euler(scheduler: SchedulerMixin) -> bool:
     return type(scheduler).__name__ == EULER
 
 
+def keeps_goals(scheduler: SchedulerMixin) -> bool:
+    """Whether it keeps what each step expects in the end, as the last of its `model_outputs`."""
+    return type(scheduler).__name__ == "UniPCMultistepScheduler" and bool(scheduler.config.predict_x0)
+
+
 @cache
 def _callable(kind: str) -> type[SchedulerMixin]:
     """diffusers' class, taking the noise levels and the shift that pipelines give, if it can use them."""

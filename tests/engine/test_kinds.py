@@ -81,6 +81,7 @@ PUBLISHED = {  # parameters in billions, as their makers name them; Qwen3-4B has
     "z-image-turbo": {"transformer": 6.15, "text_encoder": 4.02},
     "flux.2-klein-4b": {"transformer": 3.88, "text_encoder": 4.02},
     "flux.2-dev": {"transformer": 32.22, "text_encoder": 24.01},
+    "wan-2.2-5b": {"transformer": 5.0, "text_encoder": 5.68, "vae": 0.705},  # "5B"; Wan2.2_VAE.pth has 2.82 GB
 }
 
 
@@ -89,8 +90,9 @@ def test_memory_is_what_the_configurations_add_up_to(kind):
     counted = {part: sum(p.numel() for p in module.parameters()) for part, module in made.items()}
     for part, billions in PUBLISHED[kind.id].items():
         assert counted[part] / 1e9 == pytest.approx(billions, abs=0.006)
-    assert kind.memory_gb.transformer == pytest.approx(2e-9 * counted.pop("transformer"), abs=0.006)
-    assert kind.memory_gb.shared == pytest.approx(2e-9 * sum(counted.values()), abs=0.006)
+    taken = {part: memory.gigabytes(module) for part, module in made.items()}
+    assert kind.memory_gb.transformer == pytest.approx(taken.pop("transformer"), abs=0.006)
+    assert kind.memory_gb.shared == pytest.approx(sum(taken.values()), abs=0.006)
     kept, footprint = memory.streamed(made.pop("transformer"), made)
     assert kind.memory_gb.kept == pytest.approx(kept, abs=0.006)
     assert kind.memory_gb.footprint == pytest.approx(footprint, abs=0.006)
@@ -159,6 +161,7 @@ LAYERS = {  # of each recipe, quantized of all
     "ltx-2.3": (1660, {"post": 1344, "strict": 768, "full": 1660}),
     "z-image-turbo": (276, {"post": 238, "strict": 224, "full": 276}),
     "flux.2-klein-4b": (109, {"post": 100, "strict": 70, "full": 109}),
+    "wan-2.2-5b": (306, {"post": 300, "strict": 240, "full": 304}),
 }
 
 

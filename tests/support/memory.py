@@ -1,10 +1,10 @@
-"""What modules without weights would take in bf16, in GB of 1e9 bytes."""
+"""What modules without weights would take in their types, in GB of 1e9 bytes."""
 
 from engine.weights import host_memory, loading
 
 
 def gigabytes(module):
-    return 2 * sum(p.numel() for p in module.parameters()) / 1e9
+    return sum(p.nbytes for p in module.parameters()) / 1e9
 
 
 def streamed(denoiser, others):

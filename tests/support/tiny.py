@@ -17,6 +17,7 @@ from diffusers import (
     AutoencoderKLLTX2Audio,
     AutoencoderKLLTX2Video,
     AutoencoderKLQwenImage,
+    AutoencoderKLWan,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
@@ -28,6 +29,9 @@ from diffusers import (
     LTX2VideoTransformer3DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -55,6 +59,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from engine import catalog
@@ -435,6 +441,31 @@ def _wide_vocoder() -> torch.nn.Module:
     )
 
 
+def _wan() -> DiffusionPipeline:
+    tokenizer = T5Tokenizer.from_pretrained(catalog.MINI_FLUX.folder / "tokenizer_2")
+    config = UMT5Config(vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
+    return WanPipeline(
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0),
+        text_encoder=UMT5EncoderModel(config),
+        tokenizer=tokenizer,
+        transformer=WanTransformer3DModel(
+            **HEADS, in_channels=16, out_channels=16, text_dim=32, freq_dim=32, ffn_dim=128, num_layers=2
+        ),
+        vae=AutoencoderKLWan(
+            base_dim=8,
+            decoder_base_dim=8,
+            z_dim=16,
+            num_res_blocks=1,
+            is_residual=True,
+            in_channels=12,
+            out_channels=12,
+            patch_size=2,
+            scale_factor_spatial=16,
+        ),
+        expand_timesteps=True,
+    )
+
+
 KINDS = {
     "flux.1-dev": _flux,
     "qwen-image": _qwen,
@@ -444,4 +475,5 @@ KINDS = {
     "z-image-turbo": _z_image,
     "flux.2-klein-4b": _klein,
     "flux.2-dev": _flux2_dev,
+    "wan-2.2-5b": _wan,
 }
