@@ -4,6 +4,7 @@ import inspect as signatures
 import json
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import diffusers
@@ -42,7 +43,7 @@ NEW = tuple(
     if catalog.KINDS[model].pipeline not in {spec.pipeline for spec in catalog.MODELS.values()}
 )
 CHATS = tuple(model for model in UNPINNED if catalog.KINDS[model].chat is not None)
-SMALL = {"height": 256, "width": 256}
+SMALL = {"height": 64, "width": 64}
 
 
 @pytest.fixture(autouse=True)
@@ -64,11 +65,18 @@ def kind(request):
 
 @pytest.fixture(params=OF_ITS_OWN)
 def spec(request, folders):
-    return catalog.model(own.model(str(folders[request.param])))
+    return tiny_spec(folders[request.param])
+
+
+def tiny_spec(folder):
+    """Of a checkpoint in a folder, with smaller sizes than anybody is offered."""
+    spec = catalog.model(own.model(str(folder)))
+    catalog.give(replace(spec, limits=replace(spec.limits, side=(64, spec.limits.side[1]))))
+    return catalog.model(spec.id)
 
 
 def small(spec):
-    return SMALL | ({"num_frames": 9} if spec.modality == "video" else {})
+    return SMALL | ({"num_frames": spec.limits.num_frames[0]} if spec.modality == "video" else {})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -222,7 +230,7 @@ def test_its_program_makes_the_pixels(spec, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("model", NEW)
 def test_a_tiny_checkpoint_is_benched_and_evaluated(model, folders, tmp_path, cache):
-    spec = catalog.model(own.model(str(folders[model])))
+    spec = tiny_spec(folders[model])
     settings = bench.Settings(
         precisions=("nvfp4",), batch_sizes=(1,), methods=("engine",), repeats=1, steps=2, **small(spec)
     )
@@ -240,7 +248,8 @@ def test_weights_are_in_bf16_and_rotary_frequencies_are_not(spec):
     encoder = loading.load_shared(spec, torch.device("cpu"))["text_encoder"]
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.bfloat16}
     frequencies = [buffer for name, buffer in encoder.named_buffers() if name.endswith("inv_freq")]
-    assert frequencies and {buffer.dtype for buffer in frequencies} == {torch.float32}
+    assert frequencies or spec.like == "wan-2.2-5b"  # whose positions are learnt
+    assert {buffer.dtype for buffer in frequencies} <= {torch.float32}
 
 
 def test_a_prompt_is_counted_as_it_is_read(spec):

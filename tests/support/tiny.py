@@ -454,6 +454,7 @@ def _wan() -> DiffusionPipeline:
         vae=AutoencoderKLWan(
             base_dim=8,
             decoder_base_dim=8,
+            dim_mult=[1, 1, 1, 1],
             z_dim=16,
             num_res_blocks=1,
             is_residual=True,
