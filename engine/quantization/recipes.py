@@ -295,16 +295,16 @@ _FAMILIES: Mapping[str, tuple[Recipe, ...]] = {
     "wan-2.2": (
         Recipe(
             id=POST,
-            summary="What the post's rules for LTX-2 mean, in this class's names: what embeds text and time and the last "
-            "projection stay bf16.",
+            summary="What the post's rules for LTX-2 mean, in this class's names: what embeds text and time and the "
+            "last projection stay bf16.",
             min_features=NARROWEST,
             **_WAN_SKIPS,
         ),
         _strict(_WAN_SKIPS, _WAN_ROWS),
         Recipe(
             id="full",
-            summary="Every Linear layer whose shape the format can take, but the time embedding, which diffusers keeps in "
-            "fp32.",
+            summary="Every Linear layer whose shape the format can take, but the time embedding, which diffusers keeps "
+            "in fp32.",
             skip_containing=("time_embedder",),
         ),
     ),
@@ -565,9 +565,7 @@ def _check_names(tuning: Tuning, linears: Set[str], kind: str) -> None:
             raise LoadError(f"The recipe file {tuning.source} names a layer {name}, which {kind} has not: correct it.")
 
 
-def _decide(
-    name: str, in_features: int, out_features: int, recipe: Recipe, precision: str, in_fp32: bool
-) -> LayerPlan:
+def _decide(name: str, in_features: int, out_features: int, recipe: Recipe, precision: str, in_fp32: bool) -> LayerPlan:
     shape: dict[str, Any] = {"name": name, "in_features": in_features, "out_features": out_features}
     if in_fp32:
         return LayerPlan(**shape, precision=REFERENCE, in_fp32=True, reason="diffusers keeps it in fp32.")

@@ -30,7 +30,10 @@ ROLES: Mapping[str, tuple[str, str]] = MappingProxyType(
             r"(timestep_embedder|guidance_embedder|time_embed(der)?\.|time_proj$|^t_embedder|adaln|av_cross_attn)",
         ),
         "pooled_text": ("Pooled text in", r"time_text_embed\.text_embedder\."),
-        "text_in": ("Text in", r"(context_embedder|cap_embedder|condition_embedder\.text_embedder|txt_in|caption_projection)"),
+        "text_in": (
+            "Text in",
+            r"(context_embedder|cap_embedder|condition_embedder\.text_embedder|txt_in|caption_projection)",
+        ),
         "picture_in": ("Picture in", r"(^(all_)?x_embedder|^img_in|^(audio_)?proj_in)"),
         "last_norm": ("Last modulation", r"(norm_out|final_layer.*adaLN_modulation)"),
         "last": ("Last projection", r"(^(audio_)?proj_out|final_layer.*\.linear)$"),

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -196,6 +197,9 @@ def _templated(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> str
         arguments = {"add_generation_prompt": True, **spec.chat}
         text: str = getattr(pipeline, spec.tokenizer).apply_chat_template(said, tokenize=False, **arguments)
         return text
+    if spec.pipeline == "WanPipeline":
+        cleaned: str = prompt_clean(prompt)
+        return cleaned
     return pipeline.prompt_template_encode.format(prompt) if spec.template_tokens else prompt
 
 

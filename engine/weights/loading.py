@@ -583,8 +583,8 @@ def _reader(
 ) -> Read:
     """Reads a component's tensors by name from its files, straight to the device, in the types of the empty ones.
 
-    An fp8 weight is multiplied by its scale in fp32. What is not finite in its type is refused, as it would spread to every
-    pixel, and to the quantizers' tables.
+    An fp8 weight is multiplied by its scale in fp32. What is not finite in its type is refused, as it would spread to
+    every pixel, and to the quantizers' tables.
     """
     handles: dict[Path, safe_open] = {}
     names = _names(module, found)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from engine import catalog
 from engine.benchmark import bench
+from engine.errors import LoadError
 from engine.outputs.program import code
 from engine.quality import evaluate, prompts
 from engine.quantization import recipes
@@ -280,6 +281,38 @@ def test_a_lora_is_fused_into_it(spec, tmp_path):
     plain, fused = (loading.load_transformer(one, torch.device("cpu")).state_dict() for one in (spec, ours))
     changed = {name for name, weight in fused.items() if not torch.equal(weight, plain[name])}
     assert changed == {name.replace("transformer.", "").replace("lora_A.", "") for name in tensors if "lora_A" in name}
+
+
+def test_what_diffusers_keeps_in_fp32_is_in_fp32(folders):
+    spec = tiny_spec(folders["wan-2.2-5b"])
+    ours = loading.load_pipeline(spec, torch.device("cpu"))
+    types = {"default": torch.bfloat16, "vae": torch.float32}
+    theirs = diffusers.WanPipeline.from_pretrained(spec.place, dtype=types, local_files_only=True)
+    for part in ("transformer", "vae", "text_encoder"):
+        mine, its = (getattr(pipeline, part).state_dict() for pipeline in (ours, theirs))
+        assert {name: tensor.dtype for name, tensor in mine.items()} == {n: t.dtype for n, t in its.items()}
+        assert all(torch.equal(tensor, its[name]) for name, tensor in mine.items())
+    assert theirs.transformer.condition_embedder.time_embedder.linear_1.weight.dtype == torch.float32
+    told = {
+        layer.name: layer for layer in recipes.plan(ours.transformer, recipes.recipe("unknown", "full"), "fp8").layers
+    }
+    layer = told["condition_embedder.time_embedder.linear_1"]
+    assert (layer.quantized, layer.reason) == (False, "diffusers keeps it in fp32.")
+    assert layer.bytes == 4 * layer.in_features * layer.out_features
+
+
+def test_wan_2_1_is_asked_for_its_own_size_and_wan_with_two_denoisers_is_refused(folders, tmp_path):
+    folder = shutil.copytree(folders["wan-2.2-5b"], tmp_path / "wan")
+    index, vae = folder / "model_index.json", folder / "vae" / "config.json"
+    said = json.loads(index.read_text())
+    index.write_text(json.dumps(said | {"expand_timesteps": False}))
+    vae.write_text(json.dumps(json.loads(vae.read_text()) | {"scale_factor_spatial": 8}))
+    spec = catalog.model(own.model(str(folder)))
+    assert (spec.defaults.height, spec.defaults.num_frames, spec.defaults.frame_rate) == (480, 81, 16.0)
+    assert spec.limits.size_multiple == 16
+    index.write_text(json.dumps(said | {"transformer_2": said["transformer"]}))
+    with pytest.raises(LoadError, match="it has two denoisers, and a WanPipeline is only known with one here"):
+        own.model(str(folder))
 
 
 def test_flux2_klein_before_distillation_is_guided(folders, tmp_path):

@@ -682,6 +682,7 @@ def test_the_settings_exist_and_key_the_caches(tmp_path, monkeypatch, module):
         ),
         ("qwen-image", {"gelu_in_product", "real_rotations", "cast_before_view", "pairs_in_words", "share"}),
         ("ltx-2", {"gelu_in_product", "turned_halves", "cast_before_view", "write_rows", "share"}),
+        ("wan-2.2-5b", {"gelu_in_product", "share"}),
     ],
 )
 def test_a_models_rewritten_blocks_make_what_they_made(model, found, tmp_path, monkeypatch):

@@ -65,6 +65,20 @@ def test_a_step_of_flux2_stays_on_the_gpu(model):
     assert step(model, flux2) == [(1, 4096, 128)]
 
 
+def wan(config, tensor):
+    """A clip of 5 frames of 704 x 1280, a timestep for each of its tokens, 512 tokens of text."""
+    return {
+        "hidden_states": tensor(1, config.in_channels, 2, 44, 80),
+        "timestep": tensor(1, 2 * 22 * 40, dtype=torch.float32),
+        "encoder_hidden_states": tensor(1, 512, config.text_dim),
+    }
+
+
+def test_a_step_of_wan_stays_on_the_gpu():
+    assert catalog.KINDS["wan-2.2-5b"].recordable
+    assert step("wan-2.2-5b", wan) == [(1, 48, 2, 44, 80)]
+
+
 def test_a_step_of_z_image_does_not():
     """It makes positions and masks on the host, or waits for how many tokens are padding."""
     assert not catalog.KINDS["z-image-turbo"].recordable
