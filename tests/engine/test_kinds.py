@@ -24,14 +24,15 @@ from engine.quantization import recipes
 from engine.quantization.inspection import inspect
 from engine.quantization.roles import role_of
 from engine.request import CompareRequest
-from engine.runtime import timing
+from engine.runtime import previews, timing
 from engine.runtime.multi_device import driving
-from engine.runtime.pipeline import _templated, call, finished, read, token_ids
+from engine.runtime.pipeline import Progress, _templated, call, finished, read, token_ids
 from engine.runtime.previews import DECODERS
 from engine.runtime.studio import Studio
 from engine.weights import loading, lora, own
 from engine.weights.checkpoint import is_module, parts
 from engine.weights.loading import _hollow
+from engine.weights.schedulers import keeps_goals
 from tests.support import adapters, memory, tiny
 
 pytestmark = pytest.mark.usefixtures("catalog_for_one_test")
@@ -299,6 +300,26 @@ def test_what_diffusers_keeps_in_fp32_is_in_fp32(folders):
     layer = told["condition_embedder.time_embedder.linear_1"]
     assert (layer.quantized, layer.reason) == (False, "diffusers keeps it in fp32.")
     assert layer.bytes == 4 * layer.in_features * layer.out_features
+
+
+def test_a_preview_of_wan_is_the_first_frame_of_what_its_scheduler_expects(folders, monkeypatch):
+    """Of the last step it is the clip's own: the decoder looks back in time alone."""
+    spec, seen = tiny_spec(folders["wan-2.2-5b"]), []
+    monkeypatch.setattr(previews, "_jpeg", lambda picture: seen.append(picture) or b"")
+    asked = CompareRequest.create("a cat", model=spec.id, num_inference_steps=4, **small(spec))
+    pipeline = loading.load_pipeline(spec, torch.device("cpu"))
+    preview = previews.Previewer(pipeline, spec, asked, clock=lambda: 0.0)
+
+    class Every(Progress):
+        def __call__(self, pipeline, index, timestep, given):
+            preview(given["latents"], index)
+            return {}
+
+    with torch.inference_mode():
+        made = call(pipeline, spec, asked, 7, Every("bf16", lambda _: None, lambda: False))
+    assert keeps_goals(pipeline.scheduler) and len(seen) == 3
+    first = [float(((picture / 2 + 0.5).clamp(0, 1) - made.frames[0, 0]).abs().max()) for picture in seen]
+    assert first[-1] < 1e-4 < first[0]
 
 
 def test_wan_2_1_is_asked_for_its_own_size_and_wan_with_two_denoisers_is_refused(folders, tmp_path):
