@@ -672,10 +672,10 @@ def main() -> None:
 def _run() -> int | None:
     leave_cores_to_others(os.environ)
     args = _parser().parse_args()
-    if hasattr(args, "precision"):
-        args.precision = _with_folders(args.precision, getattr(args, "offline", False))
     if hasattr(args, "model"):
         args.model = own_model(args.model, getattr(args, "offline", False))
+    if hasattr(args, "precision"):  # after the model, whose denoiser a folder may hold
+        args.precision = _with_folders(args.precision, getattr(args, "offline", False))
     if getattr(args, "lora", None):
         args.model = with_loras(args, args.model)
     with _tentative(args):

@@ -254,7 +254,8 @@ def described(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
     if chosen is not None and spec.bundled and chosen.folder == spec.folder:
         return f"the bundled checkpoint{fused}"
     stored = stored_as(spec, source)
-    stored = f", stored in {stored} and run in bf16" if stored else ""
+    run = "bf16, the VAE in fp32" if spec.vae_fp32 else "bf16"
+    stored = f", stored in {stored} and run in {run}" if stored else ""
     if chosen is not None and (source.folder is not None or spec.place is not None):
         return f"the local folder {chosen.folder.name}{stored}{fused}"
     return f"{spec.source} at revision {spec.revision}{stored}{fused}"

@@ -33,7 +33,7 @@ from engine.weights import loading, lora, own
 from engine.weights.checkpoint import is_module, parts
 from engine.weights.loading import _hollow
 from engine.weights.schedulers import keeps_goals
-from tests.support import adapters, memory, tiny
+from tests.support import adapters, commands, memory, tiny
 
 pytestmark = pytest.mark.usefixtures("catalog_for_one_test")
 UNPINNED = tuple(model for model in catalog.KINDS if model not in catalog.MODELS)
@@ -300,6 +300,19 @@ def test_what_diffusers_keeps_in_fp32_is_in_fp32(folders):
     layer = told["condition_embedder.time_embedder.linear_1"]
     assert (layer.quantized, layer.reason) == (False, "diffusers keeps it in fp32.")
     assert layer.bytes == 4 * layer.in_features * layer.out_features
+
+
+def test_what_is_stored_of_a_model_of_ones_own_is_a_column_of_it(folders, tmp_path, monkeypatch, capsys, cache):
+    """What diffusers keeps in fp32 is in fp32 there too."""
+    folder, stored = folders["wan-2.2-5b"], tmp_path / "stored"
+    asked = ("--model", folder, "--offline", "--device", "cpu")
+    assert commands.run(monkeypatch, capsys, "quantize", *asked, "--column", "nvfp4@full", "--out", stored)[0] == 0
+    before = recipes.plan(loading.empty_transformer(tiny_spec(folder)), recipes.recipe("wan-2.2", "full"), "nvfp4")
+    catalog._models.pop(folder.name)  # as at the start of another command
+    status, said, err = commands.run(
+        monkeypatch, capsys, "inspect", "--model", folder, "--precision", f"nvfp4@{stored}", "--json"
+    )
+    assert (status, json.loads(said)["bytes"]["quantized"]) == (0, before.quantized_bytes), err
 
 
 def test_a_preview_of_wan_is_the_first_frame_of_what_its_scheduler_expects(folders, monkeypatch):
