@@ -91,9 +91,14 @@ class Memory:
         return self.run + self.text_kv
 
     @property
+    def weights(self) -> float:
+        """All of them, as they run in the reference."""
+        return self.transformer + self.shared
+
+    @property
     def download(self) -> float:
         """What comes from the hub."""
-        return self.stored or self.transformer + self.shared
+        return self.stored or self.weights
 
 
 @dataclass(frozen=True, kw_only=True)

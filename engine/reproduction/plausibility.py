@@ -117,7 +117,7 @@ def _weights(row: Mapping[str, Any], model: str, faults: list[str]) -> float | N
     spec = catalog.MODELS.get(model)
     if spec is None or spec.memory_gb is None:
         return None
-    weights, whole, shared = row["memory_gb"]["weights"], spec.memory_gb.download, spec.memory_gb.shared
+    weights, whole, shared = row["memory_gb"]["weights"], spec.memory_gb.weights, spec.memory_gb.shared
     # A layer of this width has few scales beside its values: none can take less.
     least = shared + spec.memory_gb.transformer * FORMATS[row["precision"]].size(4096, 4096) / (2 * 4096 * 4096)
     if not least / SLACK <= weights <= whole * SLACK:

@@ -142,7 +142,7 @@ def streams_text(spec: ModelSpec, device: torch.device) -> bool:
     """Whether the text encoders are streamed, of all precisions alike, so that these can be compared: the device has no
     room for them beside the bf16 denoiser, and the host has."""
     memory = spec.memory_gb
-    if memory is None or device.type == "cpu" or memory.download + memory.one_run <= usable(device):
+    if memory is None or device.type == "cpu" or memory.weights + memory.one_run <= usable(device):
         return False
     return memory.shared - memory.kept <= rooms(device)[1].total - HOST_RESERVE
 
