@@ -269,8 +269,9 @@ class Comparison:
 
     def speedup(self, generation: Generation) -> float | None:
         """bf16's latency over this one's; None where either is emulated or streams its denoiser, where only one streams
-        its text encoders, where one ran beside others and the other alone, or where there is no reference."""
-        if self.lacks:
+        its text encoders, where one ran beside others and the other alone, where both are bf16, which costs the same
+        without LoRAs that are fused, or where there is no reference."""
+        if self.lacks or (generation.precision == REFERENCE and generation.column != REFERENCE):
             return None
         if not (generation.latency_comparable and self.reference.latency_comparable):
             return None

@@ -24,6 +24,8 @@ NO_RULER = "its scale has not been measured"
 QUOTED_HERE = "With these settings the post measured"
 ON_SHARED_CARD = "Others used the card too, so these latencies are not to quote."
 MINIATURE = "Made by a miniature: a full-size model can lose more or less."
+COSTS_THE_SAME = "costs the same"
+"""Of bf16 without the model's LoRAs, which are fused."""
 WITHIN_NOISE = "within bf16's own noise"
 SEEN = {"alike": "hard to tell from bf16 in blind tests", "apart": "different to the eye in blind tests"}
 """What is said of a score where the answers of people support it (engine/outputs/pool.py), and nowhere else."""
@@ -112,8 +114,10 @@ def _adapted(comparison: Comparison, others: Sequence[Generation]) -> list[tuple
         return []
     asked = comparison.request
     kept = {g.column: mean_lpips(g) for g in others if comparison.column(g).adapted}
+    moved = {c: lpips / without for c, lpips in kept.items() if lpips is not None}
     parts = [
-        f"{name(asked, c)} moves it {lpips / without:.0%} as far" for c, lpips in kept.items() if lpips is not None
+        f"{name(asked, c)} moves the {thing(asked)} {f'{far:.0f} times' if far >= 2 else f'{far:.0%}'} as far"
+        for c, far in moved.items()
     ]
     beside = f"; {listed(parts)}" if parts else ""
     return [(None, f"What the LoRA does to the {thing(asked)} is an LPIPS of {score(without)} in bf16{beside}.")]
@@ -134,6 +138,7 @@ def _on_one(comparison: Comparison, generation: Generation, seen: Seen) -> str:
     needs += f" ({_signed(denoiser)} for the denoiser's{' weights' if native else ''})"
     speedup, lpips = comparison.speedup(generation), mean_lpips(generation)
     parts = [needs] if speedup is None else [f"is {_speed(speedup)}", needs]
+    parts = [COSTS_THE_SAME] if generation.precision == REFERENCE else parts
     if lpips is not None:
         parts.append(f"has an LPIPS of {score(lpips)}")
     said = f"{name(comparison.request, generation.column)} {listed(parts)}"
@@ -158,6 +163,7 @@ def _on_many(comparison: Comparison, generation: Generation, seen: Seen) -> str:
         sign = "smaller" if percent > 0 else "larger"
         parts.append("weights as large" if percent == 0 else f"{abs(percent)}% {sign} weights")
     parts[-1] += f" (denoiser {change(denoiser / 100)})"
+    parts = [COSTS_THE_SAME] if generation.precision == REFERENCE else parts
     if lpips is not None:
         place = _place(lpips, comparison.ruler, "to another seed")
         parts.append(f"LPIPS {score(lpips)}{_listed(place, as_seen(lpips, seen))}")

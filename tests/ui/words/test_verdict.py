@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from engine import catalog
+from engine.catalog import Lora
 from engine.request import CompareRequest
 from engine.results import Comparison
+from tests.support import own_catalog
 from tests.support.fake_engine import BLACKWELL, RULER
 from tests.support.page import (
     PROMPT,
@@ -99,3 +102,20 @@ def test_what_was_streamed_is_said_and_has_no_speedup(tmp_path):
     alike = replace(made, results=(replace(bf16, streamed=("text encoders",)), fast))
     assert "1.44× faster" in words.verdict.verdict(alike)
     assert "faster" not in words.verdict.verdict(replace(made, results=(bf16, fast)))
+
+
+@pytest.mark.parametrize(("stands_for", "far"), [("fp8", "10 times"), ("nvfp4", "10%")])
+def test_bf16_without_a_lora_costs_the_same_however_long_it_took(tmp_path, stands_for, far):
+    with pytest.MonkeyPatch.context() as patch:
+        own_catalog.begin(patch)
+        lora = Lora(name="style", scale=1, file=tmp_path / "style", path="style", digest="0")
+        catalog.give(spec := catalog.MINI_FLUX.with_loras((lora,)))
+        made = comparison(tmp_path, BLACKWELL, precisions=["fp8", "nvfp4"])
+        other = {"fp8": "nvfp4", "nvfp4": "fp8"}[stands_for]
+        asked = CompareRequest.create(PROMPT, model=spec.id, precisions=["bf16+no-lora", other])
+        bf16, *results = (replace(g, column="bf16+no-lora") if g.column == stands_for else g for g in made.results)
+        found = replace(made, request=asked, results=(bf16, *results))
+        said = words.verdict.verdict(found)
+        assert all((found.speedup(g) is None) == (g.column == "bf16+no-lora") for g in found.results)
+    assert "bf16 without LoRA: costs the same, LPIPS 0.0" in said and said.count("faster") == 1
+    assert f"moves the picture {far} as far." in said
