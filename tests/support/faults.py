@@ -17,7 +17,7 @@ from PIL import Image
 from tests.support.running import App, running
 
 COMMAND = ("-m", "tests.support.faulty_app", "--models", "tiny-flux.1-dev,tiny-ltx-2,far")
-STEPS = 20
+STEPS = 6
 FLUX = {
     "model": "tiny-flux.1-dev",
     "num_inference_steps": STEPS,

@@ -58,8 +58,7 @@ def tabs(page):
 
 
 @browser_test
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("screen", [WIDE, PHONE], ids=["wide", "phone"])
+@pytest.mark.parametrize(("screen", "scheme"), [(WIDE, "light"), (PHONE, "dark")], ids=["wide-light", "phone-dark"])
 def test_no_tab_has_a_violation_of_any_kind(visit, everything, axe, screen, scheme):
     page = visit(everything[0], color_scheme=scheme, **screen)
     found = {name: violations(axe, page) for name in tabs(page)}

@@ -255,10 +255,10 @@ main()
 """The real command line in a process of its own, which knows the tiny model too."""
 
 
-def test_three_kills_at_random_moments_lose_nothing_and_repeat_nothing(spec, cache, tmp_path, prompt_file):
+def test_kills_at_random_moments_lose_nothing_and_repeat_nothing(spec, cache, tmp_path, prompt_file):
     # Of "prompt 6" and "prompt 7" the tiny model would read the same tokens.
-    things = ("cat", "dog", "rocket", "apple", "house")
-    colours = ("red", "blue", "green", "black", "white", "yellow", "pink", "brown")
+    things = ("cat", "dog", "rocket", "apple")
+    colours = ("red", "blue", "green", "black")
     file = prompt_file("".join(f"a {thing}, {colour}\n" for thing in things for colour in colours))
     line = [sys.executable, "-c", TINY_CLI, spec.source, "evaluate", "--model", spec.id, "--prompts", file]
     line += ["--precision", "nvfp4", "--recipe", "full", "--steps", "1"]
@@ -270,10 +270,10 @@ def test_three_kills_at_random_moments_lose_nothing_and_repeat_nothing(spec, cac
         return subprocess.Popen([*line, "--devices", devices], **options, text=True)
 
     draw, rows = random.Random(), {}
-    for devices in ("cpu", "cpu,cpu", "cpu"):
+    for devices in ("cpu", "cpu,cpu"):
         killed = start(devices)
-        more = draw.randrange(1, 45)  # of the 160 pictures
-        made = (said for said in killed.stderr if re.match(r"\d+ of 160", said))
+        more = draw.randrange(1, 25)  # of the 64 pictures
+        made = (said for said in killed.stderr if re.match(r"\d+ of 64", said))
         for _ in itertools.islice(made, more):
             pass
         time.sleep(draw.uniform(0, 0.05))
@@ -283,7 +283,7 @@ def test_three_kills_at_random_moments_lose_nothing_and_repeat_nothing(spec, cac
         assert not (out / "scores.csv").exists()
         assert all(row.stat().st_mtime_ns == when for row, when in rows.items())
         rows = {row: row.stat().st_mtime_ns for row in out.glob("pictures/*/*.json")}
-    assert 3 <= len(rows) < 160
+    assert 2 <= len(rows) < 64
     last = start("cpu")
     said = last.communicate()[1]
     assert last.returncode == 0, said
