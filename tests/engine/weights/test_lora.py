@@ -282,4 +282,6 @@ def test_the_verdict_says_what_is_left_of_the_lora(shown):
     of = {g.column: g.metrics.mean_lpips for g in compared.results[1:]}
     (said,) = [text for _, text in verdict.verdicts(compared) if text.startswith("What the LoRA does")]
     assert f"{of['bf16+no-lora']:.3g}"[:4] in said
-    assert f"NVFP4 moves it {of['nvfp4'] / of['bf16+no-lora']:.0%} as far." in said
+    far = of["nvfp4"] / of["bf16+no-lora"]
+    told = f"{far:.0f} times" if far >= 2 else f"{far:.0%}"
+    assert f"NVFP4 moves the picture {told} as far." in said
