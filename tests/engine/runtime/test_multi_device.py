@@ -300,10 +300,11 @@ def test_the_app_takes_them_from_its_arguments_or_the_environment(monkeypatch):
     monkeypatch.setattr(Process, "__init__", lambda self, name, source, filtered: seen.append(name))
     monkeypatch.delenv("TWINFRAME_DEVICES", raising=False)
     Process.from_arguments(app.arguments([]))
-    Process.from_arguments(app.arguments(["--devices", "cuda:0, cuda:1"]))
+    for apart in command_line.apart(app.arguments(["--devices", "cuda:0, cuda:1"])):
+        Process.from_arguments(apart)
     monkeypatch.setenv("TWINFRAME_DEVICES", "cpu,cpu")
     Process.from_arguments(app.arguments([]))
-    assert seen == [None, "cuda:0,cuda:1", "cpu,cpu"]
+    assert seen == [None, "cuda:0", "cuda:1", "cpu,cpu"]
     assert command_line.devices("") is None
 
 
