@@ -448,7 +448,12 @@ class Handlers:
         }
 
     def open_page(self, values: Updates, http: gr.Request) -> Updates:
-        """The page was opened: set the form, and show the recording, as the address says, and start nothing."""
+        """The page was opened: set the form, and show the recording, as the address says, and start nothing.
+
+        Whoever is quick has pressed Generate before the browser asks for this: then the run stays.
+        """
+        if http.session_hash in self._runs:
+            return unchanged()
         return self._opened(http.query_params, values, http.session_hash)
 
     def open_address(self, values: Updates, event: gr.EventData, http: gr.Request) -> Updates:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -223,7 +224,7 @@ def quantized(
     """The transformer as a recipe of the engine leaves it, and the plan.
 
     Args:
-        blocks: of each repeated class; None for all.
+        blocks: of each repeated class; None for all, of which alike layers share a weight.
         recipe: None for the post's.
     """
     empty = _empty(model)
@@ -236,24 +237,26 @@ def quantized(
     finally:
         torch.set_default_dtype(torch.float32)
     plan = recipes.plan(transformer, recipe or recipes.recipe(model, "post"), precision)
-    recipes.apply(transformer, plan, support(precision, B200))
+    with pytest.MonkeyPatch.context() as patch:
+        if not blocks:
+            patch.setattr(recipes, "_quantize", _quantize_once_a_kind())
+        recipes.apply(transformer, plan, support(precision, B200))
     return transformer, plan
 
 
-def _once_a_shape() -> Callable[..., nn.Module]:
-    """Quantizes one layer of each shape and gives its weight, which has no values, to all others of that shape."""
-    plain, held = capability.quantize_linear_modules, {}
+def _quantize_once_a_kind() -> Callable[[recipes.LayerPlan, nn.Linear, Support, Sequence[Path]], None]:
+    """Quantizes one layer of each kind, and makes all others of it like that one: nothing here has values."""
+    plain, first = recipes._quantize, {}
 
-    def quantize(model: nn.Module, names: set[str], support: Support, packed: tuple | None = None) -> nn.Module:
-        for name in names:
-            layer = model.get_submodule(name)
-            key = (support.precision, packed is None, tuple(layer.weight.shape))
-            if key in held:
-                layer.weight = held[key]
-            else:
-                plain(model, {name}, support, packed)
-                held[key] = layer.weight
-        return model
+    def quantize(layer: recipes.LayerPlan, module: nn.Linear, support: Support, files: Sequence[Path]) -> None:
+        kind = (replace(layer, name="", reason=""), module.bias is None)
+        if kind not in first:
+            plain(layer, module, support, files)
+            first[kind] = module
+        else:
+            module.__class__ = type(first[kind])
+            own = {name: copy(value) if isinstance(value, dict) else value for name, value in vars(first[kind]).items()}
+            vars(module).update(own)
 
     return quantize
 

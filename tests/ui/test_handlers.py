@@ -259,3 +259,21 @@ def test_a_format_that_a_run_disproves_is_called_emulated_without_a_reload(visit
         finished(page)
         assert until(lambda: "NVFP4 emulated" in page.inner_text(".tf-machine"))
         assert until(lambda: "NVFP4 · emulated" in page.locator("#tf-precisions label").all_inner_texts())
+
+
+@browser_test
+def test_who_presses_generate_before_the_page_was_told_what_to_show_gets_the_run(visit, quick):
+    url, worker = quick
+    jobs = len(worker.jobs)
+    page, held, let = visit(url, wait=False), [], []
+    page.route("**/gradio_api/run/predict*", lambda route: route.continue_() if let else held.append(route))
+    page.goto(url)
+    page.wait_for_selector("twinframe-cover", state="detached")
+    page.fill("#tf-prompt textarea", PROMPT)
+    page.keyboard.press("Enter")
+    assert until(lambda: page.get_by_role("button", name="Stop").is_enabled() and held)
+    let.append(True)
+    for route in held:
+        route.continue_()
+    page.wait_for_selector("#tf-headline [data-address^='made=']:not([data-busy])")
+    assert len(worker.jobs) == jobs + 1 and worker.jobs[-1].request.prompt == PROMPT

@@ -154,11 +154,12 @@ const open = (tab) => {
 
 let tab = 'compare';
 
-addEventListener('twinframe-tab', ({ detail }) => {
-  tab = slug(detail);
+const opened = (name) => {
+  tab = slug(name);
   const hash = tab === 'compare' ? '' : `#${tab}`;
   if (location.hash !== hash) go(new URLSearchParams(location.search), hash, true);
-});
+};
+addEventListener('twinframe-tab', ({ detail }) => opened(detail));
 
 document.addEventListener('click', (event) => {
   const link = event.target.closest?.('.gradio-container a[href^="?"]');
@@ -183,7 +184,9 @@ addEventListener('popstate', () => {
 });
 
 const begin = () => {
-  if (!find('#tf-tabs [role=tab]')) requestAnimationFrame(begin);
+  const chosen = find('#tf-tabs [role=tab][aria-selected=true]');
+  if (!chosen) requestAnimationFrame(begin);
   else if (location.hash) arrive();
+  else opened(chosen.textContent.trim()); // who is quick has chosen one already
 };
 begin();

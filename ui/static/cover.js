@@ -87,9 +87,9 @@ class Cover extends HTMLElement {
     if (this.isConnected) this.give();
   }
 
-  /* Whether the page is there, all of it. */
+  /* Whether the page is there, all of it, with what makes the address follow it (address.js). */
   built() {
-    return BUILT.every(find);
+    return BUILT.every(find) && Boolean(window.twinframe);
   }
 
   /* Whether it shows what is shown here, and in the same places. */

@@ -118,7 +118,9 @@ def test_mslk_needs_variants_for_few_rows_and_for_rows_that_do_not_fill_a_tile(l
 
 @pytest.mark.parametrize("capability", [100, 103, 120])
 def test_mslks_quantizer_compiles_for_blackwells(launches, capability, no_cache):
-    for constants in launches:
+    """Each variant for a B200; for its successors, whose assembler is the same, one for few rows and one for many."""
+    by_rows = sorted(launches, key=lambda constants: constants["M_PER_BLOCK"])
+    for constants in by_rows if capability == 100 else (by_rows[0], by_rows[-1]):
         asm = compile_quantizer(constants, capability).asm
         assert asm["cubin"]
         assert re.search(rf"\.target sm_{capability}a\b", asm["ptx"])

@@ -1,4 +1,4 @@
-"""A step of each whole transformer as a B200 would run it: what every layer multiplies, and how."""
+"""A step of each transformer as a B200 would run it: what every layer multiplies, and how."""
 
 from dataclasses import dataclass
 
@@ -26,6 +26,11 @@ from tests.support.blackwell import (
 pytestmark = [pytest.mark.blackwell, pytest.mark.usefixtures("on_blackwell")]
 
 
+FEW = {("qwen-image", "mxfp8"): 2, ("ltx-2", "mxfp8"): 2}
+"""How many blocks of each class take part; all where it is not said. The layers of a model are chosen by name, for both
+formats alike, and MXFP8's quantizer takes a hundred operations a layer."""
+
+
 @dataclass(frozen=True)
 class Rehearsal:
     model: str
@@ -38,10 +43,10 @@ class Rehearsal:
 
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)
 def rehearsal(on_blackwell, request):
-    """One step of a whole transformer at batch 1."""
+    """One step of a transformer at batch 1."""
     model, precision = request.param
     with FakeTensorMode():
-        transformer, plan = quantized(model, precision)
+        transformer, plan = quantized(model, precision, FEW.get(request.param))
         held = recipes.verify(transformer, plan)
         return Rehearsal(model, precision, plan, held, *step(transformer, SYSTEMS[model].inputs(1)))
 
@@ -53,18 +58,20 @@ def test_a_b200_runs_the_block_scaled_precisions_natively(precision):
     assert supported.fused_quantizer == (precision == "nvfp4")
 
 
-def test_every_planned_layer_of_the_whole_model_reaches_the_scaled_matmul_once(rehearsal):
+def test_every_planned_layer_reaches_the_scaled_matmul_once(rehearsal):
     system, recorder = SYSTEMS[rehearsal.model], rehearsal.recorder
-    skipped = system.linears - system.quantized
-    assert rehearsal.held == LayerCounts(quantized=system.quantized, skipped=skipped, left=0)
+    if (rehearsal.model, rehearsal.precision) not in FEW:
+        skipped = system.linears - system.quantized
+        assert rehearsal.plan.counts == LayerCounts(quantized=system.quantized, skipped=skipped, left=0)
+    assert rehearsal.held == rehearsal.plan.counts
     native = [QUANTIZE_NVFP4, SCALED_MM] if rehearsal.precision == "nvfp4" else [SCALED_MM]
-    assert len(recorder.operators) == system.linears
+    assert recorder.operators.keys() == {layer.name for layer in rehearsal.plan.layers}
     for name, operators in recorder.operators.items():
         assert operators == (native if name in rehearsal.plan.names else [aten.addmm.default]), name
     assert set(recorder.outside) == {aten.bmm.default}  # attention, which stays bf16
 
 
-def test_the_whole_model_gives_outputs_of_the_right_shape(rehearsal):
+def test_outputs_have_the_right_shape(rehearsal):
     assert rehearsal.shapes == SYSTEMS[rehearsal.model].outputs(1)
 
 
