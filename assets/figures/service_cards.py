@@ -1,6 +1,6 @@
 """How many comparisons a service of several cards ends, and how long its visitors wait: a simulation.
 
-python -m assets.figures.service_cards [--seconds 40]
+python -m assets.figures.service_cards [--seconds 44]
 
 The real queue before devices that do nothing but sleep: a comparison takes SECONDS on average, between half and one and
 a half of it. VISITORS ask again as soon as they have their answer. What cards cost each other (the host's cores and
@@ -32,8 +32,8 @@ from engine.serving.worker import Worker
 
 ASSETS = Path(__file__).resolve().parents[1]
 FIGURES = ASSETS / "figures" / "service-cards.json"
-CARDS, VISITORS, SECONDS = (1, 2, 4, 8), 16, 0.5
-SETTLING = 5.0
+CARDS, VISITORS, SECONDS = (1, 2, 4, 8), 16, 2.0
+SETTLING = 10.0
 """Seconds until the queue is as long as it stays."""
 
 
@@ -130,7 +130,7 @@ def table(figures: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=40.0, help="of each number of cards")
+    parser.add_argument("--seconds", type=float, default=44.0, help="of each number of cards")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = [simulate(cards, args.seconds, Path(folder)) for cards in CARDS]
