@@ -83,15 +83,20 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(number, lambda number, _: signals.put(number))
 
     # Imported late: a wrong argument is answered at once, and --offline is set before the hub's library looks.
-    device: Device
+    devices: list[Device]
     if lends_cards(os.environ):
         from engine.serving.lent import Lent  # before torch and Gradio, which its package changes
 
-        device = Lent.from_arguments(args)
+        devices = [Lent.from_arguments(args)]
     else:
         from engine.serving.process import Process
 
-        device = Process.from_arguments(args)
+        each = command_line.apart(args)
+        devices = [Process.from_arguments(one) for one in each]
+        if len(devices) > 1:
+            from engine.serving.process import require_one_kind
+
+            require_one_kind([one.device for one in each], devices)
     from engine.serving.worker import Worker
     from ui.page import build_page
     from ui.web.middleware import Doors  # while the device's process imports torch
@@ -99,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     doors, door = Doors.from_environment(os.environ), Door(Limits.from_environment(os.environ))
     shares = command_line.shares_results(args, os.environ)
     with (
-        closing(Worker(args.models, device, door, shares)) as worker,
+        closing(Worker(args.models, devices[0], door, shares, devices[1:])) as worker,
         closing(build_page(worker, models=args.models)) as page,
     ):
         try:

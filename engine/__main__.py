@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from engine import catalog, files, logs
 from engine.benchmark import methods
 from engine.columns import Column
-from engine.environment import leave_cores_to_others
+from engine.environment import leave_cores_to_others, local_rank
 from engine.errors import FaultError, LoadError, OutputError, RequestError, TwinframeError, UnsupportedError
 from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.leaving import leave
@@ -509,11 +509,13 @@ def _evaluate(args: argparse.Namespace) -> None:
         spec,
         settings,
         chosen,
-        args.device or _default_device(),
+        _own_device(args),
         source,
         args.out,
         say=_say,
     )
+    if os.environ.get("RANK", "0") != "0":  # the first of those that a launcher started says it for all
+        return
     if args.json:
         print(json.dumps(summary, indent=1))
         return
@@ -636,8 +638,12 @@ def _tentative(args: argparse.Namespace) -> AbstractContextManager[None]:
     if out is None:
         return nullcontext()
     if args.run is _evaluate:
-        rows = "pictures/*/*.json"
-        return files.tentative(out, "manifest.json", "pictures", worth_keeping=lambda: any(out.glob(rows)))
+        from engine.quality import claims
+
+        def worth_keeping() -> bool:
+            return any(out.glob("pictures/*/*.json")) or claims.at_work(out / ".claims")
+
+        return files.tentative(out, "manifest.json", "pictures", ".claims", worth_keeping=worth_keeping)
     return files.tentative(out if args.run in (_compare, _record, _reproduce) else out.parent)
 
 
@@ -657,6 +663,32 @@ def _one_device(args: argparse.Namespace) -> str:
     if "," in (args.device or "") or ("+" in (args.device or "") and args.command != "bench"):
         raise RequestError(f"{args.command} runs on one device, not on {args.device}: name one with --device.")
     return args.device or _default_device()
+
+
+def _own_device(args: argparse.Namespace) -> str:
+    """Of a command that any number of processes carry out together, the device of this one, as a launcher has numbered
+    those of this machine.
+
+    Raises:
+        RequestError: several are named and no launcher counts processes, or fewer than there are.
+    """
+    named, rank = (args.device or _default_device()).split(","), local_rank(os.environ)
+    if rank is None:
+        if len(named) > 1:
+            raise RequestError(
+                f"{args.command} has one device a process: start it once for each of {', '.join(named)}, with the same "
+                f"--out, or all at once by accelerate launch --num_processes {len(named)} -m engine {args.command} ..."
+            )
+        return named[0]
+    if len(named) > 1:
+        if rank >= len(named):
+            raise RequestError(f"This is process {rank + 1} on this machine, and --devices names {len(named)} devices.")
+        return named[rank]
+    if named != ["cuda"]:
+        return named[0]
+    import torch
+
+    return named[0] if torch.cuda.device_count() == 1 else f"cuda:{rank}"  # some launchers show each its own alone
 
 
 def _default_device() -> str:

@@ -67,6 +67,19 @@ def lends_cards(environment: Mapping[str, str]) -> bool:
     return environment.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
+def local_rank(environment: Mapping[str, str]) -> int | None:
+    """Which of the processes this is that a launcher (accelerate, torchrun) started on this machine, from 0 on; None
+    where none did.
+
+    Raises:
+        RequestError: LOCAL_RANK is no number.
+    """
+    said = environment.get("LOCAL_RANK", "")
+    if said and not said.isdecimal():
+        raise RequestError(f"LOCAL_RANK is {said!r}: unset it, or leave it to the launcher, which counts from 0.")
+    return int(said) if said else None
+
+
 def switch(environment: Mapping[str, str], name: str, default: bool) -> bool:
     """A variable that is on or off; `default` where it is unset or empty.
 

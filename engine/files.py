@@ -6,6 +6,7 @@ import contextlib
 import functools
 import getpass
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -58,7 +59,7 @@ def writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # others may look at the same time
     except OSError as error:
         raise OutputError(f"Cannot write into {folder}: {error.strerror or error}. Choose another folder.") from error
 
@@ -139,7 +140,7 @@ def whole(file: Path) -> Iterator[Path]:
     Raises:
         OutputError: it cannot be written; nothing is left behind.
     """
-    partial = file.with_name(f".{file.name}.{os.getpid()}.part")
+    partial = _beside(file)
     try:
         yield partial
         partial.replace(file)
@@ -162,7 +163,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise OutputError(f"{folder} is there already: name a folder that is not, or remove it.")
     if not can_be_written(folder.parent):
         raise OutputError(f"Cannot write into {folder.parent}: choose another folder.")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    partial = _beside(folder)
     with tentative(folder.parent):
         try:
             partial.mkdir(parents=True)
@@ -174,6 +175,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             raise OutputError(f"Cannot write {folder}: {error.strerror or error}.") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _beside(target: Path) -> Path:
+    """A name for what is not whole yet, which no other process has, on whichever machine that shares the folder."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
 
 
 def claim(folder: Path) -> int | None:

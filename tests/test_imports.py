@@ -14,12 +14,12 @@ HEAVY = {"torch", "torchao", "diffusers", "transformers", "lpips", "torchvision"
 TORCH_FREE = """
 __main__ catalog columns environment errors events files formats leaving logs machine quantized reference request
 results safety vocabulary benchmark benchmark.methods benchmark.overview benchmark.plots compiler metrics metrics.ruler
-metrics.statistics outputs outputs.blind outputs.pool outputs.recordings quality quality.prompts quality.report
-quantization quantization.recipe_files quantization.roles reproduction reproduction.cards reproduction.cells
-reproduction.plausibility reproduction.report reproduction.run reproduction.tables runtime serving serving.admission
-serving.contracts serving.command_line serving.doctor serving.lent serving.process serving.rehearse serving.telemetry
-serving.worker weights weights.checkpoint weights.fingerprint weights.hub weights.lora weights.own weights.source
-weights.torchao_layout
+metrics.statistics outputs outputs.blind outputs.pool outputs.recordings quality quality.claims quality.prompts
+quality.report quantization quantization.recipe_files quantization.roles reproduction reproduction.cards
+reproduction.cells reproduction.plausibility reproduction.report reproduction.run reproduction.tables runtime serving
+serving.admission serving.contracts serving.command_line serving.doctor serving.lent serving.process serving.rehearse
+serving.telemetry serving.worker weights weights.checkpoint weights.fingerprint weights.hub weights.lora weights.own
+weights.source weights.torchao_layout
 """
 """Modules of engine/ that may be imported where torch must not be."""
 WITHOUT = {f"engine.{name}" for name in TORCH_FREE.split()}

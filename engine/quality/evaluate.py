@@ -5,8 +5,9 @@ ceiling), and then by each precision with each recipe from the noise of the firs
 whole, one after the other, into a folder for the prompt, so that a run that is killed at any moment goes on where it
 stopped: at most the pictures that were in the making are made again. Tables and report are built from the rows in the
 end. `manifest.json` says what the folder holds and all that shaped it; a run with anything else in mind leaves it
-alone. Several devices take prompts from one list; they hinder each other's clocks, so no latency is kept then, and
-everything else is the same.
+alone. Any number of processes, on any number of machines that see the folder, take prompts from it (claims.py), and
+come and go as they like; the last to be done writes the tables, which are byte for byte those of one. Processes of one
+machine hinder each other's clocks, so no latency is kept of what is made beside another.
 
 What would count twice, or should not count at all, is left out of every mean and interval, and it is said: prompts of
 which a model reads the same tokens, which would give the same picture, and pairs of which either side has values that
@@ -21,10 +22,10 @@ import csv
 import io
 import json
 import math
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -32,6 +33,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save
 
 from engine import events
@@ -39,17 +41,17 @@ from engine.catalog import ModelSpec
 from engine.columns import EXACT, Column, ordered, recipe_of
 from engine.environment import versions
 from engine.errors import OutputError, RequestError, UnsupportedError
-from engine.events import Stop
 from engine.files import writable, write_whole
 from engine.formats import QUANTIZED, REFERENCE
 from engine.metrics import distances
 from engine.metrics.statistics import CONFIDENCE, RESAMPLES, estimate, spread
-from engine.quality import report
+from engine.quality import claims, report
+from engine.quality.claims import Claims
 from engine.quality.prompts import Prompt, PromptSet
 from engine.quantization import recipes
 from engine.request import CompareRequest
 from engine.results import NO_SCORE, SCORES
-from engine.runtime.multi_device import driving, each, studio_on, studios_of
+from engine.runtime.multi_device import driving, studio_on
 from engine.runtime.pipeline import Made, seed_of, token_ids
 from engine.runtime.residents import Rendition
 from engine.runtime.studio import Studio
@@ -59,12 +61,17 @@ FLOOR, CEILING = "floor", "ceiling"
 FORMAT = 3
 """Of the folder; it changes when rows of one version could not be read by another."""
 AT_ONCE = 16
-"""Prompts that a large model makes in one precision before the next one is loaded; their references wait on disk."""
+"""Prompts that a process makes of a large model in one precision before it loads the next; their references wait on
+disk. Towards the end fewer, so that all processes end at about the same time: what nobody has taken, divided by their
+number, which is guided self-scheduling (Polychronopoulos and Kuck, IEEE Transactions on Computers 36, 1987)."""
 EXTREMES = 4
 """Worst and best pairs that are shown, at most."""
 SAME_SAID = 5
 """Prompts that are named as equal to others, at most; summary.json has them all."""
 _REFERENCE_FILE = "reference.safetensors"
+_CLAIMS = ".claims"
+_MANIFEST, _TABLES = "manifest", "tables"
+"""What is claimed besides prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +109,11 @@ def run(
     out: Path,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Evaluate, or go on with the evaluation that `out` holds; writes tables, summary and report in the end.
+    """Evaluate, or go on with the evaluation that `out` holds, beside whatever other processes are at it; when all is
+    made, one of them writes tables, summary and report.
 
     Args:
-        device: a torch device name, or several of one kind with commas between, over which the prompts are split.
+        device: a torch device name, or several of one kind with + between, which work on each picture together.
 
     Returns:
         What `out/summary.json` holds.
@@ -125,24 +133,68 @@ def run(
             if studio.support[lane.format].execution == "unavailable":
                 raise UnsupportedError(studio.support[lane.format].reason)
         wanted = _manifest(spec, asked, lanes, prompts, studio)
-        manifest = _held(out, wanted) or _begun(out, wanted | {"same": _same(spec, asked, prompts, studio, say)})
-        given, same = len(prompts.prompts), manifest["same"]
-        prompts = replace(prompts, prompts=tuple(p for p in prompts.prompts if str(p.id) not in same))
-        if same:
-            say(same_in_words(same, spec.name))
-        _Evaluation(spec, asked, lanes, prompts.prompts, studio, out, say).make()
-        summary = _summary(spec, manifest, lanes, prompts, given, refused, studio, out)
-    _write_table(out / "scores.csv", _scores(lanes, prompts.prompts, out), spec)
-    _write_table(out / "rulers.csv", _rulers(prompts.prompts, out), spec)
+        held = _held(out, wanted)
+        with Claims(out / _CLAIMS) as ours:
+            manifest = held or _begun(
+                out, wanted | {"same": _same(spec, asked, prompts, studio, say), "threads": _threads(studio)}, ours
+            )
+            given, same = len(prompts.prompts), manifest["same"]
+            prompts = replace(prompts, prompts=tuple(p for p in prompts.prompts if str(p.id) not in same))
+            if same:
+                say(same_in_words(same, spec.name))
+            with _with_threads(manifest["threads"]):
+                _Evaluation(spec, asked, lanes, prompts.prompts, studio, out, ours, say).make()
+            while not ours.over:
+                if ours.take(_TABLES):
+                    summary = _summary(spec, manifest, lanes, prompts, given, refused, studio, out)
+                    _write(out, summary, lanes, prompts.prompts, spec)
+                    ours.end()
+                    return summary
+                time.sleep(claims.LOOK_SECONDS)
+                ours.look()
+    return _written(out)
+
+
+def _write(
+    out: Path, summary: dict[str, Any], lanes: Sequence[Column], prompts: Sequence[Prompt], spec: ModelSpec
+) -> None:
+    """Tables, summary and report of rows that are all there; what killed processes were writing goes."""
+    _write_table(out / "scores.csv", _scores(lanes, prompts, out), spec)
+    _write_table(out / "rulers.csv", _rulers(prompts, out), spec)
     _write_json(out / "summary.json", summary)
     write_whole(out / "report.html", report.page(summary, out).encode())
-    for partial in out.rglob(".*.part"):  # what a killed run was writing
+    for partial in out.rglob(".*.part"):
         partial.unlink(missing_ok=True)
+
+
+def _written(out: Path) -> dict[str, Any]:
+    """The summary that another process wrote."""
+    try:
+        summary: dict[str, Any] = json.loads((out / "summary.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{out} was changed or removed by somebody else: run the same again.") from error
     return summary
 
 
+def _threads(studio: Studio) -> int | None:
+    """PyTorch's threads, where they decide how sums are split and so the last bits of a picture: on a CPU."""
+    return torch.get_num_threads() if studio.device.type == "cpu" else None
+
+
+@contextmanager
+def _with_threads(count: int | None) -> Iterator[None]:
+    """As many as the evaluation was begun with, whatever a launcher has set for this process."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class _Evaluation:
-    """The making of all pictures that are not there yet."""
+    """This process's part in the making of all pictures that are not there yet."""
 
     def __init__(
         self,
@@ -152,67 +204,112 @@ class _Evaluation:
         prompts: Sequence[Prompt],
         studio: Studio,
         out: Path,
+        ours: Claims,
         say: Callable[[str], None],
     ):
         self.spec, self.asked, self.lanes, self.prompts = spec, asked, lanes, prompts
-        self.studio, self.out, self.say = studio, out, say
-        self._devices = len(studios_of(studio))
+        self.studio, self.out, self.claims, self.say = studio, out, ours, say
         self._names = (REFERENCE, FLOOR, CEILING, *map(_stem, lanes))
-        self._left = {name: sum(not _is_done(out, prompt, name) for prompt in prompts) for name in self._names}
+        self._made: set[int] = set()
+        """Ids of prompts of which nothing is missing."""
+        self._left: dict[str, int] = {}
+        """How many of each are not there, of all prompts."""
         self._seconds: dict[str, list[float]] = defaultdict(list)
-        size = 1 if spec.memory_gb is None else min(AT_ONCE, math.ceil(len(prompts) / self._devices))
-        self._batches = iter([prompts[begin : begin + size] for begin in range(0, len(prompts), size)])
-        self._lock = threading.Lock()
-        """Of what the devices share: the batches that are left, and how far all is."""
+        self._others = 0
+        """Processes at work besides this one."""
 
     def make(self) -> None:
-        """Make what is missing, a few prompts in each precision after the other where loading one takes long."""
-        each(self.studio, self._work)
+        """Make what is missing, a few prompts in each precision after the other where loading one takes long, until
+        nothing is: what others have taken is waited for, and taken over if they are gone."""
+        waited = False
+        while True:
+            some = self._some()
+            if some:
+                self._work(some)
+            elif len(self._made) == len(self.prompts):
+                return
+            else:
+                if not waited:
+                    self.say("nothing is left but what other processes have taken: waiting for them")
+                waited = True
+                time.sleep(claims.LOOK_SECONDS)
 
-    def _work(self, studio: Studio, stop: Stop) -> None:
-        """Take batches on one device until there are none."""
-        while some := self._batch():
-            for name in (REFERENCE, FLOOR, CEILING):
-                for prompt in some:
-                    self._row(studio, stop, prompt, name, EXACT)
-            for lane in self.lanes:
-                for prompt in some:
-                    self._row(studio, stop, prompt, _stem(lane), lane)
+    def _some(self) -> Sequence[Prompt]:
+        """Prompts of which something is missing, taken; first those that nobody had yet."""
+        self.claims.look()
+        self._others = self.claims.others()
+        self._count()
+        left = [prompt for prompt in self.prompts if prompt.id not in self._made]
+        fresh: list[Prompt] = []
+        taken: list[Prompt] = []
+        for prompt in left:
+            (taken if self.claims.is_taken(str(prompt.id)) else fresh).append(prompt)
+        most = 1 if self.spec.memory_gb is None else min(AT_ONCE, math.ceil(len(fresh) / (1 + self._others)) or 1)
+        some: list[Prompt] = []
+        for prompt in (*fresh, *taken):
+            if all(_is_done(self.out, prompt, name) for name in self._names):
+                self._made.add(prompt.id)
+            elif self.claims.take(str(prompt.id)):
+                some.append(prompt)
+                if len(some) == most:
+                    break
+        return some
+
+    def _count(self) -> None:
+        """How far all is, by the names of files: others may have made some."""
+        if self._left and not self._others:
+            return
+        there = {name: 0 for name in self._names}
+        for prompt in self.prompts:
+            rows = self._names if prompt.id in self._made else _rows_there(_folder(self.out, prompt))
+            for name in rows:
+                if name in there:
+                    there[name] += 1
+        self._left = {name: len(self.prompts) - count for name, count in there.items()}
+
+    def _work(self, some: Sequence[Prompt]) -> None:
+        for name in (REFERENCE, FLOOR, CEILING):
             for prompt in some:
+                self._row(prompt, name, EXACT)
+        for lane in self.lanes:
+            for prompt in some:
+                self._row(prompt, _stem(lane), lane)
+        for prompt in some:
+            if self.claims.holds(str(prompt.id)):
                 (_folder(self.out, prompt) / _REFERENCE_FILE).unlink(missing_ok=True)
 
-    def _batch(self) -> Sequence[Prompt]:
-        with self._lock:
-            return next(self._batches, ())
-
-    def _row(self, studio: Studio, stop: Stop, prompt: Prompt, name: str, lane: Column) -> None:
+    def _row(self, prompt: Prompt, name: str, lane: Column) -> None:
         folder = _folder(self.out, prompt)
         missing = [n for n in self._names if not _is_done(self.out, prompt, n)]
         # The reference as tensors is needed as long as anything has still to be compared with it.
         lost = name == REFERENCE and missing and not (folder / _REFERENCE_FILE).is_file()
-        if name not in missing and not lost:
+        if (name not in missing and not lost) or not self.claims.holds(str(prompt.id)):
             return
         folder.mkdir(parents=True, exist_ok=True)
-        rendition = studio.rendition(self.spec, lane, self._told)
+        rendition = self.studio.rendition(self.spec, lane, self._told)
         began = time.monotonic()
         request = replace(self.asked, prompt=prompt.text, recipe=lane.rules or self.asked.recipe)
-        row = self._make(studio, stop, folder, name, rendition, request)
+        try:
+            row = self._make(folder, name, rendition, request)
+        except _Gone:
+            return
         _write_json(folder / f"{name}.json", row)
         score = "" if row["lpips"] is None else f", LPIPS {row['lpips']:.4f}"
         if row["unscored"] or row["not_numbers"]:
             score = f", {NO_SCORE}"
-        with self._lock:
-            self._seconds[name].append(time.monotonic() - began)
-            self._left[name] = max(0, self._left[name] - 1)
-            total = len(self._names) * len(self.prompts)
-            done = total - sum(self._left.values())
-            self.say(f"{done} of {total}: prompt {prompt.id} {name}{score}{self._time_left()}")
+        self._seconds[name].append(time.monotonic() - began)
+        self._left[name] = max(0, self._left[name] - 1)
+        total = len(self._names) * len(self.prompts)
+        done = total - sum(self._left.values())
+        self.say(f"{done} of {total}: prompt {prompt.id} {name}{score}{self._time_left()}")
 
-    def _make(
-        self, studio: Studio, stop: Stop, folder: Path, name: str, rendition: Rendition, request: CompareRequest
-    ) -> dict[str, Any]:
-        """One picture or clip, written, and its row."""
-        spec = self.spec
+    def _make(self, folder: Path, name: str, rendition: Rendition, request: CompareRequest) -> dict[str, Any]:
+        """One picture or clip, written, and its row.
+
+        Raises:
+            _Gone: another process has taken the prompt over, and is done with it.
+        """
+        spec, studio, alone = self.spec, self.studio, not self.claims.beside()
         row: dict[str, Any] = {
             "prompt": request.prompt,
             "execution": rendition.support.execution,
@@ -228,16 +325,16 @@ class _Evaluation:
         if name in (FLOOR, CEILING):
             if name == CEILING:
                 request = replace(request, seed=seed_of(request.seed, 1))
-            made = studio.retake(rendition, spec, request, stop, second_path=name == FLOOR)
+            made = studio.retake(rendition, spec, request, _never, second_path=name == FLOOR)
             ran = {"path": studio.paths(spec, request)} if name == FLOOR else {}
             files = studio.keep(made, EXACT, spec, request, folder, name, ruler=name, **ran)
         else:
-            generation, made = studio.generate(rendition, spec, request, folder, self._told, stop, stem=name)
+            generation, made = studio.generate(rendition, spec, request, folder, self._told, _never, stem=name)
             files, ran = generation.files, dict(generation.ran)
             row["scores"] = {name: values[0] for name, values in generation.scores.items()}
             row |= {"memory_gb": asdict(generation.memory), "layers": asdict(generation.layers)}
-            if self._devices > 1:
-                ran["Timing"] = f"not timed: {self._devices} devices of one host were at work at once"
+            if not alone or self.claims.beside():
+                ran["Timing"] = "not timed: several processes of one host were at work at once"
             elif generation.latency_comparable:
                 row["latency_s"] = asdict(generation.latency)
         row |= {"file": Path(files[0]).name, "not_numbers": sum(made.not_numbers), "ran": ran}
@@ -245,20 +342,23 @@ class _Evaluation:
         if name == REFERENCE:
             write_whole(reference, save({"pixels": made.pixels.cpu().contiguous()}))
         else:
+            try:
+                pixels = load_file(reference)["pixels"]
+            except FileNotFoundError as error:
+                raise _Gone from error
             lost = _row(folder, REFERENCE)["not_numbers"]
-            kept = Made(pixels=load_file(reference)["pixels"].to(made.pixels.device), not_numbers=(lost,))
-            row |= self._distances(studio, made, kept)
+            row |= self._distances(made, Made(pixels=pixels.to(made.pixels.device), not_numbers=(lost,)))
         return row
 
-    def _distances(self, studio: Studio, made: Made, reference: Made) -> dict[str, Any]:
-        found, _ = studio.distance(made, reference)
+    def _distances(self, made: Made, reference: Made) -> dict[str, Any]:
+        found, _ = self.studio.distance(made, reference)
         if found.unscored:
             return {"unscored": True}
         row: dict[str, Any] = {"lpips": found.lpips[0], "psnr_db": _finite(found.psnr_db[0])}
         if found.lpips_frames is not None:
             one, other = made.pixels[0] * 2 - 1, reference.pixels[0] * 2 - 1
             row["lpips_frames"] = found.lpips_frames[0] and list(found.lpips_frames[0])
-            row["temporal_lpips"] = distances.temporal_distance(one, other, studio.device).item()
+            row["temporal_lpips"] = distances.temporal_distance(one, other, self.studio.device).item()
         return row
 
     def _told(self, event: events.Event) -> None:
@@ -269,7 +369,16 @@ class _Evaluation:
         # The first of each includes its warm-up.
         usual = {name: fmean(seconds[1:] or seconds) for name, seconds in self._seconds.items()}
         left = sum(count * usual.get(name, fmean(usual.values())) for name, count in self._left.items())
-        return f"; about {_spoken(left / self._devices)} left" if left else ""
+        return f"; about {_spoken(left / (1 + self._others))} left" if left else ""
+
+
+class _Gone(Exception):
+    """What a picture was to be compared with is not there any more."""
+
+
+def _never() -> bool:
+    """Nothing stops an evaluation but the end of its process."""
+    return False
 
 
 def temporal(spec: ModelSpec) -> bool:
@@ -360,6 +469,11 @@ def _read_row(folder: Path, name: str) -> dict[str, Any] | None:
         return None
 
 
+def _rows_there(folder: Path) -> list[str]:
+    """The rows of a prompt's folder by the names of its files, whether whole or not."""
+    return [file.stem for file in folder.glob("[!.]*.json")]
+
+
 def _is_done(out: Path, prompt: Prompt, name: str) -> bool:
     return _read_row(_folder(out, prompt), name) is not None
 
@@ -404,6 +518,7 @@ def _held(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
         if manifest["format"] != FORMAT:
             raise OutputError(f"{out} holds an evaluation of another version of Twinframe: choose another folder.")
         held = {name: manifest[name] for name in (*wanted, "created", "same")}
+        held["threads"] = manifest.get("threads")  # older ones do not say
     except OutputError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -414,11 +529,17 @@ def _held(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     return held
 
 
-def _begun(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a new evaluation, written."""
+def _begun(out: Path, wanted: dict[str, Any], ours: Claims) -> dict[str, Any]:
+    """The manifest of a new evaluation, which the first of all processes writes."""
     manifest = wanted | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
-    _write_json(out / "manifest.json", manifest)
-    return manifest
+    asked = {name: manifest[name] for name in manifest if name not in ("created", "same", "threads")}
+    while (held := _held(out, asked)) is None:
+        if ours.take(_MANIFEST):
+            _write_json(out / "manifest.json", manifest)
+        else:
+            time.sleep(claims.LOOK_SECONDS)
+            ours.look()
+    return held
 
 
 def _same(
@@ -536,6 +657,7 @@ def _summary(
         "created": manifest["created"],
         "weights": {"from": loading.described(spec, studio.source), "fingerprint": manifest["weights"]},
         "settings": manifest["settings"],
+        "threads": manifest["threads"],
         "prompts": {
             "source": prompts.name,
             "given": given,

@@ -8,7 +8,7 @@ first device.
 Inductor's settings, gradient mode, the current CUDA device and recorded graphs belong to a thread, so a studio keeps to
 one: the first to its caller's, each other to its own. Much else belongs to the process: the default dtype while weights
 are loaded, what Dynamo compiles, which attention kernels may be used. So one alone loads, moves, compiles or records
-while all others wait, in a comparison and in an evaluation. Knows no queue and no page.
+while all others wait. Knows no queue and no page.
 """
 
 from __future__ import annotations
@@ -61,15 +61,6 @@ def studio_on(name: str, source: Source = BUNDLED_OR_HUB, filtered: Filter = NO_
 def studios_of(studio: Studio) -> tuple[Studio, ...]:
     """The studio of every device, the first one's first."""
     return studio.studios if isinstance(studio, Studios) else (studio,)
-
-
-def each(studio: Studio, work: Callable[[Studio, Stop], None]) -> None:
-    """Have `work` done with the studio of every device at once; each of them ends it when told to stop.
-
-    Raises:
-        What one of them raised, once all have ended; the others were told to stop then.
-    """
-    _at_once([(one, partial(work, one)) for one in studios_of(studio)], lambda: False)
 
 
 @contextmanager

@@ -58,6 +58,11 @@ def devices(text: str) -> str | None:
     return between.join(given) or None
 
 
+def apart(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The arguments of each device alone, where commas stand between several."""
+    return [argparse.Namespace(**{**vars(args), "device": name}) for name in (args.device or "").split(",")]
+
+
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Where to run, and the arguments of `add_source` and of `with_loras`."""
     add_source(parser)
@@ -74,8 +79,9 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         type=devices,
         metavar="A[,B | +B]",
         default=os.environ.get("TWINFRAME_DEVICES", ""),
-        help="torch device names of one kind: with commas between them they are at work at once, with + on one "
-        "picture (default: TWINFRAME_DEVICES, else cuda where there is one, else cpu)",
+        help="torch device names of one kind: with commas between them each has a comparison of its own in the app and "
+        "a column in compare, with + they work on one picture "
+        "(default: TWINFRAME_DEVICES, else cuda where there is one, else cpu)",
     )
 
 

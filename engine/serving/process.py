@@ -23,7 +23,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -147,7 +147,9 @@ class Process:
             LoadError, RequestError: they want what cannot be.
         """
         source = Source.create(args.weights, args.random_weights, args.offline, args.models, args.quantized)
-        return cls(args.device, source, filtered=Filter.from_environment(os.environ, command_line.is_public(args)))
+        return cls(
+            args.device or None, source, filtered=Filter.from_environment(os.environ, command_line.is_public(args))
+        )
 
     @property
     def ready(self) -> bool:
@@ -292,6 +294,16 @@ class Process:
         self._child = _Child(*self._make, self._gone)
         child.bury()
         self._lost(child.why)
+
+
+def require_one_kind(names: Sequence[str], devices: Sequence[Device]) -> None:
+    """Wait until all devices of one service are there, whose names these are.
+
+    Raises:
+        UnsupportedError: one is not there, or of another kind than the first.
+    """
+    for name, device in zip(names[1:], devices[1:], strict=True):
+        devices[0].machine.require_like(names[0], device.machine, name, "any of them may get a comparison")
 
 
 class _Child:

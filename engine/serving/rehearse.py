@@ -137,7 +137,8 @@ def run(args: argparse.Namespace) -> int:
     from engine.serving import worker as queue
     from engine.serving.process import Process
 
-    device, door = Process(args.device, source), Door(Limits.from_environment(os.environ))
+    first = (args.device or "").split(",")[0]  # of several the one that somebody alone gets
+    device, door = Process(first or None, source), Door(Limits.from_environment(os.environ))
     with closing(queue.Worker(args.models, device, door)) as worker:
         acts = rehearse(
             worker, wanted, recordings.read(recordings.FOLDER), lambda text: print(text, file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -114,8 +114,9 @@ class Telemetry:
                         key = (spec.id, column, stage)
                         self._stages[key].observe(getattr(made.latency, stage))
 
-    def exposition(self, gauges: Mapping[str, float]) -> str:
-        """Everything in Prometheus' text format; `gauges` are what is so right now, name -> value."""
+    def exposition(self, gauges: Mapping[str, float], cards: Sequence[Mapping[str, float]] = ()) -> str:
+        """Everything in Prometheus' text format; `gauges` are what is so right now, name -> value, and `cards` the same
+        of each device, told apart by a label where there are several."""
         lines: list[str] = []
 
         def metric(name: str, kind: str, about: str, samples: Iterable[str]) -> None:
@@ -140,6 +141,13 @@ class Telemetry:
         for name, value in gauges.items():
             about = name.removeprefix("twinframe_").replace("_", " ").capitalize()
             metric(name, "gauge", f"{about}.", [sample(name, {}, value)])
+        for name in dict.fromkeys(name for card in cards for name in card):
+            about = name.removeprefix("twinframe_").replace("_", " ").capitalize()
+            labels = [{"card": str(number)} if len(cards) > 1 else {} for number in range(len(cards))]
+            values = [
+                sample(name, label, card[name]) for label, card in zip(labels, cards, strict=True) if name in card
+            ]
+            metric(name, "gauge", f"{about}.", values)
         return "\n".join(lines) + "\n"
 
 

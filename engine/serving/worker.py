@@ -1,13 +1,15 @@
-"""The one queue before the device: jobs in, events out.
+"""The one queue before the device, or before several of a kind: jobs in, events out.
 
 Inductor's settings, gradient mode and CUDA graphs belong to a thread, and two runs at once would spoil each other's
-timings, so everything that takes the device is asked of it from one thread here, one job at a time. Callers only read
-events. The queue's door is here too, so that nobody gets past it. Does without torch: the device is in this process
-(engine/runtime/device.py) or in a child (engine/serving/process.py).
+timings, so everything that takes a device is asked of it from one thread here, one job at a time. Of several devices
+each has a thread and a job of its own; the next job goes to one that has its model, else to the first that is free.
+Callers only read events. The queue's door is here too, so that nobody gets past it. Does without torch: devices are in
+this process (engine/runtime/device.py) or in children (engine/serving/process.py).
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import logging
 import os
@@ -18,6 +20,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -47,6 +50,8 @@ TICK_SECONDS = 1.0
 """How often a waiting job says again how long it will wait; whoever went away is noticed then."""
 RECENT = 8
 """Jobs whose mean duration tells the expected wait."""
+LOOK_SECONDS = 0.5
+"""How often a device that was being started again is asked whether it is there, where there are several."""
 SHARED = 1000
 """Requests whose results may be shared; the oldest give way."""
 FAULTS_IN_A_ROW = 3
@@ -90,6 +95,8 @@ class Job:
         self.ending: Event | None = None
         self.overran = False
         """It was ended by its deadline."""
+        self.beside = False
+        """Another device of this host was at work meanwhile."""
         self.cancelled_at: float | None = None
         self._deadline = deadline
         self._place = place
@@ -147,9 +154,11 @@ class Job:
         """For the worker alone; what comes after the end is dropped."""
         if self._ended.is_set():
             return
+        ends = isinstance(event, events.TERMINAL)
+        if ends:
+            self.ending = event  # first: whoever reads of the end may ask for the next comparison at once
         self._events.put(event)
-        if isinstance(event, events.TERMINAL):
-            self.ending = event
+        if ends:
             self._ended.set()
 
     def run(self) -> bool:
@@ -207,14 +216,35 @@ class Job:
         return trace.replace(self.request.prompt, "(the prompt)")
 
 
+class _Card:
+    """One of the worker's devices, and what it is doing."""
+
+    def __init__(self, device: Device):
+        self.device = device
+        self.running: Job | None = None
+        self.idle: deque[Job] = deque()
+        """What it does when nobody wants anything."""
+        self.model = ""
+        """Of the last comparison here, which is loaded."""
+        self.faults_in_a_row = 0
+        self.thread = threading.Thread(name="engine", daemon=True)
+
+    @property
+    def comparing(self) -> Job | None:
+        """What runs here that somebody has asked for."""
+        return None if self.running is None or self.running.background else self.running
+
+
 class Worker:
-    """Has a device to itself and runs one job at a time, first come first served; background jobs only when idle.
+    """Has its devices to itself and runs one job at a time on each, first come first served; background jobs only on
+    those that are idle.
 
     Args:
         models: ids of the models that may be asked for.
-        device: what runs them; the worker closes it.
+        device: what runs them; the worker closes it. What is told of devices is told of this one.
         door: who may ask for how much; by default anybody for anything.
         share: `earlier` gives what was made for the same request before.
+        others: further devices of the same kind, which the worker closes too.
 
     Raises:
         RequestError: an unknown model.
@@ -226,18 +256,17 @@ class Worker:
         device: Device,
         door: Door | None = None,
         share: bool = False,
+        others: Sequence[Device] = (),
     ):
         self.models = tuple(catalog.model(name).id for name in models)
         self.device = device
         self._jobs: deque[Job] = deque()
-        self._idle: deque[Job] = deque()
-        self._running: Job | None = None
+        self._cards = tuple(map(_Card, (device, *others)))
         self._change = threading.Condition()
         self._closing = False
         self._door = door or Door()
         self._telemetry = Telemetry()
         self._durations: deque[float] = deque(maxlen=RECENT)
-        self._faults_in_a_row = 0
         self._preloads: dict[Job, Preload] = {}
         """Those that have not ended, and those that failed, until their model was used after all."""
         self._preloaded: list[str] = []
@@ -245,9 +274,11 @@ class Worker:
         self._made: OrderedDict[CompareRequest, Path] | None = OrderedDict() if share else None
         """Where the last finished comparison of each request lies, as long as its files are kept."""
         self._restarts = 0
-        device.watch(self._lost)
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
-        self._thread.start()
+        for card in self._cards:
+            card.device.watch(partial(self._lost, card))
+            card.thread = threading.Thread(target=self._loop, args=(card,), name="engine", daemon=True)
+        for card in self._cards:
+            card.thread.start()
 
     @property
     def machine(self) -> Machine:
@@ -327,51 +358,67 @@ class Worker:
 
     def preload(self, model_id: str) -> Job:
         """Load a model in its default precisions, warm its default shape and measure its ruler, then warm the other
-        sizes that it offers, while idle; again whenever the device was lost."""
+        sizes that it offers, on every device while it is idle; again on one that was lost. Gives the first's job."""
         model_id = catalog.model(model_id).id
         if model_id not in self._preloaded:
             self._preloaded.append(model_id)
-        job = Job(lambda job: self._prepare(job, model_id), background=True)
         with self._change:
             self._drop_preloads(model_id, "waiting", "running", "failed")
+        first, *_ = [self._preload(card, model_id) for card in self._cards]
+        return first
+
+    def _preload(self, card: _Card, model_id: str) -> Job:
+        job = Job(lambda job: self._prepare(card, job, model_id), background=True)
+        with self._change:
             self._preloads[job] = Preload(model=model_id)
-        return self._add(job)
+        return self._add(job, card)
 
     def preloads(self) -> tuple[Preload, ...]:
-        """How far each preload is that has not ended well, in their order."""
+        """How far each preload is that has not ended well on any device, in their order."""
         with self._change:
-            return tuple(self._preloads.values())
+            found = list(self._preloads.values())
+        every = [[one for one in found if one.model == model] for model in dict.fromkeys(one.model for one in found)]
+        furthest = ("failed", "waiting", "running")
+        return tuple(
+            max(of_one, key=lambda one: (one.ready, furthest.index(one.status)))
+            for of_one in every
+            if len(of_one) >= len(self._cards)
+        )
 
     def close(self, grace: float = 0) -> None:
-        """Take no more jobs, cancel what waits, give what runs `grace` seconds to end, and end the thread."""
+        """Take no more jobs, cancel what waits, give what runs `grace` seconds to end, and end the threads."""
         with self._change:
             self._closing = True
-            running = self._running
-            for job in (*self._jobs, *self._idle):
+            running = [card.running for card in self._cards if card.running is not None]
+            for job in (*self._jobs, *(job for card in self._cards for job in card.idle)):
                 job.cancel()
             self._change.notify_all()
-        if running is not None:
-            if not running.background:
-                running.wait(grace)
-            running.cancel()
-        self._thread.join(timeout=60)
-        self.device.close()
+        end = time.monotonic() + grace
+        for job in running:
+            if not job.background:
+                job.wait(max(0.0, end - time.monotonic()))
+        for job in running:
+            job.cancel()
+        for card in self._cards:
+            card.thread.join(timeout=60)
+        for card in self._cards:
+            card.device.close()
 
     def health(self) -> Health:
         """How the app is right now."""
         with self._change:
             waiting = len(self._waiting())
-            working = self._running is not None and not self._running.background
+            working = any(card.comparing for card in self._cards)
             if self._closing:
                 status = "stopping"
-            elif not self.device.ready:
+            elif not any(card.device.ready for card in self._cards):
                 status = "restarting"
-            elif self._faults_in_a_row >= FAULTS_IN_A_ROW or not self._thread.is_alive():
+            elif all(card.faults_in_a_row >= FAULTS_IN_A_ROW or not card.thread.is_alive() for card in self._cards):
                 status = "degraded"
             elif working or waiting:
                 status = "busy"
             else:
-                warming = any(preload.status != "failed" and not preload.ready for preload in self._preloads.values())
+                warming = any(preload.status != "failed" and not preload.ready for preload in self.preloads())
                 status = "warming" if warming else "ready"
             room = self._door.limits.waiting is None or waiting < self._door.limits.waiting
             return Health(status=status, queue=waiting, accepting=status in ("ready", "busy") and room)
@@ -381,17 +428,22 @@ class Worker:
         with self._change:
             gauges: dict[str, float] = {
                 "twinframe_queue_length": len(self._waiting()),
-                "twinframe_running": int(self._running is not None and not self._running.background),
+                "twinframe_running": sum(card.comparing is not None for card in self._cards),
                 "twinframe_engine_restarts": self._restarts,
             }
         if (resident := resident_bytes()) is not None:
             gauges["twinframe_resident_memory_bytes"] = resident
-        return self._telemetry.exposition({**gauges, **self.device.gauges()})
+        return self._telemetry.exposition(gauges, [card.device.gauges() for card in self._cards])
 
     def _compare(self, job: Job, request: CompareRequest, out: Path) -> None:
+        with self._change:
+            (card,) = [card for card in self._cards if card.running is job]
         try:
             with _visitors(job.visitor):
-                comparison = self.device.compare(request, out, job.tell, lambda: job.stopping)
+                comparison = card.device.compare(request, out, job.tell, lambda: job.stopping)
+                if job.beside:
+                    comparison = _labelled(comparison, shared=self.machine.kind == "cpu")
+                    comparison.save(out)
         except FaultError:
             files.remove_partial(out)
             raise
@@ -403,14 +455,14 @@ class Worker:
                     self._made.popitem(last=False)
         job.tell(events.Completed(comparison))
 
-    def _prepare(self, job: Job, model_id: str) -> None:
+    def _prepare(self, card: _Card, job: Job, model_id: str) -> None:
         def told(event: events.Event) -> None:
             job.tell(event)
             with self._change:
                 if job in self._preloads:  # else another has taken its place
                     self._preloads[job] = self._preloads[job].after(event)
 
-        self.device.prepare(model_id, told, lambda: job.cancelled or bool(self._jobs))
+        card.device.prepare(model_id, told, lambda: job.cancelled or bool(self._jobs))
         job.tell(events.Prepared(model_id))
 
     def _drop_preloads(self, model_id: str, *statuses: str) -> None:
@@ -419,22 +471,25 @@ class Worker:
             if preload.model == model_id and preload.status in statuses:
                 del self._preloads[job]
 
-    def _lost(self, why: str) -> None:
-        """The device was lost, whatever it was doing, and another is starting: what was loaded is loaded again."""
+    def _lost(self, card: _Card, why: str) -> None:
+        """A device was lost, whatever it was doing, and another is starting: what was loaded is loaded again."""
         with self._change:
             self._restarts += 1
-            again = [] if self._closing or self._faults_in_a_row > FAULTS_IN_A_ROW else list(self._preloaded)
-            for job in (*self._idle, *([self._running] if self._running and self._running.background else [])):
+            again = [] if self._closing or card.faults_in_a_row > FAULTS_IN_A_ROW else list(self._preloaded)
+            gone = [*card.idle, *([card.running] if card.running and card.running.background else [])]
+            for job in gone:
                 job.cancel()
+                self._preloads.pop(job, None)
         for model_id in again:
-            self.preload(model_id)
+            self._preload(card, model_id)
 
-    def _add(self, job: Job) -> Job:
+    def _add(self, job: Job, card: _Card | None = None) -> Job:
+        """Queue a comparison, or something that a device does when it is idle."""
         with self._change:
             if self._closing:
                 raise RefusedError("Twinframe is shutting down: try again when it is back.")
-            if job.background:
-                self._idle.append(job)
+            if card is not None:
+                card.idle.append(job)
             else:
                 self._admit(job)
                 self._jobs.append(job)
@@ -444,7 +499,7 @@ class Worker:
 
     def _admit(self, job: Job) -> None:
         waiting = self._waiting()
-        ahead = [*waiting, *([self._running] if self._running else [])]
+        ahead = [*waiting, *(card.running for card in self._cards if card.running)]
         sessions = {job.visitor.session for job in ahead if job.visitor and not job.cancelled and job.ending is None}
         has_one = job.visitor is not None and job.visitor.session in sessions
         try:
@@ -458,51 +513,58 @@ class Worker:
         return [job for job in self._jobs if not job.cancelled]
 
     def _place(self, job: Job) -> events.Queued | None:
-        """Where a job stands in the queue, and how long it will wait there, from the mean of the last durations."""
+        """How many comparisons have to end before a job begins, and about when that is: each takes what the last ones
+        took in the mean, and goes to the device that is free first."""
         with self._change:
             waiting = self._waiting()
             if job not in waiting:
                 return None
-            running = self._running if self._running is not None and not self._running.background else None
-            ahead = waiting.index(job) + (running is not None)
+            running = [card.comparing for card in self._cards if card.comparing is not None]
+            index = waiting.index(job)
+            ahead = max(0, index + len(running) - (len(self._cards) - 1))
             if not ahead or not self._durations:
                 return events.Queued(ahead)
-            mean = fmean(self._durations)
-            spent = 0.0 if running is None or running.began_at is None else time.monotonic() - running.began_at
-            return events.Queued(ahead, ahead * mean - min(spent, mean))
+            mean, now = fmean(self._durations), time.monotonic()
+            free = [mean - min(now - one.began_at if one.began_at else 0.0, mean) for one in running]
+            free += [0.0] * (len(self._cards) - len(running))
+            heapq.heapify(free)
+            for _ in range(index):
+                heapq.heapreplace(free, free[0] + mean)
+            return events.Queued(ahead, free[0])
 
-    def _loop(self) -> None:
-        while (job := self._next()) is not None:
-            self._run(job)
+    def _loop(self, card: _Card) -> None:
+        while (job := self._next(card)) is not None:
+            self._run(card, job)
 
-    def _run(self, job: Job) -> None:
+    def _run(self, card: _Card, job: Job) -> None:
         finished = job.run()
         with self._change:
-            self._running = None
+            card.running = None
             if finished:
-                self._note(job)
+                self._note(card, job)
             else:
-                self._idle.appendleft(job)
+                card.idle.appendleft(job)
                 if job in self._preloads:
                     self._preloads[job] = replace(self._preloads[job], status="waiting")
             for waiting in self._waiting():
                 self._tell_place(waiting)
+            self._change.notify_all()
 
     def _tell_place(self, job: Job) -> None:
         if (place := self._place(job)) is not None:
             job.tell(place)
 
-    def _note(self, job: Job) -> None:
+    def _note(self, card: _Card, job: Job) -> None:
         """Remember how a job ended: for the expected wait, the health, the metrics and the log."""
         if (preload := self._preloads.pop(job, None)) and isinstance(job.ending, events.Failed):
             self._preloads[job] = replace(preload, status="failed")
         if job.fault:
-            self._faults_in_a_row += 1
+            card.faults_in_a_row += 1
             self._telemetry.fault(job.fault)
-            if self._faults_in_a_row == FAULTS_IN_A_ROW:
-                self.device.renew()
+            if card.faults_in_a_row == FAULTS_IN_A_ROW:
+                card.device.renew()
         elif isinstance(job.ending, events.Completed | events.Prepared):
-            self._faults_in_a_row = 0
+            card.faults_in_a_row = 0
         if job.background:
             return
         took: dict[str, object] = {}
@@ -519,16 +581,47 @@ class Worker:
         self._telemetry.outcome(job.outcome, seconds)
         log.info("comparison %s", job.outcome, extra=job.described() | {"outcome": job.outcome} | took)
 
-    def _next(self) -> Job | None:
+    def _next(self, card: _Card) -> Job | None:
         with self._change:
-            self._change.wait_for(lambda: self._jobs or self._idle or self._closing)
-            if self._jobs:
-                self._running = self._jobs.popleft()
-            elif self._idle and not self._closing:
-                self._running = self._idle.popleft()
-            else:
+            look = LOOK_SECONDS if len(self._cards) > 1 else None
+            while not self._closing and not self._is_next(card) and (self._jobs or not card.idle):
+                self._change.wait(look)
+            if self._closing and not self._jobs:
                 return None
-            return self._running
+            if self._is_next(card) or self._closing:
+                card.running = self._jobs.popleft()
+                if (request := card.running.request) is not None:
+                    card.model = request.model
+                self._change.notify_all()  # what comes next may be another device's
+            else:
+                card.running = card.idle.popleft()
+            others = [one.running for one in self._cards if one is not card and one.running is not None]
+            for job in (card.running, *others) if others else ():
+                job.beside = True
+            return card.running
+
+    def _is_next(self, card: _Card) -> bool:
+        """Whether the first in the queue is this device's to run: of the free ones it has the model, or is the first.
+        One that is being started again leaves it to others, if there are any."""
+        if not self._jobs:
+            return False
+        ready = [one for one in self._cards if one.device.ready] or list(self._cards)
+        free = [one for one in ready if one.running is None]
+        request = self._jobs[0].request
+        return bool(free) and card is min(free, key=lambda one: request is None or one.model != request.model)
+
+
+def _labelled(comparison: Comparison, shared: bool) -> Comparison:
+    """What was made while other devices of this host were at work, with that said; what shared its very device with
+    them, as CPUs do, is not timed."""
+    said = {"Beside": "other devices of this host, each in a process of its own, which may slow them"}
+    if shared:
+        said["Timing"] = "not timed: what ran at once ran on the same device"
+    results = tuple(
+        replace(made, ran={**made.ran, **said}, latency_comparable=made.latency_comparable and not shared)
+        for made in comparison.results
+    )
+    return replace(comparison, results=results)
 
 
 @contextmanager

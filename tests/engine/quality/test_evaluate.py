@@ -4,13 +4,9 @@ import csv
 import itertools
 import json
 import os
-import random
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -198,8 +194,8 @@ def calls(monkeypatch):
     made, stop = [], {}
     original = evaluate._Evaluation._make
 
-    def counted(self, studio, stopping, folder, name, rendition, request):
-        row = original(self, studio, stopping, folder, name, rendition, request)
+    def counted(self, folder, name, rendition, request):
+        row = original(self, folder, name, rendition, request)
         if len(made) == stop.get("at"):
             raise KeyboardInterrupt  # the picture is there, its row is not
         made.append((request.prompt, name))
@@ -242,56 +238,54 @@ def test_what_is_damaged_or_lost_is_made_again(spec, whole, tmp_path, calls):
     assert (tmp_path / "scores.csv").read_bytes() == scores
 
 
-TINY_CLI = """
-import sys
-from pathlib import Path
-from tests.support import tiny
-from engine import catalog
-made = tiny.spec("flux.1-dev", Path(sys.argv.pop(1)))
-catalog.MODELS = {**catalog.MODELS, made.id: made}
-from engine.__main__ import main
-main()
-"""
-"""The real command line in a process of its own, which knows the tiny model too."""
+# Several processes; killed ones are in test_evaluate_ranks.py
 
 
-def test_kills_at_random_moments_lose_nothing_and_repeat_nothing(spec, cache, tmp_path, prompt_file):
-    # Of "prompt 6" and "prompt 7" the tiny model would read the same tokens.
-    things = ("cat", "dog", "rocket", "apple")
-    colours = ("red", "blue", "green", "black")
-    file = prompt_file("".join(f"a {thing}, {colour}\n" for thing in things for colour in colours))
-    line = [sys.executable, "-c", TINY_CLI, spec.source, "evaluate", "--model", spec.id, "--prompts", file]
-    line += ["--precision", "nvfp4", "--recipe", "full", "--steps", "1"]
-    line += ["--out", str(out := tmp_path / "killed")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+def test_whoever_slept_while_another_took_over_finds_all_done(spec, whole, tmp_path, calls, monkeypatch):
+    original = evaluate._Evaluation._make
 
-    def start(devices):
-        options = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-        return subprocess.Popen([*line, "--devices", devices], **options, text=True)
+    def sleeping(self, folder, name, *rest):
+        if name == "mxfp8-full" and len(calls["made"]) == 3:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(evaluate.Claims, "_is_there", lambda self, name: False)
+                run(spec, tmp_path)  # the other one, which thinks that this one is gone
+        return original(self, folder, name, *rest)
 
-    draw, rows = random.Random(), {}
-    for devices in ("cpu", "cpu,cpu"):
-        killed = start(devices)
-        more = draw.randrange(1, 25)  # of the 64 pictures
-        made = (said for said in killed.stderr if re.match(r"\d+ of 64", said))
-        for _ in itertools.islice(made, more):
-            pass
-        time.sleep(draw.uniform(0, 0.05))
-        killed.send_signal(signal.SIGKILL)
-        killed.communicate()
-        assert killed.returncode == -signal.SIGKILL
-        assert not (out / "scores.csv").exists()
-        assert all(row.stat().st_mtime_ns == when for row, when in rows.items())
-        rows = {row: row.stat().st_mtime_ns for row in out.glob("pictures/*/*.json")}
-    assert 2 <= len(rows) < 64
-    last = start("cpu")
-    said = last.communicate()[1]
-    assert last.returncode == 0, said
-    assert all(row.stat().st_mtime_ns == when for row, when in rows.items())
-    settings = Settings(precisions=("nvfp4",), recipes=("full",), steps=1)
-    run(replace(spec, recipes=("full",)), tmp_path / "whole", settings, prompts.read(file))
+    monkeypatch.setattr(evaluate._Evaluation, "_make", sleeping)
+    assert run(spec, tmp_path) == json.loads((tmp_path / "summary.json").read_text())
+    assert sorted(calls["made"]) == sorted(itertools.product([p.text for p in CHOSEN.prompts], NAMES))
     for name in ("scores.csv", "rulers.csv"):
-        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (whole[1] / name).read_bytes()
+    assert not list(tmp_path.rglob("*.safetensors")) and not (tmp_path / ".claims").exists()
+
+
+def test_what_is_made_beside_another_process_of_the_machine_is_not_timed(spec, tmp_path):
+    with evaluate.Claims(tmp_path / ".claims"):
+        summary = run(spec, tmp_path, chosen=replace(CHOSEN, prompts=CHOSEN.prompts[:1]))
+    assert summary["reference"]["latency_s"] is None
+    assert summary["reference"]["ran"]["Timing"].startswith("not timed: several processes of one host")
+    assert "not timed" in (tmp_path / "report.html").read_text()
+
+
+def test_a_cpu_goes_on_with_the_threads_that_it_began_with(spec, tmp_path, calls, monkeypatch):
+    """They decide how sums are split, and launchers set them."""
+    before, seen, original = torch.get_num_threads(), set(), evaluate._Evaluation._make
+
+    def make(*args):
+        seen.add(torch.get_num_threads())
+        return original(*args)
+
+    calls["stop"]["at"] = 2
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(KeyboardInterrupt):
+            run(spec, tmp_path)
+        torch.set_num_threads(1)
+        calls["stop"].clear()
+        monkeypatch.setattr(evaluate._Evaluation, "_make", make)
+        assert run(spec, tmp_path)["threads"] == 2 and seen == {2} and torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 # Folders that hold something else
@@ -701,9 +695,9 @@ def test_pictures_that_are_not_numbers_have_no_score_anywhere(spec, cache, tmp_p
             output.images[:] = torch.nan
         return usual(made_by, kind, output)
 
-    def make(self, studio, stop, folder, name, rendition, request, usual=evaluate._Evaluation._make):
+    def make(self, folder, name, rendition, request, usual=evaluate._Evaluation._make):
         making.append((request.prompt, name))
-        return usual(self, studio, stop, folder, name, rendition, request)
+        return usual(self, folder, name, rendition, request)
 
     monkeypatch.setattr("engine.runtime.studio.finished", finished)
     monkeypatch.setattr(evaluate._Evaluation, "_make", make)

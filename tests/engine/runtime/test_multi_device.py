@@ -6,7 +6,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 
 import pytest
@@ -16,7 +15,6 @@ import app
 from engine import __main__ as cli
 from engine import catalog, events
 from engine.errors import CancelledRun, FaultError, UnsupportedError
-from engine.quality import evaluate, prompts
 from engine.quantization import capability
 from engine.request import CompareRequest
 from engine.results import Comparison
@@ -25,7 +23,6 @@ from engine.runtime.device import Device
 from engine.runtime.studio import Studio
 from engine.serving import command_line
 from engine.serving.process import Process
-from engine.weights.source import Source
 from tests.support import tiny
 from ui import view, words
 from ui.html import cards
@@ -260,82 +257,6 @@ def test_whoever_is_alone_has_nobody_beside():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# An evaluation
-
-PROMPTS = prompts.PromptSet(
-    name="three.txt",
-    counted="line",
-    prompts=tuple(prompts.Prompt(id=i, category="", text=f"prompt {i}") for i in range(1, 4)),
-    repeated=0,
-)
-SETTINGS = evaluate.Settings(precisions=("nvfp4",), steps=1)
-
-
-@pytest.fixture(scope="module")
-def evaluated(on, spec):
-    """Evaluate on devices; gives the summary."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "studio_on", lambda device, source: on(device).studio)
-        patch.setattr(evaluate, "RESAMPLES", 100)
-        yield lambda devices, out, spec=spec: evaluate.run(spec, SETTINGS, PROMPTS, devices, Source(), out)
-
-
-@pytest.fixture(scope="module")
-def on_one(evaluated, tmp_path_factory):
-    """The evaluation by one device, and the folder that holds it."""
-    out = tmp_path_factory.mktemp("one")
-    return evaluated("cpu", out), out
-
-
-@pytest.mark.parametrize("large", [False, True])
-def test_prompts_are_split_and_the_tables_are_those_of_one_device(
-    spec, evaluated, on_one, tmp_path, monkeypatch, large
-):
-    if large:  # one precision after the other, over a few prompts each
-        spec = replace(spec, memory_gb=catalog.Memory(transformer=0.001, shared=0.001, run=0.001, host=0.001))
-    taken, both, original = {}, threading.Barrier(2), evaluate._Evaluation._batch
-
-    def batch(self):
-        prompts = original(self)
-        if threading.current_thread() not in taken:
-            both.wait(30)  # until the other one has some too
-        taken.setdefault(threading.current_thread(), set()).update(prompts)
-        return prompts
-
-    monkeypatch.setattr(evaluate._Evaluation, "_batch", batch)
-    two, (one, out) = evaluated("cpu,cpu", tmp_path, spec), on_one
-    mine, other = taken.values()
-    assert mine and other and mine | other == set(PROMPTS.prompts) and not mine & other
-    for name in ("scores.csv", "rulers.csv"):
-        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
-    assert one["reference"]["latency_s"]["n"] == 3 and two["reference"]["latency_s"] is None
-    assert "2 devices of one host" in two["reference"]["ran"]["Timing"]
-    assert "not timed" in (tmp_path / "report.html").read_text()
-    assert [row["lpips"] for row in two["results"]] == [row["lpips"] for row in one["results"]]
-
-
-def test_an_evaluation_that_failed_on_one_device_goes_on_with_any_number(evaluated, on_one, tmp_path, monkeypatch):
-    original, made = evaluate._Evaluation._make, []
-
-    def make(self, studio, stop, folder, name, *rest):
-        if len(made) >= 5:
-            raise ZeroDivisionError
-        row = original(self, studio, stop, folder, name, *rest)
-        made.append((folder.name, name))
-        return row
-
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate._Evaluation, "_make", make)
-        with pytest.raises(ZeroDivisionError):
-            evaluated("cpu,cpu", tmp_path)
-    rows = {file: file.stat().st_mtime_ns for file in tmp_path.glob("pictures/*/*.json")}
-    assert 5 <= len(rows) <= len(made) <= 6 and not (tmp_path / "scores.csv").exists()
-    evaluated("cpu", tmp_path)
-    assert all(file.stat().st_mtime_ns == when for file, when in rows.items())
-    assert (tmp_path / "scores.csv").read_bytes() == (on_one[1] / "scores.csv").read_bytes()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # What cannot be
 
 
@@ -379,10 +300,11 @@ def test_the_app_takes_them_from_its_arguments_or_the_environment(monkeypatch):
     monkeypatch.setattr(Process, "__init__", lambda self, name, source, filtered: seen.append(name))
     monkeypatch.delenv("TWINFRAME_DEVICES", raising=False)
     Process.from_arguments(app.arguments([]))
-    Process.from_arguments(app.arguments(["--devices", "cuda:0, cuda:1"]))
+    for apart in command_line.apart(app.arguments(["--devices", "cuda:0, cuda:1"])):
+        Process.from_arguments(apart)
     monkeypatch.setenv("TWINFRAME_DEVICES", "cpu,cpu")
     Process.from_arguments(app.arguments([]))
-    assert seen == [None, "cuda:0,cuda:1", "cpu,cpu"]
+    assert seen == [None, "cuda:0", "cuda:1", "cpu,cpu"]
     assert command_line.devices("") is None
 
 
@@ -402,12 +324,3 @@ def test_gpu_two_make_the_pictures_of_one_and_both_are_timed(run, on):
     for index, renditions in enumerate(held):
         weights = (p for r in renditions.values() for p in r.pipeline.transformer.parameters())
         assert {p.device for p in weights} == {torch.device("cuda", index)}
-
-
-@pytest.mark.gpu
-@two_gpus
-def test_gpu_an_evaluation_over_two_gives_the_tables_of_one(evaluated, tmp_path):
-    for devices in ("cuda:0", "cuda:0,cuda:1"):
-        evaluated(devices, tmp_path / devices)
-    tables = [Path(tmp_path / devices / "scores.csv").read_bytes() for devices in ("cuda:0", "cuda:0,cuda:1")]
-    assert tables[0] == tables[1]

@@ -307,7 +307,7 @@ def test_health_tells_ready_busy_warming_degraded_and_stopping(stub, warming, as
         for _ in range(3):
             assert status() == "ready", "one fault may have been that request's"
             read(stub.worker.submit(ask(), tmp_path))
-            until(lambda: stub.worker._running is None)
+            until(lambda: stub.worker._cards[0].running is None)
     assert (status(), stub.worker.health().accepting) == ("degraded", False)
     assert 'twinframe_faults_total{type="ZeroDivisionError"} 3' in stub.worker.metrics()
     stub.gate.release()
@@ -353,7 +353,7 @@ def test_closing_cancels_what_runs_and_waits_and_ends_the_thread(stub, ask, tmp_
     jobs = [stub.worker.submit(ask(seed=i), tmp_path) for i in range(3)]
     until(lambda: stub.began == [0])
     stub.worker.close()
-    assert not stub.worker._thread.is_alive()
+    assert not stub.worker._cards[0].thread.is_alive()
     assert all(kinds(read(job))[-1] == "Cancelled" for job in jobs)
     assert stub.began == [0]
     with pytest.raises(RefusedError, match="shutting down"):
@@ -395,7 +395,7 @@ def test_closing_an_idle_worker_takes_no_time(cache):
     worker = Worker(("mini-flux",), Device("cpu"))
     began = time.monotonic()
     worker.close()
-    assert time.monotonic() - began < 10 and not worker._thread.is_alive()
+    assert time.monotonic() - began < 10 and not worker._cards[0].thread.is_alive()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
