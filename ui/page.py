@@ -162,24 +162,24 @@ def build_page(
             elem_id="tf-address",
         )
         with gr.Tabs(elem_id="tf-tabs") as tabs:
-            with gr.Tab(words.COMPARE, id=words.COMPARE):
+            with _tab(words.COMPARE, id=words.COMPARE):
                 parts = _compare(worker, models, first, handlers.hints, header=header, typed=typed, on_stage=on_stage)
-            with gr.Tab(words.BLIND) as opened:
+            with _tab(words.BLIND) as opened:
                 blind.tab(demo, opened, worker, shelf, models, unseen, pool)
-            with gr.Tab(words.GALLERY):
+            with _tab(words.GALLERY):
                 gr.HTML(
                     gallery.page(bundles),
                     js_on_load=cards.script("history"),
                     apply_default_css=False,
                     elem_id="tf-gallery",
                 )
-            with gr.Tab(words.QUALITY) as opened:
+            with _tab(words.QUALITY) as opened:
                 quality.tab(opened, scored, models)
-            with gr.Tab(words.RECIPE) as opened:
+            with _tab(words.RECIPE) as opened:
                 recipe.tab(worker, parts.form, opened, scored)
-            with gr.Tab(words.BENCHMARKS) as opened:
+            with _tab(words.BENCHMARKS) as opened:
                 benchmarks.tab(opened, measured)
-            with gr.Tab(words.HOW) as opened:
+            with _tab(words.HOW) as opened:
                 how.tab(worker, parts, opened)
         gr.HTML(
             html_template=cards.warming(),
@@ -191,8 +191,6 @@ def build_page(
         demo.load(handlers.machine, None, header, queue=False, **PRIVATE)
         handlers.attach(parts)
         _wire(demo, parts, handlers)
-        for tab in tabs.children:
-            tab.select(None, js=TAB_OPENED % json.dumps(tab.label), trigger_mode="multiple", queue=False, **PRIVATE)
         gr.api(api.endpoint(worker, shelf), api_name="compare", **DEVICE)
     # Private events can still be called by name at /gradio_api/call/<name>: without a name there is nothing to call.
     for event in demo.fns.values():
@@ -313,6 +311,17 @@ def _compare(
     for part, value in draw(parts, first).items():
         part.value = value
     return parts
+
+
+def _tab(label: str, **options: Any) -> gr.Tab:
+    """A tab of which the address hears as soon as it is chosen.
+
+    Before anything else is attached to that: Gradio does what is one after the other, and content that came late would
+    give its tab's address to one that was chosen since.
+    """
+    tab = gr.Tab(label, **options)
+    tab.select(None, js=TAB_OPENED % json.dumps(label), trigger_mode="multiple", queue=False, **PRIVATE)
+    return tab
 
 
 def _more_settings(fields: dict[str, dict[str, Any]]) -> dict[str, gr.components.Component]:

@@ -353,6 +353,21 @@ def test_every_tab_has_an_address(visit, app):
     assert shows(page, ROCKET) is True
 
 
+def test_a_tabs_content_that_comes_late_does_not_bring_its_address_back(visit, app):
+    page, held, let = visit(app[0]), [], []
+    page.route("**/gradio_api/run/predict*", lambda route: route.continue_() if let else held.append(route))
+    open_tab(page, words.QUALITY)
+    assert until(lambda: address(page).endswith("#quality") and held)
+    open_tab(page, words.COMPARE)
+    assert until(lambda: "#" not in address(page))
+    let.append(True)
+    for route in held:
+        route.continue_()
+    page.locator("#tf-quality .tf-tab").wait_for(state="attached")
+    page.wait_for_timeout(200)
+    assert "#" not in address(page)
+
+
 def test_a_tabs_address_opens_it_on_a_phone_too(visit, app):
     page = visit(f"{app[0]}/?recorded=cat#quality", width=390, height=844)
     page.locator("#tf-quality .tf-tab").wait_for()
