@@ -182,6 +182,17 @@ def _beside(target: Path) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
 
 
+def lock(file: int) -> bool:
+    """Lock an open file or folder for as long as it is open, however its process ends; False if another has it, or if
+    the system has no such locks (Windows)."""
+    if sys.platform == "win32":
+        return False
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
 def claim(folder: Path) -> int | None:
     """Hold a folder as this process's own for as long as it lives, however it ends; None if that cannot be.
 
@@ -189,15 +200,12 @@ def claim(folder: Path) -> int | None:
     too. Returns its descriptor: closing that gives the folder back. None if another process holds it, if it is gone,
     or if the system has no such locks (Windows).
     """
-    if sys.platform == "win32":
-        return None
     try:
         held = os.open(folder, os.O_RDONLY)
     except OSError:
         return None
     with contextlib.suppress(OSError):
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(held), folder.stat()):  # else it was removed just before
+        if lock(held) and os.path.samestat(os.fstat(held), folder.stat()):  # else it was removed just before
             return held
     os.close(held)
     return None

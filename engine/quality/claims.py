@@ -23,7 +23,6 @@ import os
 import platform
 import secrets
 import shutil
-import sys
 import threading
 import time
 from pathlib import Path
@@ -31,9 +30,7 @@ from types import TracebackType
 from typing import Self
 
 from engine.errors import OutputError
-
-if sys.platform != "win32":
-    import fcntl
+from engine.files import lock
 
 BEAT_SECONDS = 5.0
 """Between two signs of life."""
@@ -76,7 +73,7 @@ class Claims:
             raise OutputError(
                 f"Cannot write into {self._folder}: {error.strerror or error}. Choose another folder."
             ) from error
-        self._said = f"{_machine()} {LOCKED if _lock(self._own) else 'unlocked'}"
+        self._said = f"{_machine()} {LOCKED if lock(self._own) else 'unlocked'}"
         self._write(0)
         self._beating.start()
         return self
@@ -206,7 +203,7 @@ class Claims:
             else:
                 try:
                     said = os.read(held, 200)
-                    if said.startswith(f"{_machine()} {LOCKED}\n".encode()) and _lock(held):
+                    if said.startswith(f"{_machine()} {LOCKED}\n".encode()) and lock(held):
                         return False
                 finally:
                     os.close(held)
@@ -220,16 +217,6 @@ class Claims:
 def at_work(folder: Path) -> bool:
     """Whether a process may be at work in a folder of claims."""
     return any((folder / "processes").glob("*"))
-
-
-def _lock(file: int) -> bool:
-    """Lock an open file for as long as it is open; False if somebody else has, or if there are no locks here."""
-    if sys.platform == "win32":
-        return False
-    with contextlib.suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
 
 
 def _machine() -> str:

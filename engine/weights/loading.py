@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.catalog import KINDS, MODELS, ModelSpec
 from engine.errors import LoadError
+from engine.formats import REFERENCE
 from engine.weights import checkpoint, cpu_products, fusing, hub, schedulers
 from engine.weights.checkpoint import Checkpoint, Component
 from engine.weights.fingerprint import of_folder
@@ -254,7 +255,7 @@ def described(spec: ModelSpec, source: Source = BUNDLED_OR_HUB) -> str:
     if chosen is not None and spec.bundled and chosen.folder == spec.folder:
         return f"the bundled checkpoint{fused}"
     stored = stored_as(spec, source)
-    run = "bf16, the VAE in fp32" if spec.vae_fp32 else "bf16"
+    run = f"{REFERENCE}, the VAE in fp32" if spec.vae_fp32 else REFERENCE
     stored = f", stored in {stored} and run in {run}" if stored else ""
     if chosen is not None and (source.folder is not None or spec.place is not None):
         return f"the local folder {chosen.folder.name}{stored}{fused}"
@@ -638,8 +639,9 @@ def _scaled(codes: Tensor, scale: Tensor, found: Component, name: str) -> Tensor
 def _require_finite(value: Tensor, name: str, file: Path) -> None:
     if not bool(value.isfinite().all()):
         raise LoadError(
-            f"{name} in {file} has values that are not finite in {'bf16' if value.dtype == torch.bfloat16 else 'fp32'} "
-            "(NaN or infinite): copy the file again, or give a checkpoint whose weights are numbers."
+            f"{name} in {file} has values that are not finite in "
+            f"{REFERENCE if value.dtype == torch.bfloat16 else 'fp32'} (NaN or infinite): copy the file again, or give "
+            "a checkpoint whose weights are numbers."
         )
 
 
