@@ -15,9 +15,8 @@ from engine.errors import RequestError
 
 SPINS = 3000
 """How often a thread of PyTorch's on a CPU looks for work before it sleeps: microseconds, where libgomp's own is
-milliseconds. On two idle cores neither is faster. Beside a second such process ten steps of `mini-flux` took 5 instead
-of 58 s: threads that look keep those from the cores for which they wait. For whole pictures:
-`python -m assets.figures.cpu_times OUT --only beside`."""
+milliseconds. Threads that look keep those from the cores for which they wait, once there are more threads than cores:
+`python -m assets.figures.cpu_times OUT --only beside` measures what a second such process costs."""
 ENGINE = "5"
 """Of whatever in this project decides a pixel or a score: the call of a pipeline, noise, quantization and emulation,
 rewrites of the denoiser, recipes' rules, LPIPS and its ruler. Raise it with every change after which the same request

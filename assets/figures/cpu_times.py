@@ -77,6 +77,7 @@ def _program(format: str) -> list[str]:
     source = f"""import hashlib, json, os, time
 import engine.environment as environment
 getattr(environment, "leave_cores_to_others", lambda _: None)(os.environ)
+PROMPT, MODEL = {PROMPT!r}, {MODEL!r}
 {inspect.getsource(_picture)}"""
     return [sys.executable, "-c", f"{source}\n_picture({format!r})"]
 
