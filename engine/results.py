@@ -23,6 +23,8 @@ TEXT, DENOISER = "text encoders", "denoiser"
 """What can be streamed (engine/weights/streaming.py), in words."""
 NO_SCORE = "no score: values are not numbers"
 """Of a pair of which either side has NaN or infinite values."""
+SAME_DEVICE = "not timed: what ran at once ran on the same device"
+"""Of a generation's clock."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,7 @@ def app(where: Path, cache: str) -> dict[str, dict[str, float]]:
     with _app(where, cache) as (url, process):
         _wait(lambda: urlopen(url))
         answers = time.perf_counter() - began
+        _wait(lambda: json.load(urlopen(f"{url}warming"))["again"])  # it answers a moment before it begins to load
         _wait(lambda: not json.load(urlopen(f"{url}warming"))["again"])
         ready = {"s": time.perf_counter() - began, "cpu_s": _spent(process)}
         client = Client(url, verbose=False)
@@ -184,11 +185,11 @@ def main() -> None:
     args = parser.parse_args()
 
     from engine.environment import versions
+    from engine.quantization.capability import detect
 
     sides = {"this": ROOT, **({"against": args.against.resolve()} if args.against else {})}
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     result: dict[str, Any] = {
-        "device": f"{names[0].partition(':')[2].strip()}, {len(names)} cores",
+        "device": f"{detect('cpu').name}, {os.cpu_count()} cores",
         "versions": versions(),
         "model": MODEL,
         "times": args.times,

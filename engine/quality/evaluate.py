@@ -136,7 +136,7 @@ def run(
         held = _held(out, wanted)
         with Claims(out / _CLAIMS) as ours:
             manifest = held or _begun(
-                out, wanted | {"same": _same(spec, asked, prompts, studio, say), "threads": _threads(studio)}, ours
+                out, wanted, ours, same=_same(spec, asked, prompts, studio, say), threads=_threads(studio)
             )
             given, same = len(prompts.prompts), manifest["same"]
             prompts = replace(prompts, prompts=tuple(p for p in prompts.prompts if str(p.id) not in same))
@@ -529,13 +529,12 @@ def _held(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     return held
 
 
-def _begun(out: Path, wanted: dict[str, Any], ours: Claims) -> dict[str, Any]:
-    """The manifest of a new evaluation, which the first of all processes writes."""
-    manifest = wanted | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
-    asked = {name: manifest[name] for name in manifest if name not in ("created", "same", "threads")}
-    while (held := _held(out, asked)) is None:
+def _begun(out: Path, wanted: dict[str, Any], ours: Claims, **found: object) -> dict[str, Any]:
+    """The manifest of a new evaluation, which the first of all processes writes, with what it has found."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    while (held := _held(out, wanted)) is None:
         if ours.take(_MANIFEST):
-            _write_json(out / "manifest.json", manifest)
+            _write_json(out / "manifest.json", {**wanted, **found, "created": created})
         else:
             time.sleep(claims.LOOK_SECONDS)
             ours.look()

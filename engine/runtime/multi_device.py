@@ -32,7 +32,7 @@ from engine.events import Stop, Tell
 from engine.formats import PRECISIONS, REFERENCE
 from engine.quantization import proof
 from engine.request import CompareRequest
-from engine.results import Generation
+from engine.results import SAME_DEVICE, Generation
 from engine.runtime.pipeline import Made
 from engine.runtime.residents import Rendition
 from engine.runtime.studio import Studio, Take
@@ -229,7 +229,7 @@ class Studios(_Orderly):
         ran = {**generation.ran, "Device": f"{self.machine.name}, {device}", "At once": said}
         shared = any(together[name] == device for name in beside)
         if shared:
-            ran["Timing"] = "not timed: what ran at once ran on the same device"
+            ran["Timing"] = SAME_DEVICE
         comparable = generation.latency_comparable and not shared
         return replace(generation, at_once=beside, latency_comparable=comparable, ran=ran)
 

@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.pipelines.flux2.pipeline_flux2 import format_input
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -193,11 +191,16 @@ def _templated(pipeline: DiffusionPipeline, spec: ModelSpec, prompt: str) -> str
         system = getattr(pipeline, "system_message", None)
         said = [{"role": "user", "content": prompt}]
         if system is not None:
+            # Imported where it is used, as below: whole pipelines come with it, which most models do without.
+            from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+
             said = format_input([prompt], system_message=system)[0]
         arguments = {"add_generation_prompt": True, **spec.chat}
         text: str = getattr(pipeline, spec.tokenizer).apply_chat_template(said, tokenize=False, **arguments)
         return text
     if spec.pipeline == "WanPipeline":
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
         cleaned: str = prompt_clean(prompt)
         return cleaned
     return pipeline.prompt_template_encode.format(prompt) if spec.template_tokens else prompt

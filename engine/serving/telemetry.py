@@ -138,16 +138,12 @@ class Telemetry:
                 for line in histogram.lines(name, {"model": model, "precision": column, "stage": stage})
             ]
             metric(name, "histogram", "Native latency of one pipeline call, by stage.", stages)
-        for name, value in gauges.items():
+        labels = [{"card": str(number)} if len(cards) > 1 else {} for number in range(len(cards))]
+        held = [({}, gauges), *zip(labels, cards, strict=True)]
+        for name in dict.fromkeys(name for _, values in held for name in values):
             about = name.removeprefix("twinframe_").replace("_", " ").capitalize()
-            metric(name, "gauge", f"{about}.", [sample(name, {}, value)])
-        for name in dict.fromkeys(name for card in cards for name in card):
-            about = name.removeprefix("twinframe_").replace("_", " ").capitalize()
-            labels = [{"card": str(number)} if len(cards) > 1 else {} for number in range(len(cards))]
-            values = [
-                sample(name, label, card[name]) for label, card in zip(labels, cards, strict=True) if name in card
-            ]
-            metric(name, "gauge", f"{about}.", values)
+            samples = [sample(name, of, values[name]) for of, values in held if name in values]
+            metric(name, "gauge", f"{about}.", samples)
         return "\n".join(lines) + "\n"
 
 

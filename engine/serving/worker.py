@@ -39,7 +39,7 @@ from engine.errors import (
 from engine.events import Event
 from engine.machine import Finding, Machine, Support
 from engine.request import CompareRequest
-from engine.results import Comparison
+from engine.results import SAME_DEVICE, Comparison
 from engine.serving.admission import Door, Visitor
 from engine.serving.contracts import Device
 from engine.serving.telemetry import Health, Preload, Telemetry, resident_bytes
@@ -616,7 +616,7 @@ def _labelled(comparison: Comparison, shared: bool) -> Comparison:
     them, as CPUs do, is not timed."""
     said = {"Beside": "other devices of this host, each in a process of its own, which may slow them"}
     if shared:
-        said["Timing"] = "not timed: what ran at once ran on the same device"
+        said["Timing"] = SAME_DEVICE
     results = tuple(
         replace(made, ran={**made.ran, **said}, latency_comparable=made.latency_comparable and not shared)
         for made in comparison.results
