@@ -169,8 +169,8 @@ class ModelSpec:
     defaults: Settings
     limits: Limits
     recipes: tuple[str, ...]
-    """Recipe ids a user may choose, the default first; defined in engine/quantization/recipes.py, "tuned" in
-    assets/recipes/."""
+    """Recipe ids a user may choose, the default first; defined in engine/quantization/recipes.py, "tuned" and
+    "rebalanced" in assets/recipes/."""
     guidance_argument: str = "guidance_scale"
     """The pipeline argument that a request's guidance goes to: embedded ("guidance_scale") or two forward passes a
     step against a negative prompt ("true_cfg_scale")."""
@@ -284,7 +284,7 @@ MINI_FLUX = ModelSpec(
         batch_size=(1, 4),
         prompt_characters=150,
     ),
-    recipes=("post", "tuned", "full"),
+    recipes=("post", "tuned", "rebalanced", "full"),
     guidance_argument="true_cfg_scale",
     tokenizer="tokenizer_2",
     call=MappingProxyType({"max_sequence_length": 32, "negative_prompt": "", "guidance_scale": 1.0}),
@@ -316,7 +316,7 @@ MINI_QWEN = ModelSpec(
         batch_size=(1, 4),
         prompt_characters=150,
     ),
-    recipes=("post", "tuned", "full"),
+    recipes=("post", "tuned", "rebalanced", "full"),
     guidance_argument="true_cfg_scale",
     template_tokens=34,
     text_padded=False,
@@ -367,7 +367,7 @@ MINI_LTX2 = ModelSpec(
         num_frames=(25, 25),
         frames_step=8,
     ),
-    recipes=("post", "tuned", "post-corrected", "full"),
+    recipes=("post", "tuned", "rebalanced", "post-corrected", "full"),
     batch_argument="num_videos_per_prompt",
     sound=True,
     call=MappingProxyType({"negative_prompt": "", "max_sequence_length": 32, **_LTX2_GUIDANCE}),

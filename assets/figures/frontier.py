@@ -7,7 +7,8 @@ MODEL is a miniature with a tuned recipe. First the layers that the post keeps i
 weighed anew, by the drifts in assets/quality/MODEL.json: as close as can be at no byte and no product time more, and at
 8% more bytes and 20% more time. What is nearer to bf16 before learning, those layers or the post's own, learns
 (engine/quality/distill.py), on prompts and noise that no score is made of. Then all is scored on the prompts that
-report, as in assets/figures/remedies.py.
+report, as in assets/figures/remedies.py. The layers exchanged at the post's cost become a recipe file, if they are
+nearer.
 
 OUT is a folder. What has been learnt and scored there for the same machine, versions and weights is not done again.
 """
@@ -56,6 +57,8 @@ NOISE = 1000
 SHARES = {"post": 0.55, "four": 0.15, "more": 0.3}
 """Of the seconds, for what learns: at the post's bytes; then with four over six; and at more bytes."""
 FIRST_STEPS = (2, 0)
+REBALANCED = "rebalanced"
+"""Id of the recipe that takes no more bytes and no more product time than the post's."""
 Layers = Mapping[str, str]
 """Layer -> format, of those that are stored otherwise than the post does."""
 
@@ -317,8 +320,8 @@ class Frontier:
         lanes = [
             Lane("NVFP4", Tuning(), self.rules.id),
             Lane("NVFP4, calibrated", self.tuning({})),
-            *([Lane("NVFP4, layers exchanged, calibrated", self.tuning(other))]),
-            Lane(f"NVFP4, {exchanged}learnt", learnt, "learnt"),
+            Lane("NVFP4, layers exchanged, calibrated", self.tuning(other), REBALANCED),
+            Lane(f"NVFP4, {exchanged}learnt", learnt),
             Lane(f"NVFP4, {exchanged}four over six, learnt", self.tuning(at_post, files["four"], four_over_six=True)),
             Lane(f"NVFP4, {exchanged}learnt, first steps", replace(learnt, weight_only_steps=FIRST_STEPS)),
             Lane("NVFP4, up to +8%, calibrated", self.tuning(more)),
@@ -327,7 +330,8 @@ class Frontier:
         self.score(lanes)
         self.content |= self.rows(lanes, rows)
         self.put()
-        self.recipe_file(lanes[3])
+        if at_post:
+            self.recipe_file(lanes[2])
         return self.content
 
     def rows(self, lanes: Sequence[Lane], rows: Mapping[str, int]) -> dict:
@@ -353,12 +357,14 @@ class Frontier:
         return {"ruler": {"ceiling": estimate(other)}, "another seed": other, "formats": made}
 
     def recipe_file(self, lane: Lane) -> None:
-        """What was learnt at the post's bytes as a recipe, to be put beside the others with its files."""
+        """The layers exchanged at the post's cost as a recipe, to be put beside the others."""
         kinds = Counter(lane.tuning.layers.values())
         changed = [f"{count} layers in {FORMATS[name].label} instead" for name, count in kinds.most_common()]
-        said = ", ".join([f"The rules of {self.rules.id} with weights whose rounding was learnt", *changed])
+        if count := len(lane.tuning.weights_alone):
+            changed.append(f"bf16 activations in {count} layers")
+        said = ", ".join([f"The rules of {self.rules.id} with calibrated weights", *changed])
         found = TunedRecipe(
-            id="learnt",
+            id=REBALANCED,
             base=self.rules.id,
             summary=f"{said}; changes NVFP4 alone, other precisions follow {self.rules.id}.",
             tunings={NVFP4.id: lane.tuning},
@@ -366,10 +372,10 @@ class Frontier:
         chosen = {
             "by": "python -m assets.figures.frontier",
             "model": self.spec.id,
-            "prompts": f"{self.args.learn_from}, none of those that report",
+            "prompts": "those of the search and of calibration, none of those that report",
             "weights": self.content["weights"],
         }
-        file = self.out / f"{self.spec.family}-learnt.json"
+        file = self.out / f"{self.spec.family}-{REBALANCED}.json"
         write_whole(file, recipe_files.write(file, found, chosen))
 
 

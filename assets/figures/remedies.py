@@ -57,7 +57,7 @@ class Lane:
 
 def lanes(family: str) -> list[Lane]:
     """Every format plain, then remedies; those with calibrated weights where the family has them."""
-    (found,) = recipe_files.read(family)
+    found, *_ = recipe_files.read(family)
     files = found.tunings[NVFP4.id].calibrated
     made = [Lane(name, "") for name in QUANTIZED]
     made += [Lane(INT8.id, f"rotated by {most}", Tuning(rotation=most)) for most in (16, 1024)]

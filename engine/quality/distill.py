@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchao.prototype.mx_formats.kernels import f32_to_f4_unpacked, pack_uint4
 
 from engine.quality.lab import Bench
@@ -45,6 +46,10 @@ _INSIDE = 1e-3
 _TOWARDS = 0.6
 """Of the way from the stored value to the exact one, where a weight starts. On the border itself, where calibration
 puts many, Adam's first steps would round them back whatever their gradient, and undo the calibration."""
+
+_ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+"""Kernels with gradients. cuDNN's, which PyTorch takes first on Hopper, gave NaN and invalid addresses for gradients of
+mini-flux's attention on an H200 (PyTorch 2.11)."""
 
 Call = tuple[tuple[Any, ...], dict[str, Any], tuple[Tensor, ...]]
 """Arguments of a denoiser, and what the bf16 one said."""
@@ -245,7 +250,7 @@ def learn(student: Student, some: Sequence[Call], lesson: Lesson, say: Callable[
             group["lr"] = lesson.rate * min(spent / WARM, 0.5 * (1 + math.cos(math.pi * spent)))
         if not waiting:
             waiting = order.sample(list(some), len(some))
-        with torch.enable_grad():
+        with torch.enable_grad(), sdpa_kernel(list(_ATTENTION)):
             loss = student.loss(waiting.pop())
             adam.zero_grad()
             loss.backward()

@@ -120,7 +120,8 @@ def multiply(a: Tensor, b: Tensor, native: bool = True) -> Tensor:
         if rows < CUDA_ROWS:
             return torch._int_mm(F.pad(a, (0, 0, 0, CUDA_ROWS - rows)), b.t())[:rows]
         return torch._int_mm(a, b.t())
-    if native and cpu_has_int8():
+    # PyTorch 2.11's leaves the result unwritten where K is 1, on CPUs with AMX.
+    if native and width > 1 and cpu_has_int8():
         return torch._int_mm(a, b.t())
     # Without such instructions `torch._int_mm` takes three times as long as the bf16 product; fp32 takes an eighth.
     total = torch.zeros((rows, b.shape[0]), dtype=torch.int32, device=a.device)

@@ -1,6 +1,7 @@
-"""Recipes as data: what assets/recipes/<family>.json changes in a family's rules, layer by layer.
+"""Recipes as data: what a file in assets/recipes/ changes in a family's rules, layer by layer.
 
-Such a file is written by `python -m engine tune`, may be written by hand, and is read here with distrust. Knows nothing
+A family's files are `<family>.json`, which `python -m engine tune` writes, and `<family>-<recipe>.json`. They may be
+written by hand, and is read here with distrust. Knows nothing
 of transformers: whether a layer exists is seen when a plan is made (engine/quantization/recipes.py).
 """
 
@@ -87,8 +88,8 @@ def read(family: str, folder: Path = FOLDER) -> tuple[TunedRecipe, ...]:
     Raises:
         LoadError: one is damaged or says what cannot be; the sentence names it.
     """
-    file = folder / f"{family}.json"
-    return (_parse(file),) if file.is_file() else ()
+    first = folder / f"{family}.json"
+    return tuple(_parse(file) for file in (first, *sorted(folder.glob(f"{family}-*.json"))) if file.is_file())
 
 
 def write(file: Path, recipe: TunedRecipe, chosen: Mapping[str, object]) -> bytes:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -10,11 +11,12 @@ from torch import nn
 
 from assets.figures import frontier
 from engine import catalog
-from engine.formats import NVFP4, QUANTIZED
+from engine.formats import FORMATS, INT8, NVFP4, QUANTIZED
 from engine.machine import Machine
 from engine.quality import tune
 from engine.quantization import capability, gptq, nvfp4, recipe_files, recipes
 from engine.request import CompareRequest
+from engine.weights import loading
 
 MODEL = "mini-flux"
 WIDTH = 256
@@ -101,15 +103,18 @@ def test_a_search_keeps_to_its_budgets_is_gone_on_with_and_has_a_table(search, m
     assert set(made.prompts()).isdisjoint(made.known["prompts"]["report"]) and len(made.prompts()) == 70
     found = made.run()
     rows = found["formats"]
-    plain, learnt, more = rows[0], next(row for row in rows if row["recipe"] == "learnt"), rows[-1]
-    assert learnt["weight_bytes"] <= plain["weight_bytes"]
-    assert learnt["gemm_time_of_bf16"] <= plain["gemm_time_of_bf16"]
+    plain, more = rows[0], rows[-1]
+    (rebalanced,) = (row for row in rows if row["recipe"] == "rebalanced")
+    for row in (rebalanced, *(row for row in rows if row["label"].endswith("exchanged, learnt"))):
+        assert row["weight_bytes"] <= plain["weight_bytes"]
+        assert row["gemm_time_of_bf16"] <= plain["gemm_time_of_bf16"]
     assert more["weight_bytes"] <= 1.08 * plain["weight_bytes"]
     assert {len(row["each"]["report"]) for row in rows} == {3}
-    read = json.loads((made.out / f"{MODEL}-learnt.json").read_text())
-    assert read["id"] == "learnt" and set(read["tunings"][NVFP4.id]["calibrated"]) >= set(
-        found["steps"]["post"]["files"]
-    )
+    file = made.out / f"{MODEL}-rebalanced.json"
+    assert file.is_file() == bool(found["chosen"]["layers"])
+    made.recipe_file(frontier.Lane("", made.tuning({"x_embedder": INT8.id})))
+    read = json.loads(file.read_text())
+    assert read["id"] == "rebalanced" and read["tunings"][NVFP4.id]["layers"] == {"x_embedder": INT8.id}
     again = search()
     monkeypatch.setattr(again, "learn", lambda *args, **how: pytest.fail("what was learnt is learnt again"))
     monkeypatch.setattr(again, "denoiser", lambda *args: pytest.fail("what was scored is scored again"))
@@ -129,3 +134,22 @@ def test_weights_alone_are_a_choice_that_takes_time_and_no_bytes():
     size = sum(layer.bytes for layer in layers.values())
     work = {"a": 100.0, "b": 1.0}
     assert tune.choose(groups, layers, shares, work, size, 26.0) == {"a": "nvfp4", "b": tune.WEIGHTS_ALONE}
+
+
+@pytest.mark.parametrize("model", ["mini-flux", "mini-qwen", "mini-ltx2"])
+def test_the_recipes_readme_has_the_table_of_what_was_found(model):
+    found = json.loads((catalog.ASSETS / "quality" / f"{model}-frontier.json").read_text())
+    said = (catalog.ASSETS / "recipes" / "README.md").read_text()
+    assert f"<!-- frontier {model} -->\n{frontier.table(found)}\n<!-- /frontier -->" in said
+
+
+@pytest.mark.parametrize("model", ["mini-flux", "mini-qwen", "mini-ltx2"])
+def test_the_rebalanced_recipe_is_the_one_that_was_scored(model):
+    spec = catalog.model(model)
+    found = json.loads((catalog.ASSETS / "quality" / f"{model}-frontier.json").read_text())
+    (row,) = (row for row in found["formats"] if row["recipe"] == "rebalanced")
+    plan = recipes.plan(loading.empty_transformer(spec), recipes.recipe(spec.family, "rebalanced"), NVFP4.id)
+    kinds = Counter(layer.precision for layer in plan.layers)
+    assert row["layers"] == {name: kinds[name] for name in FORMATS if kinds[name]}
+    assert row["weight_bytes"] == plan.quantized_bytes <= found["formats"][0]["weight_bytes"]
+    assert row["gemm_time_of_bf16"] <= found["formats"][0]["gemm_time_of_bf16"]

@@ -93,11 +93,19 @@ RECIPE_LABEL = "Which layers are quantized"
 RECIPES = {
     POST: "Selective (the post's recipe)",
     "tuned": "Tuned",
+    "rebalanced": "Rebalanced",
     "post-corrected": "Selective, names corrected",
     "strict": "Selective, strict",
     "full": "Every layer",
 }
-SHORT = {POST: "Selective", "tuned": "Tuned", "post-corrected": "Corrected", "strict": "Strict", "full": "Full"}
+SHORT = {
+    POST: "Selective",
+    "tuned": "Tuned",
+    "rebalanced": "Rebalanced",
+    "post-corrected": "Corrected",
+    "strict": "Strict",
+    "full": "Full",
+}
 """Of recipes, beside a format's name."""
 PLAY, SEEK, PLAYER = "Play", "Frame", "Clips, played together"
 PLAYER_HINT = "Space plays, the arrow keys go frame by frame."

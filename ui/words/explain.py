@@ -12,6 +12,8 @@ RECIPES = {
     "post-corrected": "By the post's recipe, with the names that the layers really have.",
     "tuned": "Tuned: the post's recipe with better rounding, and where a search found that it helps, a few layers in "
     "other formats and a few steps with more bits.",
+    "rebalanced": "Rebalanced: no more bytes and no more product time than the post's recipe, spent on other layers, "
+    "with better rounding.",
     "strict": "Strict: only layers whose products are large in every dimension, as the post's text says.",
     "full": "Full: every layer that the format can take.",
 }

@@ -26,7 +26,7 @@ CHART_NOTE = (
     "Shorter is closer to bf16. Filled: measured by this project, with the 95% interval. Hollow: quoted from the post, "
     "FLUX.1-dev and Qwen-Image at full size over the 200 prompts of DrawBench."
 )
-SHORT = {POST: "selective", "tuned": "tuned", "full": "every layer"}
+SHORT = {POST: "selective", "tuned": "tuned", "rebalanced": "rebalanced", "full": "every layer"}
 FRONTIER = "Closeness against size"
 FRONTIER_NOTE = (
     "Each point is a recipe, with the 95% interval of its mean LPIPS: lower is closer to bf16, left is smaller."

@@ -310,14 +310,17 @@ def offered():
     return [spec for spec in catalog.MODELS.values() if "tuned" in spec.recipes]
 
 
-def test_every_offered_tuned_recipe_has_its_file_and_every_file_is_offered():
+@pytest.mark.parametrize(("recipe_id", "ending", "most"), [("tuned", "", 1.08), ("rebalanced", "-rebalanced", 1.0)])
+def test_every_recipe_file_is_offered_and_keeps_to_its_bytes(recipe_id, ending, most):
+    specs = [spec for spec in catalog.MODELS.values() if recipe_id in spec.recipes]
     files = {file.stem for file in recipe_files.FOLDER.glob("*.json")}
-    assert files == {spec.family for spec in offered()}
-    for spec in offered():
-        recipe = recipes.recipe(spec.family, "tuned")
+    assert {stem for stem in files if stem.endswith("-rebalanced") == bool(ending)} == {
+        spec.family + ending for spec in specs
+    }
+    for spec in specs:
         empty = loading.empty_transformer(spec)
-        seed, better = (recipes.plan(empty, r, "nvfp4") for r in (recipes.recipe(spec.family, "post"), recipe))
-        assert better.quantized_bytes <= 1.08 * seed.quantized_bytes
+        post, better = (recipes.plan(empty, recipes.recipe(spec.family, name), "nvfp4") for name in ("post", recipe_id))
+        assert better.quantized_bytes <= most * post.quantized_bytes
         assert better.counts.left == 0
 
 
