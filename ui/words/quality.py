@@ -23,8 +23,9 @@ TRANSFER = (
 )
 CHART = "Mean LPIPS from bf16"
 CHART_NOTE = (
-    "Shorter is closer to bf16. Filled: measured by this project, with the 95% interval. Hollow: quoted from the post, "
-    "FLUX.1-dev and Qwen-Image at full size over the 200 prompts of DrawBench."
+    "Shorter is closer to bf16. Filled: measured by this project, with the 95% interval; bars of a model can come from "
+    "several machines, whose sums differ, and a table below is of one. Hollow: quoted from the post, FLUX.1-dev and "
+    "Qwen-Image at full size over the 200 prompts of DrawBench."
 )
 SHORT = {POST: "selective", "tuned": "tuned", "rebalanced": "rebalanced", "full": "every layer"}
 FRONTIER = "Closeness against size"
@@ -75,6 +76,9 @@ def answer(model: str, found: Mapping[tuple[str, str], tuple[float, int]]) -> st
             said.append(f"{NAMES[precision]} in every layer is at LPIPS {score(own['full'][0])}")
         if "tuned" in own:
             said.append(_tuned(own))
+        if POST in own and "rebalanced" in own:
+            mean, size = own["rebalanced"]
+            said.append(f"Rebalanced is at {score(mean)}, with {change(1 - size / own[POST][1])} bytes")
     return f"{model}: {'; '.join(said)}."
 
 

@@ -169,6 +169,9 @@ def test_quality_says_what_each_model_loses_and_sets_the_posts_beside_it():
     line = html.split("<li>FLUX miniature: ")[1].split("</li>")[0]
     assert f"NVFP4 by the post&#x27;s recipe is at LPIPS {words.score(seed)}" in line
     assert f"Tuned brings it to {words.score(tuned)}, {words.change(1 - tuned / seed)}" in line
+    searched = json.loads((QUALITY / "mini-flux-frontier.json").read_text())["formats"]
+    (rebalanced,) = (row["lpips"]["report"]["mean"] for row in searched if row["recipe"] == "rebalanced")
+    assert f"Rebalanced is at {words.score(rebalanced)}, with ±0% bytes" in line
     for model in catalog.BUNDLED:
         section = html.split(f"<h2>{catalog.MODELS[model].name}</h2>")[1].split("</section>")[0]
         assert words.quality.TRANSFER in section
