@@ -15,6 +15,8 @@ from tests.support import own_catalog
 quiet_libraries()  # before anything imports torch and diffusers
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores, and threads that wait for each other spin
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Inductor compiles and runs a program for each instruction set of the CPU, in every process with a cache of its own.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 settings.register_profile("quiet", deadline=None, database=None)  # no clock, and no folder left in the checkout
 settings.load_profile("quiet")
 
@@ -64,31 +66,61 @@ def pytest_sessionfinish(session):
 
 
 @pytest.fixture(scope="session")
-def chromium():
-    """One browser for all files; `visit` opens a fresh context in it. While it is there, asyncio has a loop in this
-    thread: a test that runs a loop of its own does so in another."""
+def playwright():
+    """While it is there, asyncio has a loop in this thread: a test that runs a loop of its own does so in another."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        except sync_api.Error as error:
-            pytest.skip(f"Chromium does not start: {error}")
-        yield browser
-        browser.close()
+        yield playwright
+
+
+def _launched(launch, *args):
+    """A browser, by what of Playwright's launches one."""
+    from playwright.sync_api import Error
+
+    try:
+        return launch(*args, executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    except Error as error:
+        pytest.skip(f"Chromium does not start: {error}")
+
+
+@pytest.fixture(scope="session")
+def chromium(playwright):
+    """A browser for all files, whose contexts begin with nothing: each compiles the page's scripts anew."""
+    browser = _launched(playwright.chromium.launch)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="session")
+def profile(playwright, tmp_path_factory):
+    """A context for all files that keeps what it has compiled of the page's scripts, which halves a visit."""
+    context = _launched(playwright.chromium.launch_persistent_context, tmp_path_factory.mktemp("profile"))
+    yield context
+    context.close()
 
 
 @pytest.fixture
-def visit(chromium):
-    """Opens an address in a fresh browser context; the test fails if the page logged an error."""
-    opened, errors = [], []
+def visit(profile, request):
+    """Opens an address in a page that remembers nothing; the test fails if the page logged an error. One with `options`
+    is in a context of its own, which has them."""
+    opened, origins, errors = [], set(), []
+
+    def opened_page(width, height, options):
+        if options:
+            chromium = request.getfixturevalue("chromium")
+            opened.append(chromium.new_context(viewport={"width": width, "height": height}, **options))
+            return opened[-1].new_page()
+        page = profile.new_page()
+        opened.append(page)
+        page.set_viewport_size({"width": width, "height": height})
+        return page
 
     def open_page(url, width=1440, height=900, wait=True, **options):
-        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
-        opened.append(context)
-        page = context.new_page()
+        page = opened_page(width, height, options)
         page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        origins.add("/".join(url.split("/")[:3]))
         page.goto(url)
         if not wait:
             return page
@@ -99,8 +131,13 @@ def visit(chromium):
         return page
 
     yield open_page
-    for context in opened:
-        context.close()
+    for one in opened:
+        one.close()
+    profile.clear_cookies()
+    browser = profile.new_cdp_session(profile.pages[0])
+    for origin in origins:
+        browser.send("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "local_storage,indexeddb"})
+    browser.detach()
     # The server of a test may be gone before its pages are, and a page before what it asked for has come.
     leaving = ("ERR_CONNECTION", "Server stopped", "AbortError: signal is aborted", "Connection errored out")
     assert not [error for error in errors if not any(part in error for part in leaving)]

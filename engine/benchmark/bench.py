@@ -281,7 +281,7 @@ class _Bench:
             if self.studio.support[column.format].execution == "unavailable":
                 raise UnsupportedError(self.studio.support[column.format].reason)
         groups, gigabytes = [], {}
-        empty = loading.empty_transformer(self.spec)
+        empty = loading.blueprint(self.spec)
         first = {column.format: column for column in reversed(self.columns)}
         for column in self.columns:
             plan = recipes.plan_of(empty, self.spec, column)
@@ -450,7 +450,7 @@ class _Bench:
         spec, studio = self.spec, self.studio
         self.say(f"loading {spec.name} in {name}, as the post quantizes")
         began = time.monotonic()
-        plan = recipes.plan(loading.empty_transformer(spec), recipes.recipe(spec.family, spec.recipes[0]), name)
+        plan = recipes.plan(loading.blueprint(spec), recipes.recipe(spec.family, spec.recipes[0]), name)
 
         def place(layer: str, module: nn.Module) -> None:
             if layer in plan.names:

@@ -87,7 +87,7 @@ def write(
         raise UnsupportedError(support.reason)
     with whole_folder(out) as partial:
         origin = loading.folder(spec, source, told)
-        plan = recipes.plan_of(loading.empty_transformer(spec), spec, column)
+        plan = recipes.plan_of(loading.blueprint(spec), spec, column)
         denoiser = stored.denoiser(spec, plan, support, device, source, told)
         recipes.verify(denoiser, plan)
         _bring(origin, partial)

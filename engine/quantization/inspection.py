@@ -1,15 +1,12 @@
 """Which layers a recipe quantizes, and why, for anybody who asks: a plan as plain JSON, without weights or a device.
 
-The denoiser is built on the meta device, where FLUX.1-dev takes a tenth of a second and no memory to speak of, so a
-plan is never queued behind a comparison. Both are kept, as they depend on names alone.
+The denoiser is built on the meta device, where it takes no memory to speak of, so a plan is never queued behind a
+comparison.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
-
-from torch import nn
 
 from engine import catalog
 from engine.columns import Column
@@ -31,11 +28,6 @@ def inspect(model_id: str, precision: str, recipe_id: str | None = None) -> dict
     spec = catalog.model(model_id)
     recipe = recipes.recipe(spec.family, recipe_id or spec.recipes[0]).id
     column = Column.parse(precision, spec, recipe)
-    found = recipes.plan_of(_denoiser(spec.id), spec, column)
+    found = recipes.plan_of(loading.blueprint(spec), spec, column)
     named = {"column": column.written(spec.recipes[0]), "recipe": column.rules or recipe}
     return {"model": spec.id, "precision": column.format} | named | found.to_json()
-
-
-@lru_cache(maxsize=len(catalog.MODELS))
-def _denoiser(model_id: str) -> nn.Module:
-    return loading.empty_transformer(catalog.model(model_id))

@@ -136,7 +136,7 @@ def needed(model_id: str) -> dict[str, float]:
 def _plans(model_id: str) -> dict[str, recipes.Plan]:
     """By format, by the model's first recipe."""
     spec = catalog.model(model_id)
-    empty = loading.empty_transformer(spec)
+    empty = loading.blueprint(spec)
     return {name: recipes.plan_of(empty, spec, Column.of(name, spec.recipes[0])) for name in PRECISIONS}
 
 

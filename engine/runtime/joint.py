@@ -142,7 +142,7 @@ class JointStudio(Studio):
 
 def require(spec: ModelSpec, devices: int) -> None:
     """Raises UnsupportedError: so many devices cannot make one picture of this model together, in one sentence."""
-    heads = sequence.heads(loading.empty_transformer(spec))
+    heads = sequence.heads(loading.blueprint(spec))
     if heads is None:
         raise UnsupportedError(
             f"{spec.name} is made by one device: several work on one picture of FLUX.1 alone so far, so name one, or "

@@ -361,7 +361,7 @@ class _Rank:
         self.drop(key)
         for checkpoint in checkpoints:
             quantized.give(checkpoint)
-        plan = recipes.plan_of(loading.empty_transformer(spec), spec, column)
+        plan = recipes.plan_of(loading.blueprint(spec), spec, column)
         denoiser = stored.denoiser(column.weights(spec), plan, support, self.device, self._source)
         part = Part(denoiser, len(self._devices), self._rank)
         blocks = Blocks(denoiser, shared=_Follow(part))

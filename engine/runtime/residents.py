@@ -155,7 +155,7 @@ class Holdings:
     def _load(self, spec: ModelSpec, column: Column, tell: Tell) -> Rendition:
         if self.support[column.format].execution == "unavailable":
             raise UnsupportedError(self.support[column.format].reason)
-        empty = loading.empty_transformer(spec)
+        empty = loading.blueprint(spec)
         fusing.check(spec, empty)
         plan = recipes.plan_of(empty, spec, column)
         key, gigabytes = key_of(spec, column), plan.quantized_bytes / timing.GB

@@ -7,9 +7,11 @@ Knows nothing of precisions or of what else is in memory."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +210,24 @@ def empty_transformer(spec: ModelSpec) -> nn.Module:
     Raises:
         LoadError: its configuration is missing.
     """
-    kind = transformer_class(spec)
-    config = checkpoint.denoiser_config(spec)
+    return _empty(transformer_class(spec), checkpoint.denoiser_config(spec))
+
+
+def blueprint(spec: ModelSpec) -> nn.Module:
+    """As `empty_transformer`, one for all who only read it: building it takes up to a second.
+
+    Raises:
+        LoadError: its configuration is missing.
+    """
+    return _kept_empty(transformer_class(spec).__name__, json.dumps(checkpoint.denoiser_config(spec), sort_keys=True))
+
+
+@lru_cache(maxsize=16)
+def _kept_empty(kind: str, config: str) -> nn.Module:
+    return _empty(getattr(diffusers, kind), json.loads(config))
+
+
+def _empty(kind: type[ModelMixin], config: Mapping[str, Any]) -> nn.Module:
     with torch.device("meta"):
         return _typed(kind.from_config(config))
 

@@ -138,7 +138,7 @@ def test_the_names_that_recipes_had_are_still_taken(old, new):
 @pytest.mark.parametrize(
     ("precisions", "said"),
     [
-        (["nvfp4@mine"], "FLUX miniature has no recipe 'mine': choose post or tuned or full."),
+        (["nvfp4@mine"], "FLUX miniature has no recipe 'mine': choose post or tuned or rebalanced or full."),
         ("nvfp9@tuned", "There is no precision 'nvfp9': choose from"),
         ("bf16@full", "bf16 is the reference, which no recipe changes: leave out '@full'."),
     ],
@@ -235,7 +235,7 @@ def test_precisions_of_the_wrong_type(precisions):
 @pytest.mark.parametrize("recipe", ["half", "", 1, ["seed"], "seed\n", False])
 def test_unknown_recipes(recipe):
     text = refused(recipe=recipe)
-    assert repr(recipe) in text and "post or tuned or full" in text
+    assert repr(recipe) in text and "post or tuned or rebalanced or full" in text
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t  \r\n", "\u3000"])

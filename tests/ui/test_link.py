@@ -83,7 +83,10 @@ def test_the_code_of_a_precision_is_copied(visit, quick):
         ({"steps": "1e999"}, "num_inference_steps must be a whole number, not the number inf."),
         ({"size": "256"}, "size is '256': write it as width x height, such as 256x256."),
         ({"precisions": "fp3"}, "There is no precision 'fp3': choose from bf16, fp8, mxfp8, nvfp4, int8."),
-        ({"precisions": "nvfp4@mine"}, "FLUX miniature has no recipe 'mine': choose post or tuned or full."),
+        (
+            {"precisions": "nvfp4@mine"},
+            "FLUX miniature has no recipe 'mine': choose post or tuned or rebalanced or full.",
+        ),
         ({"prompt": " "}, "The prompt is empty: describe the picture in a few words."),
     ],
 )
