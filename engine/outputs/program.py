@@ -2,10 +2,10 @@
 
 For whoever wants to leave the page with something that runs. The program holds the rules of the recipe, not the
 engine's plan, so that it can be read; tests/engine/outputs/test_program.py holds the two together, layer by layer, and
-on a CPU pixel by pixel. On a GPU compiled blocks round bf16 in other places than the program's eager ones, those of
-text encoders and VAE too where an app has compiled them (engine/compiler/ends.py), so that last bits may differ.
-Knows the request and the recipes, no device: a program for a precision that was emulated is the native one, and says
-so."""
+on a CPU pixel by pixel. On a GPU last bits of bf16 may differ: the engine's blocks are compiled with rewrites of its
+own, and in an app that was idle text encoders and VAE are compiled too (engine/compiler/ends.py), which are eager in
+the program. Knows the request and the recipes, no device: a program for a precision that was emulated is the native
+one, and says so."""
 
 from __future__ import annotations
 
