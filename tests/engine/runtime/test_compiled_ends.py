@@ -83,11 +83,13 @@ def pictures(out):
     return {file.name: file.read_bytes() for file in out.glob("*.png")}
 
 
-@pytest.mark.parametrize("kept_from", ["a CPU", "streamed weights"])
-def test_on_a_cpu_and_where_they_are_streamed_ends_are_left_as_they_are(kept_from, spec, compiler, monkeypatch):
-    studio, request = Device("cpu").studio, CompareRequest.create("a cat", model=spec.id)
-    if kept_from == "streamed weights":
+@pytest.mark.parametrize("where", ["on a CPU", "streamed", "on several devices"])
+def test_on_a_cpu_streamed_and_on_several_devices_ends_are_left_as_they_are(where, spec, compiler, monkeypatch):
+    studio = Device("cpu,cpu" if where == "on several devices" else "cpu").studio
+    request = CompareRequest.create("a cat", model=spec.id)
+    if where != "on a CPU":
         monkeypatch.setattr(ends, "wanted", lambda device, machine: True)
+    if where == "streamed":
         monkeypatch.setattr(studio, "_streams", {residency.shared_key(spec.id): None})
     assert not studio.warm_ends(spec, request, lambda _: None, lambda: False)
     assert not compiler.compiled and not studio._renditions, "something was loaded for it"
