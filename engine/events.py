@@ -58,6 +58,16 @@ class Preparing:
 
 
 @dataclass(frozen=True)
+class CompilingEnds:
+    """A preload turns to one piece of the text encoders and the VAE: by then the model is ready."""
+
+    index: int
+    """1 to `total`."""
+    total: int
+    """Of one size."""
+
+
+@dataclass(frozen=True)
 class Warming:
     """Untimed steps of the same shape, so that the timed run finds everything in place."""
 
@@ -147,6 +157,7 @@ Event = (
     | Proved
     | Downloading
     | Preparing
+    | CompilingEnds
     | Warming
     | Step
     | Finished

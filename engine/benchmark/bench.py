@@ -322,6 +322,7 @@ class _Bench:
         # Each batch size compiles from nothing, as in a process of its own: none gets kernels of symbolic shape
         # because another came before it.
         torch.compiler.reset()
+        self.studio.forget_ends(self.spec.id)
         lanes = self._lanes = [self._lane(*pair, request) for pair in self._different(group, request)]
         for lane in lanes:
             lane.blocks.forget()  # recordings of another batch size would take memory
@@ -331,6 +332,7 @@ class _Bench:
             self._guarded(lane, partial(self._warm_up, lane, request))
             yield [self._row(lane, request) for lane in lanes]
         timed = [lane for lane in lanes if lane.is_timed]
+        self._compile_ends([lane for lane in timed if lane.error is None], request)
         for lane in timed:  # the allocator has been emptied for each lane's own figure: fill it again, untimed
             self._guarded(lane, partial(self._few, lane, request))
         for done in range(self.settings.repeats):
@@ -348,6 +350,22 @@ class _Bench:
                 lane.from_post = {"lpips": found.mean_lpips, "psnr_db": found.mean_psnr_db}
         yield [self._row(lane, request) for lane in lanes]
 
+    def _compile_ends(self, lanes: Sequence[_Lane], request: CompareRequest) -> None:
+        """Compile text encoders and VAE, which all lanes share, as an app does once its model is ready."""
+
+        def said(event: events.Event) -> None:
+            if isinstance(event, events.CompilingEnds):
+                self.say(f"text encoders and VAE, batch {request.batch_size}: piece {event.index} of {event.total}")
+
+        def run(lane: _Lane, few: CompareRequest) -> None:
+            self._use(lane)
+            self._call(lane, few)
+            lane.blocks.settle()
+
+        for lane in lanes[:1]:
+            compiling = (self.spec, request, partial(run, lane), said, lambda: False)
+            self._guarded(lane, partial(self.studio.compile_ends, *compiling))
+
     def switches(self, group: Sequence[Pair]) -> list[dict[str, Any]]:
         """What it takes to send each of the engine's denoisers to host memory and back; nothing on a CPU, which has
         no other memory."""
@@ -360,6 +378,7 @@ class _Bench:
         """Drop the group's denoisers; text encoders and VAE stay."""
         self._rest()
         torch.compiler.reset()
+        self.studio.forget_ends(self.spec.id)
         self._posts.clear()
         self._load_s.clear()
         self._lanes.clear()
@@ -611,6 +630,7 @@ class _Bench:
             "also": list(lane.also),
             "execution": lane.execution,
             **({"streamed": list(lane.streamed)} if lane.streamed else {}),
+            "ends": list(self.studio.ends(self.spec)) if lane.latencies else [],
             "latency_s": latency,
             "step_ms": step_ms,
             "memory_gb": {
@@ -690,7 +710,8 @@ def _settings(
             'block by torch.compile(mode="reduce-overhead", fullgraph=True) with cloned outputs, everywhere else '
             "compile_repeated_blocks(fullgraph=True), which post-default is throughout; a row names in `also` the "
             "method that was the same there. FP8 is not the post's: it is torchao's configuration with its default "
-            "Inductor settings, in the post's manner. Text encoders, VAE and attention backend as in the engine; in "
+            "Inductor settings, in the post's manner. Text encoders, VAE and attention backend as in the engine: "
+            "a row names in `ends` those whose blocks all its methods ran compiled; in "
             "bf16 all methods run the same weights, elsewhere all but the quantized ones"
         ),
     }

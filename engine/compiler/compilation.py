@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from engine.compiler import text_kv
 from engine.compiler.step_graph import PLAIN_CALLS, StepGraph
 from engine.files import cache_folder
-from engine.machine import Support
+from engine.machine import Machine, Support
 
 if TYPE_CHECKING:
     from engine.compiler.sequence import Shared
@@ -99,6 +99,11 @@ class Done:
         return bool(self.compiled or self.plain or self.recorded)
 
 
+def compiles(device: torch.device, machine: Machine) -> bool:
+    """Whether anything is compiled on a device."""
+    return device.type == "cuda" and not machine.no_compile
+
+
 def mode(batch_size: int, support: Support, device: torch.device, recordable: bool = True) -> str:
     """How the blocks run: a CUDA graph pays where launching kernels takes a good part of a step, at one picture or
     clip.
@@ -106,7 +111,7 @@ def mode(batch_size: int, support: Support, device: torch.device, recordable: bo
     Args:
         recordable: the denoiser's step can be one (`ModelSpec.recordable`).
     """
-    if device.type != "cuda" or support.machine.no_compile:
+    if not compiles(device, support.machine):
         return EAGER
     recorded = support.execution == "native" and batch_size == 1 and recordable and not support.no_graph
     return GRAPHS if recorded else DEFAULT

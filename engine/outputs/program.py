@@ -1,9 +1,11 @@
 """One column of a comparison as a program of its own: the diffusers and torchao calls the engine makes, without it.
 
 For whoever wants to leave the page with something that runs. The program holds the rules of the recipe, not the
-engine's plan, so that it can be read; tests/engine/outputs/test_program.py holds the two together, layer by layer.
-Knows the request and the recipes, no device: a program for a precision that was emulated is the native one, and says
-so."""
+engine's plan, so that it can be read; tests/engine/outputs/test_program.py holds the two together, layer by layer, and
+on a CPU pixel by pixel. On a GPU last bits of bf16 may differ: the engine's blocks are compiled with rewrites of its
+own, and in an app that was idle text encoders and VAE are compiled too (engine/compiler/ends.py), which are eager in
+the program. Knows the request and the recipes, no device: a program for a precision that was emulated is the native
+one, and says so."""
 
 from __future__ import annotations
 

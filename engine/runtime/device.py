@@ -80,7 +80,7 @@ class Device:
 
     def prepare(self, model_id: str, tell: Tell, stop: Stop) -> None:
         """Load a model in its default columns, warm its default shape and measure its ruler; then warm the other
-        sizes that it offers.
+        sizes that it offers, and compile its text encoders and VAE.
 
         Raises:
             TwinframeError, CancelledRun: as `compare`.
@@ -107,6 +107,16 @@ class Device:
             self.studio.ready(spec, column, request, tell, stop)
         self.studio.ruler(spec, request, tell, stop)
         self._warm_sizes(spec, request, tell, stop)
+        self._warm_ends(spec, request, tell, stop)
+
+    def _warm_ends(self, spec: catalog.ModelSpec, request: CompareRequest, tell: Tell, stop: Stop) -> None:
+        """Compile text encoders and VAE for every size that is offered, the default one first."""
+        default = (request.height, request.width)
+        for height, width in dict.fromkeys((default, *spec.limits.sizes)):
+            asked = replace(request, height=height, width=width)
+            with suppress(UnsupportedError):
+                if self.studio.warm_ends(spec, asked, tell, stop) and (height, width) == default:
+                    self.studio.ruler(spec, request, tell, stop)
 
     def _warm_sizes(self, spec: catalog.ModelSpec, request: CompareRequest, tell: Tell, stop: Stop) -> None:
         """Compile for every other size that is offered, so that nobody waits for it; sizes without room are left."""

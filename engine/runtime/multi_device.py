@@ -198,6 +198,10 @@ class Studios(_Orderly):
                     found = replace(found, pixels=found.pixels.to(self.device))
                 yield self._labelled(generation, places), found
 
+    def warm_ends(self, spec: ModelSpec, request: CompareRequest, tell: Tell, stop: Stop) -> bool:
+        """Nothing: columns are made by several devices, whose text encoders and VAE stay alike, all eager."""
+        return False
+
     def _place(self, spec: ModelSpec, column: Column) -> Studio:
         """Where a column is made: always at the same place, so that it is loaded once; a format's recipes at different
         ones."""

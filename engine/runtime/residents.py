@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from engine import events
 from engine.catalog import ModelSpec
 from engine.columns import EXACT, Column
-from engine.compiler import compilation
+from engine.compiler import compilation, ends
 from engine.errors import NoRoomError, UnsupportedError
 from engine.events import Tell
 from engine.formats import REFERENCE
@@ -79,6 +79,8 @@ class Holdings:
         self._renditions: dict[residency.Key, Rendition] = {}
         self._shared: dict[str, dict[str, object]] = {}
         """Text encoders, VAE and the like, by model."""
+        self._ends: dict[str, ends.Ends] = {}
+        """What of these is compiled, by model."""
         self._limit = residency.limit()
         self._shelf = residency.Shelf(grain=host_memory.CHUNK / timing.GB)
         self._pool = host_memory.Pool(pinned=self.device.type == "cuda")
@@ -236,6 +238,11 @@ class Holdings:
         self._stream(key, loading.text_parts(shared))
         return shared
 
+    def forget_ends(self, model: str) -> None:
+        """Run a model's text encoders and VAE eager again, and forget what of them is compiled."""
+        if model in self._ends:
+            self._ends.pop(model).use(None)
+
     def make_room(
         self, spec: ModelSpec, key: residency.Key, gigabytes: float, request: CompareRequest | None = None
     ) -> None:
@@ -295,6 +302,8 @@ class Holdings:
         modules: list[torch.nn.Module],
         install: Callable[[streaming.Around | None], None] | None = None,
     ) -> None:
+        if key == residency.shared_key(key[0]):
+            self.forget_ends(key[0])
         stored = self._waiting[key]
         self._streams[key] = streaming.Stream(stored, modules, self.device, self.traffic, install)
         self._cold(key)
@@ -354,6 +363,7 @@ class Holdings:
         """Let go of a part wherever it is, and of all that cannot be used without it."""
         if key == residency.shared_key(key[0]):
             self._shared.pop(key[0], None)
+            self.forget_ends(key[0])
             for other in [other for other in self._renditions if other[0] == key[0]]:
                 self._forget(other)
         self._renditions.pop(key, None)

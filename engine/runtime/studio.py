@@ -20,7 +20,7 @@ from torch import Tensor
 from engine import catalog, events, quantized, safety
 from engine.catalog import ModelSpec
 from engine.columns import EXACT, Column, format_of
-from engine.compiler import compilation
+from engine.compiler import compilation, ends
 from engine.environment import versions
 from engine.errors import NoRoomError
 from engine.events import Stop, Tell
@@ -45,6 +45,11 @@ RULER_PROMPTS = 3
 
 Take = Callable[[Tell, Stop], tuple[Generation, Made]]
 """A timed call that only waits to be made, with what is told and what stops it; gives what it made, without files."""
+
+
+def _ends_size(request: CompareRequest) -> tuple[object, ...]:
+    """What of a request decides the shapes of text encoders and VAE, where prompts are padded."""
+    return request.height, request.width, request.num_frames, request.batch_size, request.guidance_scale > 1
 
 
 class Studio(Holdings):
@@ -212,6 +217,7 @@ class Studio(Holdings):
                 weights=self._weights(rendition.column, spec),
                 residency=self.where(key_of(spec, rendition.column)),
                 streamed=streamed,
+                ends=self.ends(spec),
                 warm=warm,
                 done=done,
                 not_numbers=sum(made.not_numbers),
@@ -297,8 +303,9 @@ class Studio(Holdings):
         if mode == compilation.GRAPHS and DENOISER in self.streaming(key):
             mode = compilation.DEFAULT  # the same kernels, launched one by one: recordings refer to addresses
         rendition.blocks.use(mode)
+        self._use_ends(spec, request)
         compiled = (*key, request.height, request.width, request.num_frames, request.batch_size)
-        shape: tuple[object, ...] = (*compiled, request.guidance_scale > 1)
+        shape: tuple[object, ...] = (*compiled, request.guidance_scale > 1, self.ends(spec))
         if mode != compilation.EAGER and not spec.text_padded:
             shape = (*shape, tokens(rendition.pipeline, spec, request.prompt))
         if shape not in self._warm or self._warm[shape].dropped != rendition.blocks.dropped:
@@ -309,6 +316,75 @@ class Studio(Holdings):
             if compiles:
                 self._compiled[compiled] = self._warm[shape].seconds
         return self._warm[shape]
+
+    def ends(self, spec: ModelSpec) -> tuple[str, ...]:
+        """Names of a model's text encoders and VAE whose blocks run compiled now."""
+        return self._ends[spec.id].used if spec.id in self._ends else ()
+
+    def compile_ends(
+        self,
+        spec: ModelSpec,
+        request: CompareRequest,
+        run: Callable[[CompareRequest], object],
+        tell: Tell,
+        stop: Stop,
+    ) -> bool:
+        """Compile text encoders and VAE for the shapes of a request, a piece at a time, where that is wanted; they are
+        used from the next `warm` on. Streamed ones are left as they are.
+
+        Args:
+            run: makes a call of the request it is given, with both ends in it.
+
+        Returns:
+            Whether there was anything to do.
+
+        Raises:
+            CancelledRun: `stop` said so, before a piece; what was compiled is kept.
+        """
+        if not self._lacks_ends(spec, request):
+            return False
+        if spec.id not in self._ends:
+            self._ends[spec.id] = ends.Ends(self.shared(spec))
+
+        def told(index: int, total: int) -> None:
+            tell(events.CompilingEnds(index, total))
+
+        few = replace(request, num_inference_steps=1)
+        self._ends[spec.id].compile(_ends_size(request), lambda: run(few), stop, told)
+        self._use_ends(spec, request)
+        return True
+
+    def warm_ends(self, spec: ModelSpec, request: CompareRequest, tell: Tell, stop: Stop) -> bool:
+        """Compile text encoders and VAE as of `compile_ends`, and warm the request's columns with them.
+
+        Raises:
+            UnsupportedError, LoadError, CancelledRun: as `ready`.
+        """
+        if not self._lacks_ends(spec, request):
+            return False
+        rendition = self.rendition(spec, EXACT, tell)
+        self.warm(rendition, spec, request, tell, stop)
+
+        def run(few: CompareRequest) -> None:
+            call(rendition.pipeline, spec, few, few.seed, Progress(REFERENCE, lambda _: None, stop))
+            rendition.blocks.settle()
+
+        done = self.compile_ends(spec, request, run, tell, stop)
+        for column in request.columns if done else ():
+            self.ready(spec, column, request, tell, stop)
+        return done
+
+    def _lacks_ends(self, spec: ModelSpec, request: CompareRequest) -> bool:
+        """Whether text encoders and VAE are to be compiled for the request and are not yet."""
+        if not ends.wanted(self.device, self.machine) or residency.shared_key(spec.id) in self._streams:
+            return False
+        return spec.id not in self._ends or not self._ends[spec.id].is_ready(_ends_size(request))
+
+    def _use_ends(self, spec: ModelSpec, request: CompareRequest) -> None:
+        """Those that are compiled for all shapes of the request, or eager ones: the same for all that it makes, as
+        nothing is compiled meanwhile."""
+        if spec.id in self._ends:
+            self._ends[spec.id].use(_ends_size(request))
 
     def _warm_up(self, rendition: Rendition, spec: ModelSpec, few: CompareRequest, stop: Stop) -> compilation.WarmUp:
         """A few steps in which everything is compiled, tuned and recorded, and memory is weighed."""
@@ -379,6 +455,7 @@ class Studio(Holdings):
         Raises:
             CancelledRun: `stop` said so.
         """
+        self._use_ends(spec, replace(request, batch_size=1))  # which it is measured with
         key = "|".join(
             str(part)
             for part in (
@@ -389,6 +466,7 @@ class Studio(Holdings):
                 f"{request.width}x{request.height}x{request.num_frames}",
                 request.num_inference_steps,
                 request.guidance_scale,
+                *self.ends(spec),
             )
         )
         ruler = self._rulers.get(key)
@@ -459,6 +537,7 @@ class Studio(Holdings):
         stop: Stop,
         second_path: bool,
     ) -> Made:
+        self._use_ends(spec, request)
         transformer = rendition.pipeline.transformer
         quiet = Progress(REFERENCE, lambda _: None, stop)
         if self.mode(REFERENCE, spec, request) == compilation.EAGER:

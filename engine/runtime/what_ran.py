@@ -17,7 +17,7 @@ from engine.quantization import recipe_files, recipes
 from engine.request import CompareRequest
 from engine.results import DENOISER, TEXT
 from engine.runtime.pipeline import read
-from engine.runtime.residents import Rendition
+from engine.runtime.residents import Rendition, in_words
 
 ATTENTION = "native"
 """diffusers' name for PyTorch's scaled_dot_product_attention, which picks a fused kernel."""
@@ -32,6 +32,7 @@ def described(
     weights: str,
     residency: str,
     streamed: Sequence[str],
+    ends: Sequence[str],
     warm: compilation.WarmUp,
     done: compilation.Done,
     not_numbers: int,
@@ -42,6 +43,7 @@ def described(
         weights: where they come from, in words.
         residency: where what the rendition needs is, in words.
         streamed: what of it comes from host memory a block at a time, in words.
+        ends: text encoders and VAE whose blocks ran compiled, by their names in the pipeline.
         warm: what the first run of the shape took.
         done: what the timed call compiled, recorded and replayed.
         not_numbers: values of what was made that are none.
@@ -90,7 +92,8 @@ def described(
             "GEMM": f"{support.gemm}; weights of Linear layers: {_weights(rendition.pipeline.transformer)}",
             "Attention": f"PyTorch scaled_dot_product_attention in bf16 (diffusers backend {ATTENTION!r})",
             "Compile": compiled,
-            "Text encoders and VAE": "bf16, shared by all precisions",
+            "Text encoders and VAE": "bf16, shared by all precisions"
+            + (f"; compiled: {in_words(ends)}" if ends else ""),
             "Residency": residency,
             "Scheduler": f"{type(rendition.pipeline.scheduler).__name__}, {request.num_inference_steps} steps",
             "Noise": f"CPU generator, seed {request.seed}, the same for every precision",

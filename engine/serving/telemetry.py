@@ -48,11 +48,12 @@ class Preload:
     doing: events.Event | None = None
     """What it told last besides."""
     ready: bool = False
-    """The default size is warm; further sizes are being warmed."""
+    """The default size is warm; further sizes are being warmed, then text encoders and VAE compiled."""
 
     def after(self, event: events.Event) -> Preload:
         """The same, once it has told `event`."""
-        running = replace(self, status="running")
+        ready = self.ready or isinstance(event, events.CompilingEnds)
+        running = replace(self, status="running", ready=ready)
         if not isinstance(event, events.Preparing):
             return replace(running, doing=event)
         return replace(running, part=event, doing=None, ready=self.ready or event.size is not None)

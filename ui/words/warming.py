@@ -16,6 +16,7 @@ CLOSE = "Hide this"
 WAITS = "goes on after the comparisons that were asked for"
 RESTARTS = ("The engine is being started again", "its device was lost; what was loaded is loaded again")
 DEGRADED = ("The engine has trouble", "the last comparisons failed by no fault of their visitors")
+SIZES, ENDS = "its other sizes are being warmed up", "its text encoders and VAE are being compiled"
 FAILED = "Generate tries again, and says what is wrong"
 
 
@@ -38,7 +39,8 @@ def said(status: str, preloads: Sequence[Preload]) -> tuple[str, str]:
     if preload.status == "failed":
         return f"{name} could not be {'warmed up further' if preload.ready else 'loaded'}", FAILED
     if preload.ready:
-        return f"{name} is ready, its other sizes are being warmed up", _detail(preload)
+        further = ENDS if isinstance(preload.doing, events.CompilingEnds) else SIZES
+        return f"{name} is ready, {further}", _detail(preload)
     return f"Warming up {name}", _detail(preload)
 
 
@@ -52,6 +54,8 @@ def _detail(preload: Preload) -> str:
             return f"downloading, {gigabytes_of(done, total)}"
         case events.Measuring(index, total):
             return f"measuring its scale for LPIPS, run {index + 1} of {total}"
+        case events.CompilingEnds(index, total):
+            return f"piece {index} of {total}"
     part = preload.part
     doing = _step(preload.doing) if isinstance(preload.doing, events.Warming) else "loading"
     size = f" at {part.size[1]} × {part.size[0]}" if part.size else ""

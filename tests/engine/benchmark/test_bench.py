@@ -20,7 +20,7 @@ from engine import __main__, catalog
 from engine.benchmark import bench, methods, plots
 from engine.benchmark.methods import METHODS
 from engine.columns import Column
-from engine.compiler import compilation
+from engine.compiler import compilation, ends
 from engine.errors import OutputError, RequestError
 from engine.quantization import capability
 from engine.quantization.capability import Machine
@@ -109,6 +109,26 @@ def test_the_posts_methods_are_timed_in_turns_and_not_tried_where_they_cannot_ru
     assert all(row["latency_s"]["median"] > 0 and row["also"] == [] for row in rows[:4])
     assert rows[0]["memory_gb"]["weights"] == pytest.approx(rows[1]["memory_gb"]["weights"])
     assert rows[0]["from_post"]["lpips"] == 0
+
+
+def test_text_encoders_and_vae_are_compiled_before_anything_is_timed_and_alike_for_all_methods(
+    measure, eager, monkeypatch
+):
+    compiled, at_first_time, original = [], [], bench._Bench._time
+    monkeypatch.setattr(ends, "wanted", lambda device, machine: True)
+    monkeypatch.setattr(compilation, "configure", lambda: None)
+    monkeypatch.setattr(torch, "compile", lambda call, **how: (compiled.append(call), call)[1])
+
+    def timed(self, lane, request):
+        at_first_time.append((request.batch_size, len(compiled), self.studio.ends(self.spec)))
+        original(self, lane, request)
+
+    monkeypatch.setattr(bench._Bench, "_time", timed)
+    rows = measure(methods=("engine", "post", "bare"), batch_sizes=(1, 2))["rows"]
+    named = ("text_encoder", "text_encoder_2", "vae")
+    count = len(compiled) // 2
+    assert at_first_time == [(size, size * count, named) for size in (1, 2) for _ in range(3)] and count
+    assert [row["ends"] for row in rows] == [list(named)] * 6
 
 
 def test_where_the_posts_two_methods_are_one_it_is_measured_once(measure, eager):

@@ -250,7 +250,7 @@ def test_why_nothing_is_compiled_or_recorded_is_told(first, worker, monkeypatch)
     def told(mode, **support):
         monkeypatch.setattr(rendition.blocks, "mode", mode)
         changed = replace(rendition, support=replace(rendition.support, **support))
-        how = {"weights": "", "residency": "", "streamed": (), "warm": warm, "done": done, "not_numbers": 0}
+        how = {"weights": "", "residency": "", "streamed": (), "ends": (), "warm": warm, "done": done, "not_numbers": 0}
         asked = first.comparison.request
         return what_ran.described(changed, SPEC, asked, machine=studio.machine, **how)["Compile"]
 
