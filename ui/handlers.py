@@ -166,12 +166,13 @@ class Handlers:
 
     def covered(self, query: str, tabs: Sequence[str]) -> Cover | None:
         """The first screen of a page that is opened by a query: of what is shown at first, or of the recording that it
-        names; None if it asks for anything else, or is opened on stage.
+        names; None if it asks for anything else, or is opened on stage. The run that it names waits for the page.
 
         Args:
             tabs: their names.
         """
         asked = {name: value for name, value in parse_qsl(query, keep_blank_values=True) if name in OURS}
+        self._named.awaited(asked.get(link.MADE, ""))
         if not asked:
             view = self.first_view()
         elif asked.keys() == {link.RECORDED} and asked[link.RECORDED] in self._bundles:
