@@ -389,10 +389,11 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     # Not change, which an opened link would cause as well: it brings values of its own.
     # Not the whole form: a dropdown sends it twice, and settings of the model before do not fit the one after.
     choosing = {form.model, form.prompt, form.precisions, parts.shown}
-    another = form.model.input(handlers.choose_model, choosing, around, js=ASKED, **quick)
+    last = {"trigger_mode": "always_last", **quick}  # what is chosen while an answer is on its way is not dropped
+    another = form.model.input(handlers.choose_model, choosing, around, js=ASKED, **last)
     adding = {form.model, form.precisions, parts.further}
     parts.further.input(handlers.add_column, adding, [form.precisions, parts.further], **quick)
-    example = parts.examples.click(handlers.choose_example, parts.examples, parts.typed, js=ASKED, **quick)
+    example = parts.examples.click(handlers.choose_example, parts.examples, parts.typed, js=ASKED, **last)
     page = demo.load(handlers.open_page, {parts.shown}, [*around, *opened, parts.following], **quick)
     address = parts.typed.select(handlers.open_address, {parts.shown}, [*around, *opened, parts.following], **quick)
     recorded = parts.on_stage.select(handlers.back_to_recorded, form.components(), opened, **quick)

@@ -286,6 +286,21 @@ def test_a_late_link_leaves_what_was_typed_and_generate_runs_it(visit, app):
     assert (worker.jobs[-1].request.prompt, worker.jobs[-1].request.num_inference_steps) == ("a fish of mine", 9)
 
 
+def test_what_is_chosen_while_an_answer_is_late_is_what_counts(visit, app):
+    page, snowman = visit(app[0]), catalog.MINI_FLUX.examples[2]
+    with held(page) as requests:
+        page.get_by_role("button", name=CAT).click()
+        assert until(lambda: requests)
+        page.get_by_role("button", name=snowman).click()
+    assert asks_for(page, snowman) is True
+    with held(page) as requests:
+        choose_model(page, catalog.MINI_LTX2.name)
+        assert until(lambda: requests)
+        choose_model(page, catalog.MINI_QWEN.name)
+    assert asks_for(page, catalog.MINI_QWEN.examples[0]) is True
+    assert page.input_value("#tf-model input") == catalog.MINI_QWEN.name
+
+
 # The address
 
 
