@@ -82,13 +82,17 @@ def visit(chromium):
     """Opens an address in a fresh browser context; the test fails if the page logged an error."""
     opened, errors = [], []
 
+    def note(message):
+        if message.type == "error":
+            errors.append(f"{message.text} {message.location['url']}")
+
     def open_page(url, width=1440, height=900, wait=True, **options):
         context = chromium.new_context(viewport={"width": width, "height": height}, **options)
         opened.append(context)
         page = context.new_page()
         page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("console", note)
         page.goto(url)
         if not wait:
             return page
@@ -101,8 +105,15 @@ def visit(chromium):
     yield open_page
     for context in opened:
         context.close()
-    # The server of a test may be gone before its pages are, and a page before what it asked for has come.
-    leaving = ("ERR_CONNECTION", "Server stopped", "AbortError: signal is aborted", "Connection errored out")
+    # The server of a test may be gone before its pages are, or going and refuse what they ask for, and a page before
+    # what it asked for has come.
+    leaving = (
+        "ERR_CONNECTION",
+        "Server stopped",
+        "503 (Service Unavailable)",
+        "AbortError: signal is aborted",
+        "Connection errored out",
+    )
     assert not [error for error in errors if not any(part in error for part in leaving)]
 
 

@@ -249,6 +249,9 @@ def test_a_run_that_comes_to_nothing(visit, app, how):
     if how == "stopped":
         page.wait_for_selector(".tf-blank progress")
         page.click("#tf-stop")
+    assert until(lambda: [job.outcome for job in worker.jobs] == [{"stopped": "cancelled"}.get(how, how)])
+    page.wait_for_selector(".tf-recorded")
+    page.wait_for_selector("#tf-go:enabled")
     assert asks_for(page, "a dog") is True
 
 
