@@ -19,6 +19,7 @@ settings.register_profile("quiet", deadline=None, database=None)  # no clock, an
 settings.load_profile("quiet")
 
 
+APP_LOGGERS = ("engine", "ui", "gradio", "uvicorn")
 LONGEST = (
     "test_cli.py",
     "test_bench.py",
@@ -104,6 +105,8 @@ def visit(chromium):
 
     yield open_page
     for context in opened:
+        for page in context.pages:
+            page.unroute_all(behavior="ignoreErrors")  # nobody is left to hear of what a handler has not come to
         context.close()
     # The server of a test may be gone before its pages are, or going and refuse what they ask for, and a page before
     # what it asked for has come.
@@ -115,6 +118,13 @@ def visit(chromium):
         "Connection errored out",
     )
     assert not [error for error in errors if not any(part in error for part in leaving)]
+
+
+@pytest.fixture
+def logged(caplog):
+    """What the app has logged so far. Whatever else goes on in this process logs as well: asyncio, say, that another
+    test's browser went before its tasks."""
+    return lambda: [record for record in caplog.records if record.name.partition(".")[0] in APP_LOGGERS]
 
 
 @pytest.fixture
