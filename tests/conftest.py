@@ -21,6 +21,7 @@ settings.register_profile("quiet", deadline=None, database=None)  # no clock, an
 settings.load_profile("quiet")
 
 
+APP_LOGGERS = ("engine", "ui", "gradio", "uvicorn")
 LONGEST = (
     "test_cli.py",
     "test_bench.py",
@@ -103,23 +104,26 @@ def profile(playwright, tmp_path_factory):
 def visit(profile, request):
     """Opens an address in a page that remembers nothing; the test fails if the page logged an error. One with `options`
     is in a context of its own, which has them."""
-    opened, origins, errors = [], set(), []
+    contexts, origins, errors = [], set(), []
 
-    def opened_page(width, height, options):
+    def opened(width, height, options):
         if options:
             chromium = request.getfixturevalue("chromium")
-            opened.append(chromium.new_context(viewport={"width": width, "height": height}, **options))
-            return opened[-1].new_page()
+            contexts.append(chromium.new_context(viewport={"width": width, "height": height}, **options))
+            return contexts[-1].new_page()
         page = profile.new_page()
-        opened.append(page)
         page.set_viewport_size({"width": width, "height": height})
         return page
 
+    def note(message):
+        if message.type == "error":
+            errors.append(f"{message.text} {message.location['url']}")
+
     def open_page(url, width=1440, height=900, wait=True, **options):
-        page = opened_page(width, height, options)
+        page = opened(width, height, options)
         page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("console", note)
         origins.add("/".join(url.split("/")[:3]))
         page.goto(url)
         if not wait:
@@ -131,15 +135,26 @@ def visit(profile, request):
         return page
 
     yield open_page
-    for one in opened:
-        one.close()
+    first, *pages = profile.pages
+    for page in (*pages, *(page for context in contexts for page in context.pages)):
+        page.unroute_all(behavior="ignoreErrors")  # nobody is left to hear of what a handler has not come to
+        page.close()
+    for context in contexts:
+        context.close()
     profile.clear_cookies()
-    browser = profile.new_cdp_session(profile.pages[0])
+    browser = profile.new_cdp_session(first)
     for origin in origins:
         browser.send("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "local_storage,indexeddb"})
     browser.detach()
-    # The server of a test may be gone before its pages are, and a page before what it asked for has come.
-    leaving = ("ERR_CONNECTION", "Server stopped", "AbortError: signal is aborted", "Connection errored out")
+    # The server of a test may be gone before its pages are, or going and refuse what they ask for, and a page before
+    # what it asked for has come.
+    leaving = (
+        "ERR_CONNECTION",
+        "Server stopped",
+        "503 (Service Unavailable)",
+        "AbortError: signal is aborted",
+        "Connection errored out",
+    )
     assert not [error for error in errors if not any(part in error for part in leaving)]
 
 

@@ -166,12 +166,13 @@ class Handlers:
 
     def covered(self, query: str, tabs: Sequence[str]) -> Cover | None:
         """The first screen of a page that is opened by a query: of what is shown at first, or of the recording that it
-        names; None if it asks for anything else, or is opened on stage.
+        names; None if it asks for anything else, or is opened on stage. The run that it names waits for the page.
 
         Args:
             tabs: their names.
         """
         asked = {name: value for name, value in parse_qsl(query, keep_blank_values=True) if name in OURS}
+        self._named.awaited(asked.get(link.MADE, ""))
         if not asked:
             view = self.first_view()
         elif asked.keys() == {link.RECORDED} and asked[link.RECORDED] in self._bundles:
@@ -375,10 +376,10 @@ class Handlers:
         chosen = values[form.precisions] or []
         if not prompt.strip() or prompt in examples:
             if recorded := self._recorded_of(spec, chosen):
-                return self._controls(recorded) | self._chips(spec, chosen)
+                return self._but_the_model(recorded) | self._chips(spec, chosen)
             shown = values[self._parts.shown].request
             if shown and {REFERENCE, *chosen} == {*shown.precisions} and (recorded := self._recorded_of(spec, ())):
-                return self._controls(recorded)  # nobody chose the columns that came with what is shown
+                return self._but_the_model(recorded)  # nobody chose the columns that came with what is shown
             typed |= {"prompt": spec.examples[0]} if spec.examples else {}
         fields = settings(spec, self._worker)
         return self._around(spec) | {
@@ -386,6 +387,10 @@ class Handlers:
             **self._chips(spec, chosen),
             **{getattr(form, name): gr.update(**fields[name]) for name in fields if name not in TYPED},
         }
+
+    def _but_the_model(self, asked: CompareRequest) -> Updates:
+        """Every control but the choice of the model, which may have changed while this is on its way."""
+        return {part: value for part, value in self._controls(asked).items() if part is not self._parts.form.model}
 
     def _recorded_of(self, spec: catalog.ModelSpec, precisions: Sequence[str]) -> CompareRequest | None:
         """A recorded request of a model that shows these precisions: the default one if there is, or the first."""

@@ -45,6 +45,8 @@ STATISTICS = {"GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9), "GRADIO_ANALYTICS_
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 ASKED = "(...values) => { dispatchEvent(new Event('twinframe-asked')); return values; }"
 SET_TYPED = "(...values) => window.twinframe.typed(...values)"
+LOOK = "() => window.twinframe.look()"
+ANSWERED = "() => window.twinframe.answered()"
 FORM = """(...values) => {
   const form = Object.fromEntries(%s.map((name, index) => [name, values[index]]));
   dispatchEvent(new CustomEvent('twinframe-form', { detail: form }));
@@ -377,25 +379,29 @@ def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     opened = [*drawn, parts.shown]
     parts.following.submit(handlers.follow, kept, opened, trigger_mode="multiple", **DEVICE, **PRIVATE)
     around = [parts.examples, parts.about, parts.hints, parts.further, parts.typed, *(form.components() - {form.seed})]
-    asking = form.components() | {parts.shown, parts.typed}
 
     def then_find(chosen: gr.events.Dependency) -> None:
         """Set what could have been typed into meanwhile, and show what there is of what the form asks for then."""
         set_ = chosen.then(None, parts.typed, [form.prompt, form.seed], js=SET_TYPED, **quick)
-        set_.then(handlers.find, asking, opened, **quick)
+        set_.then(None, js=LOOK, **quick)
+        chosen.failure(None, js=ANSWERED, **quick)
 
     # Not change, which an opened link would cause as well: it brings values of its own.
     # Not the whole form: a dropdown sends it twice, and settings of the model before do not fit the one after.
     choosing = {form.model, form.prompt, form.precisions, parts.shown}
-    another = form.model.input(handlers.choose_model, choosing, around, js=ASKED, **quick)
+    last = {"trigger_mode": "always_last", **quick}  # what is chosen while an answer is on its way is not dropped
+    another = form.model.input(handlers.choose_model, choosing, around, js=ASKED, **last)
     adding = {form.model, form.precisions, parts.further}
     parts.further.input(handlers.add_column, adding, [form.precisions, parts.further], **quick)
-    example = parts.examples.click(handlers.choose_example, parts.examples, parts.typed, js=ASKED, **quick)
+    example = parts.examples.click(handlers.choose_example, parts.examples, parts.typed, js=ASKED, **last)
     page = demo.load(handlers.open_page, {parts.shown}, [*around, *opened, parts.following], **quick)
     address = parts.typed.select(handlers.open_address, {parts.shown}, [*around, *opened, parts.following], **quick)
     recorded = parts.on_stage.select(handlers.back_to_recorded, form.components(), opened, **quick)
     for chosen in (another, example, page, address, recorded.then(handlers.restore, {parts.shown}, around, **quick)):
         then_find(chosen)
+    found = parts.typed.submit(handlers.find, form.components() | {parts.shown, parts.typed}, opened, **quick)
+    for ended in (found.then, found.failure):
+        ended(None, js=ANSWERED, **quick)
     named = {name: getattr(form, name) for name in Form.__dataclass_fields__}
     changed = [component.change for component in named.values()]
     told = FORM % json.dumps(list(named))

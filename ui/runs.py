@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 GRACE_SECONDS = 60.0
 """How long a run goes on without a page: a connection that is lost comes back within this, or not at all."""
 LEFT_SECONDS = 5.0
-"""The same where the page itself said that it goes: a reload is back by then, a closed tab is not."""
+"""The same where the page itself said that it goes and was not asked for anew: its tab was closed."""
 KEPT = 64
 """Runs that are found by their names, at most; the oldest go first."""
 Step = tuple[events.Event | None, View]
@@ -47,6 +47,8 @@ class Run:
         self._pages: list[queue.SimpleQueue[Step]] = []
         self._ending: Step | None = None
         self._grace = GRACE_SECONDS
+        self._awaited = False
+        """A page was asked for that is going to follow this: it is on its way, however slow the machine it is for."""
         self._timer: threading.Timer | None = None
         threading.Thread(target=self._pump, name=f"run {name}", daemon=True).start()
 
@@ -80,7 +82,7 @@ class Run:
         page: queue.SimpleQueue[Step] = queue.SimpleQueue()
         with self._lock:
             self._stop_timer()
-            self._grace = GRACE_SECONDS
+            self._grace, self._awaited = GRACE_SECONDS, False
             self._pages.append(page)
             if self._ending:
                 page.put(self._ending)
@@ -89,19 +91,26 @@ class Run:
         finally:
             with self._lock:
                 self._pages.remove(page)
-                if not self._pages and not self.ended:
-                    self._wait_for_a_page()
+                self._wait_for_a_page()
+
+    def awaited(self) -> None:
+        """A page that names the run was asked for. Of a reload this is heard before `gone`."""
+        with self._lock:
+            self._awaited = True
+            self._wait_for_a_page()
 
     def gone(self) -> None:
         """The page says that it goes."""
         with self._lock:
             self._grace = LEFT_SECONDS
-            if not self._pages and not self.ended:
-                self._wait_for_a_page()
+            self._wait_for_a_page()
 
     def _wait_for_a_page(self) -> None:
+        """If none follows: for as long as it may take one that is on its way, or else may come back."""
+        if self._pages or self.ended:
+            return
         self._stop_timer()
-        self._timer = threading.Timer(self._grace, self._give_up)
+        self._timer = threading.Timer(GRACE_SECONDS if self._awaited else self._grace, self._give_up)
         self._timer.daemon = True
         self._timer.start()
 
@@ -133,6 +142,11 @@ class Runs:
 
     def named(self, name: str) -> Run | None:
         return self._named.get(name)
+
+    def awaited(self, name: str) -> None:
+        """A page that is to show a run was asked for; nothing where there is no such run."""
+        if run := self.named(name):
+            run.awaited()
 
     def gone(self, name: str) -> None:
         """The page that shows a run says that it goes; nothing where there is no such run."""

@@ -114,6 +114,8 @@ class FakeJob:
             yield events.Warming(column)
             for step in range(1, asked.num_inference_steps + 1):
                 time.sleep(worker.step_seconds)
+                while worker.stands_at == column and step == asked.num_inference_steps and self.outcome == "unfinished":
+                    time.sleep(0.01)
                 self.steps = self.steps + 1
                 left = (asked.num_inference_steps - step) * max(worker.step_seconds, 0.05)
                 shows = asked.previews and 1 < step < asked.num_inference_steps
@@ -172,6 +174,9 @@ class FakeWorker:
         self.machine = Machine(name=device, kind="cpu")
         self.support = dict(support)
         self.step_seconds = step_seconds
+        self.stands_at: str | None = None
+        """Before the last step of this column a run stands still, until this is another or the run is cancelled: what
+        is looked at meanwhile is there however busy the machine is."""
         self.fail_at = fail_at
         self.failure = failure
         self.ruler_runs = ruler_runs

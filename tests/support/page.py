@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from engine.request import CompareRequest
 from tests.support.fake_engine import LAPTOP, FakeWorker, until
 
@@ -22,6 +25,23 @@ def generate(page, prompt=None):
     if prompt is not None:
         page.fill("#tf-prompt textarea", prompt)
     page.click("#tf-go")
+
+
+@contextmanager
+def held(page, holds: Callable = lambda request: True) -> Iterator[list]:
+    """What the page asks Gradio for past its queue gets no answer until the block ends; gives what is held."""
+    routes, open_ = [], []
+
+    def hold(route):
+        route.continue_() if open_ or not holds(route.request) else routes.append(route)
+
+    page.route("**/gradio_api/run/predict*", hold)
+    try:
+        yield routes
+    finally:
+        open_.append(True)
+        for route in routes:
+            route.continue_()
 
 
 def finished(page):

@@ -26,11 +26,11 @@ def quick(recorded):
 
 @pytest.fixture
 def slow(recorded):
-    """An app whose worker takes its time: `step_seconds` may be changed while it runs."""
+    """An app whose worker takes its time: `step_seconds` and `stands_at` may be changed while it runs."""
     worker = FakeWorker(step_seconds=0.05, ruler_runs=2)
     with served(worker, recorded) as url:
         yield url, worker
-        worker.step_seconds = 0
+        worker.step_seconds, worker.stands_at = 0, None
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from engine import catalog
 from engine.request import CompareRequest
 from tests.support import fake_engine
 from tests.support.fake_engine import FakeWorker, open_tab, served, until
+from tests.support.page import held
 from ui import link, words
 
 pytestmark = pytest.mark.browser
@@ -56,7 +57,7 @@ def app(folders):
     worker = FakeWorker()
     with served(worker, models=("mini-flux", "mini-qwen", "mini-ltx2"), **folders) as url:
         yield url, worker
-        worker.step_seconds = 0
+        worker.step_seconds, worker.stands_at = 0, None
 
 
 def seen(page):
@@ -241,26 +242,29 @@ def test_a_recording(visit, app):
 @pytest.mark.parametrize("how", ["stopped", "failed"])
 def test_a_run_that_comes_to_nothing(visit, app, how):
     url, worker = app
-    worker.step_seconds = 0.5 if how == "stopped" else 0
+    worker.step_seconds, worker.stands_at = (0.05, "bf16") if how == "stopped" else (0, None)
     worker.fail_at = "bf16" if how == "failed" else None
     page = visit(url)
     generate(page, "a dog")
     if how == "stopped":
         page.wait_for_selector(".tf-blank progress")
         page.click("#tf-stop")
+    assert until(lambda: [job.outcome for job in worker.jobs] == [{"stopped": "cancelled"}.get(how, how)])
+    page.wait_for_selector(".tf-recorded")
+    page.wait_for_selector("#tf-go:enabled")
     assert asks_for(page, "a dog") is True
 
 
 def test_another_prompt_while_one_is_made(visit, app):
     url, worker = app
-    worker.step_seconds = 0.05
+    worker.stands_at = "mxfp8"
     page = visit(url)
     generate(page, "a dog")
     page.wait_for_selector("#tf-headline:not(:has(.tf-recorded))")  # the run's own, no longer what was there before
     page.fill("#tf-prompt textarea", "a fish")
     assert until(lambda: seen(page)["said"].strip() == words.compare.STALE["busy"].format(prompt="a dog"))
     assert until(lambda: seen(page)["dimmed"])
-    worker.step_seconds = 0
+    worker.stands_at = None
     assert asks_for(page, "a fish") is True
 
 
@@ -269,19 +273,14 @@ def test_another_prompt_while_one_is_made(visit, app):
 
 def test_a_late_link_leaves_what_was_typed_and_generate_runs_it(visit, app):
     url, worker = app
-    held = []
     dog = CompareRequest.create("a dog", seed=5, num_inference_steps=9)
-
-    def opened(context_page):
-        context_page.route("**/gradio_api/run/predict*", lambda route: held.append(route))
-
-    page = visit_routed(visit, f"{url}/{link.query(dog)}", opened)
-    assert until(lambda: held)
-    page.fill("#tf-prompt textarea", "a fish of mine")
-    assert until(lambda: seen(page)["dimmed"])
-    for route in held:
-        route.continue_()
-    page.unroute("**/gradio_api/run/predict*")
+    page = visit("about:blank", wait=False)
+    with held(page) as requests:
+        page.goto(f"{url}/{link.query(dog)}")
+        page.wait_for_selector("#tf-seed input")
+        assert until(lambda: requests)
+        page.fill("#tf-prompt textarea", "a fish of mine")
+        assert until(lambda: seen(page)["dimmed"])
     assert until(lambda: seen(page)["seed"] == "5"), "the rest of the link"
     page.wait_for_timeout(500)
     assert asks_for(page, "a fish of mine", 5) is True
@@ -290,13 +289,19 @@ def test_a_late_link_leaves_what_was_typed_and_generate_runs_it(visit, app):
     assert (worker.jobs[-1].request.prompt, worker.jobs[-1].request.num_inference_steps) == ("a fish of mine", 9)
 
 
-def visit_routed(visit, url, prepare):
-    """Open a page, and see to its requests before it makes any."""
-    page = visit("about:blank", wait=False)
-    prepare(page)
-    page.goto(url)
-    page.wait_for_selector("#tf-seed input")
-    return page
+def test_what_is_chosen_while_an_answer_is_late_is_what_counts(visit, app):
+    page, snowman = visit(app[0]), catalog.MINI_FLUX.examples[2]
+    with held(page) as requests:
+        page.get_by_role("button", name=CAT).click()
+        assert until(lambda: requests)
+        page.get_by_role("button", name=snowman).click()
+    assert asks_for(page, snowman) is True
+    with held(page) as requests:
+        choose_model(page, catalog.MINI_LTX2.name)
+        assert until(lambda: requests)
+        choose_model(page, catalog.MINI_QWEN.name)
+    assert asks_for(page, catalog.MINI_QWEN.examples[0]) is True
+    assert page.input_value("#tf-model input") == catalog.MINI_QWEN.name
 
 
 # The address
@@ -337,6 +342,31 @@ def test_back_and_forward_bring_back_what_was_shown(visit, app):
     assert len(app[1].jobs) == 1
 
 
+@pytest.mark.parametrize("late", ["what the address asks for", "what was found of the form"])
+def test_back_twice_while_an_answer_is_late(visit, app, late):
+    page = visit(app[0])
+
+    def is_late(request):
+        return ("query" in (request.post_data_json["event_data"] or {})) is (late == "what the address asks for")
+
+    page.get_by_role("button", name=CAT).click()
+    assert until(lambda: address(page).endswith("/?recorded=cat"))
+    generate(page, "a dog")
+    assert shows(page, "a dog") is True
+    assert until(lambda: "made=" in address(page))
+    with held(page, is_late) as requests:
+        page.go_back()
+        assert until(lambda: address(page).endswith("/?recorded=cat") and requests)
+        page.go_back()
+        assert until(lambda: urlsplit(address(page)).query == "")
+        page.wait_for_timeout(300)  # in which the second answer must not come before the first
+    assert shows(page, ROCKET) is True
+    assert urlsplit(address(page)).query == ""
+    for prompt in (CAT, "a dog"):
+        page.go_forward()
+        assert shows(page, prompt) is True
+
+
 def test_every_tab_has_an_address(visit, app):
     page = visit(app[0])
     names = page.get_by_role("tab").all_inner_texts()
@@ -354,15 +384,12 @@ def test_every_tab_has_an_address(visit, app):
 
 
 def test_a_tabs_content_that_comes_late_does_not_bring_its_address_back(visit, app):
-    page, held, let = visit(app[0]), [], []
-    page.route("**/gradio_api/run/predict*", lambda route: route.continue_() if let else held.append(route))
-    open_tab(page, words.QUALITY)
-    assert until(lambda: address(page).endswith("#quality") and held)
-    open_tab(page, words.COMPARE)
-    assert until(lambda: "#" not in address(page))
-    let.append(True)
-    for route in held:
-        route.continue_()
+    page = visit(app[0])
+    with held(page) as requests:
+        open_tab(page, words.QUALITY)
+        assert until(lambda: address(page).endswith("#quality") and requests)
+        open_tab(page, words.COMPARE)
+        assert until(lambda: "#" not in address(page))
     page.locator("#tf-quality .tf-tab").wait_for(state="attached")
     page.wait_for_timeout(200)
     assert "#" not in address(page)

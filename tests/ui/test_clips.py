@@ -206,6 +206,7 @@ def test_the_slider_splits_two_clips_that_play_together(visit, theatre):
 @browser_test
 def test_clips_appear_as_each_precision_finishes_and_stay_in_place(visit, tmp_path):
     worker = FakeWorker(step_seconds=0.05)
+    worker.stands_at = "mxfp8"
     with served(worker, models=("ltx-2",)) as url:
         page = visit(url)
         page.get_by_text(words.compare.MORE, exact=True).click()
@@ -213,8 +214,8 @@ def test_clips_appear_as_each_precision_finishes_and_stay_in_place(visit, tmp_pa
         generate(page, "waves on a teal background")
         page.wait_for_selector("#tf-stage video")
         page.evaluate("document.querySelector('#tf-stage video').kept = true")
-        assert "Making the MXFP8 clip, 2 of 3" in page.inner_text(".tf-verdict")
-        worker.step_seconds = 0
+        assert until(lambda: "Making the MXFP8 clip, 2 of 3" in page.inner_text(".tf-verdict"))
+        worker.step_seconds, worker.stands_at = 0, None
         finished(page)
         assert until(lambda: clips(page, "clip.readyState") == [4] * 3)
         assert page.evaluate("document.querySelector('#tf-stage video').kept"), "a clip was loaded anew"

@@ -146,14 +146,14 @@ def test_the_keyboard_alone_makes_looks_closer_and_changes_the_tab(visit, everyt
 @browser_test
 def test_nothing_moves_by_itself_where_less_motion_is_wanted(visit, everything):
     page = visit(everything[0], reduced_motion="reduce")
-    everything[1].step_seconds = 0.05
+    everything[1].step_seconds, everything[1].stands_at = 0.05, "bf16"
     page.click("#tf-go")
     page.wait_for_selector(".tf-blank progress")
     moving = (
         "document.getAnimations().filter((a) => a.playState === 'running').map((a) => a.animationName ?? 'transition')"
     )
     seen = Counter(name for _ in range(5) for name in page.evaluate(moving) or page.wait_for_timeout(40) or ())
-    everything[1].step_seconds = 0
+    everything[1].step_seconds, everything[1].stands_at = 0, None
     assert seen == {}
 
 

@@ -13,6 +13,7 @@ from tests.support.page import (
     PROMPT,
     finished,
     generate,
+    held,
     notice,
     pictures,
 )
@@ -23,7 +24,8 @@ browser_test = pytest.mark.browser
 
 @browser_test
 def test_pictures_appear_as_each_precision_finishes(visit, slow):
-    page = visit(slow[0])
+    page, worker = visit(slow[0]), slow[1]
+    worker.stands_at = "bf16"
     generate(page, "a cat on a red background")
     page.wait_for_selector(".tf-blank progress")
     assert pictures(page) == [], "a recorded picture could be taken for a new one"
@@ -31,11 +33,14 @@ def test_pictures_appear_as_each_precision_finishes(visit, slow):
     assert "Making the bf16 picture, 1 of 3" in page.inner_text(".tf-verdict")
     assert until(lambda: "left" in page.inner_text(".tf-detail"))
     assert page.is_disabled("#tf-go")
+    worker.stands_at = "mxfp8"
     page.wait_for_selector("#tf-stage img")
     assert until(lambda: pictures(page) == ["bf16: a cat on a red background, seed 7"])
     assert page.locator(".tf-blank").count() == 2
+    worker.stands_at = "nvfp4"
     assert until(lambda: "Making the NVFP4 picture, 3 of 3" in page.inner_text(".tf-verdict"))
-    assert len(pictures(page)) == 2
+    assert until(lambda: len(pictures(page)) == 2)
+    worker.stands_at = None
     finished(page)
     assert until(lambda: len(pictures(page)) == 3)
     assert page.is_enabled("#tf-go")
@@ -44,24 +49,25 @@ def test_pictures_appear_as_each_precision_finishes(visit, slow):
 
 @browser_test
 def test_enter_generates_and_a_second_enter_does_not_start_another(visit, slow):
-    page = visit(slow[0])
+    page, worker = visit(slow[0]), slow[1]
+    worker.stands_at = "bf16"
     page.fill("#tf-prompt textarea", "a cat")
     page.press("#tf-prompt textarea", "Enter")
     page.wait_for_selector(".tf-blank progress")
     page.press("#tf-prompt textarea", "Enter")
     assert notice(page) == words.BUSY
-    slow[1].step_seconds = 0
+    worker.stands_at = None
     finished(page)
-    assert len(slow[1].jobs) == 1
+    assert len(worker.jobs) == 1
 
 
 @browser_test
 def test_stop_keeps_what_is_finished_and_frees_the_worker(visit, slow):
     page, worker = visit(slow[0]), slow[1]
+    worker.stands_at = "mxfp8"
     generate(page, "a cat")
     page.wait_for_selector(".tf-blank progress")
     page.wait_for_selector("#tf-stage img")
-    worker.step_seconds = 1  # on a busy machine too, Stop comes before the other pictures
     page.click("#tf-stop")
     page.get_by_text(words.run.STOPPED_KEPT).wait_for()
     assert until(lambda: worker.jobs[0].outcome == "cancelled")
@@ -69,7 +75,7 @@ def test_stop_keeps_what_is_finished_and_frees_the_worker(visit, slow):
     assert until(lambda: pictures(page) == ["bf16: a cat, seed 7"])
     assert page.locator(".tf-blank").all_inner_texts() == [words.run.STOPPED_BEFORE] * 2
     assert page.inner_text(".tf-notice") == ""
-    worker.step_seconds = 0
+    worker.stands_at = None
     generate(page, "a dog")
     finished(page)
     assert until(lambda: len(pictures(page)) == 3)
@@ -78,7 +84,7 @@ def test_stop_keeps_what_is_finished_and_frees_the_worker(visit, slow):
 @browser_test
 def test_stop_before_the_first_picture_brings_the_earlier_results_back(visit, slow):
     page, worker = visit(slow[0]), slow[1]
-    worker.step_seconds = 0.5  # on a busy machine too, Stop comes before the picture
+    worker.stands_at = "bf16"
     generate(page, "a cat")
     page.wait_for_selector(".tf-blank progress")
     page.click("#tf-stop")
@@ -111,7 +117,7 @@ def test_stop_does_not_wait_for_the_step_to_end(visit, slow):
 @browser_test
 def test_two_visitors_take_turns_and_stop_works_while_waiting(visit, slow):
     url, worker = slow
-    worker.step_seconds = 0.2
+    worker.stands_at = "bf16"
     one, other = visit(url), visit(url)
     generate(one, "a cat")
     one.wait_for_selector(".tf-blank progress")
@@ -120,7 +126,7 @@ def test_two_visitors_take_turns_and_stop_works_while_waiting(visit, slow):
     assert pictures(other) == []
     other.click("#tf-stop")
     other.wait_for_selector(".tf-recorded")
-    worker.step_seconds = 0
+    worker.stands_at = None
     finished(one)
     generate(other, "a fish")
     finished(other)
@@ -134,12 +140,11 @@ def test_closing_the_tab_frees_the_worker(chromium, slow):
     page = chromium.new_page()
     page.goto(url)
     page.wait_for_selector("#tf-go")
-    worker.step_seconds = 0.3  # longer than a page that goes is waited for
+    worker.stands_at = "bf16"
     generate(page)
     page.wait_for_selector(".tf-blank progress")
     page.close(run_before_unload=True)  # as a person closes it: the page says that it goes
     assert until(lambda: worker.jobs[0].outcome == "cancelled")
-    assert worker.jobs[0].steps < 60
 
 
 @browser_test
@@ -265,15 +270,12 @@ def test_a_format_that_a_run_disproves_is_called_emulated_without_a_reload(visit
 def test_who_presses_generate_before_the_page_was_told_what_to_show_gets_the_run(visit, quick):
     url, worker = quick
     jobs = len(worker.jobs)
-    page, held, let = visit(url, wait=False), [], []
-    page.route("**/gradio_api/run/predict*", lambda route: route.continue_() if let else held.append(route))
-    page.goto(url)
-    page.wait_for_selector("twinframe-cover", state="detached")
-    page.fill("#tf-prompt textarea", PROMPT)
-    page.keyboard.press("Enter")
-    assert until(lambda: page.get_by_role("button", name="Stop").is_enabled() and held)
-    let.append(True)
-    for route in held:
-        route.continue_()
+    page = visit("about:blank", wait=False)
+    with held(page) as requests:
+        page.goto(url)
+        page.wait_for_selector("twinframe-cover", state="detached")
+        page.fill("#tf-prompt textarea", PROMPT)
+        page.keyboard.press("Enter")
+        assert until(lambda: page.get_by_role("button", name="Stop").is_enabled() and requests)
     page.wait_for_selector("#tf-headline [data-address^='made=']:not([data-busy])")
     assert len(worker.jobs) == jobs + 1 and worker.jobs[-1].request.prompt == PROMPT

@@ -17,13 +17,13 @@ def app():
         yield url
 
 
-def test_hostile_requests_end_in_clean_refusals(app, tmp_path, caplog):
+def test_hostile_requests_end_in_clean_refusals(app, tmp_path, logged):
     canary = tmp_path / "canary"
     canary.write_text(SECRET)
     findings = send(app, Hostile(canary), range(400))
     assert findings.failures == []
     assert findings.calls > 350 and findings.answers["4xx"] > 200
-    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+    assert [record.getMessage() for record in logged() if record.levelname == "ERROR"] == []
     assert httpx.get(f"{app}/health").status_code == 200
 
 
@@ -85,13 +85,13 @@ def test_what_gradio_would_answer_with_500(app, path, body, status):
     assert (answer.status_code, set(answer.json())) == (status, {"detail"})
 
 
-def test_a_component_that_is_sent_nonsense_is_the_senders_mistake(app, caplog):
+def test_a_component_that_is_sent_nonsense_is_the_senders_mistake(app, logged):
     config = httpx.get(f"{app}/config").json()
     kinds = {component["id"]: component["type"] for component in config["components"]}
     quick = [d for d in config["dependencies"] if d["queue"] is False and "dataset" in map(kinds.get, d["inputs"])]
     body = {"data": ["nonsense"], "fn_index": quick[0]["id"], "session_hash": "x"}
     assert httpx.post(f"{app}/gradio_api/run/predict", json=body).status_code == 422
-    assert [record.levelname for record in caplog.records if record.name == "ui.web.middleware"] == []
+    assert [record.levelname for record in logged() if record.name == "ui.web.middleware"] == []
 
 
 def test_health_may_say_that_the_queue_is_full_and_nothing_else_may_answer_503():

@@ -26,7 +26,7 @@ def app(recorded):
     worker = FakeWorker(step_seconds=0.1)
     with served(worker, recorded) as url, wire(url) as line:
         yield line, worker
-        worker.step_seconds = 0
+        worker.step_seconds, worker.stands_at = 0, None
 
 
 @pytest.fixture
@@ -40,7 +40,8 @@ def page(chromium):
 
 
 def begun(page, line, worker, stage=True):
-    """A run of another prompt than the recorded one, whose first picture is on the way."""
+    """A run of another prompt than the recorded one, whose first picture is on the way until the worker may go on."""
+    worker.stands_at = "bf16"
     page.goto(f"{line.url}/?stage=1" if stage else line.url)
     page.wait_for_selector("#tf-stage img")
     page.wait_for_selector("twinframe-cover", state="detached")
@@ -91,6 +92,7 @@ def test_the_recorded_run_stands_in_within_three_seconds_and_the_live_one_is_the
     left = SECONDS - (time.monotonic() - since)
     assert until(lambda: said.is_visible() and page.evaluate(drawn) == 3, seconds=left)
     assert not page.locator("#tf-stage").is_visible()
+    worker.stands_at = None
     steps = worker.jobs[-1].steps
     assert until(lambda: worker.jobs[-1].steps > steps), "the worker goes on"
     line.mend()
@@ -102,7 +104,7 @@ def test_a_run_that_ends_while_nobody_looks_is_there_afterwards(page, app):
     line, worker = app
     begun(page, line, worker, stage=False)
     line.cut()
-    worker.step_seconds = 0.01
+    worker.stands_at = None
     assert until(lambda: worker.jobs[-1].outcome == "completed")
     line.mend()
     assert back(page, worker) == 1
@@ -114,7 +116,20 @@ def test_a_reload_in_the_middle_comes_back_to_the_run(page, app):
     page.reload()
     page.wait_for_selector("#tf-headline [data-busy]")
     assert not page.locator("#tf-go").is_enabled()
+    worker.stands_at = None
     assert back(page, worker) == 1
+
+
+def test_a_run_waits_for_a_reload_that_is_slow_and_not_for_a_tab_that_is_closed(page, app, monkeypatch):
+    monkeypatch.setattr(runs, "LEFT_SECONDS", 0.0)
+    line, worker = app
+    begun(page, line, worker, stage=False)
+    page.reload()
+    page.wait_for_selector("#tf-headline [data-busy]")
+    page.wait_for_selector("#tf-stop:enabled")
+    assert worker.jobs[-1].outcome == "unfinished"
+    page.close(run_before_unload=True)
+    assert until(lambda: worker.jobs[-1].outcome == "cancelled", seconds=30)
 
 
 def test_stop_works_after_coming_back(page, app):
@@ -131,7 +146,6 @@ def test_stop_works_after_coming_back(page, app):
 def test_a_run_that_nobody_comes_back_to_ends(page, app, monkeypatch):
     monkeypatch.setattr(runs, "GRACE_SECONDS", 0.5)
     line, worker = app
-    worker.step_seconds = 0.5
     begun(page, line, worker, stage=False)
     line.cut()
     assert until(lambda: worker.jobs[-1].outcome == "cancelled", seconds=30)

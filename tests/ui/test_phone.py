@@ -37,16 +37,16 @@ def test_the_first_screen_has_the_slider_whole_and_its_lpips(visit, app):
 
 
 def test_what_is_being_made_is_seen_as_well_and_then_the_slider_again(visit, app):
-    page = visit(app[0], **PHONE)
+    page, worker = visit(app[0], **PHONE), app[1]
+    worker.stands_at = "bf16"
     page.click("#tf-go")
     page.wait_for_selector(".tf-blank progress")
     cards = page.locator("#tf-stage .tf-card > :first-child")
     assert inside(page, cards.nth(0)) and inside(page, cards.nth(1))
     assert cards.nth(0).bounding_box()["y"] == cards.nth(1).bounding_box()["y"]
-    app[1].step_seconds = 0
+    worker.stands_at = None
     page.wait_for_selector(".tf-pair:not([hidden])")
     assert until(lambda: not page.locator("#tf-stage").is_visible())
-    app[1].step_seconds = 0.05
 
 
 def test_the_rest_of_the_form_is_below_the_pictures(visit, app):

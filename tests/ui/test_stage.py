@@ -46,10 +46,11 @@ def quick(recorded):
 
 @pytest.fixture
 def slow(recorded):
+    """An app whose worker does not come to an end by itself."""
     worker = FakeWorker(step_seconds=0.05)
+    worker.stands_at = "bf16"
     with served(worker, recorded) as url:
         yield url, worker
-        worker.step_seconds = 0
 
 
 def origin(page):

@@ -33,11 +33,47 @@ addEventListener('twinframe-asked', () => {
 /* What prompt and seed are to be, undefined for what stays. */
 const typed = (wanted) => {
   const { prompt, seed } = wanted ? JSON.parse(wanted) : {};
-  asked = false;
-  setTimeout(follow); // where nothing changes, nobody tells of it
   return [touched.has('prompt') ? undefined : prompt, touched.has('seed') ? undefined : seed];
 };
-window.twinframe = { typed };
+
+/* One answer after the other: Gradio drops what is asked for while the last of its kind is under way, and what was found
+   of an earlier form would come to stand under a later one. */
+
+let looking = false; // what there is of the form is looked for
+let again = false; // and it has changed since
+let opening = false; // an address is opened
+let next = null; // and another was asked for since
+
+const look = () => {
+  again = looking;
+  looking = true;
+  if (!again) trigger('submit');
+};
+
+const send = () => {
+  opening = true;
+  trigger('select', { query: next });
+  next = null;
+};
+
+const ask = (query) => {
+  dispatchEvent(new Event('twinframe-asked'));
+  next = query || (home && `?${home}`);
+  if (!opening) send();
+};
+
+/* Form and pictures belong together by now, or an answer failed. */
+const answered = () => {
+  looking = false;
+  if (again) look();
+  else if (next !== null) send();
+  else {
+    opening = false;
+    asked = false;
+    setTimeout(follow); // where nothing changes, nobody tells of it
+  }
+};
+window.twinframe = { typed, look, answered };
 
 /* What is shown, and whether it is what the form asks for */
 
@@ -141,11 +177,6 @@ new MutationObserver(() => {
 });
 
 /* Links of this page, Back, and tabs */
-
-const ask = (query) => {
-  dispatchEvent(new Event('twinframe-asked'));
-  trigger('select', { query: query || (home && `?${home}`) });
-};
 
 const open = (tab) => {
   const buttons = [...document.querySelectorAll('#tf-tabs :is([role=tab], .overflow-dropdown button)')];

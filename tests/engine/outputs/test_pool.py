@@ -102,12 +102,12 @@ def test_an_answer_is_one_line_that_says_nothing_about_a_person_and_no_more_than
     assert lines == [told | {"right": True}, told | {"right": False}]
 
 
-def test_a_line_that_is_no_answer_is_left_out_and_a_file_that_cannot_be_used_is_one_sentence(tmp_path, caplog):
+def test_a_line_that_is_no_answer_is_left_out_and_a_file_that_cannot_be_used_is_one_sentence(tmp_path, logged):
     file = write(tmp_path / "pool.jsonl", made_up(lambda _: 0.0))
     good = Pool(file).seen("mini-flux")
     file.write_text('{"model": "mini-flux"\n[]\n' + file.read_text() + json.dumps(vars(made_up(lambda _: 1.0)[0]))[:40])
     assert Pool(file).seen("mini-flux") == good
-    assert len(caplog.records) == 3
+    assert len(logged()) == 3
     for place in (tmp_path, tmp_path / "pool.jsonl" / "below"):
         with pytest.raises(OutputError):
             Pool(place)

@@ -192,7 +192,7 @@ def test_why_a_gpu_is_not_used(cuda, driver, environment, words):
     assert "\n" not in said and said.count(". ") == 0
 
 
-def test_an_old_driver_is_no_cpu_in_silence(monkeypatch, caplog):
+def test_an_old_driver_is_no_cpu_in_silence(monkeypatch, caplog, logged):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -206,7 +206,7 @@ def test_an_old_driver_is_no_cpu_in_silence(monkeypatch, caplog):
         detect("cuda")
     caplog.clear()
     monkeypatch.setattr(capability, "nvidia_driver", lambda: None)
-    assert capability.default_device() == "cpu" and not caplog.text and detect("cpu").note == ""
+    assert capability.default_device() == "cpu" and not logged() and detect("cpu").note == ""
 
 
 def test_unknown_precision():

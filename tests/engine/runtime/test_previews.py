@@ -171,6 +171,7 @@ def test_the_page_shows_previews_where_they_were_asked_for_and_says_that_nothing
 @browser_test
 def test_stop_ends_a_run_with_previews_within_a_step(visit):
     worker = FakeWorker(step_seconds=0.08)
+    worker.stands_at = "bf16"
     with served(worker) as url:
         page = with_previews(visit(url))
         page.locator(".tf-preview").first.wait_for()

@@ -318,13 +318,15 @@ def test_health_tells_ready_busy_warming_degraded_and_stopping(stub, warming, as
 
 
 @pytest.mark.parametrize("wanted", [False, True])
-def test_the_log_names_the_job_and_its_prompt_only_if_wanted(stub, ask, tmp_path, caplog, monkeypatch, until, wanted):
+def test_the_log_names_the_job_and_its_prompt_only_if_wanted(
+    stub, ask, tmp_path, caplog, logged, monkeypatch, until, wanted
+):
     monkeypatch.setenv("TWINFRAME_LOG_PROMPTS", str(int(wanted)))
     caplog.set_level("INFO", logger="engine")
     monkeypatch.setattr(stub.studio, "compare", lambda *_: 1 / 0)
     read(stub.worker.submit(ask(prompt="a secret"), tmp_path))
-    until(lambda: len(caplog.records) == 2)
-    failed, ended = (json.loads(OneLine().format(record)) for record in caplog.records)
+    until(lambda: len(logged()) == 2)
+    failed, ended = (json.loads(OneLine().format(record)) for record in logged())
     assert "ZeroDivisionError" in failed["traceback"] and failed["job"] == ended["job"]
     assert (ended["outcome"], ended["model"]) == ("fault", "mini-flux")
     assert (ended.get("prompt") == failed.get("prompt") == "a secret") is wanted
