@@ -28,8 +28,11 @@ def generate(page, prompt=None):
 
 
 @contextmanager
-def held(page, holds: Callable = lambda request: True) -> Iterator[list]:
-    """What the page asks Gradio for past its queue gets no answer until the block ends; gives what is held."""
+def held(page, holds: Callable = lambda request: True) -> Iterator[Callable]:
+    """What the page asks Gradio for past its queue gets no answer until the block ends; gives what tells of those held.
+
+    Telling asks the page something: only meanwhile does Playwright hear of requests.
+    """
     routes, open_ = [], []
 
     def hold(route):
@@ -37,7 +40,7 @@ def held(page, holds: Callable = lambda request: True) -> Iterator[list]:
 
     page.route("**/gradio_api/run/predict*", hold)
     try:
-        yield routes
+        yield lambda: page.evaluate("true") and routes
     finally:
         open_.append(True)
         for route in routes:

@@ -275,10 +275,10 @@ def test_a_late_link_leaves_what_was_typed_and_generate_runs_it(visit, app):
     url, worker = app
     dog = CompareRequest.create("a dog", seed=5, num_inference_steps=9)
     page = visit("about:blank", wait=False)
-    with held(page) as requests:
+    with held(page) as came:
         page.goto(f"{url}/{link.query(dog)}")
         page.wait_for_selector("#tf-seed input")
-        assert until(lambda: requests)
+        assert until(came)
         page.fill("#tf-prompt textarea", "a fish of mine")
         assert until(lambda: seen(page)["dimmed"])
     assert until(lambda: seen(page)["seed"] == "5"), "the rest of the link"
@@ -291,14 +291,14 @@ def test_a_late_link_leaves_what_was_typed_and_generate_runs_it(visit, app):
 
 def test_what_is_chosen_while_an_answer_is_late_is_what_counts(visit, app):
     page, snowman = visit(app[0]), catalog.MINI_FLUX.examples[2]
-    with held(page) as requests:
+    with held(page) as came:
         page.get_by_role("button", name=CAT).click()
-        assert until(lambda: requests)
+        assert until(came)
         page.get_by_role("button", name=snowman).click()
     assert asks_for(page, snowman) is True
-    with held(page) as requests:
+    with held(page) as came:
         choose_model(page, catalog.MINI_LTX2.name)
-        assert until(lambda: requests)
+        assert until(came)
         choose_model(page, catalog.MINI_QWEN.name)
     assert asks_for(page, catalog.MINI_QWEN.examples[0]) is True
     assert page.input_value("#tf-model input") == catalog.MINI_QWEN.name
@@ -354,9 +354,9 @@ def test_back_twice_while_an_answer_is_late(visit, app, late):
     generate(page, "a dog")
     assert shows(page, "a dog") is True
     assert until(lambda: "made=" in address(page))
-    with held(page, is_late) as requests:
+    with held(page, is_late) as came:
         page.go_back()
-        assert until(lambda: address(page).endswith("/?recorded=cat") and requests)
+        assert until(lambda: address(page).endswith("/?recorded=cat") and came())
         page.go_back()
         assert until(lambda: urlsplit(address(page)).query == "")
         page.wait_for_timeout(300)  # in which the second answer must not come before the first
@@ -385,9 +385,9 @@ def test_every_tab_has_an_address(visit, app):
 
 def test_a_tabs_content_that_comes_late_does_not_bring_its_address_back(visit, app):
     page = visit(app[0])
-    with held(page) as requests:
+    with held(page) as came:
         open_tab(page, words.QUALITY)
-        assert until(lambda: address(page).endswith("#quality") and requests)
+        assert until(lambda: address(page).endswith("#quality") and came())
         open_tab(page, words.COMPARE)
         assert until(lambda: "#" not in address(page))
     page.locator("#tf-quality .tf-tab").wait_for(state="attached")

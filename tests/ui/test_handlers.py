@@ -271,11 +271,11 @@ def test_who_presses_generate_before_the_page_was_told_what_to_show_gets_the_run
     url, worker = quick
     jobs = len(worker.jobs)
     page = visit("about:blank", wait=False)
-    with held(page) as requests:
+    with held(page) as came:
         page.goto(url)
         page.wait_for_selector("twinframe-cover", state="detached")
         page.fill("#tf-prompt textarea", PROMPT)
         page.keyboard.press("Enter")
-        assert until(lambda: page.get_by_role("button", name="Stop").is_enabled() and requests)
+        assert until(lambda: page.get_by_role("button", name="Stop").is_enabled() and came())
     page.wait_for_selector("#tf-headline [data-address^='made=']:not([data-busy])")
     assert len(worker.jobs) == jobs + 1 and worker.jobs[-1].request.prompt == PROMPT
