@@ -159,6 +159,13 @@ def visit(profile, request):
 
 
 @pytest.fixture
+def logged(caplog):
+    """What the app has logged so far. Whatever else goes on in this process logs as well: asyncio, say, that another
+    test's browser went before its tasks."""
+    return lambda: [record for record in caplog.records if record.name.partition(".")[0] in APP_LOGGERS]
+
+
+@pytest.fixture
 def copied(tmp_path):
     """The miniature in a folder of its own, as links, so that a file of it can be damaged."""
     folder = tmp_path / "mini"
