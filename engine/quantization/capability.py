@@ -10,12 +10,14 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Set
+from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.float8.inference import Float8MMConfig
@@ -407,6 +409,21 @@ def nvfp4_weight(packed: nvfp4.Packed, fused_quantizer: bool) -> NVFP4Tensor:
             use_dynamic_per_tensor_scale=True, use_triton_kernel=fused_quantizer, is_swizzled_scales=True
         ),
     )
+
+
+def _by_rows(cls: type, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    """`__torch_function__` of torchao's microscaling weights, which have none. Their products take rows that lie one
+    after the other; of others, such as diffusers cuts for FLUX.2's text from a longer sequence, torch makes a batch."""
+    with torch._C.DisableTorchFunctionSubclass():
+        if func is not F.linear:
+            return func(*args, **(kwargs or {}))
+        x, *others = args
+        made = F.linear(x.reshape(-1, x.shape[-1]).contiguous(), *others)
+        return made.view(*x.shape[:-1], made.shape[-1])
+
+
+for _kind in (MXTensor, NVFP4Tensor):
+    _kind.__torch_function__ = classmethod(_by_rows)
 
 
 _SCALE_OF_TENSOR = nvfp4_tensor.per_tensor_amax_to_scale

@@ -155,8 +155,9 @@ _WAN_SKIPS: Mapping[str, Any] = {"skip_containing": ("condition_embedder", "proj
 # 512 tokens; guidance is a second call.
 _WAN_ROWS = ((".attn2.to_k", 512), (".attn2.to_v", 512), ("blocks.", (704 // 32) * (1280 // 32) * ((121 - 1) // 4 + 1)))
 _Z_IMAGE_SKIPS: Mapping[str, Any] = {"skip_containing": ("embedder", "adaLN_modulation", "final_layer")}
-# Text and picture are one sequence in the layers; before them each is refined alone. Text is at most 512 tokens.
-_Z_IMAGE_ROWS = (("context_refiner.", 512), ("noise_refiner.", _IMAGE), ("layers.", _IMAGE))
+# Text and picture are one sequence in the layers; before them each is refined alone. Text is at most 512 tokens, and
+# as long as that here.
+_Z_IMAGE_ROWS = (("context_refiner.", 512), ("noise_refiner.", _IMAGE), ("layers.", 512 + _IMAGE))
 # 512 x 768 pixels, 121 frames: the VAE divides sides by 32 and time by 8; sound has 25 latents a second
 # (16,000 Hz, hops of 160, VAE 4 in time); LTX2Pipeline runs both halves of guidance as one batch of 2.
 _VIDEO = 2 * (512 // 32) * (768 // 32) * ((121 - 1) // 8 + 1)

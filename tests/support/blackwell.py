@@ -1,4 +1,4 @@
-"""A Blackwell GPU that is not there: every model's transformer on a fake cuda:0, quantized as a B200 would have it.
+"""A Blackwell GPU that is not there: every kind's transformer on a fake cuda:0, quantized as a B200 would have it.
 
 Fake tensors (`FakeTensorMode`) have a shape, a type, strides and a device, but no values, and every operator checks
 what it is given. Knows nothing of what is to be proven: tests/engine/quantization/test_blackwell_*.py do that.
@@ -33,7 +33,7 @@ from torch._inductor.runtime import triton_helpers
 from torch._inductor.runtime.hints import DeviceProperties
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torchao.prototype.mx_formats import kernels
 from torchao.prototype.mx_formats.mx_tensor import MXTensor
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
@@ -49,7 +49,7 @@ from engine.quantization import capability, recipes
 from engine.quantization.capability import support
 from engine.request import CompareRequest
 from engine.runtime.pipeline import Progress, call
-from engine.weights import loading
+from engine.weights import checkpoint, loading
 
 B200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
 
@@ -61,13 +61,14 @@ PLAIN_MM = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.default, ate
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """What a model's transformer is given in one denoising step at the post's settings, and what it must hold."""
+    """What a model's transformer is given in one denoising step at its default settings, and what it must hold."""
 
     inputs: Callable[[int], dict]
     """From the batch size."""
     outputs: Callable[[int], list[tuple[int, ...]]]
-    linears: int
-    quantized: int
+    linears: int = 0
+    """0 where tests/engine/test_kinds.py counts them, and a step of all blocks is not walked."""
+    quantized: int = 0
 
 
 def bf16(*shape: int) -> torch.Tensor:
@@ -124,6 +125,59 @@ def _ltx(batch: int) -> dict:
     }
 
 
+def _ltx23(batch: int) -> dict:
+    """LTX-2's clip; the connectors hand over the text as wide as each stream. This is the pass for both prompts."""
+    both = 2 * batch
+    return _ltx(batch) | {
+        "encoder_hidden_states": bf16(both, 1024, 4096),
+        "audio_encoder_hidden_states": bf16(both, 1024, 2048),
+        "use_cross_timestep": True,
+    }
+
+
+def _flux2(batch: int, text: int) -> dict:
+    """1024 x 1024: 64 x 64 tokens of the picture, 512 of the text, four coordinates each."""
+    return {
+        "hidden_states": bf16(batch, 4096, 128),
+        "encoder_hidden_states": bf16(batch, 512, text),
+        "timestep": bf16(batch),
+        "img_ids": torch.empty(batch, 4096, 4, dtype=torch.int64, device="cuda:0"),
+        "txt_ids": torch.empty(batch, 512, 4, dtype=torch.int64, device="cuda:0"),
+    }
+
+
+def _klein(batch: int) -> dict:
+    return _flux2(batch, 7680) | {"guidance": None}
+
+
+def _flux2_dev(batch: int) -> dict:
+    return _flux2(batch, 15360) | {"guidance": torch.empty(batch, device="cuda:0")}
+
+
+def _z_image(batch: int) -> dict:
+    """1024 x 1024: latents of 128 x 128 and text in lists, a tensor a picture.
+
+    The text is as long as the longest prompt, less what is filled up to a multiple of 32.
+    """
+    return {
+        "x": [bf16(16, 1, 128, 128) for _ in range(batch)],
+        "t": torch.empty(batch, device="cuda:0"),
+        "cap_feats": [bf16(500, 2560) for _ in range(batch)],
+    }
+
+
+def _wan(batch: int) -> dict:
+    """1280 x 704, 121 frames: latents of 31 x 44 x 80, a timestep for each of their 31 x 22 x 40 tokens, 512 of text.
+
+    Guidance runs the two prompts one after the other.
+    """
+    return {
+        "hidden_states": bf16(batch, 48, 31, 44, 80),
+        "timestep": torch.empty(batch, 31 * 22 * 40, device="cuda:0"),
+        "encoder_hidden_states": bf16(batch, 512, 4096),
+    }
+
+
 SYSTEMS = {
     "flux.1-dev": System(
         inputs=_flux,
@@ -138,12 +192,20 @@ SYSTEMS = {
         linears=1370,
         quantized=1356,
     ),
+    "flux.2-klein-4b": System(inputs=_klein, outputs=lambda batch: [(batch, 4096, 128)]),
+    "flux.2-dev": System(inputs=_flux2_dev, outputs=lambda batch: [(batch, 4096, 128)]),
+    "z-image-turbo": System(inputs=_z_image, outputs=lambda batch: [(16, 1, 128, 128)] * batch),
+    "ltx-2.3": System(inputs=_ltx23, outputs=lambda batch: [(2 * batch, 6144, 128), (2 * batch, 126, 128)]),
+    "wan-2.2-5b": System(inputs=_wan, outputs=lambda batch: [(batch, 48, 31, 44, 80)]),
 }
 
 NATIVE = ("mxfp8", "nvfp4")
 """The formats that a B200 has and a Hopper has not."""
 BATCHES = (1, 4, 8)
-PAIRS = list(product(SYSTEMS, NATIVE))
+PUBLISHED = ("flux.1-dev", "qwen-image", "ltx-2")
+"""Those of the post, which are walked whole; of the others one block of each class."""
+PAIRS = list(product(PUBLISHED, NATIVE))
+OTHERS = list(product([model for model in SYSTEMS if model not in PUBLISHED], NATIVE))
 
 MINIATURES = ("mini-flux", "mini-qwen", "mini-ltx2")
 """The bundled models, which are given what their own pipelines give them (`one_step`)."""
@@ -208,14 +270,15 @@ def blackwell() -> Iterator[None]:
         patch.setattr(MXTensor, "dequantize", _refuse)
         patch.setattr(NVFP4Tensor, "dequantize", _refuse)
         patch.setattr(NVFP4Tensor, "__repr__", object.__repr__)  # its own dequantizes; AOTAutograd logs it
-        patch.setitem(capability._TENSORS, "bf16", (FakeTensor,))  # how an ordinary weight looks in here
+        for owner in (capability, recipes):
+            patch.setattr(owner, "Tensor", FakeTensor)  # how an ordinary weight looks in here
         yield
 
 
 @cache
 def _empty(model: str) -> nn.Module:
     with unset_fake_temporarily():
-        return loading.empty_transformer(catalog.model(model))
+        return loading.empty_transformer(catalog.KINDS[model])
 
 
 def quantized(
@@ -228,15 +291,20 @@ def quantized(
         recipe: None for the post's.
     """
     empty = _empty(model)
-    depths = [key for key in ("num_layers", "num_single_layers") if key in empty.config]
+    depths = {"num_layers", "num_single_layers", "n_layers", "n_refiner_layers"} & empty.config.keys()
     depth = dict.fromkeys(depths, blocks) if blocks else {}
     torch.set_default_dtype(torch.bfloat16)  # fake parameters cannot be cast afterwards
     try:
         with torch.device("cuda:0"):
-            transformer = type(empty).from_config({**empty.config, **depth}).eval().requires_grad_(False)
+            transformer = type(empty).from_config({**empty.config, **depth}).eval()
     finally:
         torch.set_default_dtype(torch.float32)
-    plan = recipes.plan(transformer, recipe or recipes.recipe(model, "post"), precision)
+    for name, parameter in list(transformer.named_parameters()):
+        if checkpoint.in_fp32(type(empty), name):
+            module, _, own = name.rpartition(".")
+            setattr(transformer.get_submodule(module), own, nn.Parameter(parameter.float()))
+    transformer.requires_grad_(False)
+    plan = recipes.plan(transformer, recipe or recipes.recipe(catalog.KINDS[model].family, "post"), precision)
     with pytest.MonkeyPatch.context() as patch:
         if not blocks:
             patch.setattr(recipes, "_quantize", _quantize_once_a_kind())
@@ -322,7 +390,12 @@ def step(transformer: nn.Module, inputs: dict) -> tuple[list[tuple[int, ...]], R
     recorder = Recorder(transformer)
     with torch.no_grad(), recorder:
         outputs = transformer(**inputs | {"return_dict": False})
-    return [tuple(output.shape) for output in outputs], recorder
+    return shapes(outputs), recorder
+
+
+def shapes(outputs: object) -> list[tuple[int, ...]]:
+    """Of every tensor in what a denoiser returns."""
+    return [tuple(output.shape) for output in tree_leaves(outputs)]
 
 
 def products(model: str, precision: str, *batches: int) -> dict[int, set[Product]]:
@@ -331,8 +404,8 @@ def products(model: str, precision: str, *batches: int) -> dict[int, set[Product
     with FakeTensorMode():
         transformer, _ = quantized(model, precision, blocks=1)
         for batch in batches:
-            shapes, recorder = step(transformer, SYSTEMS[model].inputs(batch))
-            assert shapes == SYSTEMS[model].outputs(batch)
+            made, recorder = step(transformer, SYSTEMS[model].inputs(batch))
+            assert made == SYSTEMS[model].outputs(batch)
             found[batch] = set(recorder.products.values())
     return found
 

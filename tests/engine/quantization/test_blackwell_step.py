@@ -5,19 +5,25 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
+from engine import catalog
 from engine.quantization import recipes
 from engine.quantization.capability import support
 from engine.results import LayerCounts
+from engine.weights import loading
 from tests.support.blackwell import (
     B200,
+    MINIATURES,
     NATIVE,
+    OTHERS,
     PAIRS,
     QUANTIZE_NVFP4,
     SCALED_MM,
     SYSTEMS,
     Recorder,
     aten,
+    is_taken,
     products,
     quantized,
     step,
@@ -26,9 +32,11 @@ from tests.support.blackwell import (
 pytestmark = [pytest.mark.blackwell, pytest.mark.usefixtures("on_blackwell")]
 
 
-FEW = {("qwen-image", "mxfp8"): 2, ("ltx-2", "mxfp8"): 2}
+FEW = {("qwen-image", "mxfp8"): 2, ("ltx-2", "mxfp8"): 2, **dict.fromkeys(OTHERS, 1)}
 """How many blocks of each class take part; all where it is not said. The layers of a model are chosen by name, for both
 formats alike, and MXFP8's quantizer takes a hundred operations a layer."""
+ALIKE = {"flux.1-schnell": ("flux.1-dev", {"guidance_embeds"}), "qwen-image-2512": ("qwen-image", set())}
+"""Kinds for which another's step stands -> that one, and where their configurations differ."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Rehearsal:
     recorder: Recorder
 
 
-@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+@pytest.fixture(scope="module", params=[*PAIRS, *OTHERS], ids="-".join)
 def rehearsal(on_blackwell, request):
     """One step of a transformer at batch 1."""
     model, precision = request.param
@@ -67,7 +75,10 @@ def test_every_planned_layer_reaches_the_scaled_matmul_once(rehearsal):
     native = [QUANTIZE_NVFP4, SCALED_MM] if rehearsal.precision == "nvfp4" else [SCALED_MM]
     assert recorder.operators.keys() == {layer.name for layer in rehearsal.plan.layers}
     for name, operators in recorder.operators.items():
-        assert operators == (native if name in rehearsal.plan.names else [aten.addmm.default]), name
+        if name in rehearsal.plan.names:
+            assert operators == native, name
+        else:
+            assert operators in ([aten.addmm.default], [aten.mm.default]), name
     assert set(recorder.outside) == {aten.bmm.default}  # attention, which stays bf16
 
 
@@ -86,12 +97,56 @@ def test_operands_have_the_shapes_of_the_plan_and_the_types_of_the_format(rehear
     assert {name: (p.k, p.n) for name, p in found.items()} == planned
 
 
+def test_every_product_is_one_that_the_kernels_take(rehearsal):
+    assert all(map(is_taken, rehearsal.recorder.products.values()))
+
+
 def test_rows_of_the_strict_recipe_are_those_that_a_step_multiplies(rehearsal):
-    rows = recipes.recipe(rehearsal.model, "strict").rows
+    rows = recipes.recipe(catalog.KINDS[rehearsal.model].family, "strict").rows
     for name, p in rehearsal.recorder.products.items():
         assert p.m == next((stated for pattern, stated in rows if pattern in name), p.m), name
 
 
+@pytest.mark.parametrize("rehearsal", PAIRS, ids="-".join, indirect=True)
 def test_one_block_of_each_class_stands_for_all(rehearsal):
     of_one = products(rehearsal.model, rehearsal.precision, 1)[1]
     assert set(rehearsal.recorder.products.values()) == of_one
+
+
+def test_every_kind_is_rehearsed_or_is_one_that_is():
+    assert catalog.KINDS.keys() == {*SYSTEMS, *MINIATURES, *ALIKE}
+    for model, (other, differs) in ALIKE.items():
+        kinds = [catalog.KINDS[name] for name in (model, other)]
+        assert kinds[0].family == kinds[1].family
+        new, old = (loading.empty_transformer(kind) for kind in kinds)
+        assert (
+            type(new) is type(old) and {name for name in new.config if new.config[name] != old.config[name]} == differs
+        )
+
+
+def test_further_passes_of_guidance_leave_layers_out_and_change_no_other():
+    """LTX-2.3's, for one prompt and half as many rows; the pass for both is rehearsed above."""
+    alone = tuple(f".{attention}.{layer}" for attention in ("attn1", "audio_attn1") for layer in ("to_q", "to_k"))
+    passes = {
+        alone: {"spatio_temporal_guidance_blocks": (0,)},
+        (".audio_to_video_attn.", ".video_to_audio_attn."): {"isolate_modalities": True},
+    }
+    with FakeTensorMode():
+        transformer, plan = quantized("ltx-2.3", "nvfp4", 1)
+        for block in transformer.transformer_blocks:
+            block.register_forward_pre_hook(_decided, with_kwargs=True)
+        one = tree_map_only(torch.Tensor, lambda tensor: tensor[:1], SYSTEMS["ltx-2.3"].inputs(1))
+        for left_out, guidance in passes.items():
+            made, recorder = step(transformer, one | guidance)
+            assert made == [(1, *shape[1:]) for shape in SYSTEMS["ltx-2.3"].outputs(1)]
+            for name in plan.names:
+                ran = [] if any(part in name for part in left_out) else [QUANTIZE_NVFP4, SCALED_MM]
+                assert recorder.operators[name] == ran, name
+            assert all(map(is_taken, recorder.products.values()))
+
+
+def _decided(_, args, given):
+    """That all attention is left out is a tensor in host memory, which has a value there and has none here."""
+    if isinstance(given["all_perturbed"], torch.Tensor):
+        given = given | {"all_perturbed": True, "perturbation_mask": None}
+    return args, given
