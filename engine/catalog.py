@@ -630,7 +630,7 @@ Z_IMAGE = ModelSpec(
     recipes=("post", "strict", "full"),
     chat=MappingProxyType({"enable_thinking": True}),
     text_padded=False,
-    recordable=False,  # it fills in its padding by a mask, for which the host waits
+    recordable=False,  # its first step makes the table of its rotary embeddings on the host
     call=MappingProxyType({"negative_prompt": "", "max_sequence_length": 512}),
     examples=(SIGN, *FLUX_DEV.examples[1:]),
 )
