@@ -56,6 +56,7 @@ B200 = Machine(name="NVIDIA B200", kind="cuda", capability=(10, 0), mslk=True)
 aten = torch.ops.aten
 SCALED_MM = aten._scaled_mm.default
 QUANTIZE_NVFP4 = torch.ops.ao.mslk_quantize_nvfp4.default
+INT8_MM = torch.ops.twinframe.int8_multiply.default
 PLAIN_MM = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.default, aten.linear.default, aten.matmul.default})
 
 
@@ -362,7 +363,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, operator: object, types: tuple, args: tuple = (), kwargs: dict | None = None):
         if any(issubclass(kind, TorchAOBaseTensor) for kind in types):
             return NotImplemented  # let the tensor take it apart, and look at the parts
-        if operator in PLAIN_MM or operator in (SCALED_MM, QUANTIZE_NVFP4):
+        if operator in PLAIN_MM or operator in (SCALED_MM, QUANTIZE_NVFP4, INT8_MM):
             (self.operators[self._layer] if self._layer else self.outside).append(operator)
         if operator is SCALED_MM:
             a, b, scale_a, scale_b = args[:4]
