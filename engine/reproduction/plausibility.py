@@ -39,10 +39,12 @@ STEPS: Mapping[str, Step] = MappingProxyType(
         "qwen-image": Step(linear=111.9, attention=24.97),
         # The text's keys and values are left out, which the engine computes once a call (engine/compiler/text_kv.py).
         "ltx-2": Step(linear=318.7, attention=70.6),
+        "flux.2-klein-4b": Step(linear=28.3, attention=6.52),
+        "z-image-turbo": Step(linear=46.75, attention=8.37),
     }
 )
 """Counted by PyTorch's FlopCounterMode on meta tensors; tests/engine/reproduction/test_plausibility.py counts again.
-Qwen-Image's with 20 tokens of text."""
+Qwen-Image's and Z-Image's with 20 tokens of text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def _share(least: float | None, measured: float | None) -> float | None:
 
 def _product_ms(row: Mapping[str, Any], result: Mapping[str, Any], kind: Card | None) -> float | None:
     """Least milliseconds of a step's products; None where the size is not the catalog's, or the card is not known."""
-    step, spec = STEPS.get(result["model"]), catalog.MODELS.get(result["model"])
+    step, spec = STEPS.get(result["model"]), catalog.KINDS.get(result["model"])
     asked = result["settings"]
     if kind is None or step is None or spec is None:
         return None
@@ -106,7 +108,7 @@ def _product_ms(row: Mapping[str, Any], result: Mapping[str, Any], kind: Card | 
 
 def _reading_ms(row: Mapping[str, Any], result: Mapping[str, Any], kind: Card | None) -> float | None:
     """Least milliseconds in which a denoiser's weights are read once."""
-    spec = catalog.MODELS.get(result["model"])
+    spec = catalog.KINDS.get(result["model"])
     if kind is None or spec is None or spec.memory_gb is None:
         return None
     denoiser: float = row["memory_gb"]["weights"] - spec.memory_gb.shared
@@ -114,7 +116,7 @@ def _reading_ms(row: Mapping[str, Any], result: Mapping[str, Any], kind: Card | 
 
 
 def _weights(row: Mapping[str, Any], model: str, faults: list[str]) -> float | None:
-    spec = catalog.MODELS.get(model)
+    spec = catalog.KINDS.get(model)
     if spec is None or spec.memory_gb is None:
         return None
     weights, whole, shared = row["memory_gb"]["weights"], spec.memory_gb.weights, spec.memory_gb.shared

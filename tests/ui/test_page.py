@@ -115,6 +115,7 @@ def test_another_model_shows_a_recording_of_its_own_and_a_result_is_one_step_bac
         made = pictures(page)
         choose_model(page, catalog.MINI_LTX2.name)
         page.wait_for_selector("#tf-stage video")
+        page.wait_for_url("**recorded=clip**")  # a step of its own, by now
         page.go_back()
         assert until(lambda: pictures(page) == made != [])
         assert page.locator("#tf-headline .tf-recorded").count() == 0

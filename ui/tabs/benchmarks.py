@@ -448,7 +448,7 @@ def _quoted_badge() -> str:
 
 
 def _name(model: str) -> str:
-    return catalog.MODELS[model].name if model in catalog.MODELS else model
+    return catalog.KINDS[model].name if model in catalog.KINDS else model
 
 
 Point = tuple[str, int, float]

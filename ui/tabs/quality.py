@@ -140,7 +140,7 @@ def _bar(row: Row) -> Bar:
 
 
 def _model(model: str) -> str:
-    return catalog.MODELS[model].name if model in catalog.MODELS else model
+    return catalog.KINDS[model].name if model in catalog.KINDS else model
 
 
 def sensitivity(folder: Path, model: str) -> str:

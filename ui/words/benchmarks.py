@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from engine.benchmark.overview import POSTS_DEVICE, Figure
-from engine.catalog import MODELS
+from engine.catalog import KINDS
 from engine.formats import REFERENCE
 from ui.words.common import NAMES, factor, listed
 
@@ -63,7 +63,7 @@ def method(recipe_id: str, repeats: Sequence[int]) -> str:
 
 def latency_plot(model_id: str) -> str:
     """What the bars show: a batch's latency, divided by its size."""
-    made = MODELS[model_id].makes if model_id in MODELS else "pictures"
+    made = KINDS[model_id].makes if model_id in KINDS else "pictures"
     return f"Latency per {made.removesuffix('s')}"
 
 

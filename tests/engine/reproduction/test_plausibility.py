@@ -153,6 +153,17 @@ def given(model):
             "timestep": meta(1),
             "img_shapes": [[(1, 64, 64)]],
         }
+    if model == "flux.2-klein-4b":
+        return {
+            "hidden_states": meta(1, 4096, 128),
+            "encoder_hidden_states": meta(1, 512, 7680),
+            "timestep": meta(1),
+            "guidance": None,
+            "img_ids": meta(1, 4096, 4),
+            "txt_ids": meta(1, 512, 4),
+        }
+    if model == "z-image-turbo":
+        return {"x": [meta(16, 1, 128, 128)], "t": meta(1), "cap_feats": [meta(20, 2560)]}
     return {  # both prompts at once
         "hidden_states": meta(2, 6144, 128),
         "audio_hidden_states": meta(2, 126, 128),
@@ -169,9 +180,12 @@ def given(model):
     }
 
 
-@pytest.mark.parametrize(("model", "calls"), [("flux.1-dev", 1), ("qwen-image", 2), ("ltx-2", 1)])
+@pytest.mark.parametrize(
+    ("model", "calls"),
+    [("flux.1-dev", 1), ("qwen-image", 2), ("ltx-2", 1), ("flux.2-klein-4b", 1), ("z-image-turbo", 1)],
+)
 def test_a_steps_products_are_those_that_pytorch_counts(model, calls):
-    network = loading.empty_transformer(catalog.model(model))
+    network = loading.empty_transformer(catalog.KINDS[model])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(**given(model))
     counted = {str(op): flops * calls / 1e12 for op, flops in counter.get_flop_counts()["Global"].items()}
