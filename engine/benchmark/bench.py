@@ -43,6 +43,7 @@ from engine.environment import versions
 from engine.errors import NoRoomError, RequestError, UnsupportedError
 from engine.files import check_target, writable, write_whole
 from engine.formats import FP8, LABELS, MXFP8, NVFP4, QUANTIZED, REFERENCE
+from engine.metrics import distances
 from engine.metrics.statistics import spread
 from engine.quantization import recipes
 from engine.request import CompareRequest
@@ -211,6 +212,8 @@ def run(
         UnsupportedError, LoadError, OutputError: in one sentence.
     """
     check_target(out)
+    if ENGINE in settings.methods and set(POSTS) & {*settings.methods}:
+        distances.require()
     began = time.monotonic()
     requests = [_request(spec, settings, size) for size in settings.batch_sizes]
     studio = studio_on(device, source)

@@ -146,11 +146,20 @@ def _decibels(error: Tensor) -> Tensor:
     return 10 * torch.log10(4 / error)
 
 
+def require() -> None:
+    """For whoever compares pictures only after they took long to make.
+
+    Raises:
+        LoadError: the bundled AlexNet weights are missing.
+    """
+    if not _ALEXNET.is_file():
+        raise LoadError(f"The file {_ALEXNET} is missing: restore it, for example with git checkout.")
+
+
 @functools.cache
 def _network(device: torch.device) -> torch.nn.Module:
     """lpips' network without its download: random AlexNet first, then the bundled convolutions under it."""
-    if not _ALEXNET.is_file():
-        raise LoadError(f"The file {_ALEXNET} is missing: restore it, for example with git checkout.")
+    require()
     network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     bundled = load_file(_ALEXNET)
     # lpips cuts torchvision's `features` into slices but keeps each layer's number as its name.

@@ -21,7 +21,7 @@ from engine.benchmark import bench, methods, plots
 from engine.benchmark.methods import METHODS
 from engine.columns import Column
 from engine.compiler import compilation, ends
-from engine.errors import OutputError, RequestError
+from engine.errors import LoadError, OutputError, RequestError
 from engine.quantization import capability
 from engine.quantization.capability import Machine
 from engine.weights import loading, residency
@@ -531,6 +531,13 @@ def command(spec, tmp_path, monkeypatch):
         __main__.main()
 
     return run
+
+
+def test_what_compares_pictures_is_looked_for_before_anything_is_timed(measure, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench.distances, "_ALEXNET", tmp_path / "gone.safetensors")
+    with pytest.raises(LoadError, match=r"gone\.safetensors is missing"):
+        measure(methods=("engine", "post"))
+    assert not (tmp_path / "b.json").exists()
 
 
 def test_the_command_writes_what_it_prints(command, tmp_path, capsys):
