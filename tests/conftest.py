@@ -94,7 +94,7 @@ def chromium(playwright):
 
 @pytest.fixture(scope="session")
 def profile(playwright, tmp_path_factory):
-    """A context for all files that keeps what it has compiled of the page's scripts, which halves a visit."""
+    """A context for all files that keeps what it has compiled of the page's scripts, a third of what a visit costs."""
     context = _launched(playwright.chromium.launch_persistent_context, tmp_path_factory.mktemp("profile"))
     yield context
     context.close()

@@ -42,7 +42,7 @@ from engine.quality.lab import Bench
 from engine.quality.sensitivity import Probe
 from engine.quantization import capability, gptq, nvfp4, recipe_files, recipes
 from engine.quantization.nvfp4 import Packed
-from engine.quantization.recipe_files import TunedRecipe, Tuning
+from engine.quantization.recipe_files import Tuning
 from engine.quantization.recipes import Plan, Recipe
 from engine.quantization.remedies import WeightOnlySteps
 from engine.weights import loading
@@ -317,10 +317,11 @@ class Frontier:
         }
         learnt = self.tuning(at_post, files["post"])
         exchanged = "layers exchanged, " if at_post else ""
+        rebalanced = Lane("NVFP4, layers exchanged, calibrated", self.tuning(other), REBALANCED)
         lanes = [
             Lane("NVFP4", Tuning(), self.rules.id),
             Lane("NVFP4, calibrated", self.tuning({})),
-            Lane("NVFP4, layers exchanged, calibrated", self.tuning(other), REBALANCED),
+            rebalanced,
             Lane(f"NVFP4, {exchanged}learnt", learnt),
             Lane(f"NVFP4, {exchanged}four over six, learnt", self.tuning(at_post, files["four"], four_over_six=True)),
             Lane(f"NVFP4, {exchanged}learnt, first steps", replace(learnt, weight_only_steps=FIRST_STEPS)),
@@ -331,7 +332,7 @@ class Frontier:
         self.content |= self.rows(lanes, rows)
         self.put()
         if at_post:
-            self.recipe_file(lanes[2])
+            self.recipe_file(rebalanced)
         return self.content
 
     def rows(self, lanes: Sequence[Lane], rows: Mapping[str, int]) -> dict:
@@ -358,17 +359,6 @@ class Frontier:
 
     def recipe_file(self, lane: Lane) -> None:
         """The layers exchanged at the post's cost as a recipe, to be put beside the others."""
-        kinds = Counter(lane.tuning.layers.values())
-        changed = [f"{count} layers in {FORMATS[name].label} instead" for name, count in kinds.most_common()]
-        if count := len(lane.tuning.weights_alone):
-            changed.append(f"bf16 activations in {count} layers")
-        said = ", ".join([f"The rules of {self.rules.id} with calibrated weights", *changed])
-        found = TunedRecipe(
-            id=REBALANCED,
-            base=self.rules.id,
-            summary=f"{said}; changes NVFP4 alone, other precisions follow {self.rules.id}.",
-            tunings={NVFP4.id: lane.tuning},
-        )
         chosen = {
             "by": "python -m assets.figures.frontier",
             "model": self.spec.id,
@@ -376,7 +366,7 @@ class Frontier:
             "weights": self.content["weights"],
         }
         file = self.out / f"{self.spec.family}-{REBALANCED}.json"
-        write_whole(file, recipe_files.write(file, found, chosen))
+        tune.write_recipe(file, REBALANCED, self.rules.id, lane.tuning, chosen)
 
 
 def table(found: Mapping) -> str:

@@ -162,7 +162,14 @@ def run(bench: Bench, quality: Quality, budget: float, recipe_file: Path, probes
     probe = sensitivity.run(bench, quality, probes, steps, held["lpips_prompts"] if held else 0)
     search = _Search(bench, quality, budget, recipe_file, probe.rows)
     best = search.best()
-    _write_recipe(recipe_file, search.rules.id, best, quality, budget)
+    chosen = {
+        "by": "python -m engine tune",
+        "model": quality["model"],
+        "prompts": f"from every other one of {quality['prompts']['source']}",
+        "budget_percent": budget,
+        "weights": quality["weights"],
+    }
+    write_recipe(recipe_file, "tuned", search.rules.id, best.recipe.tunings[PRECISION], chosen)
     search.report(best)
     return quality.content
 
@@ -424,27 +431,27 @@ def _digest_at(file: Path, changed: int) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def _write_recipe(file: Path, rules: str, best: Lane, quality: Quality, budget: float) -> None:
-    tuning: Tuning = best.recipe.tunings[PRECISION]
+def write_recipe(file: Path, recipe_id: str, rules: str, tuning: Tuning, chosen: Mapping[str, object]) -> None:
+    """Write a recipe file that changes NVFP4 alone, with a summary of what it changes.
+
+    Args:
+        rules: id of the family's recipe whose rules it changes.
+        chosen: how it was found.
+    """
     stored = Counter(tuning.layers.values())
     changed = [f"{count} layers in {name.upper()} instead" for name, count in stored.most_common()]
+    if count := len(tuning.weights_alone):
+        changed.append(f"bf16 activations in {count} layers")
     if any(tuning.weight_only_steps):
         changed.append(f"bf16 activations in {recipe_files.in_words(tuning.weight_only_steps)}")
     weights = "calibrated weights" if tuning.calibrated else "searched block scales"
     summary = ", ".join([f"The rules of {rules} with {weights}", *changed])
     recipe = TunedRecipe(
-        id="tuned",
+        id=recipe_id,
         base=rules,
         summary=f"{summary}; changes NVFP4 alone, other precisions follow {rules}.",
         tunings={PRECISION: tuning},
     )
-    chosen = {
-        "by": "python -m engine tune",
-        "model": quality["model"],
-        "prompts": f"from every other one of {quality['prompts']['source']}",
-        "budget_percent": budget,
-        "weights": quality["weights"],
-    }
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, recipe_files.write(file, recipe, chosen))
 

@@ -1,34 +1,22 @@
 """Text encoders and VAE compiled while a worker is idle: never in front of a visitor, and alike for all columns."""
 
 import json
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from engine import catalog, events
+from engine import events
 from engine.compiler import compilation, ends
 from engine.request import CompareRequest
-from engine.runtime import timing
 from engine.runtime.device import Device
 from engine.serving.telemetry import Preload
 from engine.serving.worker import Worker
 from engine.weights import residency
-from tests.support import tiny
 from ui import words
 
 EAGER = "bf16, shared by all precisions"
 COMPILED = f"{EAGER}; compiled: text_encoder, text_encoder_2 and vae"
-
-
-@pytest.fixture(scope="module")
-def spec(cache, tmp_path_factory):
-    made = tiny.spec("flux.1-dev", tiny.checkpoint("flux.1-dev", tmp_path_factory.mktemp("tiny") / "flux"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(catalog, "MODELS", MappingProxyType({**catalog.MODELS, made.id: made}))
-        patch.setattr("engine.runtime.studio.RULER_PROMPTS", 1)
-        patch.setattr(timing, "added_bytes", lambda run, device: (run(), 1000)[1])  # the CPU's profiler takes seconds
-        yield made
 
 
 @pytest.fixture

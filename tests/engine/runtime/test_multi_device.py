@@ -6,24 +6,23 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import app
 from engine import __main__ as cli
-from engine import catalog, events
+from engine import events
 from engine.errors import CancelledRun, FaultError, UnsupportedError
 from engine.quantization import capability
 from engine.request import CompareRequest
 from engine.results import Comparison
-from engine.runtime import multi_device, pipeline, timing
+from engine.runtime import multi_device, pipeline
 from engine.runtime.device import Device
 from engine.runtime.studio import Studio
 from engine.serving import command_line
 from engine.serving.process import Process
-from tests.support import tiny
 from ui import view, words
 from ui.html import cards
 
@@ -31,17 +30,6 @@ STEPS = 6
 TOGETHER = {"cpu,cpu": [{"bf16", "mxfp8"}, {"nvfp4"}], "cpu,cpu,cpu": [{"bf16", "mxfp8", "nvfp4"}]}
 """Devices -> what is made at once, round by round."""
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-
-
-@pytest.fixture(scope="module")
-def spec(cache, tmp_path_factory):
-    """A random FLUX of a few hundred kilobytes, quick to warm."""
-    made = tiny.spec("flux.1-dev", tiny.checkpoint("flux.1-dev", tmp_path_factory.mktemp("tiny") / "flux"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(catalog, "MODELS", MappingProxyType({**catalog.MODELS, made.id: made}))
-        patch.setattr("engine.runtime.studio.RULER_PROMPTS", 1)
-        patch.setattr(timing, "added_bytes", lambda run, device: (run(), 1000)[1])  # the CPU's profiler takes seconds
-        yield made
 
 
 @pytest.fixture(scope="module")
