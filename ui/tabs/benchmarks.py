@@ -17,7 +17,7 @@ from typing import Any
 
 import gradio as gr
 
-from engine import catalog, reference
+from engine import reference
 from engine.benchmark import methods, overview, plots
 from engine.benchmark.methods import ENGINE, METHODS, POST, POST_DEFAULT, column_of
 from engine.benchmark.overview import Figure
@@ -77,7 +77,7 @@ def _values(found: Sequence[Figure], name: str) -> list[tuple[str, str]]:
     """A filter's choices: what is shown, and its value."""
     values = dict.fromkeys(getattr(figure, FILTERS[name]) for figure in found)
     shown: Mapping[str, Callable[[Any], str]] = {
-        "model": _name,
+        "model": words.model,
         "precision": words.NAMES.__getitem__,
         "device": words.benchmarks.device,
     }
@@ -112,7 +112,7 @@ def answers(found: Sequence[Figure]) -> str:
     for model, group in groupby(found, key=lambda figure: figure.model):
         some = list(group)
         first = [figure for figure in some if _shape(figure) == _shape(some[0])]
-        if sentence := words.benchmarks.answer(_name(model), first):
+        if sentence := words.benchmarks.answer(words.model(model), first):
             said.append(f"<li>{escape(sentence)}</li>")
     if not said:
         return ""
@@ -151,7 +151,7 @@ def _chart(found: Sequence[Figure]) -> str:
             shown=words.factor(figure.speedup),
             quoted=figure.quoted,
         )
-        groups.setdefault(words.benchmarks.group(_name(figure.model), *_shape(figure)), []).append(bar)
+        groups.setdefault(words.benchmarks.group(words.model(figure.model), *_shape(figure)), []).append(bar)
     return f'{lengths(groups, start=1.0)}<p class="tf-small">{words.benchmarks.CHART_NOTE}</p>'
 
 
@@ -165,7 +165,7 @@ def _table_of(found: Sequence[Figure]) -> str:
         (words.benchmarks.SAVING, "", "saving"), (words.benchmarks.SOURCE, None),
     ]  # fmt: skip
     body = "".join(
-        f'<tr><th scope="row" class="tf-word">{escape(_name(f.model))}</th>'
+        f'<tr><th scope="row" class="tf-word">{escape(words.model(f.model))}</th>'
         f'<td class="tf-word">{escape(words.benchmarks.device(f.device))}</td>'
         f'<td class="tf-word">{words.NAMES[f.precision]}</td>'
         f'<td data-value="{f.width * f.height}">{words.benchmarks.size(f.width, f.height)}</td>'
@@ -208,7 +208,7 @@ def measured(folder: Path, post: Mapping[str, Any], model: str = EVERY, device: 
             with _told(found["file"], unreadable):
                 article = _measurement(found, post, len(runs.get(found["model"], ())) + 1)
                 runs.setdefault(found["model"], []).append(article)
-    said = [_runs(_name(model), made) for model, made in sorted(runs.items())]
+    said = [_runs(words.model(model), made) for model, made in sorted(runs.items())]
     said += unreadable
     note = words.benchmarks.MEASURED_NOTE
     if not said:
@@ -255,7 +255,7 @@ def _measurement(found: Mapping[str, Any], post: Mapping[str, Any], run: int) ->
         versions,
         *(found[key] for key in ("stopped", "note") if key in found),
     ]
-    title = words.benchmarks.run(run, {row["batch_size"] for row in rows}, _name(model))
+    title = words.benchmarks.run(run, {row["batch_size"] for row in rows}, words.model(model))
     times = [(column_of(r), r["batch_size"], r["latency_s"]["median"]) for r in timed]
     peaks = [(column_of(r), r["batch_size"], r["memory_gb"]["peak_allocated"]) for r in timed]
     return (
@@ -392,7 +392,7 @@ def _quoted_model(model: str, post: Mapping[str, Any]) -> str:
     )
     times = [(row["precision"], row["batch_size"], row["latency_s"]) for row in rows]
     peaks = [(row["precision"], row["batch_size"], row["peak_memory_gb"]) for row in rows]
-    name = escape(_name(model))
+    name = escape(words.model(model))
     table = (
         f'<div class="tf-scroll" tabindex="0" role="region" aria-label="{words.benchmarks.POSTS} {name}">'
         f'<table class="tf-figures tf-grouped"><thead><tr><td></td>{groups}</tr>'
@@ -413,7 +413,7 @@ def _quoted_cells(row: Row) -> str:
 def _quoted_lpips(found: Mapping[str, Mapping[str, float]], note: str) -> str:
     precisions = list(dict.fromkeys(p for scores in found.values() for p in scores if p != REFERENCE))
     body = "".join(
-        f'<tr><th scope="row">{escape(_name(model))}</th>'
+        f'<tr><th scope="row">{escape(words.model(model))}</th>'
         + "".join(f"<td>{scores[p]:.2f}</td>" for p in precisions)
         + "</tr>"
         for model, scores in found.items()
@@ -445,10 +445,6 @@ def _quoted_badge() -> str:
 
 
 # Parts of both
-
-
-def _name(model: str) -> str:
-    return catalog.KINDS[model].name if model in catalog.KINDS else model
 
 
 Point = tuple[str, int, float]

@@ -88,16 +88,20 @@ def _overview(read: Sequence[Mapping[str, Any]]) -> str:
             if _score(row) and recipe in words.RECIPES:
                 rows.setdefault((row["precision"], recipe), row)
     groups = {model: rows for model, rows in groups.items() if rows}
-    answers = "".join(f"<li>{escape(words.quality.answer(_model(m), _told(rows)))}</li>" for m, rows in groups.items())
+    answers = "".join(
+        f"<li>{escape(words.quality.answer(words.model(m), _told(rows)))}</li>" for m, rows in groups.items()
+    )
     if answers:
         answers = (
             f'<section class="tf-overview"><h2 class="tf-said">{words.quality.ANSWERS}</h2>'
             f'<ul class="tf-answers">{answers}</ul><p class="tf-small">{words.quality.TRANSFER}</p></section>'
         )
-    bars = {words.quality.small(_model(model)): [_bar(row) for row in _ordered(rows)] for model, rows in groups.items()}
+    bars = {
+        words.quality.small(words.model(model)): [_bar(row) for row in _ordered(rows)] for model, rows in groups.items()
+    }
     post = reference.read()
     bars |= {
-        words.quality.real(_model(model)): [
+        words.quality.real(words.model(model)): [
             Bar(
                 label=words.NAMES[precision],
                 precision=precision,
@@ -139,10 +143,6 @@ def _bar(row: Row) -> Bar:
     )
 
 
-def _model(model: str) -> str:
-    return catalog.KINDS[model].name if model in catalog.KINDS else model
-
-
 def sensitivity(folder: Path, model: str) -> str:
     """What was measured of a model's groups of layers; empty if nothing was, or it cannot be read."""
     try:
@@ -166,7 +166,7 @@ def _of_evaluation(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {
         **{key: summary[key] for key in ("model", "device", "versions", "settings", "ruler")},
         "date": summary["created"],
-        "title": words.quality.evaluated(_model(summary["model"]), summary["prompts"]["count"]),
+        "title": words.quality.evaluated(words.model(summary["model"]), summary["prompts"]["count"]),
         "prompts": {"report": [summary["prompts"]["source"]] * summary["prompts"]["count"]},
         "ruler": {end: score for end in ("floor", "ceiling") if (score := summary["ruler"][end]["lpips"])},
         # absent from evaluations made before there were prompts without a score
@@ -200,7 +200,7 @@ def _of_evaluation(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _section(found: Mapping[str, Any], models: Sequence[str]) -> str:
     model = found["model"]
-    name = found.get("title") or _model(model)
+    name = found.get("title") or words.model(model)
     versions = ", ".join(f"{library} {version}" for library, version in found["versions"].items())
     facts = [
         found["device"],

@@ -178,6 +178,11 @@ def size(gigabytes: float) -> tuple[str, str]:
     return f"{gigabytes * 1000:.0f}", "MB"
 
 
+def model(model_id: str) -> str:
+    """A known model's name; the id of another, whose figures somebody else measured."""
+    return catalog.KINDS[model_id].name if model_id in catalog.KINDS else model_id
+
+
 def gigabytes(value: float) -> str:
     """For a column of one unit, with as many digits as the post has."""
     return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
