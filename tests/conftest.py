@@ -11,6 +11,7 @@ from hypothesis import settings
 from engine.catalog import MINI_FLUX
 from engine.logs import quiet_libraries
 from tests.support import own_catalog
+from tests.support.fake_engine import VISITS, leave
 
 quiet_libraries()  # before anything imports torch and diffusers
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores, and threads that wait for each other spin
@@ -121,6 +122,7 @@ def visit(profile, request):
 
     def open_page(url, width=1440, height=900, wait=True, **options):
         page = opened(width, height, options)
+        VISITS.append(page)
         page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", note)
@@ -135,9 +137,10 @@ def visit(profile, request):
         return page
 
     yield open_page
+    while VISITS:
+        leave(VISITS[-1])
     first, *pages = profile.pages
-    for page in (*pages, *(page for context in contexts for page in context.pages)):
-        page.unroute_all(behavior="ignoreErrors")  # nobody is left to hear of what a handler has not come to
+    for page in pages:  # that a page opened
         page.close()
     for context in contexts:
         context.close()
@@ -146,16 +149,7 @@ def visit(profile, request):
     for origin in origins:
         browser.send("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "local_storage,indexeddb"})
     browser.detach()
-    # The server of a test may be gone before its pages are, or going and refuse what they ask for, and a page before
-    # what it asked for has come.
-    leaving = (
-        "ERR_CONNECTION",
-        "Server stopped",
-        "503 (Service Unavailable)",
-        "AbortError: signal is aborted",
-        "Connection errored out",
-    )
-    assert not [error for error in errors if not any(part in error for part in leaving)]
+    assert not errors
 
 
 @pytest.fixture

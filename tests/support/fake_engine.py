@@ -409,7 +409,24 @@ def served(
 
     folders = {"recorded": recorded, "measured": measured, "scored": scored, "unseen": unseen}
     with closing(build_page(worker, models=models, **folders)) as page:
-        yield page.serve(quiet=True, doors=doors).rstrip("/")
+        url = page.serve(quiet=True, doors=doors).rstrip("/")
+        try:
+            yield url
+        finally:
+            for visit in [visit for visit in VISITS if visit.url.startswith(url)]:
+                leave(visit)
+
+
+VISITS: list = []
+"""Pages that are open in the browser. Those of an app are closed before it is: what they still ask for would fail."""
+
+
+def leave(page: object) -> None:
+    """Close a page of the browser, which may be closed already."""
+    VISITS.remove(page)
+    if not page.is_closed():
+        page.unroute_all(behavior="ignoreErrors")  # nobody is left to hear of what a handler has not come to
+        page.close()
 
 
 def until(holds: Callable[[], object], seconds: float = 60) -> bool:
