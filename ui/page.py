@@ -159,7 +159,7 @@ def build_page(
         )
         typed = gr.HTML(
             html_template=cards.home(first.address),
-            js_on_load=cards.script("address"),
+            js_on_load=f"{{\n{cards.script('stream')}}}\n{{\n{cards.script('address')}}}\n",
             apply_default_css=False,
             elem_id="tf-address",
         )

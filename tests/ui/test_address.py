@@ -52,12 +52,20 @@ def folders(tmp_path_factory):
     return {"recorded": recorded, "scored": scored}
 
 
-@pytest.fixture
-def app(folders):
+@pytest.fixture(scope="module")
+def all_tests_app(folders):
     worker = FakeWorker()
     with served(worker, models=("mini-flux", "mini-qwen", "mini-ltx2"), **folders) as url:
         yield url, worker
-        worker.step_seconds, worker.stands_at = 0, None
+
+
+@pytest.fixture
+def app(all_tests_app):
+    """Its worker has no job yet, and does what it is asked."""
+    _, worker = all_tests_app
+    yield all_tests_app
+    worker.step_seconds, worker.stands_at, worker.fail_at = 0, None, None
+    worker.jobs.clear()
 
 
 def seen(page):

@@ -47,6 +47,30 @@ def test_pictures_appear_as_each_precision_finishes(visit, slow):
     assert page.is_disabled("#tf-stop")
 
 
+SLOW_TO_END = """() => {
+  const reader = ReadableStreamDefaultReader.prototype;
+  const cancel = reader.cancel;
+  reader.cancel = async function (...why) {
+    for (let turn = 0; turn < 100; turn += 1) await null;
+    return cancel.apply(this, why);
+  };
+}"""
+"""Has the browser end what is read a moment later, without letting any task of the page run before."""
+
+
+@browser_test
+def test_a_run_is_made_and_ends_well_however_soon_the_browser_tells_of_an_abort(visit, quick):
+    page, worker = visit(quick[0]), quick[1]
+    page.evaluate(SLOW_TO_END)
+    made = len(worker.jobs)
+    for prompt in ("a cat on a red background", "a fish", "a dog"):
+        generate(page, prompt)
+        assert until(lambda: set(pictures(page)) == {f"{p}: {prompt}, seed 7" for p in ("bf16", "MXFP8", "NVFP4")})  # noqa: B023
+        finished(page)
+    assert len(worker.jobs) == made + 3
+    assert page.inner_text(".tf-notice") == ""
+
+
 @browser_test
 def test_enter_generates_and_a_second_enter_does_not_start_another(visit, slow):
     page, worker = visit(slow[0]), slow[1]

@@ -90,14 +90,15 @@ def test_a_miniatures_layers_that_a_b200_would_refuse_are_left_with_the_reason(m
     assert odd.counts.left == 1 and "needs multiples of 32" in odd.layers[0].reason
 
 
-@pytest.mark.parametrize(("model", "precision"), list(product(MINIATURES, NATIVE)))
-def test_a_miniatures_blocks_compile_without_a_graph_break(model, precision):
+@pytest.mark.parametrize("model", MINIATURES)
+def test_a_miniatures_blocks_compile_without_a_graph_break(model):
+    """In NVFP4; that MXFP8's quantizer breaks no graph is seen of the large model of the same classes."""
     graphs = []
     backend = aot_autograd(fw_compiler=lambda graph, _: graphs.append(graph) or graph)
     (given, *_) = one_step(model, 1, 1.0)
     torch._dynamo.reset()
     with FakeTensorMode(), torch.no_grad():
-        transformer, _ = quantized(model, precision, blocks=2)
+        transformer, _ = quantized(model, "nvfp4", blocks=2)
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=backend)
         transformer(**on_card(given))
     torch._dynamo.reset()
