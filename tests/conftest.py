@@ -1,5 +1,6 @@
 """Shared by tests: one worker with the real miniature on the CPU, a cache folder of its own, and a browser."""
 
+import gc
 import os
 import shutil
 import time
@@ -56,6 +57,12 @@ def pytest_collection_modifyitems(items):
     """The longest files come first: one that begins late would run on alone, while the other core has nothing left."""
     place = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def pytest_collection_finish(session):
+    """What the tests import stays: it is not looked through for garbage, which takes a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session):

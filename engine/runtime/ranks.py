@@ -120,6 +120,8 @@ class Ranks:
         self._device = torch.device(devices[0])
         self._peers: list[_Peer] = []
         self._change = threading.Condition()
+        self._ending = threading.Lock()
+        """Held while they are ended: fresh ones are not to end with them."""
         self._why: FaultError | None = None
         self._numbers = 0
         self._noticed = threading.Event()
@@ -205,23 +207,24 @@ class Ranks:
             with self._change:  # a collective may fail before it is known which rank was lost
                 lost = self._change.wait_for(lambda: self._why is not None, timeout=3 * _POLL_SECONDS)
             if not lost:
-                self._break(fault(error), stuck=False)  # the others wait for this one
+                self._break(self._peers, fault(error), stuck=False)  # the others wait for this one
                 raise
             self._check()
 
     def close(self) -> None:
         """End them."""
-        peers, self._peers = self._peers, []
-        for peer in peers:
-            peer.process.kill()
-            peer.process.join()
-            peer.connection.close()
-        if not dist.is_initialized():
-            return
-        if self._device.type == "cuda":
-            dist.distributed_c10d._abort_process_group()  # the orderly end waits for the others
-        else:
-            dist.destroy_process_group()
+        with self._ending:
+            peers, self._peers = self._peers, []
+            for peer in peers:
+                peer.process.kill()
+                peer.process.join()
+                peer.connection.close()
+            if not dist.is_initialized():
+                return
+            if self._device.type == "cuda":
+                dist.distributed_c10d._abort_process_group()  # the orderly end waits for the others
+            else:
+                dist.destroy_process_group()
 
     def _check(self) -> None:
         if self._why is not None:
@@ -238,44 +241,47 @@ class Ranks:
             for peer in peers:
                 try:
                     while peer.connection.poll():
-                        self._answer(peer, peer.connection.recv())
+                        self._answer(peers, peer, peer.connection.recv())
                 except (EOFError, OSError):
                     if self._peers is peers:
-                        self._break(FaultError(f"{peer.name}, {beside}, ended ({peer.end}); {again}", kind="RankLost"))
+                        ended = f"{peer.name}, {beside}, ended ({peer.end}); {again}"
+                        self._break(peers, FaultError(ended, kind="RankLost"))
                     return
                 if peer.asked and time.monotonic() - peer.since > self._limit:
                     sentence = f"{peer.name}, {beside}, did not answer for {self._limit:g} s; {again}"
-                    self._break(FaultError(sentence, kind="RankHangs"))
+                    self._break(peers, FaultError(sentence, kind="RankHangs"))
 
-    def _answer(self, peer: _Peer, answer: _Answered) -> None:
+    def _answer(self, peers: list[_Peer], peer: _Peer, answer: _Answered) -> None:
+        said = f"{peer.name}: {answer.error}"
         if isinstance(answer.error, FaultError):
-            self._break(FaultError(f"{peer.name}: {answer.error}", kind=answer.error.kind, trace=answer.error.trace))
+            self._break(peers, FaultError(said, kind=answer.error.kind, trace=answer.error.trace))
         elif answer.error is not None:
-            self._break(FaultError(f"{peer.name}: {answer.error}", kind=type(answer.error).__name__))
+            self._break(peers, FaultError(said, kind=type(answer.error).__name__))
         with self._change:
             peer.asked.remove(answer.number)
             peer.since = time.monotonic()
             self._change.notify_all()
 
-    def _break(self, why: FaultError, stuck: bool = True) -> None:
-        """End all ranks and what waits for them.
+    def _break(self, peers: list[_Peer], why: FaultError, stuck: bool = True) -> None:
+        """End ranks, unless others have been started since, and what waits for them.
 
         Args:
             stuck: this process may wait for them in a driver.
         """
-        with self._change:
-            if self._why is not None:
+        with self._ending:
+            with self._change:
+                if self._why is not None or self._peers is not peers:
+                    return
+                self._why = why
+                working = any(peer.asked for peer in peers)
+                self._change.notify_all()
+            log.error("ranks were lost", extra={"why": str(why)})
+            for peer in peers:
+                peer.process.kill()
+            if self._device.type != "cuda":
                 return
-            self._why = why
-            working = any(peer.asked for peer in self._peers)
-            self._change.notify_all()
-        log.error("ranks were lost", extra={"why": str(why)})
-        for peer in self._peers:
-            peer.process.kill()
-        if self._device.type != "cuda":
-            return
-        with suppress(RuntimeError, ValueError):  # it may be on its way out already
-            dist.distributed_c10d._abort_process_group()  # kernels of NCCL that wait for others end with this
+            with suppress(RuntimeError, ValueError):  # it may be on its way out already
+                dist.distributed_c10d._abort_process_group()  # kernels of NCCL that wait for others end with this
         if stuck and working and not self._noticed.wait(NOTICE_SECONDS):
             abandon(str(why), RANKS_HUNG)
 

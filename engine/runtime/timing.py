@@ -9,6 +9,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -95,9 +96,19 @@ def free(device: torch.device) -> None:
 
 
 def prepare(device: torch.device) -> None:
-    """Start the CPU's profiler once, from the thread that imports torch: started first on another it complains."""
+    """Once a process has imported what it needs, and before it loads a model.
+
+    The CPU's profiler is started, from the thread that imports torch: started first on another it complains.
+    """
+    _keep_imports()
     if device.type == "cpu":
         added_bytes(lambda: None, device)
+
+
+@cache
+def _keep_imports() -> None:
+    """What is imported stays: a million objects that are not looked through whenever a denoiser goes (`free`)."""
+    gc.freeze()
 
 
 def added_bytes(run: Callable[[], object], device: torch.device) -> int:
