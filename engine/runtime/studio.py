@@ -28,6 +28,7 @@ from engine.formats import REFERENCE
 from engine.metrics import distances, scores
 from engine.metrics.ruler import RulerShelf
 from engine.outputs import media
+from engine.quantization import attention
 from engine.request import CompareRequest
 from engine.results import DENOISER, Comparison, Generation, Memory, Metrics, Ruler
 from engine.runtime import timing, what_ran
@@ -273,6 +274,7 @@ class Studio(Holdings):
             "model_licence": spec.licence,
             **({} if (held := quantized.named(column.rules)) is None else {"checkpoint": held.provenance}),
             **({"loras": [lora.provenance for lora in loras]} if loras else {}),
+            **({"attention": attention.WORDS} if column.fp8_attention else {}),
             **further,
         }
         inside = [recipe | {"picture": i, "seed": seed_of(request.seed, i)} for i in range(len(made.pixels))]
