@@ -154,9 +154,10 @@ def _head(spec: ModelSpec, column: Column, execution: str, recipe: recipes.Recip
     own = {} if recipe.held else own
     said = [f"# {spec.name} in {column.written(spec.recipes[0])}, as Twinframe runs it. Needs {', '.join(needs)}."]
     if column.fp8_attention:
-        said += ["# Its FP8 attention is emulated here as it is there, so it is no faster than bf16's."]
+        said += ["# Its FP8 attention is emulated, as Twinframe's is, which takes longer than bf16's."]
+        said += [f"# Its layers need {FORMATS[precision].hardware}."] if FORMATS[precision].hardware else []
         own |= dict.fromkeys(attention.IMPORTS)
-    if execution != "native" and FORMATS[precision].hardware and not column.fp8_attention:
+    elif execution != "native" and FORMATS[precision].hardware:
         said += [
             f"# Needs {FORMATS[precision].hardware}. This comparison ran on a machine without",
             "# that, so its result comes from an emulation of the same arithmetic.",

@@ -1,8 +1,8 @@
 """FP8 attention: the option `+fp8-attention` of a column (engine/columns.py), whose denoiser then attends with a loss.
 
-Text encoders and VAE, which all columns share, keep theirs. What is computed is what FlashAttention-3's kernel
-does in FP8 (Shah et al. 2024, arXiv 2407.08608; hopper/softmax.h) on what torchao 0.18 gives it
-(torchao.prototype.attention). cuDNN's `sdpa_fp8` differs in that a scale is of a whole tensor, and the output e4m3.
+Text encoders and VAE, which all columns share, keep theirs. What is computed is what FlashAttention-3's kernel does in
+FP8 (Shah et al. 2024, arXiv 2407.08608; hopper/softmax.h) with what torchao 0.18 gives it (torchao.prototype.attention:
+a scale for each batch item and head). cuDNN's `sdpa_fp8` has a scale for a whole tensor, and gives e4m3.
 
 It is emulated on every device, so it has no speed. torchao's runs on Hopper alone, with a FlashAttention-3 that is
 built from source, takes no masks, which LTX-2's attention to text has, and replaces PyTorch's attention for the whole
