@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import catalog, files, logs
 from engine.benchmark import methods
-from engine.columns import Column
+from engine.columns import FP8_ATTENTION, Column
 from engine.environment import leave_cores_to_others, local_rank
 from engine.errors import FaultError, LoadError, OutputError, RequestError, TwinframeError, UnsupportedError
 from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     f"of {', '.join(PRECISIONS)}; {DEFAULTS[-1]}@tuned is by a recipe of its own, and {DEFAULTS[-1]}@DIR or "
-    f"{DEFAULTS[-1]}@OWNER/NAME[@REVISION] as a folder or a repository on the hub stores it"
+    f"{DEFAULTS[-1]}@OWNER/NAME[@REVISION] as a folder or a repository on the hub stores it; "
+    f"{DEFAULTS[-1]}{FP8_ATTENTION} attends in FP8 too, which is lossy"
 )
 RECIPE = "of those that name none (default: the model's first)"
 

@@ -3,14 +3,16 @@
 Written `nvfp4` or `nvfp4@tuned`, in requests, results, files, links, the API and on the command line; `nvfp4` alone is
 by the recipe of its request. In a recipe's place stands the name of a quantized checkpoint (engine/quantized.py), whose
 layers are as they were stored. Of a model with LoRAs, `nvfp4+no-lora` is the same without them, `bf16+no-lora` too, so
-that one comparison shows what they do and what quantization does to them. Everything that is written so is read and
-written here. Imports no torch.
+that one comparison shows what they do and what quantization does to them. `fp8+fp8-attention` is FP8 whose attention is
+FP8 too, which is lossy (engine/quantization/attention.py); `bf16+fp8-attention` shows what that alone costs. Everything
+that is written so is read and written here. Imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from engine import quantized
 from engine.catalog import ModelSpec
@@ -20,8 +22,9 @@ from engine.formats import LABELS, PRECISIONS, REFERENCE
 POST = "post"
 """The recipe of the post, as published; the first of every model."""
 _BY = "@"
-NO_LORA = "+no-lora"
-"""Ends a column that is without the model's LoRAs."""
+NO_LORA, FP8_ATTENTION = "+no-lora", "+fp8-attention"
+OPTIONS: Mapping[str, str] = MappingProxyType({NO_LORA: "without LoRA", FP8_ATTENTION: "with FP8 attention"})
+"""What may end a column, in this order, in words: without the model's LoRAs; attention from FP8 values."""
 _OLD_NAMES = dict(zip(quantized.OLD_RECIPES, (POST, "post-corrected"), strict=True))
 """Of recipes, in what was saved, linked or typed earlier."""
 
@@ -32,14 +35,14 @@ class Column:
 
     format: str
     recipe: str
-    """Or the name of a quantized checkpoint; empty for the reference, of which nothing is quantized. It ends in
-    `NO_LORA` where the model's LoRAs are left out."""
+    """Or the name of a quantized checkpoint; empty for the reference, of which nothing is quantized. It ends in the
+    column's `OPTIONS`."""
 
     @classmethod
     def of(cls, written: str, recipe: str) -> Column:
         """What a column of a validated request stands for; `recipe` is that of those that name none."""
-        name, own, end = _parts(written)
-        return cls(name, ("" if name == REFERENCE else own or recipe) + end)
+        name, own, options = _parts(written)
+        return cls(name, ("" if name == REFERENCE else own or recipe) + options)
 
     @classmethod
     def parse(cls, text: object, spec: ModelSpec, recipe: str) -> Column:
@@ -48,29 +51,44 @@ class Column:
         Raises:
             RequestError: there is no such format, recipe or checkpoint, in one sentence that says what there is.
         """
-        name, own, end = _parts(text) if isinstance(text, str) else (text, "", "")
+        name, own, options = _parts(text) if isinstance(text, str) else (text, "", "")
         by = isinstance(text, str) and _BY in text
         if name not in PRECISIONS:
             raise RequestError(f"There is no precision {shown(name)}: choose from {', '.join(PRECISIONS)}.")
-        if end and not spec.loras:
+        if NO_LORA in options and not spec.loras:
             raise RequestError(f"{spec.name} has no LoRA to leave out: leave out {NO_LORA}, or name one with --lora.")
         if by and name == REFERENCE:
             raise RequestError(f"{REFERENCE} is the reference, which no recipe changes: leave out {shown(_BY + own)}.")
         if by and (stored := quantized.named(own)) is not None:
-            if end:
+            if NO_LORA in options:
                 raise RequestError(f"{own} is stored as it is: leave out {NO_LORA}.")
-            return cls(name, _stored_as(name, stored, spec))
-        return cls(name, ("" if name == REFERENCE else recipe_of(spec, own) if by else recipe) + end)
+            return cls(name, _stored_as(name, stored, spec) + options)
+        return cls(name, ("" if name == REFERENCE else recipe_of(spec, own) if by else recipe) + options)
 
     @property
     def rules(self) -> str:
-        """Its recipe alone, whether with LoRAs or without."""
-        return self.recipe.removesuffix(NO_LORA)
+        """Its recipe alone, without options."""
+        return _split(self.recipe)[0]
+
+    @property
+    def options(self) -> str:
+        """Those of `OPTIONS` that it has, as they are written."""
+        return _split(self.recipe)[1]
 
     @property
     def adapted(self) -> bool:
         """The model's LoRAs are in it, where it has some."""
-        return not self.recipe.endswith(NO_LORA)
+        return NO_LORA not in self.options
+
+    @property
+    def fp8_attention(self) -> bool:
+        """Its attention is computed from FP8 queries, keys and values."""
+        return FP8_ATTENTION in self.options
+
+    @property
+    def by(self) -> str:
+        """Its recipe and options in words: "tuned", "tuned with FP8 attention"."""
+        return " ".join(filter(None, (self.rules, in_words(self.options))))
 
     def weights(self, spec: ModelSpec) -> ModelSpec:
         """The model with the weights that it is made of."""
@@ -79,14 +97,28 @@ class Column:
     def written(self, recipe: str) -> str:
         """As a request of this recipe writes it: its own recipe is left out."""
         named = self.format if self.rules in ("", recipe) else f"{self.format}{_BY}{self.rules}"
-        return named if self.adapted else f"{named}{NO_LORA}"
+        return named + self.options
 
 
 def _parts(written: str) -> tuple[str, str, str]:
-    """Format, recipe and `NO_LORA` of what is written, the last two empty where they are not there."""
-    named = written.removesuffix(NO_LORA)
+    """Format, recipe and options of what is written, the last two empty where they are not there."""
+    named, options = _split(written)
     name, _, recipe = named.partition(_BY)
-    return name, recipe, written[len(named) :]
+    return name, recipe, options
+
+
+def _split(written: str) -> tuple[str, str]:
+    """What is written before options, and the options, each once and in their order."""
+    found: set[str] = set()
+    while ends := [option for option in OPTIONS if written.endswith(option)]:
+        written = written.removesuffix(ends[0])
+        found.update(ends)
+    return written, "".join(option for option in OPTIONS if option in found)
+
+
+def in_words(options: str) -> str:
+    """A column's options for people; empty for none."""
+    return " ".join(words for option, words in OPTIONS.items() if option in options)
 
 
 def _stored_as(name: str, stored: quantized.Quantized, spec: ModelSpec) -> str:
@@ -114,16 +146,17 @@ def ordered(columns: Iterable[Column], spec: ModelSpec) -> tuple[Column, ...]:
     stored = (checkpoint.name for checkpoint in quantized.of_model(spec.id))
     rank = {name: index for index, name in enumerate(("", *spec.recipes, *stored))}
 
-    def place(column: Column) -> tuple[int, int, bool]:
-        return PRECISIONS.index(column.format), rank.get(column.rules, len(rank)), not column.adapted
+    def place(column: Column) -> tuple[int, int, bool, bool]:
+        by = rank.get(column.rules, len(rank))
+        return PRECISIONS.index(column.format), by, not column.adapted, column.fp8_attention
 
     return tuple(sorted(dict.fromkeys(columns), key=place))
 
 
 def label(written: str) -> str:
-    """A column for people: "NVFP4", "NVFP4 tuned"."""
-    name, recipe, end = _parts(written)
-    return " ".join([LABELS[name], *filter(None, [recipe, end and "without LoRA"])])
+    """A column for people: "NVFP4", "NVFP4 tuned", "NVFP4 tuned with FP8 attention"."""
+    column = Column.of(written, "")
+    return f"{LABELS[column.format]} {column.by}".rstrip()
 
 
 def format_of(written: str) -> str:

@@ -153,8 +153,9 @@ class Generation:
 
     @property
     def is_unquantized(self) -> bool:
-        """Its recipe quantizes no layer of this model: it is bf16 under another name."""
-        return self.precision != REFERENCE and not self.layers.quantized
+        """Its recipe quantizes no layer of this model, nor is its attention: it is bf16 under another name."""
+        exact = not Column.of(self.column, "").fp8_attention
+        return exact and self.precision != REFERENCE and not self.layers.quantized
 
     @property
     def precision(self) -> str:

@@ -19,7 +19,7 @@ import gradio as gr
 from gradio.components import Component
 
 from engine import catalog, events, quantized
-from engine.columns import NO_LORA, Column
+from engine.columns import FP8_ATTENTION, NO_LORA, Column
 from engine.errors import RequestError, TwinframeError
 from engine.formats import QUANTIZED, REFERENCE
 from engine.outputs import recordings
@@ -626,7 +626,8 @@ def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tup
     """What the columns' chips have to be for a model, and the choice of further ones.
 
     bf16 has no chip, because it always takes part, but without the model's LoRAs it has one. A format by the form's
-    recipe has one, and so has one that a recipe file was made for, a quantized checkpoint, and whatever is chosen.
+    recipe has one, and so has one that a recipe file was made for, a quantized checkpoint, and whatever is chosen. FP8
+    attention is not offered: a link can ask for it.
 
     Args:
         chosen: columns; what this machine or the model does not have is left out.
@@ -638,6 +639,8 @@ def chips(spec: catalog.ModelSpec, worker: Worker, chosen: Sequence[str]) -> tup
     if spec.loras:
         ways += [Column(name, NO_LORA) for name in (REFERENCE, *formats)]
     every = {c.written(""): c for c in (*ways, *stored)}
+    lossy = {c: c.removesuffix(FP8_ATTENTION) for c in chosen if c.endswith(FP8_ATTENTION)}
+    every |= {c: Column.of(c, "") for c, exact in lossy.items() if exact in (REFERENCE, *every)}
     wanted = [column for column in chosen if column in every]
 
     def choices(shown: Callable[[str, Column], bool]) -> list[tuple[str, str]]:

@@ -42,7 +42,7 @@ def ready(model: str, precision: str) -> dict:
         seconds["loaded"] = time.time() - began
         warm = studio.warm(rendition, spec, request, lambda _: None, lambda: False)
         seconds["ready"] = time.time() - began
-        mode = studio.mode(precision, spec, request)
+        mode = studio.mode(rendition.column, spec, request)
     return {
         "device": studio.machine.name,
         "versions": versions(),

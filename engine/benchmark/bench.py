@@ -37,7 +37,7 @@ from engine import events
 from engine.benchmark import methods, profile
 from engine.benchmark.methods import BARE, ENGINE, METHODS, POST, POST_DEFAULT, POSTS
 from engine.catalog import ModelSpec
-from engine.columns import Column
+from engine.columns import FP8_ATTENTION, Column
 from engine.compiler import compilation
 from engine.environment import versions
 from engine.errors import NoRoomError, RequestError, UnsupportedError
@@ -266,6 +266,11 @@ class _Bench:
         self.recipe = _request(spec, settings, settings.batch_sizes[0]).recipe
         self.columns = tuple(dict.fromkeys(Column.parse(text, spec, self.recipe) for text in settings.precisions))
         """In the order in which they were asked for."""
+        if any(column.fp8_attention for column in self.columns):
+            raise RequestError(
+                f"FP8 attention is emulated, so that its time says nothing: leave out {FP8_ATTENTION}; evaluate says "
+                "what it costs in LPIPS."
+            )
         self.device = studio.device
         self._posts: dict[str, tuple[DiffusionPipeline, float]] = {}
         """Pipelines with the post's quantized denoisers, and the seconds that loading took."""

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from engine.catalog import ModelSpec
-from engine.columns import Column, label
+from engine.columns import FP8_ATTENTION, Column, label
 from engine.environment import versions
 from engine.errors import RequestError, UnsupportedError
 from engine.files import whole_folder
@@ -79,6 +79,8 @@ def write(
         raise RequestError(f"{REFERENCE} is not quantized: give --column a format, such as {NVFP4.id}.")
     if not column.adapted:
         raise RequestError("A checkpoint without the LoRA is that of the model alone: leave out --lora.")
+    if column.fp8_attention:
+        raise RequestError(f"A checkpoint stores weights, which FP8 attention leaves alone: leave out {FP8_ATTENTION}.")
     recipe = recipes.recipe(spec.family, column.recipe)
     if recipe.held is not None:
         raise RequestError(f"{column.recipe} is stored quantized already: give --column a recipe.")

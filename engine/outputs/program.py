@@ -17,7 +17,7 @@ from engine import catalog
 from engine.catalog import Lora, ModelSpec
 from engine.columns import Column
 from engine.formats import FORMATS, FP8, INT8, MXFP8, NVFP4, REFERENCE
-from engine.quantization import recipes
+from engine.quantization import attention, recipes
 from engine.quantization.recipe_files import Tuning, in_words
 from engine.request import CompareRequest
 from engine.weights.checkpoint import parts
@@ -104,7 +104,8 @@ def code(request: CompareRequest, column: str, execution: str) -> str:
     if precision != REFERENCE and recipe.held is None:
         blocks += [chooser(recipe, precision), _quantize(precision, _others(recipe, precision))]
     steps = recipe.weight_only_steps(precision)
-    blocks += [_prepare(spec), *([switch(steps, request.num_inference_steps)] if any(steps) else [])]
+    blocks += [f"\n{attention.source()}\n\n\nuse_in(pipe.transformer)"] if asked.fp8_attention else []
+    blocks += [_prepare(spec, asked), *([switch(steps, request.num_inference_steps)] if any(steps) else [])]
     return "\n\n".join([*blocks, _call(spec, request, any(steps)), _save(spec, request, column)]) + "\n"
 
 
@@ -152,7 +153,11 @@ def _head(spec: ModelSpec, column: Column, execution: str, recipe: recipes.Recip
     needs += ["peft"] if spec.loras else []
     own = {} if recipe.held else own
     said = [f"# {spec.name} in {column.written(spec.recipes[0])}, as Twinframe runs it. Needs {', '.join(needs)}."]
-    if execution != "native" and FORMATS[precision].hardware:
+    if column.fp8_attention:
+        said += ["# Its FP8 attention is emulated, as Twinframe's is, which takes longer than bf16's."]
+        said += [f"# Its layers need {FORMATS[precision].hardware}."] if FORMATS[precision].hardware else []
+        own |= dict.fromkeys(attention.IMPORTS)
+    elif execution != "native" and FORMATS[precision].hardware:
         said += [
             f"# Needs {FORMATS[precision].hardware}. This comparison ran on a machine without",
             "# that, so its result comes from an emulation of the same arithmetic.",
@@ -278,13 +283,16 @@ def _quantize(precision: str, others: list[str]) -> str:
     return "\n".join(parts)
 
 
-def _prepare(spec: ModelSpec) -> str:
+def _prepare(spec: ModelSpec, column: Column) -> str:
     dynamic = False if spec.text_padded else None
     # Its guidance has a block leave its attention out where a tensor says so, at which a graph ends.
     whole = not spec.call.get("spatio_temporal_guidance_blocks")
+    kernel = 'pipe.transformer.set_attention_backend("native")'
+    contiguous = CONTIGUOUS if spec.modality == "video" else ""
+    if column.fp8_attention:
+        return f"{kernel}\n{contiguous}".rstrip()
     return (
-        'pipe.transformer.set_attention_backend("native")\n'
-        f"{CONTIGUOUS if spec.modality == 'video' else ''}"
+        f"{kernel}\n{contiguous}"
         'if device == "cuda":  # Twinframe also records CUDA graphs for single pictures, which changes their speed\n'
         f"    pipe.transformer.compile_repeated_blocks(fullgraph={whole}, dynamic={dynamic})"
     )

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from engine import reference
-from engine.columns import POST, recipe_named
+from engine.columns import POST, Column, recipe_named
 from engine.formats import LABELS, REFERENCE
 from engine.results import NO_SCORE, SCORES
 
@@ -61,7 +61,8 @@ def page(summary: Mapping[str, Any], folder: Path) -> str:
         title=f"{summary['name']}: {', '.join(dict.fromkeys(LABELS[row['precision']] for row in results))}",
         kept=_kept(prompts),
         note=_note(summary["interval"], ruler["note"]),
-        names=[f"{LABELS[row['precision']]} {row['recipe']}" for row in results],
+        by=_by,
+        names=[f"{LABELS[row['precision']]} {_by(row)}" for row in results],
         clips=any(row["temporal_lpips"] is not None for row in (ruler["floor"], *results)),
         top=max([0, *(max(score["mean"], score["high"] or 0) for score in scores)]),
         damage=_damage(summary),
@@ -71,6 +72,11 @@ def page(summary: Mapping[str, Any], folder: Path) -> str:
         else None,  # an evaluation of both has the post's beside it
         facts=_facts(summary),
     )
+
+
+def _by(row: Mapping[str, Any]) -> str:
+    """A result's recipe and options in words."""
+    return Column(row["precision"], row["recipe"]).by
 
 
 def _prompted(results: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]]:
@@ -104,7 +110,7 @@ def _note(interval: Mapping[str, Any], ruler: str) -> str:
 def _damage(summary: Mapping[str, Any]) -> list[str]:
     """What has no score, and whose values are not numbers."""
     ends = [(f"bf16, {name}", summary["ruler"][name]) for name in ("floor", "ceiling")]
-    rows = [(f"{LABELS[row['precision']]} {row['recipe']}", row) for row in summary["results"]]
+    rows = [(f"{LABELS[row['precision']]} {_by(row)}", row) for row in summary["results"]]
     said = [
         f"{name}: {NO_SCORE}. This holds for {scores['unscored']} of {summary['prompts']['count']} prompts, which no "
         "mean or interval counts."

@@ -124,7 +124,7 @@ class Device:
         wanted = list(product(request.columns, sizes))
         for index, (column, (height, width)) in enumerate(wanted, 1):
             asked = replace(request, height=height, width=width)
-            if self.studio.mode(column.format, spec, asked) == compilation.EAGER:
+            if self.studio.mode(column, spec, asked) == compilation.EAGER:
                 continue
             tell(events.Preparing(column.written(request.recipe), index, len(wanted), (height, width)))
             with suppress(UnsupportedError):

@@ -14,7 +14,7 @@ from torch import nn
 
 from engine import quantized
 from engine.catalog import ModelSpec
-from engine.columns import Column
+from engine.columns import FP8_ATTENTION, Column
 from engine.compiler import compilation, sequence
 from engine.errors import UnsupportedError
 from engine.events import Stop, Tell
@@ -63,9 +63,14 @@ class JointStudio(Studio):
         """As `Studio.rendition`, on all devices.
 
         Raises:
-            UnsupportedError: also where the model cannot be split so.
+            UnsupportedError: also where the model cannot be split so, and of FP8 attention.
             FaultError: a rank was lost.
         """
+        if column.fp8_attention:
+            raise UnsupportedError(
+                f"Several devices that make one picture together have no FP8 attention: leave out {FP8_ATTENTION}, or "
+                "name one device."
+            )
         if key_of(spec, column) not in self._renditions:  # it builds the denoiser, without weights, to look at it
             require(spec, len(self.ranks))
         if not self.ranks.alive:

@@ -25,7 +25,7 @@ import torch
 
 from engine import quantized
 from engine.catalog import ModelSpec
-from engine.columns import Column
+from engine.columns import EXACT, Column
 from engine.compiler.compilation import EAGER, WarmUp
 from engine.errors import CancelledRun
 from engine.events import Stop, Tell
@@ -139,7 +139,7 @@ class _Orderly(Studio):
         self, rendition: Rendition, spec: ModelSpec, request: CompareRequest, stop: Stop, second_path: bool
     ) -> Made:
         # The unfused attention of eager blocks is switched on and off for the whole process.
-        eager = self.mode(REFERENCE, spec, request) == EAGER
+        eager = self.mode(EXACT, spec, request) == EAGER
         with _ROOM.alone() if eager else nullcontext():
             return super()._retake(rendition, spec, request, stop, second_path)
 

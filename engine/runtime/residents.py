@@ -19,7 +19,7 @@ from engine.errors import NoRoomError, UnsupportedError
 from engine.events import Tell
 from engine.formats import REFERENCE
 from engine.machine import Machine, Support
-from engine.quantization import capability, proof, recipes, reuse, stored
+from engine.quantization import attention, capability, proof, recipes, reuse, stored
 from engine.quantization.emulation import UNPACKED
 from engine.quantization.remedies import WeightOnlySteps
 from engine.request import CompareRequest
@@ -141,7 +141,8 @@ class Holdings:
             return False
         self.machine, self.support = machine, capability.supports(machine)
         for key, made in list(self._renditions.items()):
-            if made.support.execution == "native" != self.support[made.column.format].execution:
+            was_native = made.support.execution == "native" or made.column.fp8_attention  # whose layers may have been
+            if was_native and self.support[made.column.format].execution != "native":
                 self._forget(key)  # it was native while smaller layers were all that had been compared
         return True
 
@@ -183,6 +184,9 @@ class Holdings:
         if self.device.type == "cpu" and support.execution == "emulated":
             reuse.keep(transformer, UNPACKED, residency.rooms(self.device)[0].free * timing.GB)
         pipeline = loading.assemble(spec, shared, transformer)
+        if column.fp8_attention:
+            attention.use_in(transformer)
+            support = attention.supported(support)
         gigabytes = timing.weight_bytes(transformer) / timing.GB
         self._shelf.put(key, gigabytes, residency.HOST if streamed else residency.DEVICE)
         return Rendition(

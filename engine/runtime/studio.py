@@ -28,6 +28,7 @@ from engine.formats import REFERENCE
 from engine.metrics import distances, scores
 from engine.metrics.ruler import RulerShelf
 from engine.outputs import media
+from engine.quantization import attention
 from engine.request import CompareRequest
 from engine.results import DENOISER, Comparison, Generation, Memory, Metrics, Ruler
 from engine.runtime import timing, what_ran
@@ -273,6 +274,7 @@ class Studio(Holdings):
             "model_licence": spec.licence,
             **({} if (held := quantized.named(column.rules)) is None else {"checkpoint": held.provenance}),
             **({"loras": [lora.provenance for lora in loras]} if loras else {}),
+            **({"attention": attention.WORDS} if column.fp8_attention else {}),
             **further,
         }
         inside = [recipe | {"picture": i, "seed": seed_of(request.seed, i)} for i in range(len(made.pixels))]
@@ -299,7 +301,7 @@ class Studio(Holdings):
         if self._renditions.get(key) is rendition:
             self.make_room(spec, key, rendition.transformer, request)
             self._shelf.use(key, residency.shared_key(spec.id))
-        mode = self.mode(column.format, spec, request)
+        mode = self.mode(column, spec, request)
         if mode == compilation.GRAPHS and DENOISER in self.streaming(key):
             mode = compilation.DEFAULT  # the same kernels, launched one by one: recordings refer to addresses
         rendition.blocks.use(mode)
@@ -411,9 +413,11 @@ class Studio(Holdings):
             dropped=rendition.blocks.dropped,
         )
 
-    def mode(self, name: str, spec: ModelSpec, request: CompareRequest) -> str:
-        """How this machine runs a denoiser's blocks in one precision for a request."""
-        return compilation.mode(request.batch_size, self.support[name], self.device, spec.recordable)
+    def mode(self, column: Column, spec: ModelSpec, request: CompareRequest) -> str:
+        """How this machine runs a denoiser's blocks as one column for a request."""
+        if column.fp8_attention:
+            return compilation.EAGER
+        return compilation.mode(request.batch_size, self.support[column.format], self.device, spec.recordable)
 
     def distance(self, made: Made, reference: Made) -> tuple[Metrics, list[Tensor | None]]:
         """LPIPS and PSNR of what was made from the reference, and where LPIPS comes from; one a picture or clip.
@@ -509,7 +513,7 @@ class Studio(Holdings):
                 return None
             floors.append(floor)
             ceilings.append(ceiling)
-        note = what_ran.ruler(len(prompts), self.mode(REFERENCE, spec, request), seed)
+        note = what_ran.ruler(len(prompts), self.mode(EXACT, spec, request), seed)
         return Ruler(floor=fmean(floors), ceiling=fmean(ceilings), note=note)
 
     def retake(
@@ -525,7 +529,7 @@ class Studio(Holdings):
         Raises:
             CancelledRun: `stop` said so.
         """
-        if self.mode(REFERENCE, spec, request) != compilation.EAGER and not second_path:
+        if self.mode(EXACT, spec, request) != compilation.EAGER and not second_path:
             self.warm(rendition, spec, request, lambda _: None, stop)
         return self._retake(rendition, spec, request, stop, second_path)
 
@@ -540,7 +544,7 @@ class Studio(Holdings):
         self._use_ends(spec, request)
         transformer = rendition.pipeline.transformer
         quiet = Progress(REFERENCE, lambda _: None, stop)
-        if self.mode(REFERENCE, spec, request) == compilation.EAGER:
+        if self.mode(EXACT, spec, request) == compilation.EAGER:
             transformer.set_attention_backend(FLOOR_ATTENTION if second_path else ATTENTION)
         elif second_path:
             rendition.blocks.use(compilation.EAGER)
@@ -553,4 +557,4 @@ class Studio(Holdings):
 
     def paths(self, spec: ModelSpec, request: CompareRequest) -> str:
         """The two paths of the noise floor, in words."""
-        return what_ran.paths(self.mode(REFERENCE, spec, request))
+        return what_ran.paths(self.mode(EXACT, spec, request))

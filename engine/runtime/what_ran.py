@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from engine.catalog import ModelSpec
 from engine.compiler import compilation
 from engine.machine import Machine
-from engine.quantization import recipe_files, recipes
+from engine.quantization import attention, recipe_files, recipes
 from engine.request import CompareRequest
 from engine.results import DENOISER, TEXT
 from engine.runtime.pipeline import read
@@ -57,6 +57,8 @@ def described(
     if mode == compilation.EAGER:
         without = machine.no_compile
         compiled = f"off, for every precision: {without}" if without else "off (eager), for every precision"
+        if machine.kind == "cuda" and rendition.column.fp8_attention and not without:
+            compiled = "off (eager), as its attention is emulated"
     else:
         unrecorded = f", no CUDA graph ({support.no_graph})" if support.no_graph else ""
         compiled = (
@@ -90,7 +92,11 @@ def described(
             "Prompt": read(rendition.pipeline, spec, request.prompt),
             "Recipe": f"{recipe.id}: {recipe.summary}",
             "GEMM": f"{support.gemm}; weights of Linear layers: {_weights(rendition.pipeline.transformer)}",
-            "Attention": f"PyTorch scaled_dot_product_attention in bf16 (diffusers backend {ATTENTION!r})",
+            "Attention": (
+                attention.WORDS
+                if rendition.column.fp8_attention
+                else f"PyTorch scaled_dot_product_attention in bf16 (diffusers backend {ATTENTION!r})"
+            ),
             "Compile": compiled,
             "Text encoders and VAE": "bf16, shared by all precisions"
             + (f"; compiled: {in_words(ends)}" if ends else ""),

@@ -1,8 +1,10 @@
 """Columns: written and read in one place, in one order, and by the names that recipes had before."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from engine import catalog
+from engine import catalog, quantized
 from engine.columns import EXACT, POST, Column, format_of, label, ordered, recipe_named, recipe_of
 from engine.errors import RequestError
 from engine.formats import QUANTIZED
@@ -28,6 +30,31 @@ def test_the_reference_has_no_recipe():
         assert EXACT.written(recipe) == "bf16"
 
 
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("+no-lora+fp8-attention", "+no-lora+fp8-attention"),
+        ("+fp8-attention+no-lora", "+no-lora+fp8-attention"),
+        ("+fp8-attention+fp8-attention", "+fp8-attention"),
+    ],
+)
+def test_options_are_read_in_any_order_and_written_in_one(written, kept):
+    column = Column.of(f"nvfp4@tuned{written}", POST)
+    assert column == Column("nvfp4", f"tuned{kept}") and (column.rules, column.options) == ("tuned", kept)
+    assert column.fp8_attention and column.adapted == ("no-lora" not in kept)
+    assert [column.written(recipe) for recipe in (POST, "tuned")] == [f"nvfp4@tuned{kept}", f"nvfp4{kept}"]
+    assert Column.of(f"bf16{written}", POST) == Column("bf16", kept) != EXACT
+
+
+def test_a_stored_checkpoint_may_have_fp8_attention_and_stays_itself(monkeypatch):
+    held = SimpleNamespace(name="mine", models=(FLUX.id,), format="nvfp4")
+    monkeypatch.setattr(quantized, "named", lambda name: held if name == "mine" else None)
+    column = Column.parse("nvfp4@mine+fp8-attention", FLUX, POST)
+    assert column.rules == "mine" and column.fp8_attention
+    with pytest.raises(RequestError, match=r"has no LoRA to leave out"):
+        Column.parse("nvfp4@mine+no-lora", FLUX, POST)
+
+
 def test_the_posts_recipe_is_every_models_first():
     assert {spec.recipes[0] for spec in catalog.MODELS.values()} == {POST}
 
@@ -44,6 +71,9 @@ def test_the_posts_recipe_is_every_models_first():
         ("nvfp4@tuned@full", "FLUX miniature has no recipe 'tuned@full': choose post or tuned or rebalanced or full."),
         ("bf16@tuned", "bf16 is the reference, which no recipe changes: leave out '@tuned'."),
         ("bf16@", "bf16 is the reference, which no recipe changes: leave out '@'."),
+        ("fp8+fp4-attention", "There is no precision 'fp8+fp4-attention': choose from bf16, fp8, "),
+        ("fp8@post+attention", "FLUX miniature has no recipe 'post+attention': choose post or "),
+        ("fp8+no-lora+fp8-attention", "FLUX miniature has no LoRA to leave out: leave out +no-lora, or name one"),
     ],
 )
 def test_what_is_no_column_is_refused_in_one_sentence(text, sentence):
@@ -54,7 +84,8 @@ def test_what_is_no_column_is_refused_in_one_sentence(text, sentence):
 
 def test_columns_stand_in_the_formats_order_then_in_the_recipes():
     given = [Column("nvfp4", "full"), Column("fp8", POST), Column("nvfp4", "tuned"), EXACT, Column("nvfp4", POST)]
-    wanted = ["bf16", "fp8", "nvfp4", "nvfp4@tuned", "nvfp4@full"]
+    given += [Column("nvfp4", f"{POST}+fp8-attention"), Column("bf16", "+fp8-attention")]
+    wanted = ["bf16", "bf16+fp8-attention", "fp8", "nvfp4", "nvfp4+fp8-attention", "nvfp4@tuned", "nvfp4@full"]
     assert [column.written(POST) for column in ordered([*given, *given], FLUX)] == wanted
     assert [column.written(POST) for column in ordered([Column("nvfp4", "gone"), *given], FLUX)][-1] == "nvfp4@gone"
 

@@ -47,6 +47,15 @@ def test_a_chip_is_explained_where_it_is_hovered_or_focused(visit, quick):
 
 
 @pytest.mark.browser
+def test_the_chip_of_a_link_with_fp8_attention_says_what_that_is(visit, quick):
+    page = visit(f"{quick[0]}/?precisions=fp8%2Bfp8-attention")
+    chip = page.locator("#tf-precisions label").filter(has_text="FP8 with FP8 attention · emulated")
+    chip.hover()
+    assert until(lambda: chip.get_attribute("title") == words.explain.column(Column("fp8", "+fp8-attention")))
+    assert words.explain.OPTIONS["+fp8-attention"] in chip.get_attribute("title")
+
+
+@pytest.mark.browser
 def test_names_and_badges_under_a_picture_are_explained_where_they_are_pressed(visit, tmp_path):
     record(tmp_path / "rocket", precisions=["fp8", "nvfp4@tuned"])
     with served(FakeWorker(), tmp_path) as url:

@@ -309,7 +309,8 @@ def views() -> str:
         f'<button type="button" class="tf-act" data-key="p" title="{words.stage.STAGE_HINT}">{words.stage.STAGE}'
         "</button></div></div>"
         f'<div id="tf-note" popover role="status" data-formats="{escape(json.dumps(words.explain.formats()))}"'
-        f' data-recipes="{escape(json.dumps(words.explain.RECIPES))}"></div>'
+        f' data-recipes="{escape(json.dumps(words.explain.RECIPES))}"'
+        f' data-options="{escape(json.dumps(words.explain.OPTIONS))}"></div>'
         f'<span id="tf-said" role="status" data-copied="{words.compare.COPIED}"'
         f' data-failed="{words.compare.NOT_COPIED}"></span>'
     )
@@ -350,10 +351,12 @@ def _card(view: View, card: Card) -> str:
 
 def _title(asked: CompareRequest, column: str, made: Generation | None) -> str:
     role = '<span class="tf-role">the reference</span>' if column == REFERENCE else ""
-    badge = _badge(made.execution, made.execution, why=made.disproof) if made else ""
+    by = asked.column(column)
+    why = words.WHY["fp8 attention"] if by.fp8_attention else made.disproof if made else ""
+    badge = _badge(made.execution, made.execution, why=why) if made else ""
     if made and made.is_streamed:
-        badge = _badge(made.execution, f"{made.execution}, streamed", why=made.disproof or words.WHY["streamed"])
-    said = escape(words.explain.column(asked.column(column)))
+        badge = _badge(made.execution, f"{made.execution}, streamed", why=why or words.WHY["streamed"])
+    said = escape(words.explain.column(by))
     name = _asked(escape(words.name(asked, column)))
     return f'<div class="tf-title"><h2 data-why title="{said}">{name}</h2>{role}{badge}</div>'
 
@@ -425,6 +428,7 @@ def _numbers(view: View, made: Generation) -> str:
         peak = _stat("Peak memory", "peak", words.size(made.memory.peak), peak)
     else:
         why = "disproved" if made.disproof else "emulated"
+        why = "fp8 attention" if view.asked.column(made.column).fp8_attention else why
         peak = _absent("Latency, peak memory", why, words.NOT_COMPARABLE, wide=True)
     weights = _stat("Weights", "weights", words.size(made.memory.weights), weights)
     return f'<dl class="tf-stats">{latency}{peak}{weights}</dl>{stages}{_prompted(made)}{_lpips(view, made)}'

@@ -48,16 +48,17 @@ const explain = (what) => {
   note.style.top = `${below ? box.bottom + 6 : Math.max(8, box.top - mine.height - 6)}px`;
 };
 
-/* Chips of columns, which Gradio draws: a format, or a format@recipe. */
-const { formats, recipes } = Object.fromEntries(
+/* Chips of columns, which Gradio draws: a format, or a format@recipe, with +options. */
+const { formats, recipes, options } = Object.fromEntries(
   Object.entries(note.dataset).map(([kind, text]) => [kind, JSON.parse(text)]));
 const chipOf = (target) => {
   const chip = target.closest?.(':is(#tf-precisions, #tf-further, #tf-plan-precision, #tf-blind-precision) label');
   const input = chip?.querySelector('input');
   if (!input) return null;
-  const [format, recipe] = (formats[input.value.split(/[@+]/)[0]] ? input.value : input.name).split('+')[0].split('@');
+  const [column, ...more] = (formats[input.value.split(/[@+]/)[0]] ? input.value : input.name).split('+');
+  const [format, recipe] = column.split('@');
   if (!formats[format]) return null;
-  chip.title = [formats[format], recipes[recipe]].filter(Boolean).join(' ');
+  chip.title = [formats[format], recipes[recipe], ...more.map((name) => options[`+${name}`])].filter(Boolean).join(' ');
   return chip;
 };
 app.addEventListener('pointerover', (event) => chipOf(event.target));

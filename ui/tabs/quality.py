@@ -19,7 +19,7 @@ from typing import Any
 
 import gradio as gr
 
-from engine import catalog, reference
+from engine import catalog, columns, reference
 from engine.columns import recipe_named
 from engine.errors import RequestError
 from engine.formats import PRECISIONS, REFERENCE
@@ -174,7 +174,7 @@ def _of_evaluation(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "ablation": [
             {
                 "recipe": row["recipe"],
-                "label": row["recipe"],
+                "label": words.of_recipe(row["recipe"]),
                 "precision": row["precision"],
                 "lpips": {"report": row["lpips"]},
                 "temporal_lpips": row.get("temporal_lpips"),
@@ -440,7 +440,7 @@ def _distributions(rows: Sequence[Row], ruler: Mapping[str, Score], name: str) -
 def _worst(model: str, found: Mapping[str, Any], models: Sequence[str], name: str) -> str:
     rows = "".join(
         f'<tr><td>{words.score(row["lpips"])}</td><td class="tf-word">{words.NAMES[row["precision"]]}</td>'
-        f'<td class="tf-word">{escape(words.RECIPES.get(recipe_named(row["recipe"]), row["recipe"]))}</td>'
+        f'<td class="tf-word">{escape(words.of_recipe(row["recipe"]))}</td>'
         f'<td class="tf-word">{_opens(model, found["settings"], row, models)}</td></tr>'
         for row in found["worst"][:WORST]
     )
@@ -456,13 +456,14 @@ def _worst(model: str, found: Mapping[str, Any], models: Sequence[str], name: st
 def _opens(model: str, settings: Row, row: Row, models: Sequence[str]) -> str:
     """A pair's prompt, as a link that restores it in Compare where the model and its recipe are offered."""
     said = escape(row["prompt"])
+    by = columns.Column(row["precision"], row["recipe"])
     taken = ("num_inference_steps", "guidance_scale", "height", "width", "num_frames")
     try:
         asked = CompareRequest.create(
             row["prompt"],
             model=model,
-            precisions=[row["precision"]],
-            recipe=row["recipe"],
+            precisions=[by.written(by.rules)],
+            recipe=by.rules or None,
             seed=row["seed"],
             **{name: settings[name] for name in taken if name in settings},
         )

@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 
 from engine import catalog
-from engine.columns import Column
+from engine.columns import Column, format_of
 from engine.errors import TwinframeError
 from engine.formats import DEFAULTS, PRECISIONS, REFERENCE
 from engine.quantization.roles import role_name
@@ -89,8 +89,9 @@ def tab(worker: Worker, compare: Form, opened: gr.Tab, measured: Path) -> None:
         if chosen == values[followed]:
             return unchanged()
         model_id, recipe_id, names = chosen
-        column = Column.of(views.told(names or DEFAULTS[1:])[0], recipe_id)
-        name, recipe_id = column.format, column.recipe
+        quantized = [name for name in names if format_of(name) != REFERENCE]
+        column = Column.of(views.told(quantized or DEFAULTS[1:])[0], recipe_id)
+        name, recipe_id = column.format, column.rules
         recipes = gr.Radio(**(_choices(worker, model_id) | {"value": recipe_id}))
         updates = {followed: chosen, model: model_id, precision: name, recipe: recipes}
         return updates | draw(model_id, name, recipe_id)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine import catalog
-from engine.columns import POST, Column
+from engine.columns import POST, Column, in_words, recipe_named
 from engine.formats import FORMATS, LABELS, QUANTIZED, REFERENCE
 from engine.request import CompareRequest
 from engine.results import Generation
@@ -56,6 +56,8 @@ WHY = {
     "others, so picture, LPIPS and weight bytes are the format's, speed and peak memory are not.",
     "disproved": "This machine has the format, but its own products of it are not right, so the same arithmetic runs "
     "on others: picture, LPIPS and weight bytes are the format's, speed and peak memory are not.",
+    "fp8 attention": "FP8 attention is emulated on every machine: picture, LPIPS and weight bytes are its own, speed "
+    "and peak memory are not.",
     "stages": "The latency by stage, in seconds: encoding the prompt, all denoising steps, and the VAE's decoding.",
     "lpips": "How far a picture is from bf16's, by AlexNet at full resolution, on the tensors: 0 is equal. "
     "The scale runs from bf16's own noise to bf16 with another seed.",
@@ -125,16 +127,22 @@ QUOTED_BADGE = "quoted: NVIDIA B200, PyTorch post, not measured here"
 
 def of_column(column: Column, first: str = POST) -> str:
     """A column for people: "NVFP4", or with its recipe where that is not the first of its model, "NVFP4 Tuned"."""
-    return f"{NAMES[column.format]}{_without(column)}" if column.rules in ("", first) else of_pair(column)
+    return f"{NAMES[column.format]}{_options(column)}" if column.rules in ("", first) else of_pair(column)
 
 
 def of_pair(column: Column) -> str:
     """A column with its recipe, the post's too: "NVFP4 Selective"."""
-    return f"{NAMES[column.format]} {SHORT.get(column.rules, column.rules)}".rstrip() + _without(column)
+    return f"{NAMES[column.format]} {SHORT.get(column.rules, column.rules)}".rstrip() + _options(column)
 
 
-def _without(column: Column) -> str:
-    return "" if column.adapted else " without LoRA"
+def of_recipe(recipe: str) -> str:
+    """What a column's recipe is called where it can be chosen, with the column's options."""
+    by = Column(REFERENCE, recipe)
+    return " ".join(filter(None, (RECIPES.get(recipe_named(by.rules), by.rules), in_words(by.options))))
+
+
+def _options(column: Column) -> str:
+    return f" {in_words(column.options)}" if column.options else ""
 
 
 def name(asked: CompareRequest, column: str) -> str:

@@ -169,7 +169,7 @@ def machine(name: str, support: Mapping[str, Support]) -> str:
 def chip(column: Column, execution: str) -> str:
     """A column to be chosen: the format, where it is by a recipe of its own with that, and how it runs here."""
     shown = of_pair(column) if column.rules else of_column(column)
-    return shown + (" · emulated" if execution == "emulated" else "")
+    return shown + (" · emulated" if execution == "emulated" or column.fp8_attention else "")
 
 
 def unavailable(precision: str, reason: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.columns import POST, Column
+from engine.columns import FP8_ATTENTION, POST, Column
 from engine.formats import FORMATS, LABELS, QUANTIZED, REFERENCE
 from ui.words.common import NAMES, WHY
 from ui.words.how import layout
@@ -16,6 +16,9 @@ RECIPES = {
     "with better rounding.",
     "strict": "Strict: only layers whose products are large in every dimension, as the post's text says.",
     "full": "Full: every layer that the format can take.",
+}
+OPTIONS = {
+    FP8_ATTENTION: "With FP8 attention: it is computed from FP8 queries, keys and values, which loses more; emulated."
 }
 BADGES = {
     "native": "Ran in the format's own arithmetic on this device, so its time and memory are the format's.",
@@ -41,8 +44,9 @@ def formats() -> dict[str, str]:
 
 
 def column(asked: Column) -> str:
-    """What a column is: its format, and its recipe."""
-    return " ".join(filter(None, (_format(asked.format), RECIPES.get(asked.rules))))
+    """What a column is: its format, its recipe, and its attention where that is lossy."""
+    further = (said for option, said in OPTIONS.items() if option in asked.options)
+    return " ".join(filter(None, (_format(asked.format), RECIPES.get(asked.rules), *further)))
 
 
 def _format(name: str) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from engine.catalog import DEFAULT
-from engine.columns import POST, recipe_named
+from engine.columns import POST
 from engine.formats import DEFAULTS, QUANTIZED, REFERENCE
 from engine.results import NO_SCORE
-from ui.words.common import NAMES, RECIPES, change, score
+from ui.words.common import NAMES, change, of_recipe, score
 
 NO_QUALITY = "Nothing has been measured yet. Recipes are compared over many prompts, and drawn here, by"
 EVALUATE_COMMAND = (
@@ -116,7 +116,7 @@ def prompts(found: Mapping[str, Sequence[object]]) -> str:
 
 def unscored(precision: str, recipe: str, count: int) -> str:
     """How many prompts a recipe has no score for."""
-    which = f"{NAMES[precision]}, {RECIPES.get(recipe_named(recipe), recipe)}"
+    which = f"{NAMES[precision]}, {of_recipe(recipe)}"
     return f"{which}: {NO_SCORE}. This holds for {count} of its prompts, which no mean counts."
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine import catalog
+from engine.columns import NO_LORA
 from engine.formats import REFERENCE
 from engine.outputs.pool import Seen
 from engine.request import CompareRequest
@@ -26,6 +27,7 @@ ON_SHARED_CARD = "Others used the card too, so these latencies are not to quote.
 MINIATURE = "Made by a miniature: a full-size model can lose more or less."
 COSTS_THE_SAME = "costs the same"
 """Of bf16 without the model's LoRAs, which are fused."""
+BF16_WITHOUT = f"{REFERENCE}{NO_LORA}"
 WITHIN_NOISE = "within bf16's own noise"
 SEEN = {"alike": "hard to tell from bf16 in blind tests", "apart": "different to the eye in blind tests"}
 """What is said of a score where the answers of people support it (engine/outputs/pool.py), and nowhere else."""
@@ -109,7 +111,7 @@ def unquantized(asked: CompareRequest, column: str) -> str:
 
 def _adapted(comparison: Comparison, others: Sequence[Generation]) -> list[tuple[float | None, str]]:
     """What the model's LoRAs do to the picture, and what each quantized column does to that; nothing without both."""
-    without = next((mean_lpips(g) for g in others if g.precision == REFERENCE), None)
+    without = next((mean_lpips(g) for g in others if g.column == BF16_WITHOUT), None)
     if not without:
         return []
     asked = comparison.request
@@ -138,7 +140,7 @@ def _on_one(comparison: Comparison, generation: Generation, seen: Seen) -> str:
     needs += f" ({_signed(denoiser)} for the denoiser's{' weights' if native else ''})"
     speedup, lpips = comparison.speedup(generation), mean_lpips(generation)
     parts = [needs] if speedup is None else [f"is {_speed(speedup)}", needs]
-    parts = [COSTS_THE_SAME] if generation.precision == REFERENCE else parts
+    parts = [COSTS_THE_SAME] if generation.column == BF16_WITHOUT else parts
     if lpips is not None:
         parts.append(f"has an LPIPS of {score(lpips)}")
     said = f"{name(comparison.request, generation.column)} {listed(parts)}"
@@ -163,7 +165,7 @@ def _on_many(comparison: Comparison, generation: Generation, seen: Seen) -> str:
         sign = "smaller" if percent > 0 else "larger"
         parts.append("weights as large" if percent == 0 else f"{abs(percent)}% {sign} weights")
     parts[-1] += f" (denoiser {change(denoiser / 100)})"
-    parts = [COSTS_THE_SAME] if generation.precision == REFERENCE else parts
+    parts = [COSTS_THE_SAME] if generation.column == BF16_WITHOUT else parts
     if lpips is not None:
         place = _place(lpips, comparison.ruler, "to another seed")
         parts.append(f"LPIPS {score(lpips)}{_listed(place, as_seen(lpips, seen))}")
