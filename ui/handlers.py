@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import queue
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -47,6 +48,8 @@ KEPT = 24
 """Results of a browser session that are found again, at most."""
 LOOK_SECONDS = 0.2
 """How soon a page notices that its run was taken from it."""
+PLACED_SECONDS = 10.0
+"""How long it may take until it is known what is shown in its place."""
 Updates = dict[Component, Any]
 """Component -> its value, as a handler gets it from Gradio, or what it is to be, as a handler gives it."""
 REDRAW_SECONDS = 0.1
@@ -118,6 +121,11 @@ class Parts:
     shown: gr.State
     """The last finished `View`, to come back to when a run ends with nothing."""
 
+    @property
+    def drawn(self) -> list[Any]:
+        """What a run draws."""
+        return [self.notice, self.go, self.stop, self.headline, self.stage, self.pairs, self.table, self.ran]
+
 
 class Handlers:
     """The page's event handlers, around one worker."""
@@ -143,6 +151,10 @@ class Handlers:
         """By browser session; from the press until the queue gets to it what was asked for. A run that Stop or a
         recording took the page from is no longer here: it shows nothing more and ends with its step, beside the next
         one if that was asked for meanwhile."""
+        self._left: dict[str, tuple[Run, Updates | None]] = {}
+        """By browser session: such a run until it has noticed, and what is shown in its place, None until that is
+        known."""
+        self._placed = threading.Condition()
         self._named = Runs()
         self._kept: dict[str, dict[CompareRequest, View]] = {}
         """By browser session what it has made, the newest last."""
@@ -264,7 +276,7 @@ class Handlers:
             if not left:
                 self._runs.pop(session)
         if left:  # Stop or a recording has taken the page over
-            yield gr.skip()
+            yield self._again(run, session) or gr.skip()
             return
         match ending:
             case events.Completed(comparison):
@@ -278,6 +290,26 @@ class Handlers:
             case _:
                 said = words.BROKEN
                 yield self._net(values, said, asked) or self._ended_early(run, words.run.FAILED_KEPT, said)
+
+    def _again(self, run: Run, session: str) -> Updates:
+        """What is shown in a run's place: an update of the run may have been on its way to the browser when that came
+        there, and this, which is the run's last, comes after it."""
+        with self._placed:
+            if self._left.get(session, (None,))[0] is not run:
+                return {}
+            self._placed.wait_for(lambda: self._left.get(session, (run, {}))[1] is not None, PLACED_SECONDS)
+            _, instead = self._left.pop(session, (run, None))
+        if instead is None or session in self._runs:  # another one draws by now
+            return {}
+        return {part: instead[part] for part in (*self._parts.drawn, self._parts.shown) if part in instead}
+
+    def _instead(self, session: str, updates: Updates) -> Updates:
+        """The page shows something else than a run that was left: given as it is, kept until the run has noticed."""
+        with self._placed:
+            if session in self._left:
+                self._left[session] = (self._left[session][0], updates)
+                self._placed.notify_all()
+        return updates
 
     def _earlier(self, values: Updates) -> View | None:
         """What was made for the same request before, where results are shared; None to run it: on stage, and where
@@ -316,13 +348,13 @@ class Handlers:
     def stop(self, values: Updates, http: gr.Request) -> Updates:
         """Stop was pressed: end the job, running or still in the queue, and show what there is."""
         if run := self._leave_run(http.session_hash):
-            return self._ended_early(run, words.run.STOPPED_KEPT, "")
+            return self._instead(http.session_hash, self._ended_early(run, words.run.STOPPED_KEPT, ""))
         return self._end(values[self._parts.shown], "")
 
     def leave(self, http: gr.Request) -> None:
         """A tab was closed, or its connection is lost: what runs goes on for a while, for a page that comes back."""
-        self._runs.pop(http.session_hash, None)
-        self._kept.pop(http.session_hash, None)
+        for held in (self._runs, self._left, self._kept):
+            held.pop(http.session_hash, None)
 
     def back_to_recorded(self, values: Updates, http: gr.Request) -> Updates:
         """The recorded run of what the form says, or the nearest: shown, and what runs is ended."""
@@ -330,7 +362,7 @@ class Handlers:
         bundle = self._nearest(values, list(self._bundles.values()))
         if bundle is None:
             return {self._parts.notice: cards.notice(f"{words.gallery.NO_RECORDINGS} {words.gallery.RECORD_COMMAND}")}
-        return self._open(bundle.name)
+        return self._instead(http.session_hash, self._open(bundle.name))
 
     def _nearest(self, values: Updates, bundles: Sequence[Bundle]) -> Bundle | None:
         """Of these the recorded run of what the form says, or the one most like it."""
@@ -415,7 +447,7 @@ class Handlers:
         if session in self._runs or (shown.request and shown.request.covers(asked)):
             return unchanged()
         view = self._found(asked, session)
-        return {self._parts.shown: view, **self._end(view, "")} if view else gr.skip()
+        return self._instead(session, {self._parts.shown: view, **self._end(view, "")}) if view else gr.skip()
 
     def _found(self, asked: CompareRequest, session: str) -> View | None:
         recorded = [name for name, bundle in self._bundles.items() if bundle.comparison.request.covers(asked)]
@@ -464,7 +496,7 @@ class Handlers:
     def open_address(self, values: Updates, event: gr.EventData, http: gr.Request) -> Updates:
         """A link of this page was followed, or the browser went back: as if the page was opened so; what runs ends."""
         asked_for = dict(parse_qsl(event.query.removeprefix("?"), keep_blank_values=True))
-        return self._opened(asked_for, values, http.session_hash)
+        return self._instead(http.session_hash, self._opened(asked_for, values, http.session_hash))
 
     def _opened(self, query: Mapping[str, str], values: Updates, session: str) -> Updates:
         parts = self._parts
@@ -549,6 +581,8 @@ class Handlers:
         run = self._runs.pop(session, None)
         if not isinstance(run, Run):
             return None
+        with self._placed:
+            self._left[session] = (run, None)
         run.job.cancel()
         return run
 

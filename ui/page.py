@@ -350,7 +350,7 @@ def _more_settings(fields: dict[str, dict[str, Any]]) -> dict[str, gr.components
 def _wire(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     """Generate, Stop, the model's choice, what is opened, and the closed tab."""
     form = parts.form
-    drawn = [parts.notice, parts.go, parts.stop, parts.headline, parts.stage, parts.pairs, parts.table, parts.ran]
+    drawn = parts.drawn
     pressed = gr.on(
         [parts.go.click, form.prompt.submit],
         handlers.press,

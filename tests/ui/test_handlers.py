@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -103,6 +104,46 @@ def test_stop_keeps_what_is_finished_and_frees_the_worker(visit, slow):
     generate(page, "a dog")
     finished(page)
     assert until(lambda: len(pictures(page)) == 3)
+
+
+HOLD = """() => {
+  window.held = true;
+  const reader = ReadableStreamDefaultReader.prototype;
+  const read = reader.read;
+  reader.read = async function () {
+    const some = await read.call(this);
+    while (window.held) await new Promise((resolve) => { setTimeout(resolve, 20); });
+    return some;
+  };
+}"""
+"""What a run tells reaches the page no more until `held` is false."""
+
+
+@browser_test
+@pytest.mark.parametrize("how", ["stop", "back"])
+def test_what_a_run_had_on_its_way_does_not_stay_over_what_took_its_place(visit, slow, how):
+    page, worker = visit(slow[0]), slow[1]
+    worker.step_seconds, worker.stands_at = 0, "mxfp8"
+    generate(page, "a cat")
+    page.wait_for_selector("#tf-stage img")
+    assert until(lambda: "Making the MXFP8 picture" in page.inner_text(".tf-verdict"))
+    page.evaluate(HOLD)
+    worker.stands_at = "nvfp4"
+    assert until(lambda: worker.jobs[0].steps >= 45)
+    time.sleep(0.5)  # in which the page is told of it
+    if how == "stop":
+        page.click("#tf-stop")
+        page.get_by_text(words.run.STOPPED_KEPT).wait_for()
+    else:
+        page.go_back()
+        page.wait_for_selector(".tf-recorded")
+    assert until(lambda: worker.jobs[0].outcome == "cancelled")
+    page.evaluate("window.held = false")
+    page.wait_for_timeout(1500)
+    prompt, columns = ("a cat", {"bf16", "MXFP8"}) if how == "stop" else (PROMPT, {"bf16", "MXFP8", "NVFP4"})
+    assert until(lambda: set(pictures(page)) == {f"{column}: {prompt}, seed 7" for column in columns})
+    assert "Making" not in page.inner_text(".tf-verdict")
+    assert page.is_enabled("#tf-go") and page.is_disabled("#tf-stop")
 
 
 @browser_test
