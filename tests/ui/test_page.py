@@ -112,6 +112,7 @@ def test_another_model_shows_a_recording_of_its_own_and_a_result_is_one_step_bac
         page.wait_for_selector("#tf-frames", state="hidden")  # the form is that of pictures now
         generate(page)
         finished(page)
+        assert until(lambda: len(pictures(page)) == 3)  # each is there some time after its card
         made = pictures(page)
         choose_model(page, catalog.MINI_LTX2.name)
         page.wait_for_selector("#tf-stage video")
