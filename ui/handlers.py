@@ -151,7 +151,7 @@ class Handlers:
         """By browser session; from the press until the queue gets to it what was asked for. A run that Stop or a
         recording took the page from is no longer here: it shows nothing more and ends with its step, beside the next
         one if that was asked for meanwhile."""
-        self._left: dict[str, tuple[Run, Updates | None]] = {}
+        self._left: dict[str, tuple[Run | CompareRequest, Updates | None]] = {}
         """By browser session: such a run until it has noticed, and what is shown in its place, None until that is
         known."""
         self._placed = threading.Condition()
@@ -221,6 +221,7 @@ class Handlers:
             yield {parts.notice: cards.notice(str(error))}
             # Keeps the run that is chained to this event from starting; the notice above is what is seen.
             raise gr.Error(str(error), visible=False, print_exception=False) from error
+        self._left.pop(http.session_hash, None)
         self._runs[http.session_hash] = asked
         yield {
             parts.asked: asked,
@@ -235,7 +236,7 @@ class Handlers:
         asked, before = values[parts.asked], values[parts.shown]
         if asked is None or self._runs.get(session) != asked:
             # Stopped while it waited.
-            yield gr.skip()
+            yield (self._again(asked, session) if asked else {}) or gr.skip()
             return
         if earlier := self._earlier(values):
             self._runs.pop(session)
@@ -291,11 +292,11 @@ class Handlers:
                 said = words.BROKEN
                 yield self._net(values, said, asked) or self._ended_early(run, words.run.FAILED_KEPT, said)
 
-    def _again(self, run: Run, session: str) -> Updates:
+    def _again(self, run: Run | CompareRequest, session: str) -> Updates:
         """What is shown in a run's place: an update of the run may have been on its way to the browser when that came
         there, and this, which is the run's last, comes after it."""
         with self._placed:
-            if self._left.get(session, (None,))[0] is not run:
+            if self._left.get(session, (None,))[0] != run:
                 return {}
             self._placed.wait_for(lambda: self._left.get(session, (run, {}))[1] is not None, PLACED_SECONDS)
             _, instead = self._left.pop(session, (run, None))
@@ -349,7 +350,7 @@ class Handlers:
         """Stop was pressed: end the job, running or still in the queue, and show what there is."""
         if run := self._leave_run(http.session_hash):
             return self._instead(http.session_hash, self._ended_early(run, words.run.STOPPED_KEPT, ""))
-        return self._end(values[self._parts.shown], "")
+        return self._instead(http.session_hash, self._end(values[self._parts.shown], ""))
 
     def leave(self, http: gr.Request) -> None:
         """A tab was closed, or its connection is lost: what runs goes on for a while, for a page that comes back."""
@@ -579,10 +580,12 @@ class Handlers:
         """End a session's run, running or still in the queue, because something else is to be shown; gives the run,
         None if it had not begun."""
         run = self._runs.pop(session, None)
-        if not isinstance(run, Run):
+        if run is None:
             return None
         with self._placed:
             self._left[session] = (run, None)
+        if not isinstance(run, Run):
+            return None
         run.job.cancel()
         return run
 

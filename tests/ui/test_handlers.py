@@ -9,7 +9,7 @@ import pytest
 
 from engine import catalog
 from engine.request import CompareRequest
-from tests.support.fake_engine import BLACKWELL, FakeWorker, served, until
+from tests.support.fake_engine import BLACKWELL, FakeWorker, open_tab, served, until
 from tests.support.page import (
     PROMPT,
     finished,
@@ -144,6 +144,23 @@ def test_what_a_run_had_on_its_way_does_not_stay_over_what_took_its_place(visit,
     assert until(lambda: set(pictures(page)) == {f"{column}: {prompt}, seed 7" for column in columns})
     assert "Making" not in page.inner_text(".tf-verdict")
     assert page.is_enabled("#tf-go") and page.is_disabled("#tf-stop")
+
+
+@browser_test
+def test_nor_does_what_was_on_its_way_before_the_run_began(visit, slow):
+    page, worker = visit(slow[0]), slow[1]
+    page.evaluate(HOLD)
+    generate(page, "a cat")
+    time.sleep(0.5)  # in which the page is told that a run begins
+    open_tab(page, words.GALLERY)
+    page.locator("[data-recorded=rocket]").click()
+    page.wait_for_selector("#tf-stage img", state="visible")
+    time.sleep(0.5)
+    page.evaluate("window.held = false")
+    page.wait_for_timeout(1500)
+    made = {f"{column}: {PROMPT}, seed 7" for column in ("bf16", "MXFP8", "NVFP4")}
+    assert until(lambda: set(pictures(page)) == made)
+    assert page.is_enabled("#tf-go") and page.is_disabled("#tf-stop") and not worker.jobs
 
 
 @browser_test
